@@ -1,0 +1,278 @@
+"""Small data sets that are drawn, so that the whole chain runs on a machine without any data.
+
+Eight shapes in random colour, size, rotation and texture lie on a cluttered background, hide each other and reach over
+the border. The same seed and sizes give the same bytes on one machine.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+
+from kd_plugins.errors import UserError
+
+CLASSES = ('circle', 'square', 'triangle', 'star', 'cross', 'ring', 'crescent', 'arrow')
+
+_MARK = 'drawn.json'
+_VERSION = 1  # raised when the same parameters give other pixels
+_SCALE = 4  # shapes are rasterised at this multiple, then averaged, for smooth edges
+
+
+def _radial(radii: tuple[float, ...], start: float = 0.) -> np.ndarray:
+    """Return a polygon (N, 2) whose vertices stand at equal angles, at the given distances in turn."""
+    angle = start + np.arange(len(radii)) * 2 * np.pi / len(radii)
+    return np.stack([np.cos(angle), np.sin(angle)], 1) * np.asarray(radii)[:, None]
+
+
+# Outlines in a unit circle; the second polygon of a pair is cut out of the first.
+_OUTLINES: dict[str, tuple[np.ndarray, ...]] = {
+    'circle': (_radial((0.85,) * 48),),
+    'square': (_radial((1.,) * 4, np.pi / 4),),
+    'triangle': (_radial((1.,) * 3),),
+    'star': (_radial((1., 0.42) * 5),),
+    'cross': (np.array([(-1, -.3), (-.3, -.3), (-.3, -1), (.3, -1), (.3, -.3), (1, -.3),
+                        (1, .3), (.3, .3), (.3, 1), (-.3, 1), (-.3, .3), (-1, .3)]),),
+    'ring': (_radial((0.9,) * 48), _radial((0.5,) * 48)),
+    'crescent': (_radial((0.95,) * 48), np.add(_radial((0.8,) * 48), (0.45, 0))),
+    'arrow': (np.array([(1, 0), (.2, .75), (.2, .28), (-1, .28), (-1, -.28), (.2, -.28), (.2, -.75)]),),
+}
+
+
+def _mask(name: str, centre: np.ndarray, radius: float, aspect: float, angle: float,
+          size: tuple[int, int]) -> np.ndarray:
+    """Return the coverage (H, W) of one shape, in [0, 1]."""
+    width, height = size
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    canvas = np.zeros((height * _SCALE, width * _SCALE), np.uint8)
+    for outline, value in zip(_OUTLINES[name], (255, 0), strict=False):
+        points = (outline * (1, aspect)) @ turn.T * radius + centre
+        cv2.fillPoly(canvas, [np.round(points * _SCALE).astype(np.int32)], value)
+    return cv2.resize(canvas, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+
+
+def _texture(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """Return a picture (H, W, 3) in [0, 255]: a colour with either soft spots or stripes of a second colour."""
+    width, height = size
+    first, second = rng.uniform(0, 255, (2, 3))
+    second = first + (second - first) * rng.uniform(0.2, 1)
+    if rng.random() < 0.5:
+        cells = rng.integers(2, 9)
+        amount = cv2.resize(rng.random((cells, cells)), size, interpolation=cv2.INTER_CUBIC)
+    else:
+        x, y = np.meshgrid(np.arange(width), np.arange(height))
+        angle, period = rng.uniform(0, np.pi), rng.uniform(4, 24)
+        amount = 0.5 + 0.5 * np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period)
+    return first + (second - first) * np.clip(amount, 0, 1)[..., None]
+
+
+def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """Return a textured picture (H, W, 3) strewn with lines and irregular fragments that belong to no class."""
+    picture = np.ascontiguousarray(_texture(rng, size), dtype=np.float32)
+    extent = np.array(size)
+    for _ in range(rng.integers(4, 12)):
+        colour = tuple(rng.uniform(0, 255, 3))
+        start = rng.uniform(0, 1, 2) * extent
+        if rng.random() < 0.5:
+            end = start + rng.uniform(-0.4, 0.4, 2) * extent
+            cv2.line(picture, start.astype(int).tolist(), end.astype(int).tolist(), colour, int(rng.integers(1, 4)))
+        else:
+            spread = rng.uniform(-0.12, 0.12, (5, 2)) * min(size)
+            cv2.fillPoly(picture, [(start + spread).astype(np.int32)], colour)
+    return picture
+
+
+def _finish(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
+    """Add the light and the noise of a camera; return the picture (H, W, 3) as uint8."""
+    picture = picture * rng.uniform(0.6, 1.2) + rng.normal(0, rng.uniform(2, 16), picture.shape)
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def _paint(rng: np.random.Generator, picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the picture with a freshly textured shape over it, in a colour that can be told from what it covers."""
+    inside = mask > 0.5
+    behind = picture[inside].mean(0) if inside.any() else picture.mean((0, 1))
+    texture = _texture(rng, mask.shape[::-1])
+    while np.abs(texture.mean((0, 1)) - behind).max() < 50:
+        texture = _texture(rng, mask.shape[::-1])
+    return picture + (texture - picture) * (mask * rng.uniform(0.8, 1))[..., None]
+
+
+def _shape(rng: np.random.Generator, name: str, size: tuple[int, int], radius: tuple[float, float],
+           margin: float) -> np.ndarray:
+    """Return the mask of a shape somewhere on the picture; its radius lies in a range given in shorter sides."""
+    centre = rng.uniform(margin, 1 - margin, 2) * size
+    return _mask(name, centre, rng.uniform(*radius) * min(size), rng.uniform(0.7, 1), rng.uniform(0, 2 * np.pi), size)
+
+
+def _scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[dict]]:
+    """Return a picture (H, W, 3) and its objects, back to front, each with name, bndbox, truncated and difficult."""
+    picture = _background(rng, size)
+    names = [CLASSES[i] for i in rng.integers(len(CLASSES), size=rng.integers(1, 5))]
+    masks = [_shape(rng, name, size, (0.1, 0.28), 0.1) for name in names]
+    for mask in masks:
+        picture = _paint(rng, picture, mask)
+    objects = []
+    for k, (name, mask) in enumerate(zip(names, masks, strict=True)):
+        inside = mask > 0.5
+        hidden = np.logical_or.reduce([other > 0.5 for other in masks[k + 1:]], initial=False) & inside
+        y, x = np.nonzero(inside)
+        left, top, right, bottom = (int(v) for v in (x.min(), y.min(), x.max(), y.max()))
+        objects.append({
+            'name': name,
+            'truncated': int(left == 0 or top == 0 or right == size[0] - 1 or bottom == size[1] - 1),
+            'difficult': int(hidden.sum() > 0.6 * inside.sum()),
+            'bndbox': {'xmin': left + 1, 'ymin': top + 1, 'xmax': right + 1, 'ymax': bottom + 1},  # counted from 1, as VOC does
+        })
+    return _finish(rng, picture), objects
+
+
+def _element(tag: str, value: object) -> ElementTree.Element:
+    """Return nested records as XML; a list repeats its tag in the parent."""
+    element = ElementTree.Element(tag)
+    if not isinstance(value, dict):
+        element.text = str(value)
+        return element
+    for key, child in value.items():
+        element.extend(_element(key, item) for item in (child if isinstance(child, list) else [child]))
+    return element
+
+
+def _annotation(filename: str, size: tuple[int, int], objects: list[dict]) -> str:
+    """Return the text of a VOC annotation, with the fields of the official files in their order."""
+    tree = _element('annotation', {
+        'folder': 'VOC2007', 'filename': filename,
+        'source': {'database': 'drawn', 'annotation': 'PASCAL VOC2007', 'image': 'drawn', 'flickrid': 0},
+        'owner': {'flickrid': 0, 'name': 'drawn'},
+        'size': {'width': size[0], 'height': size[1], 'depth': 3}, 'segmented': 0,
+        'object': [{'name': o['name'], 'pose': 'Unspecified', 'truncated': o['truncated'], 'difficult': o['difficult'],
+                     'bndbox': o['bndbox']} for o in objects]})
+    ElementTree.indent(tree, '\t')
+    return ElementTree.tostring(tree, encoding='unicode') + '\n'
+
+
+def _write_image(path: Path, picture: np.ndarray) -> None:
+    path.write_bytes(cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
+
+
+def _drawn_with(root: Path, parameters: dict) -> bool:
+    """Whether the folder is complete and was drawn with these parameters."""
+    mark = root / _MARK
+    return mark.is_file() and json.loads(mark.read_text()) == parameters
+
+
+def _draw_into(root: str | Path, parameters: dict, draw: Callable[[Path], None]) -> Path:
+    """Let ``draw`` fill a folder beside ``root`` and rename it to ``root`` when all of it is there."""
+    root = Path(root)
+    parameters = json.loads(json.dumps(parameters | {'version': _VERSION}))
+    if _drawn_with(root, parameters):
+        return root
+    if root.exists() and not (root / _MARK).is_file():
+        raise UserError(f'{root}: exists, but is not a drawn data set; name another root or move the folder away')
+    root.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', dir=root.parent))
+    try:
+        draw(folder)
+        (folder / _MARK).write_text(json.dumps(parameters))
+        folder.chmod(0o755)
+        if root.exists():
+            shutil.rmtree(root)
+        try:
+            folder.rename(root)
+        except OSError:  # another process has drawn it in the meantime
+            if not _drawn_with(root, parameters):
+                raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return root
+
+
+def draw_voc(root: str | Path, images: Mapping[str, int], size: tuple[int, int] = (128, 128), seed: int = 0) -> Path:
+    """Draw a detection set in PASCAL VOC's layout; do nothing where it is already there.
+
+    Writes ``<root>/VOC2007/{JPEGImages,Annotations,ImageSets/Main}``. A picture has 1 to 4 objects of :data:`CLASSES`;
+    boxes count pixels from 1 and include both ends; ``difficult`` marks objects hidden to more than 60 %.
+
+    Args:
+        root: The folder to make, e.g. ``data/drawn/VOCdevkit``.
+        images: How many pictures each of ``train``, ``val`` and ``test`` holds; ``trainval`` is the first two.
+        size: Width and height in pixels.
+        seed: Picture i depends on the seed, i and the size only.
+
+    Returns:
+        The root.
+
+    Raises:
+        UserError: The root exists and is something else.
+
+    Sources:
+        1. Everingham et al., The PASCAL Visual Object Classes Challenge 2007, development kit.
+    """
+    images = {'train': images['train'], 'val': images['val'], 'test': images['test']}
+    size = (int(size[0]), int(size[1]))
+
+    def draw(folder: Path) -> None:
+        base = folder / 'VOC2007'
+        lists = base / 'ImageSets' / 'Main'
+        for path in (base / 'JPEGImages', base / 'Annotations', lists):
+            path.mkdir(parents=True)
+        numbers = iter(range(1, sum(images.values()) + 1))
+        members = {split: [f'{next(numbers):06d}' for _ in range(count)] for split, count in images.items()}
+        members['trainval'] = members['train'] + members['val']
+        for split, names in members.items():
+            (lists / f'{split}.txt').write_text(''.join(f'{name}\n' for name in names))
+        for name in members['trainval'] + members['test']:
+            picture, objects = _scene(np.random.default_rng([seed, int(name)]), size)
+            _write_image(base / 'JPEGImages' / f'{name}.jpg', picture)
+            (base / 'Annotations' / f'{name}.xml').write_text(_annotation(f'{name}.jpg', size, objects))
+
+    return _draw_into(root, {'kind': 'voc', 'images': images, 'size': size, 'seed': seed}, draw)
+
+
+def draw_classification(root: str | Path, images: Mapping[str, int], size: int = 64, seed: int = 0) -> Path:
+    """Draw a classification set of single shapes as ``<root>/{train,val}/<class>/<number>.jpg``.
+
+    Args:
+        root: The folder to make.
+        images: How many pictures a class has in ``train`` and in ``val``.
+        size: Side of the square pictures in pixels.
+        seed: A picture depends on the seed, its split, class, number and the size only.
+
+    Returns:
+        The root.
+
+    Raises:
+        UserError: The root exists and is something else.
+    """
+    images = {'train': images['train'], 'val': images['val']}
+
+    def draw(folder: Path) -> None:
+        for s, (split, count) in enumerate(images.items()):
+            for c, name in enumerate(CLASSES):
+                (folder / split / name).mkdir(parents=True)
+                for i in range(count):
+                    rng = np.random.default_rng([seed, s, c, i])
+                    picture = _background(rng, (size, size))
+                    picture = _paint(rng, picture, _shape(rng, name, (size, size), (0.2, 0.45), 0.3))
+                    if rng.random() < 0.3:  # something in front
+                        other = CLASSES[rng.integers(len(CLASSES))]
+                        picture = _paint(rng, picture, _shape(rng, other, (size, size), (0.1, 0.15), 0.1))
+                    _write_image(folder / split / name / f'{i:05d}.jpg', _finish(rng, picture))
+
+    return _draw_into(root, {'kind': 'classification', 'images': images, 'size': size, 'seed': seed}, draw)
+
+
+def prepare(type: str, **parameters: object) -> Path:
+    """Carry out a config's ``prepare = dict(type=…, root=…, …)``: ``draw_voc`` or ``draw_classification``.
+
+    Raises:
+        UserError: The type names neither.
+    """
+    kinds = {'draw_voc': draw_voc, 'draw_classification': draw_classification}
+    if type not in kinds:
+        raise UserError(f"prepare: unknown type '{type}', expected one of {', '.join(kinds)}")
+    return kinds[type](**parameters)
