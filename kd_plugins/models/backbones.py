@@ -1,0 +1,153 @@
+"""Backbones for 32 x 32 pictures, in three stages: taps ``backbone.stage1`` to ``backbone.stage3``."""
+
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from kd_plugins.errors import UserError
+from kd_plugins.registry import MODELS
+
+# Both authors' code draws from N(0, 2 / (kernel area * output channels)).
+_HE_INIT = {'type': 'Kaiming', 'layer': 'Conv2d', 'mode': 'fan_out', 'nonlinearity': 'relu'}
+
+
+def _conv(in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False)
+
+
+def _blocks_per_stage(name: str, depth: int, offset: int) -> int:
+    blocks, rest = divmod(depth - offset, 6)
+    if rest or blocks < 1:
+        known = ', '.join(str(6 * n + offset) for n in (1, 2, 3, 4))
+        raise UserError(f'{name}: depth must be 6n+{offset} with n >= 1 ({known}, ...), got {depth}')
+    return blocks
+
+
+class _BasicBlock(nn.Module):
+    """conv-BN-ReLU-conv-BN, plus the input, then ReLU; the shortcut has no weights (option A)."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _conv(in_channels, channels, stride=stride)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.relu1 = nn.ReLU()
+        self.conv2 = _conv(channels, channels)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.ReLU()
+        self.stride = stride
+        self.padding = (0, 0, 0, 0, 0, channels - in_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = F.pad(x[..., :: self.stride, :: self.stride], self.padding)
+        x = self.relu1(self.norm1(self.conv1(x)))
+        return self.relu2(self.norm2(self.conv2(x)) + shortcut)
+
+
+class _PreActBlock(nn.Module):
+    """BN-ReLU-conv twice, plus the input; a 1 x 1 convolution of the activated input where channels change."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(in_channels)
+        self.relu1 = nn.ReLU()
+        self.conv1 = _conv(in_channels, channels, stride=stride)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.ReLU()
+        self.conv2 = _conv(channels, channels)
+        self.shortcut = _conv(in_channels, channels, 1, stride) if in_channels != channels else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = self.relu1(self.norm1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(active)
+        return self.conv2(self.relu2(self.norm2(self.conv1(active)))) + shortcut
+
+
+def _stage(block: type[nn.Module], blocks: int, in_channels: int, channels: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        block(in_channels, channels, stride), *(block(channels, channels, 1) for _ in range(blocks - 1))
+    )
+
+
+@MODELS.register_module()
+class CifarResNet(BaseModule):
+    """The CIFAR residual network of He et al., section 4.2: a 3 x 3 stem and three stages of n basic blocks.
+
+    The stages have ``width``, ``2 width`` and ``4 width`` channels at full, half and quarter resolution; shortcuts
+    subsample and append zero channels (option A, no weights). Weights start as He et al. 2015 propose.
+
+    A tap on ``stem``, ``stage1``, ``stage2`` or ``stage3`` yields **post-ReLU** maps: the activation comes after the
+    sum. No activation works in place, so a recorded map keeps its values.
+
+    Args:
+        depth: Layers with weights, 6n + 2: 8, 14, 20, 26, 32, 44, 56, 110.
+        width: Channels of the first stage; 16 in the paper.
+        init_cfg: mmengine's initialisation of the weights.
+
+    Shape: input (B, 3, H, W); output a tuple of one (B, 4 width, H/4, W/4).
+
+    Raises:
+        UserError: If depth is not 6n + 2.
+
+    Sources:
+        1. He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2.
+        2. He, Zhang, Ren, Sun: Delving Deep into Rectifiers, ICCV 2015, section 2.2.
+        3. facebookarchive/fb.resnet.torch, ``models/resnet.lua`` (the shape ``basicblock`` with shortcut type A).
+    """
+
+    def __init__(self, depth: int, width: int = 16, init_cfg: dict | list[dict] | None = _HE_INIT) -> None:
+        super().__init__(init_cfg)
+        n = _blocks_per_stage('CifarResNet', depth, offset=2)
+        self.num_features = 4 * width
+        self.stem = nn.Sequential(_conv(3, width), nn.BatchNorm2d(width), nn.ReLU())
+        self.stage1 = _stage(_BasicBlock, n, width, width, 1)
+        self.stage2 = _stage(_BasicBlock, n, width, 2 * width, 2)
+        self.stage3 = _stage(_BasicBlock, n, 2 * width, 4 * width, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Return the last stage's map, in a tuple as mmpretrain's necks and heads expect."""
+        return (self.stage3(self.stage2(self.stage1(self.stem(x)))),)
+
+
+@MODELS.register_module()
+class WideResNet(BaseModule):
+    """The wide residual network of Zagoruyko and Komodakis: pre-activation blocks, three stages, BN-ReLU at the end.
+
+    The stem has 16 channels, the stages ``16 k``, ``32 k`` and ``64 k`` with k = ``widen_factor``, each of n blocks.
+    No dropout. Weights start as He et al. 2015 propose.
+
+    A tap on ``stem``, ``stage1``, ``stage2`` or ``stage3`` yields the **raw residual sum**, signed, before the BN-ReLU
+    that follows: what the attention-transfer code of the same authors compares. Post-ReLU maps of the three stages are
+    ``stage2.0.relu1``, ``stage3.0.relu1`` and ``relu``; the last one before its ReLU is ``norm``. No activation works
+    in place, so a recorded map keeps its values.
+
+    Args:
+        depth: Layers with weights, 6n + 4: 10, 16, 22, 28, 40.
+        widen_factor: The factor k on the channels of the stages.
+        init_cfg: mmengine's initialisation of the weights.
+
+    Shape: input (B, 3, H, W); output a tuple of one (B, 64 k, H/4, W/4), post-ReLU.
+
+    Raises:
+        UserError: If depth is not 6n + 4.
+
+    Sources:
+        1. Zagoruyko, Komodakis: Wide Residual Networks, BMVC 2016, table 1.
+        2. szagoruyko/wide-residual-networks, ``models/wide-resnet.lua``.
+        3. szagoruyko/attention-transfer, ``cifar.py`` (the taps).
+    """
+
+    def __init__(self, depth: int, widen_factor: int, init_cfg: dict | list[dict] | None = _HE_INIT) -> None:
+        super().__init__(init_cfg)
+        n = _blocks_per_stage('WideResNet', depth, offset=4)
+        width = 16 * widen_factor
+        self.num_features = 4 * width
+        self.stem = _conv(3, 16)
+        self.stage1 = _stage(_PreActBlock, n, 16, width, 1)
+        self.stage2 = _stage(_PreActBlock, n, width, 2 * width, 2)
+        self.stage3 = _stage(_PreActBlock, n, 2 * width, 4 * width, 2)
+        self.norm = nn.BatchNorm2d(4 * width)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        """Return the last map after BN-ReLU, in a tuple as mmpretrain's necks and heads expect."""
+        return (self.relu(self.norm(self.stage3(self.stage2(self.stage1(self.stem(x)))))),)
