@@ -1,5 +1,29 @@
 """Stand-ins for what an installation may lack."""
 
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+
+class _MMCVOpsFinder:
+    """Answers ``mmcv._ext``, and nothing else, with the operators of ``mmcv_ext.py``."""
+
+    @staticmethod
+    def find_spec(
+        fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != 'mmcv._ext':
+            return None
+        return spec_from_file_location(fullname, Path(__file__).with_name('mmcv_ext.py'))
+
 
 def provide_mmcv_ops() -> None:
-    """To be filled."""
+    """Let ``import mmcv.ops`` find torchvision's operators where mmcv was installed without compiled ones.
+
+    The finder stands last in ``sys.meta_path``, so a compiled ``mmcv._ext`` always wins. A second call does nothing.
+    """
+    if _MMCVOpsFinder not in sys.meta_path:
+        sys.meta_path.append(_MMCVOpsFinder)
