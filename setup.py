@@ -12,8 +12,8 @@ setup(
     packages=find_packages(include=['kd_plugins', 'kd_plugins.*']),
     python_requires='>=3.10',
     install_requires=[
-        'torch>=2.4',
-        'torchvision>=0.19',
+        'torch>=2.6',
+        'torchvision>=0.21',
         'onedl-mmengine>=0.10.9',
         'onedl-mmcv>=2.3',
         'onedl-mmpretrain>=1.3',

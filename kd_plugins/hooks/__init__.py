@@ -1,0 +1,6 @@
+from kd_plugins.hooks.distillation_hook import DistillationHook
+from kd_plugins.hooks.export_hook import ExportHook
+from kd_plugins.hooks.handover_hook import HandoverHook
+from kd_plugins.hooks.reseed_hook import ReseedHook
+
+__all__ = ['DistillationHook', 'ExportHook', 'HandoverHook', 'ReseedHook']

@@ -1,0 +1,130 @@
+"""Distillation for any stock config, by one entry in ``custom_hooks``."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from kd_plugins.distiller import Distillation, preserved_rng
+from kd_plugins.errors import UserError
+from kd_plugins.registry import HOOKS
+
+
+@HOOKS.register_module()
+class DistillationHook(Hook):
+    """Adds distillation terms to the losses of a stock model.
+
+    The model stays the stock model: its checkpoint holds the stock student's keys. Trainable adapters join the
+    optimiser as a parameter group of their own (its base learning rate, its schedule), are averaged over processes
+    under data-parallel, and are kept in a checkpoint under ``distillation``, beside the weights.
+
+    Args:
+        teacher: ``dict(config=..., checkpoint=...)``, see :func:`kd_plugins.teacher.build_teacher`.
+        terms: Records of :class:`kd_plugins.distiller.Term`.
+
+    Raises:
+        UserError: Before training, when a dry run on the first images finds something wrong with a term.
+    """
+
+    def __init__(self, teacher: Mapping[str, Any], terms: Sequence[Mapping[str, Any]]) -> None:
+        self._teacher, self._terms = teacher, terms
+        self.distillation: Distillation | None = None
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def before_run(self, runner: Runner) -> None:
+        """Build the teacher and the adapters, and check every term."""
+        if not isinstance(runner.optim_wrapper, OptimWrapper):  # only val() or test()
+            if isinstance(runner.optim_wrapper, Mapping) or runner.optim_wrapper is None:
+                return
+            raise UserError('DistillationHook needs one optimiser, this config has several: use a config with one')
+        student = _unwrapped(runner.model)
+        self.distillation = Distillation(student, self._teacher, self._terms)
+        device = next(student.parameters()).device
+        self.distillation.to(device)
+        loader = runner.train_dataloader
+        with preserved_rng():
+            batch = loader.collate_fn([loader.dataset[0], loader.dataset[min(1, len(loader.dataset) - 1)]])
+            batch = student.data_preprocessor(batch, False)
+        for line in self.distillation.dry_run(student, batch['inputs'], batch.get('data_samples')):
+            runner.logger.info(f'distillation term {line}')
+        self._train_adapters(runner)
+
+    def _train_adapters(self, runner: Runner) -> None:
+        parameters = list(self.distillation.parameters())
+        if not parameters:
+            return
+        optimizer = runner.optim_wrapper.optimizer
+        optimizer.add_param_group({'params': parameters})
+        # The schedulers exist already: the new group takes the place in them that it would have had.
+        group, first = optimizer.param_groups[-1], optimizer.param_groups[0]
+        for scheduler in runner.param_schedulers or []:
+            name = scheduler.param_name
+            if f'initial_{name}' not in group:
+                group[f'initial_{name}'] = group[name]
+                group[name] *= first[name] / first[f'initial_{name}']
+            scheduler.base_values.append(group[f'initial_{name}'])
+        if get_world_size() > 1:
+            for parameter in parameters:
+                dist.broadcast(parameter.data, 0)
+                parameter.register_post_accumulate_grad_hook(_average_gradient)
+
+    def before_train(self, runner: Runner) -> None:
+        """Start to listen."""
+        student, distillation = _unwrapped(runner.model), self.distillation
+        signature = inspect.signature(student.forward)
+        recording = features = None
+
+        def start(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            nonlocal recording, features
+            if signature.bind(*args, **kwargs).arguments.get('mode') == 'loss':
+                recording = distillation.recorder.recording()
+                features = recording.__enter__()
+
+        def finish(module: nn.Module, args: tuple, kwargs: dict[str, Any], losses: Any) -> Any:
+            nonlocal recording, features
+            if recording is None:
+                return losses
+            recording.__exit__(None, None, None)
+            found, recording, features = features, None, None
+            arguments = signature.bind(*args, **kwargs).arguments
+            return distillation.add_to(losses, found, arguments['inputs'], arguments.get('data_samples'))
+
+        self._handles = [student.register_forward_pre_hook(start, with_kwargs=True),
+                         student.register_forward_hook(finish, with_kwargs=True)]
+
+    def after_train(self, runner: Runner) -> None:
+        """Stop to listen."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Keep the adapters beside the student's weights."""
+        if self.distillation is not None and any(True for _ in self.distillation.parameters()):
+            checkpoint['distillation'] = {k: v.cpu() for k, v in self.distillation.state_dict().items()}
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Take the adapters back on resuming."""
+        if not runner._resume or self.distillation is None or not any(True for _ in self.distillation.parameters()):
+            return
+        if 'distillation' not in checkpoint:
+            raise UserError('the checkpoint to resume from holds no adapters, but a term trains one: it was written '
+                            'without this DistillationHook; start anew with load_from instead of --resume')
+        self.distillation.load_state_dict(checkpoint['distillation'])
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _average_gradient(parameter: nn.Parameter) -> None:
+    dist.all_reduce(parameter.grad)
+    parameter.grad /= dist.get_world_size()

@@ -1,0 +1,45 @@
+"""What a finished run leaves behind."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import master_only
+from mmengine.fileio import put_text
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from kd_plugins.checkpoint import read_checkpoint, save_weights
+from kd_plugins.registry import HOOKS
+
+
+@HOOKS.register_module()
+class ExportHook(Hook):
+    """At the end of training, writes ``student.pth`` and ``result.json`` into the run's folder.
+
+    ``student.pth`` holds the weights of the last checkpoint (the averaged ones under an ``EMAHook``) and no pickled
+    code. ``result.json`` holds the metrics of the last epoch, never of the best one on the test set.
+    """
+
+    priority = 'LOWEST'
+
+    def __init__(self) -> None:
+        self._metrics: dict[str, Any] = {}
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Note the metrics and when they were taken."""
+        self._metrics = dict(metrics or {}) | {'epoch': runner.epoch, 'iter': runner.iter}
+
+    @master_only
+    def after_train(self, runner: Runner) -> None:
+        """Write both files."""
+        folder = Path(runner.work_dir)
+        last = runner.message_hub.get_info('last_ckpt')
+        checkpoint = read_checkpoint(last)
+        meta = {key: checkpoint['meta'][key] for key in ('epoch', 'iter', 'dataset_meta') if key in checkpoint['meta']}
+        save_weights(checkpoint['state_dict'], folder / 'student.pth', meta)
+        log = Path(runner.log_dir) / f'{runner.timestamp}.log'
+        result = {'metrics': self._metrics, 'checkpoint': str(folder / 'student.pth'),
+                  'config': str(runner.cfg.filename or ''), 'log': str(log)}
+        put_text(json.dumps(result, indent=2) + '\n', str(folder / 'result.json'))
+        runner.logger.info(f'the student is in {folder / "student.pth"}')

@@ -1,0 +1,112 @@
+"""Named taps: the outputs of a model's submodules during one forward pass."""
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from torch import Tensor, nn
+
+from kd_plugins.errors import UserError
+
+Features = dict[str, list[Tensor]]
+
+
+class _Complete(Exception):  # noqa: N818 - a signal, not an error
+    """Leaves a forward pass whose remaining layers nobody asked for."""
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a module's output, whatever containers they come in."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, (list, tuple)):
+        for value in output:
+            yield from _tensors(value)
+
+
+class Recorder:
+    """Records what chosen submodules put out.
+
+    A tap is a dotted module name, as in ``dict(model.named_modules())``. Its feature is a list of tensors, the tap's
+    *levels*: one for a plain layer, several for a module that returns a tuple (an FPN) or runs several times in a pass
+    (a head shared by pyramid levels), in the order of the calls.
+
+    Hooks exist only inside :meth:`recording`, so that a model which is copied, saved or compiled between two passes
+    carries none.
+
+    Args:
+        model: The network to listen to.
+        taps: Names of submodules.
+
+    Raises:
+        UserError: A tap is no submodule of the model; the nearest real names are offered.
+    """
+
+    def __init__(self, model: nn.Module, taps: Iterable[str]) -> None:
+        modules = dict(model.named_modules())
+        self._modules = {}
+        for tap in dict.fromkeys(taps):
+            if not tap or tap not in modules:
+                near = difflib.get_close_matches(tap, modules, n=4, cutoff=0.4) or list(modules)[1:5]
+                raise UserError(f"{type(model).__name__} has no module '{tap}' to tap; nearest names: "
+                                f'{", ".join(near)}')
+            self._modules[tap] = modules[tap]
+        self._cloned: set[str] = set()
+        self._once = False
+
+    @contextmanager
+    def _listening(self, hook: Callable[[str, list[Tensor]], None]) -> Iterator[None]:
+        """Call ``hook(tap, tensors)`` after every run of a tapped module inside the block."""
+        handles = [
+            module.register_forward_hook(lambda module, args, output, tap=tap: hook(tap, list(_tensors(output))))
+            for tap, module in self._modules.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def recording(self, stop: bool = False) -> Iterator[Features]:
+        """Record every forward pass inside the block into the dictionary that is yielded.
+
+        Args:
+            stop: Leave the block as soon as every tap has run, and with it the layers that come later. Only where
+                :meth:`probing` saw each tap run exactly once; otherwise the whole pass is run.
+        """
+        features: Features = {tap: [] for tap in self._modules}
+        missing = set(self._modules)
+
+        def record(tap: str, tensors: list[Tensor]) -> None:
+            features[tap] += [x.clone() for x in tensors] if tap in self._cloned else tensors
+            missing.discard(tap)
+            if stop and self._once and not missing:
+                raise _Complete
+
+        with self._listening(record), suppress(_Complete):
+            yield features
+
+    @contextmanager
+    def probing(self) -> Iterator[Features]:
+        """Record like :meth:`recording`, and learn from the pass.
+
+        An output that the next layer overwrites in place (a BatchNorm before ``ReLU(inplace=True)``) would be recorded
+        with the values of that next layer; such taps are cloned from now on.
+        """
+        calls: Counter[str] = Counter()
+        versions: dict[str, list[int]] = {tap: [] for tap in self._modules}
+
+        def note(tap: str, tensors: list[Tensor]) -> None:
+            calls[tap] += 1
+            versions[tap] += [x._version for x in tensors]
+
+        with self.recording() as features, self._listening(note):
+            yield features
+        self._once = all(calls[tap] == 1 for tap in self._modules)
+        self._cloned = {tap for tap in self._modules if versions[tap] != [x._version for x in features[tap]]}

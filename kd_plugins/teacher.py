@@ -1,0 +1,132 @@
+"""The frozen teacher."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import mmengine
+import torch
+from mmengine.hub import get_config
+from torch import Tensor, nn
+
+from kd_plugins.checkpoint import load_weights
+from kd_plugins.errors import UserError
+from kd_plugins.recorder import Features, Recorder
+from kd_plugins.registry import MODELS
+
+
+def build_teacher(
+    config: str | dict[str, Any], checkpoint: str | None, data_preprocessor: dict[str, Any] | None = None,
+    allow_pickle: bool = False,
+) -> nn.Module:
+    """Build a teacher's network and load its weights.
+
+    Args:
+        config: Path of a config, ``package::path`` of a stock one (``mmpretrain::resnet/resnet101_8xb32_in1k.py``), or
+            an inline model record.
+        checkpoint: File or address of the weights. ``None`` keeps the random initialisation.
+        data_preprocessor: Overrides the teacher's own, to state which input it was trained on.
+        allow_pickle: Run the code that a pickled checkpoint holds. Only for files that you trust.
+
+    Raises:
+        UserError: The config or the checkpoint is missing, or they do not fit each other.
+    """
+    scope = None
+    if isinstance(config, str):
+        try:
+            config = get_config(config) if '::' in config else mmengine.Config.fromfile(config)
+        except FileNotFoundError as error:
+            raise UserError(f'teacher config {config} does not exist: give a path or package::path') from error
+        scope = config.get('default_scope')
+        model = config.model
+        model.setdefault('data_preprocessor', config.get('data_preprocessor'))
+    else:
+        model = config
+    if str(model['type']).rpartition('.')[2] == 'Distiller':  # a teacher that was itself distilled
+        model = model['student'] | {'data_preprocessor': model.get('data_preprocessor')}
+    model = dict(model)
+    if data_preprocessor is not None:
+        model['data_preprocessor'] = data_preprocessor
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        network = registry.build(model)
+    if checkpoint is not None:
+        load_weights(network, checkpoint, allow_pickle)
+    return network
+
+
+class _Renormalise(nn.Module):
+    """Turns a batch normalised for the student into one normalised for the teacher.
+
+    Per channel ``(x * std_s + mean_s - mean_t) / std_t``, channels reversed where just one of the two networks reverses
+    them; the border that batching padded is set to zero again.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        super().__init__()
+
+        def statistics(preprocessor: nn.Module) -> tuple[Tensor, Tensor, bool]:
+            reversed_ = getattr(preprocessor, '_channel_conversion', getattr(preprocessor, 'to_rgb', False))
+            if not getattr(preprocessor, '_enable_normalize', False):
+                return torch.zeros(1, 1, 1), torch.ones(1, 1, 1), reversed_
+            return preprocessor.mean.cpu(), preprocessor.std.cpu(), reversed_
+
+        (mean_s, std_s, flip_s), (mean_t, std_t, flip_t) = statistics(student), statistics(teacher)
+        self.flip = bool(flip_s) != bool(flip_t)
+        if self.flip:
+            mean_s, std_s = mean_s.flip(0), std_s.flip(0)
+        self.register_buffer('scale', std_s / std_t, persistent=False)
+        self.register_buffer('shift', (mean_s - mean_t) / std_t, persistent=False)
+        self.identity = not self.flip and torch.equal(mean_s, mean_t) and torch.equal(std_s, std_t)
+
+    def forward(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Tensor:
+        if self.identity:
+            return inputs
+        outputs = (inputs.flip(1) if self.flip else inputs) * self.scale + self.shift
+        for image, sample in zip(outputs, data_samples or (), strict=False):
+            height, width = getattr(sample, 'img_shape', image.shape[-2:])[:2]
+            image[..., height:, :] = 0
+            image[..., width:] = 0
+        return outputs
+
+
+class Teacher:
+    """A network that only answers: no gradient, always in ``eval()``, never changed.
+
+    Not an ``nn.Module`` on purpose. As an attribute of a model it stays out of ``state_dict``, ``parameters()``,
+    ``train()`` and data-parallel wrapping, and a copy of that model (an EMA) shares it. Its owner moves it between
+    devices with :meth:`apply`.
+
+    Args:
+        model: The network; it is frozen here.
+        taps: Names of the submodules whose outputs are wanted.
+        student_preprocessor: The student's data preprocessor, which has normalised the inputs that come.
+    """
+
+    def __init__(self, model: nn.Module, taps: Iterable[str], student_preprocessor: nn.Module | None = None) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.recorder = Recorder(model, taps)
+        self._convert = _Renormalise(student_preprocessor, getattr(model, 'data_preprocessor', None))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> 'Teacher':
+        return self
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Apply to every parameter and buffer, as ``nn.Module._apply`` does for ``.to()``."""
+        self.model._apply(function)
+        self._convert._apply(function)
+
+    @torch.no_grad()
+    def probe(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
+        """Answer once with the whole network, and learn which layers the taps do not need."""
+        with self.recorder.probing() as features:
+            self._forward(inputs, data_samples)
+        return features
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
+        """Return the features at the taps for a batch that the student's preprocessor has normalised."""
+        with self.recorder.recording(stop=True) as features:
+            self._forward(inputs, data_samples)
+        return features
+
+    def _forward(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> None:
+        self.model(self._convert(inputs, data_samples), data_samples, mode='tensor')

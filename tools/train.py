@@ -1,0 +1,136 @@
+"""Train a config, and first whatever it builds on.
+
+    python tools/train.py configs/nst_voc.py
+
+Three keys of a config are read here and not by mmengine's runner:
+
+prepare   records of functions that make the data: dict(type='module.function', ...)
+requires  what has to be trained first: dict(config='configs/x.py', checkpoint='work_dirs/x/student.pth'); trained only
+          where the checkpoint is missing
+compare   name='configs/y.py' of runs to stand beside this one in the table that is printed at the end; trained only
+          where their result is missing
+"""
+
+import argparse
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.dist import get_dist_info
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+from rich.console import Console
+from rich.table import Table
+
+import kd_plugins  # noqa: F401 - supplies mmcv's operators
+from kd_plugins.checkpoint import guard_checkpoints, latest_checkpoint
+from kd_plugins.config import default_work_dir, load_config
+from kd_plugins.errors import UserError, one_line_errors
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config')
+    parser.add_argument('--work-dir', help='folder of checkpoints and logs (default: work_dirs/<config>)')
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
+                        help="go on from a checkpoint, or from the run's newest; start anew where there is none")
+    parser.add_argument('--amp', action='store_true', help='train under automatic mixed precision')
+    parser.add_argument('--skip-corrupt', action='store_true', help='leave out images that cannot be read')
+    parser.add_argument('--allow-pickle', action='store_true', help='run the code in pickled checkpoints you trust')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def prepare(config: Config) -> None:
+    """Make the data that the config describes."""
+    for record in config.get('prepare', []):
+        arguments = dict(record)
+        module, _, function = arguments.pop('type').rpartition('.')
+        getattr(importlib.import_module(module), function)(**arguments)
+
+
+def train_apart(config: str) -> None:
+    """Train another config in a process of its own; it goes on where it was interrupted."""
+    print_log(f'training {config} first', 'current')
+    if subprocess.run([sys.executable, __file__, config, '--resume'], check=False).returncode:
+        raise UserError(f'{config}, which this run builds on, failed: see its error above')
+
+
+def train_missing(config: Config, launcher: str) -> None:
+    """Train what the config requires, where its checkpoint is missing."""
+    for record in config.get('requires', []):
+        if not Path(record.checkpoint).is_file():
+            if launcher != 'none':
+                raise UserError(f'{record.checkpoint} is missing: make it first, with '
+                                f'python tools/train.py {record.config}')
+            train_apart(record.config)
+        if not Path(record.checkpoint).is_file():
+            raise UserError(f'{record.config} was trained but left no {record.checkpoint}: requires names another '
+                            'folder than that config writes to, or that config has no ExportHook')
+
+
+def set_resume(config: Config, resume: str | None) -> None:
+    """Point the runner to the checkpoint to go on from."""
+    if resume == 'auto':
+        resume = latest_checkpoint(config.work_dir)
+    if resume is not None:
+        config.resume, config.load_from = True, resume
+
+
+def set_skip_corrupt(node: object) -> None:
+    """Tell every loading transform below a node of the config to leave out broken images."""
+    if isinstance(node, dict):
+        if str(node.get('type')).endswith('LoadImage'):
+            node['skip_corrupt'] = True
+        for value in node.values():
+            set_skip_corrupt(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            set_skip_corrupt(value)
+
+
+def print_comparison(config: Config) -> None:
+    """Train the runs to compare with, where their result is missing, and print a table of the last-epoch metrics."""
+    results = {}
+    for name, path in config.compare.items():
+        result = Path(default_work_dir(path), 'result.json')
+        if not result.is_file():
+            train_apart(path)
+        results[name] = json.loads(result.read_text())
+    own = Path(config.work_dir, 'result.json')
+    results[config.get('name', Path(config.filename).stem)] = json.loads(own.read_text())
+    metrics = [key for key in next(iter(results.values()))['metrics'] if key not in ('epoch', 'iter')]
+    table = Table('run', *metrics, 'checkpoint', 'log')
+    for name, result in results.items():
+        values = [f'{result["metrics"].get(key, float("nan")):.4g}' for key in metrics]
+        table.add_row(name, *values, result['checkpoint'], result['log'])
+    Console(width=max(160, Console().width), soft_wrap=True).print(table)
+
+
+def main() -> None:
+    """Run the command line."""
+    args = parse_args()
+    config = load_config(args.config, args.work_dir, args.cfg_options)
+    config.launcher = args.launcher
+    guard_checkpoints(args.allow_pickle)
+    prepare(config)
+    train_missing(config, args.launcher)
+    set_resume(config, args.resume)
+    if args.skip_corrupt:
+        set_skip_corrupt(config)
+    if args.amp:
+        config.optim_wrapper.type = 'AmpOptimWrapper'
+    Runner.from_cfg(config).train()
+    if config.get('compare') and get_dist_info()[0] == 0:
+        print_comparison(config)
+
+
+if __name__ == '__main__':
+    with one_line_errors():
+        main()
