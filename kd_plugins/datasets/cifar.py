@@ -1,0 +1,129 @@
+"""CIFAR-10 and CIFAR-100 in the official pickle layout, official or re-encoded."""
+
+import io
+import pickle
+
+import numpy as np
+from mmengine import dist
+from mmengine.fileio import exists, get, join_path
+from mmengine.logging import MMLogger
+from mmpretrain import datasets as mmpretrain_datasets
+from mmpretrain.datasets.utils import check_md5, download_and_extract_archive
+
+from kd_plugins.errors import UserError
+from kd_plugins.registry import DATASETS
+
+_NUMPY_NAMES = {
+    ('numpy', 'ndarray'),
+    ('numpy', 'dtype'),
+    ('numpy._core.multiarray', '_reconstruct'),
+    ('numpy._core.numeric', '_frombuffer'),
+    ('_codecs', 'encode'),  # Python 3 writes the bytes of an array so under protocol 2
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Loads plain values and numpy arrays only: a file from elsewhere cannot run code."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module.replace('numpy.core', 'numpy._core'), name) not in _NUMPY_NAMES:
+            raise pickle.UnpicklingError(f'{module}.{name} is neither a plain value nor a numpy array')
+        return super().find_class(module, name)
+
+
+@DATASETS.register_module()
+class CIFAR10(mmpretrain_datasets.CIFAR10):
+    """CIFAR-10 as mmpretrain reads it, also from a folder whose files are not the official bytes.
+
+    Expects ``data_root/cifar-10-batches-py`` with ``data_batch_1`` to ``data_batch_5`` and ``test_batch``: pickled
+    dicts with ``data``, (N, 3072) uint8, each picture's red, green and blue plane, and ``labels``, N integers.
+    Where that folder is missing and ``download`` is true, mmpretrain's own code fetches and verifies the archive.
+    A file whose MD5 is not the official one is used, with one logged warning per split; only arrays and plain values
+    are unpickled. Samples hold ``img``, (32, 32, 3) uint8 in RGB, and ``gt_label``. Arguments are mmpretrain's.
+
+    Raises:
+        UserError: If the folder or one of its files is missing, cannot be fetched, or does not hold what is expected.
+
+    Sources:
+        1. Krizhevsky: Learning Multiple Layers of Features from Tiny Images, 2009.
+        2. open-mmlab/mmpretrain, ``mmpretrain/datasets/cifar.py`` (layout, archive and MD5 sums).
+    """
+
+    label_key = 'labels'
+
+    def load_data_list(self) -> list[dict]:
+        """Return one record a picture, in the order of the files."""
+        if dist.is_main_process():
+            self._provide()
+        dist.barrier()
+        folder = join_path(self._root, self.base_folder)
+        files = {join_path(folder, name): md5 for name, md5 in self._split_list}
+        missing = [path for path in files if not exists(path)]
+        if missing:
+            raise UserError(f'{", ".join(missing)}: missing; {self._remedy}')
+        changed = sum(not check_md5(path, md5) for path, md5 in files.items())
+        if changed:
+            MMLogger.get_current_instance().warning(
+                f'{folder}: {changed} of {len(files)} files of split {self.split} are not the official bytes (MD5); '
+                'accuracies cannot be compared with published ones'
+            )
+        return [
+            {'img': img.reshape(3, 32, 32).transpose(1, 2, 0), 'gt_label': label}
+            for path in files
+            for img, label in zip(*self._load_file(path), strict=True)
+        ]
+
+    @property
+    def _root(self) -> str:
+        return self.data_prefix['root'].rstrip('/')
+
+    @property
+    def _split_list(self) -> list[list[str]]:
+        return self.train_list if self.split == 'train' else self.test_list
+
+    @property
+    def _remedy(self) -> str:
+        command = f'python tools/prepare_data.py {type(self).__name__.lower()} --root {self._root}'
+        return f'complete or delete {self.base_folder}/, then run: {command}'
+
+    def _provide(self) -> None:
+        root = self._root
+        if exists(join_path(root, self.base_folder)):
+            return
+        expected = f'expected {self.base_folder}/ with {", ".join(name for name, _ in self._split_list)}'
+        if not self.download:
+            raise UserError(f'{root}: {expected}, found no such folder; {self._remedy}')
+        try:
+            download_and_extract_archive(self.url, root, filename=self.filename, md5=self.tgz_md5)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f'{root}: {expected}, and {self.url} could not be fetched ({error}); unpack it there by hand'
+            ) from error
+
+    def _load_file(self, path: str) -> tuple[np.ndarray, list[int]]:
+        try:
+            entry = _ArrayUnpickler(io.BytesIO(get(path)), encoding='latin1').load()
+        except Exception as error:  # a damaged pickle raises almost anything
+            raise UserError(f'{path}: not a whole pickle of plain arrays ({error}); {self._remedy}') from error
+        classes = len(self.CLASSES)
+        try:
+            data, labels = entry['data'], [int(label) for label in entry[self.label_key]]
+            if data.dtype == np.uint8 and data.shape == (len(labels), 3072) and set(labels) <= set(range(classes)):
+                return data, labels
+            got = f'{data.dtype} {data.shape} and {len(labels)} labels, {min(labels)} to {max(labels)}'
+        except (TypeError, KeyError, ValueError, AttributeError):
+            got = ', '.join(map(str, entry)) if isinstance(entry, dict) else type(entry).__name__
+        raise UserError(
+            f'{path}: expected a dict with data, uint8 (N, 3072), and {self.label_key}, N integers below {classes}; '
+            f'got {got}; {self._remedy}'
+        )
+
+
+@DATASETS.register_module()
+class CIFAR100(CIFAR10, mmpretrain_datasets.CIFAR100):
+    """CIFAR-100 with its 100 fine labels; see :class:`CIFAR10`.
+
+    Expects ``data_root/cifar-100-python`` with ``train`` and ``test``, whose labels are named ``fine_labels``.
+    """
+
+    label_key = 'fine_labels'
