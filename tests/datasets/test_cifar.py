@@ -11,7 +11,6 @@ from mmengine.registry import DATASETS
 from kd_plugins.datasets.cifar import CIFAR10, CIFAR100
 from kd_plugins.errors import UserError
 
-
 LABELS = {CIFAR10: 'labels', CIFAR100: 'fine_labels'}
 
 
