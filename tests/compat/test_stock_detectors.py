@@ -1,0 +1,64 @@
+"""Stock mmdet detectors train and predict on the stand-in operators."""
+
+import pytest
+import torch
+from mmengine.hub import get_config
+from mmengine.optim import OptimWrapper
+from mmengine.registry import DefaultScope
+
+import kd_plugins  # noqa: F401
+
+MODELS = pytest.importorskip('mmdet.registry').MODELS
+DetDataSample = pytest.importorskip('mmdet.structures').DetDataSample
+demo_mm_inputs = pytest.importorskip('mmdet.testing').demo_mm_inputs
+
+RESNET18 = {'model.backbone.depth': 18, 'model.neck.in_channels': [64, 128, 256, 512]}
+
+# The smallest images that leave something on every level; no score threshold, so that NMS has work to do.
+CASES = {
+    'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py': (64, {**RESNET18, 'model.test_cfg.rcnn.score_thr': 0.0}),
+    'retinanet/retinanet_r50_fpn_1x_coco.py': (64, {**RESNET18, 'model.test_cfg.score_thr': 0.0}),
+    'ssd/ssd300_coco.py': (300, {'model.test_cfg.score_thr': 0.0}),
+}
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_trains_and_predicts(name):
+    size, changes = CASES[name]
+    config = get_config(f'mmdet::{name}')
+    config.merge_from_dict({'model.backbone.init_cfg': None, **changes})
+    data = demo_mm_inputs(1, (3, size, size), num_items=[3], num_classes=80)
+
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(config.model)
+        model.init_weights()
+        optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=1e-3)
+        gradients = {}
+        optimizer.register_step_pre_hook(lambda *_: gradients.update({n: p.grad for n, p in model.named_parameters()}))
+        before = {n: p.clone() for n, p in model.named_parameters()}
+
+        model.train()
+        losses = model.train_step(data, OptimWrapper(optimizer))
+        assert {'loss', 'loss_cls', 'loss_bbox'} <= losses.keys()
+        assert all(torch.isfinite(value) and value > 0 for key, value in losses.items() if 'loss' in key)
+
+        trainable = {n for n, p in model.named_parameters() if p.requires_grad}
+        assert trainable == {n for n, g in gradients.items() if g is not None and torch.isfinite(g).all()}
+        for part in (n for n, _ in model.named_children() if n != 'data_preprocessor'):
+            assert any(gradients[n].any() for n in trainable if n.startswith(part)), part
+            assert any((model.get_parameter(n) != before[n]).any() for n in trainable if n.startswith(part)), part
+
+        model.eval()
+        if name.startswith('ssd'):
+            # mmdet since 3.2 reads an attribute here that its SSDHead lacks (mmdetection #11305).
+            model.bbox_head.loss_cls = getattr(model.bbox_head, 'loss_cls', None)
+        with torch.no_grad():
+            (sample,) = model.test_step(data)
+
+    assert isinstance(sample, DetDataSample)
+    predicted = sample.pred_instances
+    limit = config.model.test_cfg.get('rcnn', config.model.test_cfg).max_per_img
+    assert 1 <= len(predicted.bboxes) <= limit
+    assert predicted.bboxes.shape[1] == 4
+    assert torch.isfinite(predicted.bboxes).all()
+    assert (predicted.scores.diff() <= 0).all()
