@@ -1,0 +1,99 @@
+"""What the losses share: precision, the detached teacher, shape checks, meeting of spatial sizes."""
+
+from collections.abc import Callable, Sequence
+from functools import reduce, wraps
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+Features = Tensor | Sequence[Tensor]
+
+
+def _flat(features: Features) -> Sequence[Tensor]:
+    return (features,) if isinstance(features, Tensor) else features
+
+
+def _map(function: Callable[[Tensor], Tensor], features: Features) -> Features:
+    return function(features) if isinstance(features, Tensor) else tuple(map(function, features))
+
+
+def distillation_loss(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compute ``function(student, teacher, ...)`` in float32 (float64 stays), autocast off, the teacher detached.
+
+    A relational or Gram loss in half precision is off by tens of per cent; a teacher that needs gradients would keep
+    its whole graph alive.
+    """
+
+    @wraps(function)
+    def loss(student: Features, teacher: Features, *args: Any, **kwargs: Any) -> Tensor:
+        tensors = [*_flat(student), *_flat(teacher)]
+        dtype = reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return function(
+                _map(lambda x: x.to(dtype), student), _map(lambda x: x.detach().to(dtype), teacher), *args, **kwargs
+            )
+
+    return loss
+
+
+def require(condition: bool, name: str, expected: str, student: Tensor, teacher: Tensor, remedy: str) -> None:
+    """Raise the one-line ValueError of loss ``name`` unless ``condition`` holds."""
+    if not condition:
+        shapes = f'student {tuple(student.shape)} and teacher {tuple(teacher.shape)}'
+        raise ValueError(f'{name}: expected {expected}, got {shapes}; {remedy}')
+
+
+def check_batch(name: str, student: Tensor, teacher: Tensor) -> None:
+    """Check for two non-empty batches (B, ...) of the same size."""
+    batches = min(student.ndim, teacher.ndim) > 1 and min(student.numel(), teacher.numel()) > 0
+    expected, remedy = 'two non-empty batches (B, ...) of the same B', 'let both networks see the same images'
+    require(batches and len(student) == len(teacher), name, expected, student, teacher, remedy)
+
+
+def check_maps(name: str, student: Tensor, teacher: Tensor) -> None:
+    """Check for two batches of feature maps (B, C, H, W)."""
+    maps = 'feature maps (B, C, H, W)'
+    require(student.ndim == teacher.ndim == 4, name, maps, student, teacher, 'tap layers that yield maps')
+    check_batch(name, student, teacher)
+
+
+def check_channels(name: str, student: Tensor, teacher: Tensor) -> None:
+    """Check for equal C in (B, C, ...)."""
+    remedy = "add adapter='auto' to the term"
+    require(student.shape[1] == teacher.shape[1], name, 'the same number of channels', student, teacher, remedy)
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f'{name}: expected one of {", ".join(map(repr, choices))}, got {value!r}')
+
+
+def check_number(name: str, value: float, low: float, strict: bool = False, whole: bool = False) -> None:
+    """Raise ValueError unless ``value`` is a finite number of at least ``low`` (``strict``: above it)."""
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and isfinite(value)
+    if not number or value < low or (strict and value == low):
+        kind = 'a whole number' if whole else 'a number'
+        raise ValueError(f'{name}: expected {kind} {"above" if strict else "of at least"} {low}, got {value!r}')
+
+
+def match_size(
+    first: Tensor, second: Tensor, pool: Callable[[Tensor, tuple[int, int]], Tensor] = adaptive_avg_pool2d
+) -> tuple[Tensor, Tensor]:
+    """Pool (..., H, W) maps to the smaller of the two heights and the smaller of the two widths."""
+    size = min(first.shape[-2], second.shape[-2]), min(first.shape[-1], second.shape[-1])
+    first, second = (x if x.shape[-2:] == size else pool(x, size) for x in (first, second))
+    return first, second
+
+
+def unit(x: Tensor, eps: float = 1e-12) -> Tensor:
+    """Scale the vectors along the last axis to L2 norm 1; a vector of norm at most ``eps`` becomes 0.
+
+    Such a vector has no direction: it also gets no gradient, where ``torch.nn.functional.normalize`` would pass on
+    1 / eps times the incoming one.
+    """
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / norm.masked_fill(norm <= eps, torch.inf)

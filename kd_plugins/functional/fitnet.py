@@ -1,0 +1,48 @@
+"""Hints: direct regression of features."""
+
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from .common import check_batch, check_channels, check_choice, distillation_loss, match_size, require
+
+REDUCTIONS = ('mean', 'sum')
+
+
+@distillation_loss
+def fitnet_loss(student: Tensor, teacher: Tensor, reduction: str = 'mean') -> Tensor:
+    """Half the squared difference of two features.
+
+    ``1/2 (s - t)^2``, averaged over all elements (``'mean'``), or summed over the elements of a sample and averaged
+    over the batch (``'sum'``: ``1/2 ||s - t||_2^2``, the paper's equation 3). ``'sum'`` is C H W times ``'mean'``. The
+    paper's regressor is no part of the loss: it is the term's adapter.
+
+    Args:
+        student: Features s, (B, C, H, W) or (B, C).
+        teacher: Features t of the same rank, B and C; no gradient goes back to them. Where the maps differ in size,
+            both are average-pooled to the smaller height and width.
+        reduction: ``'mean'`` or ``'sum'``.
+
+    Returns:
+        Scalar, in squared units of the features.
+
+    Raises:
+        ValueError: Wrong rank, a different batch or channel count, or an unknown reduction.
+
+    References:
+        1. Romero et al.: FitNets: Hints for Thin Deep Nets, ICLR 2015, arXiv 1412.6550.
+    """
+    check_choice('reduction', reduction, REDUCTIONS)
+    require(
+        student.ndim == teacher.ndim and student.ndim in (2, 4),
+        'fitnet_loss',
+        'two features (B, C, H, W) or two (B, C)',
+        student,
+        teacher,
+        'tap layers of the same kind',
+    )
+    check_batch('fitnet_loss', student, teacher)
+    check_channels('fitnet_loss', student, teacher)
+    if student.ndim == 4:
+        student, teacher = match_size(student, teacher)
+    loss = mse_loss(student, teacher, reduction=reduction) / 2
+    return loss / len(student) if reduction == 'sum' else loss

@@ -1,0 +1,42 @@
+"""Softened logits."""
+
+from torch import Tensor
+from torch.nn.functional import kl_div, log_softmax
+
+from .common import distillation_loss, require
+
+
+@distillation_loss
+def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
+    """Divergence of the student's softened class probabilities from the teacher's.
+
+    ``tau^2 KL(softmax(t / tau) || softmax(s / tau))``, summed over the classes and averaged over everything else. The
+    factor tau^2 keeps the size of the gradient when tau changes. An averaging over the classes too, as
+    ``KLDivLoss(reduction='mean')`` does, would be K times less.
+
+    Args:
+        student: Logits s, (N, K) or (..., K).
+        teacher: Logits t of the same shape; no gradient goes back to them.
+        tau: Temperature, above 0.
+
+    Returns:
+        Scalar, in nats times tau^2.
+
+    Raises:
+        ValueError: The shapes differ or hold nothing.
+
+    References:
+        1. Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531.
+        2. github.com/szagoruyko/attention-transfer (tau 4, weight 0.9).
+    """
+    require(
+        student.ndim > 1 and student.shape == teacher.shape and student.numel() > 0,
+        'kd_loss',
+        'non-empty logits (N, K) of the same N and K',
+        student,
+        teacher,
+        'let both networks see the same images and tell the same classes apart',
+    )
+    student, teacher = (log_softmax(x / tau, -1) for x in (student, teacher))
+    divergence = kl_div(student, teacher, reduction='sum', log_target=True)
+    return divergence * (tau**2 * student.shape[-1] / student.numel())

@@ -1,0 +1,36 @@
+"""Similarity preservation."""
+
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from .common import check_batch, distillation_loss, unit
+
+
+def _similarity(x: Tensor) -> Tensor:
+    x = x.flatten(1)
+    return unit(x @ x.T)
+
+
+@distillation_loss
+def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Difference of which samples of a batch two networks find alike.
+
+    ``G = Q Q'`` from the flattened features Q, each row scaled to **L2** norm 1; ``||G_T - G_S||_F^2 / B^2``. It
+    depends on the batch size: give it the whole batch, not a device's share.
+
+    Args:
+        student: Features (B, ...).
+        teacher: Features (B, ...), of any other size and rank; no gradient goes back to them.
+
+    Returns:
+        Scalar without unit. A sample whose features are all 0 has a row of zeros and gets no gradient from it.
+
+    Raises:
+        ValueError: Different or empty batches.
+
+    References:
+        1. Tung, Mori: Similarity-Preserving Knowledge Distillation, ICCV 2019, arXiv 1907.09682.
+        2. github.com/HobbitLong/RepDistiller (its form was checked by the first author).
+    """
+    check_batch('sp_loss', student, teacher)
+    return mse_loss(_similarity(student), _similarity(teacher))

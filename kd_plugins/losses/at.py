@@ -1,0 +1,33 @@
+"""Attention transfer."""
+
+from torch import Tensor, nn
+
+from kd_plugins.functional import at_loss
+from kd_plugins.functional.at import CONVENTIONS
+from kd_plugins.functional.common import check_choice, check_number
+from kd_plugins.registry import MODELS
+
+
+@MODELS.register_module()
+class ATLoss(nn.Module):
+    """Difference of attention maps: `kd_plugins.functional.at_loss`.
+
+    Args:
+        convention: ``'paper'``, the norm of the difference (weight beta / 2), or ``'code'``, the authors' mean of its
+            square (weight beta).
+        p: Power of the absolute activation, at least 1.
+
+    Raises:
+        ValueError: An unknown convention or a power out of range.
+    """
+
+    def __init__(self, convention: str = 'paper', p: float = 2) -> None:
+        super().__init__()
+        check_choice('convention', convention, CONVENTIONS)
+        check_number('p', p, 1)
+        self.convention = convention
+        self.p = p
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compare maps (B, C, H, W); the channels are free."""
+        return at_loss(student, teacher, self.convention, self.p)

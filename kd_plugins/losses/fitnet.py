@@ -1,0 +1,29 @@
+"""Hints: direct regression of features."""
+
+from torch import Tensor, nn
+
+from kd_plugins.functional import fitnet_loss
+from kd_plugins.functional.common import check_choice
+from kd_plugins.functional.fitnet import REDUCTIONS
+from kd_plugins.registry import MODELS
+
+
+@MODELS.register_module()
+class FitNetLoss(nn.Module):
+    """Half the squared difference of two features: `kd_plugins.functional.fitnet_loss`.
+
+    Args:
+        reduction: ``'mean'`` over all elements, or ``'sum'`` over a sample's and mean over the batch (the paper's).
+
+    Raises:
+        ValueError: An unknown reduction.
+    """
+
+    def __init__(self, reduction: str = 'mean') -> None:
+        super().__init__()
+        check_choice('reduction', reduction, REDUCTIONS)
+        self.reduction = reduction
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compare features (B, C, H, W) or (B, C)."""
+        return fitnet_loss(student, teacher, self.reduction)

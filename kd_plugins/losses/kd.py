@@ -1,0 +1,28 @@
+"""Softened logits."""
+
+from torch import Tensor, nn
+
+from kd_plugins.functional import kd_loss
+from kd_plugins.functional.common import check_number
+from kd_plugins.registry import MODELS
+
+
+@MODELS.register_module()
+class KDLoss(nn.Module):
+    """Divergence of softened class probabilities: `kd_plugins.functional.kd_loss`, which includes tau^2.
+
+    Args:
+        tau: Temperature, above 0.
+
+    Raises:
+        ValueError: The temperature is out of range.
+    """
+
+    def __init__(self, tau: float = 4.0) -> None:
+        super().__init__()
+        check_number('tau', tau, 0, strict=True)
+        self.tau = tau
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compare logits (N, K)."""
+        return kd_loss(student, teacher, self.tau)

@@ -1,0 +1,41 @@
+"""Neuron selectivity transfer."""
+
+from torch import Tensor, nn
+
+from kd_plugins.functional import nst_loss
+from kd_plugins.functional.common import check_choice, check_number
+from kd_plugins.functional.nst import BANDWIDTHS, KERNELS
+from kd_plugins.registry import MODELS
+
+
+@MODELS.register_module()
+class NSTLoss(nn.Module):
+    """Squared maximum mean discrepancy of channel patterns: `kd_plugins.functional.nst_loss` (weight lambda / 2).
+
+    Args:
+        kernel: ``'poly'``, ``'linear'`` or ``'gaussian'``.
+        degree: Degree of ``'poly'``, a whole number from 1.
+        c: Constant of ``'poly'``, at least 0.
+        bandwidth: sigma^2 of ``'gaussian'``: ``'cross'``, ``'all'`` or a number above 0.
+
+    Raises:
+        ValueError: An unknown kernel or bandwidth, or a number out of range.
+    """
+
+    def __init__(self, kernel: str = 'poly', degree: int = 2, c: float = 0.0, bandwidth: str | float = 'cross') -> None:
+        super().__init__()
+        check_choice('kernel', kernel, KERNELS)
+        check_number('degree', degree, 1, whole=True)
+        check_number('c', c, 0)
+        if isinstance(bandwidth, str):
+            check_choice('bandwidth', bandwidth, BANDWIDTHS)
+        else:
+            check_number('bandwidth', bandwidth, 0, strict=True)
+        self.kernel = kernel
+        self.degree = degree
+        self.c = c
+        self.bandwidth = bandwidth
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compare maps (B, C, H, W); the channels are free."""
+        return nst_loss(student, teacher, self.kernel, self.degree, self.c, self.bandwidth)

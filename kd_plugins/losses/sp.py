@@ -1,0 +1,17 @@
+"""Similarity preservation."""
+
+from torch import Tensor, nn
+
+from kd_plugins.functional import sp_loss
+from kd_plugins.registry import MODELS
+
+
+@MODELS.register_module()
+class SPLoss(nn.Module):
+    """Difference of the similarities within a batch: `kd_plugins.functional.sp_loss`."""
+
+    batch_relational = True
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compare features (B, ...) of any sizes, B being the whole batch."""
+        return sp_loss(student, teacher)
