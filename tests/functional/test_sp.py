@@ -1,0 +1,65 @@
+import pytest
+import torch
+
+from kd_plugins.functional import sp_loss
+
+
+def by_loops(student, teacher):
+    grams = []
+    for features in (student, teacher):
+        rows = []
+        for x in features.flatten(1).tolist():
+            row = [sum(a * b for a, b in zip(x, y, strict=True)) for y in features.flatten(1).tolist()]
+            norm = sum(a * a for a in row) ** 0.5
+            rows.append([a / norm for a in row])
+        grams.append(rows)
+    size = range(len(student))
+    return sum((grams[0][i][j] - grams[1][i][j]) ** 2 for i in size for j in size) / len(student) ** 2
+
+
+def features(*shape, **options):
+    return torch.randn(shape, dtype=torch.float64, **options)
+
+
+def test_value_and_gradient():
+    student, teacher = features(4, 2, 3, 2, requires_grad=True), features(4, 7)
+    assert sp_loss(student, teacher).item() == pytest.approx(by_loops(student, teacher), rel=1e-12)
+    assert torch.autograd.gradcheck(lambda s: sp_loss(s, teacher), (student,))
+
+
+def test_rows_have_euclidean_length_one():
+    # Orthogonal student: unit matrix. Teacher with all samples alike: rows of 1/sqrt(B), which an L1 norm would miss.
+    student, teacher = torch.eye(4, dtype=torch.float64), torch.ones(4, 3, dtype=torch.float64)
+    assert sp_loss(student, teacher).item() == pytest.approx((4 * (1 - 0.5) ** 2 + 12 * 0.5**2) / 16)
+
+
+def test_invariances():
+    student, teacher = features(5, 6), features(5, 8)
+    rotation = torch.linalg.qr(features(6, 6))[0]
+    expected = sp_loss(student, teacher)
+    torch.testing.assert_close(sp_loss(3 * student, 0.2 * teacher), expected)
+    torch.testing.assert_close(sp_loss(student @ rotation, teacher), expected)
+    order = torch.tensor([2, 0, 4, 1, 3])
+    torch.testing.assert_close(sp_loss(student[order], teacher[order]), expected)
+
+
+def test_equal_zero_and_single():
+    equal, zeros, one = features(3, 4, requires_grad=True), torch.zeros(3, 4, requires_grad=True), torch.randn(1, 4)
+    half = features(3, 4)
+    half[1] = 0
+    half.requires_grad_()
+    same, dead, partly = sp_loss(equal, equal), sp_loss(zeros, torch.eye(3)), sp_loss(half, features(3, 4))
+    (same + dead + partly).backward()
+    assert same.item() == 0
+    assert equal.grad.abs().max() < 1e-12
+    assert dead.item() == pytest.approx(3 / 9)
+    assert not zeros.grad.any()
+    assert half.grad.isfinite().all()
+    assert sp_loss(one, torch.randn(1, 2)).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_wrong_use():
+    with pytest.raises(ValueError, match=r'sp_loss: .*same B, got student \(3, 4\) and teacher \(2, 4\); let both'):
+        sp_loss(torch.ones(3, 4), torch.ones(2, 4))
+    with pytest.raises(ValueError, match='two non-empty batches'):
+        sp_loss(torch.ones(3), torch.ones(3))
