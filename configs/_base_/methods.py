@@ -1,0 +1,55 @@
+# Lists of terms to put into a DistillationHook, for backbones with stages stage1 to stage3. A term adds to the task's
+# loss, whose own weight is head.loss.loss_weight: 1 unless a leaf says otherwise.
+#
+# A stage of CifarResNet yields post-ReLU maps, one of WideResNet the signed residual sum before BN-ReLU. Each pair here
+# is of one family, so that the two sides of a term are alike.
+methods = dict(
+    # CE + tau^2 KL, as in TuSimple/neuron-selectivity-transfer (weight 16 = tau^2 there; tau^2 is in the loss here).
+    kd=[dict(name='kd', loss=dict(type='kd_plugins.KDLoss', tau=4.), student='head.fc', teacher='head.fc', weight=1.)],
+    # (1 - alpha) CE + alpha tau^2 KL with alpha = 0.9, as in szagoruyko/attention-transfer; goes with loss_weight=0.1.
+    kd_alpha=[dict(
+        name='kd', loss=dict(type='kd_plugins.KDLoss', tau=4.), student='head.fc', teacher='head.fc', weight=.9)],
+    # One joint stage instead of the paper's two. RepDistiller weighs the mean square with 100; the loss halves it.
+    fitnet=[dict(
+        name='fitnet', loss=dict(type='kd_plugins.FitNetLoss'), adapter='auto',
+        student='backbone.stage2', teacher='backbone.stage2', weight=200.)],
+    # beta = 1000, summed over the ends of the three groups, as in szagoruyko/attention-transfer.
+    at=[dict(
+        name='at', loss=dict(type='kd_plugins.ATLoss', convention='code'),
+        student=['backbone.stage1', 'backbone.stage2', 'backbone.stage3'],
+        teacher=['backbone.stage1', 'backbone.stage2', 'backbone.stage3'], weight=1000.)],
+    # One matrix a stage, from what enters to what leaves it, trained with the task instead of before it.
+    fsp=[
+        dict(name='fsp1', loss=dict(type='kd_plugins.FSPLoss'), weight=1.,
+             student=['backbone.stem', 'backbone.stage1'], teacher=['backbone.stem', 'backbone.stage1']),
+        dict(name='fsp2', loss=dict(type='kd_plugins.FSPLoss'), weight=1.,
+             student=['backbone.stage1', 'backbone.stage2'], teacher=['backbone.stage1', 'backbone.stage2']),
+        dict(name='fsp3', loss=dict(type='kd_plugins.FSPLoss'), weight=1.,
+             student=['backbone.stage2', 'backbone.stage3'], teacher=['backbone.stage2', 'backbone.stage3']),
+    ],
+    # gamma = 3000, summed over the ends of the three groups.
+    sp=[dict(
+        name='sp', loss=dict(type='kd_plugins.SPLoss'),
+        student=['backbone.stage1', 'backbone.stage2', 'backbone.stage3'],
+        teacher=['backbone.stage1', 'backbone.stage2', 'backbone.stage3'], weight=3000.)],
+    # 25 and 50 on the pooled features.
+    rkd_d=[dict(
+        name='rkd_d', loss=dict(type='kd_plugins.RKDLoss', distance_weight=25., angle_weight=0.),
+        student='neck', teacher='neck')],
+    rkd_a=[dict(
+        name='rkd_a', loss=dict(type='kd_plugins.RKDLoss', distance_weight=0., angle_weight=50.),
+        student='neck', teacher='neck')],
+    rkd_da=[dict(
+        name='rkd_da', loss=dict(type='kd_plugins.RKDLoss', distance_weight=25., angle_weight=50.),
+        student='neck', teacher='neck')],
+    # lambda / 2 with the lambda = 50 of TuSimple/neuron-selectivity-transfer, on the last maps.
+    nst_linear=[dict(
+        name='nst', loss=dict(type='kd_plugins.NSTLoss', kernel='linear'),
+        student='backbone.stage3', teacher='backbone.stage3', weight=25.)],
+    nst_poly=[dict(
+        name='nst', loss=dict(type='kd_plugins.NSTLoss', kernel='poly'),
+        student='backbone.stage3', teacher='backbone.stage3', weight=25.)],
+    nst_gaussian=[dict(
+        name='nst', loss=dict(type='kd_plugins.NSTLoss', kernel='gaussian'),
+        student='backbone.stage3', teacher='backbone.stage3', weight=25.)],
+)

@@ -1,0 +1,21 @@
+# The lists of terms of methods.py, for mmpretrain's four-stage backbones, whose stages layer1 to layer4 end in a ReLU.
+methods = dict(
+    kd=[dict(name='kd', loss=dict(type='kd_plugins.KDLoss', tau=4.), student='head.fc', teacher='head.fc', weight=1.)],
+    # On the same maps as NST, as in NST's tables.
+    fitnet=[dict(
+        name='fitnet', loss=dict(type='kd_plugins.FitNetLoss'), adapter='auto',
+        student='backbone.layer4', teacher='backbone.layer4', weight=200.)],
+    at=[dict(
+        name='at', loss=dict(type='kd_plugins.ATLoss', convention='code'),
+        student=['backbone.layer1', 'backbone.layer2', 'backbone.layer3', 'backbone.layer4'],
+        teacher=['backbone.layer1', 'backbone.layer2', 'backbone.layer3', 'backbone.layer4'], weight=1000.)],
+    sp=[dict(
+        name='sp', loss=dict(type='kd_plugins.SPLoss'),
+        student='backbone.layer4', teacher='backbone.layer4', weight=3000.)],
+    rkd_da=[dict(
+        name='rkd_da', loss=dict(type='kd_plugins.RKDLoss', distance_weight=25., angle_weight=50.),
+        student='neck', teacher='neck')],
+    nst_poly=[dict(
+        name='nst', loss=dict(type='kd_plugins.NSTLoss', kernel='poly'),
+        student='backbone.layer4', teacher='backbone.layer4', weight=25.)],
+)

@@ -1,0 +1,4 @@
+_base_ = [
+    '../_base_/models/wide_resnet.py', '../_base_/datasets/cifar10.py', '../_base_/schedules/cifar_200e.py',
+    '../_base_/default_runtime.py'
+]

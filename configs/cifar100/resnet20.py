@@ -1,0 +1,2 @@
+_base_ = './resnet8.py'
+model = dict(backbone=dict(depth=20))
