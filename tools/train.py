@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', help='folder of checkpoints and logs (default: work_dirs/<config>)')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
                         help="go on from a checkpoint, or from the run's newest; start anew where there is none")
-    parser.add_argument('--amp', action='store_true', help='train under automatic mixed precision')
+    parser.add_argument('--amp', action='store_true', help='train under bfloat16 autocast')
     parser.add_argument('--skip-corrupt', action='store_true', help='leave out images that cannot be read')
     parser.add_argument('--allow-pickle', action='store_true', help='run the code in pickled checkpoints you trust')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
@@ -125,7 +125,7 @@ def main() -> None:
     if args.skip_corrupt:
         set_skip_corrupt(config)
     if args.amp:
-        config.optim_wrapper.type = 'AmpOptimWrapper'
+        config.optim_wrapper.type = 'kd_plugins.BF16OptimWrapper'
     Runner.from_cfg(config).train()
     if config.get('compare') and get_dist_info()[0] == 0:
         print_comparison(config)

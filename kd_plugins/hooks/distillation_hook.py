@@ -9,7 +9,7 @@ import torch.distributed as dist
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 
@@ -42,13 +42,14 @@ class DistillationHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Build the teacher and the adapters, and check every term."""
         if not isinstance(runner.optim_wrapper, OptimWrapper):  # only val() or test()
-            if isinstance(runner.optim_wrapper, Mapping) or runner.optim_wrapper is None:
-                return
+            return
+        if isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise UserError('DistillationHook needs one optimiser, this config has several: use a config with one')
         student = _unwrapped(runner.model)
         self.distillation = Distillation(student, self._teacher, self._terms)
-        device = next(student.parameters()).device
-        self.distillation.to(device)
+        self.distillation.to(next(student.parameters()).device)
+        if any(p.dim() == 4 and not p.is_contiguous() for p in student.parameters()):
+            self.distillation.to(memory_format=torch.channels_last)
         loader = runner.train_dataloader
         with preserved_rng():
             batch = loader.collate_fn([loader.dataset[0], loader.dataset[min(1, len(loader.dataset) - 1)]])

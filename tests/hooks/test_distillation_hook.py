@@ -1,0 +1,267 @@
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import Runner
+from tiny import (
+    classification_config,
+    classifier,
+    coco_folder,
+    equal,
+    image_folder,
+    stock_detector,
+    teacher_record,
+    train,
+    weights,
+)
+
+from kd_plugins.errors import UserError
+from kd_plugins.hooks import DistillationHook
+from kd_plugins.registry import MODELS
+
+STAGES = ['backbone.stage1', 'backbone.stage2', 'backbone.stage3']
+KD = dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', teacher='head.fc', weight=0.5)
+NST = dict(name='nst', loss=dict(type='kd_plugins.NSTLoss'), student=STAGES[2], teacher=STAGES[2], weight=5.0)
+AT = dict(name='at', loss=dict(type='kd_plugins.ATLoss'), student=STAGES, teacher=STAGES, weight=2.0)
+HINT = dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student=STAGES[1], teacher=STAGES[1], adapter='auto')
+
+
+@pytest.fixture
+def data(tmp_path):
+    return image_folder(tmp_path / 'data')
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    return teacher_record(tmp_path)
+
+
+def by_hook(teacher, terms):
+    return dict(custom_hooks=[dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms)])
+
+
+def by_model(teacher, terms):
+    return dict(model=dict(type='kd_plugins.Distiller', student=classifier(), teacher=teacher, terms=terms,
+                           input_shape=(3, 16, 16)))
+
+
+BOTH = pytest.mark.parametrize('way', [by_hook, by_model])
+
+
+def saved(path):
+    return torch.load(path, weights_only=False)
+
+
+def core_of(runner):
+    hooks = [hook for hook in runner.hooks if isinstance(hook, DistillationHook)]
+    return hooks[0].distillation if hooks else runner.model.distillation
+
+
+@BOTH
+def test_zero_weights_equal_the_stock_run_bit_for_bit(tmp_path, data, teacher, way):
+    stock = train(classification_config(data, tmp_path / 'stock'))
+    terms = [KD | dict(weight=0), NST | dict(weight=0.0), HINT | dict(weight=0)]
+    train(classification_config(data, tmp_path / 'run', **way(teacher, terms)))
+    assert equal(saved(tmp_path / 'run/epoch_2.pth')['state_dict'], weights(stock.model))
+
+
+@BOTH
+def test_checkpoint_is_the_stock_students(tmp_path, data, teacher, way):
+    runner = train(classification_config(data, tmp_path / 'run', **way(teacher, [KD, NST, AT, HINT])))
+    checkpoint = saved(tmp_path / 'run/epoch_2.pth')
+    student = MODELS.build(classifier())
+    assert list(checkpoint['state_dict']) == list(student.state_dict())
+    student.load_state_dict(checkpoint['state_dict'], strict=True)
+    trained = getattr(runner.model, 'student', runner.model)
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(student.eval()(images), trained.eval()(images))
+
+
+def test_both_ways_train_the_same_student(tmp_path, data, teacher):
+    for name, way in dict(hook=by_hook, model=by_model).items():
+        train(classification_config(data, tmp_path / name, **way(teacher, [KD, NST, AT])))
+    states = [saved(tmp_path / name / 'epoch_2.pth')['state_dict'] for name in ('hook', 'model')]
+    stock = train(classification_config(data, tmp_path / 'stock'))
+    assert equal(*states)
+    assert not equal(states[0], weights(stock.model))
+
+
+@BOTH
+def test_teacher_is_untouched_and_nowhere(tmp_path, data, teacher, way):
+    config = classification_config(data, tmp_path / 'run', **way(teacher, [KD, AT]))
+    config.custom_hooks = [*config.get('custom_hooks', []), dict(type='EMAHook')]
+    runner = train(config)
+    network = core_of(runner).teacher.model
+    assert equal(network.state_dict(), saved(teacher['checkpoint'])['state_dict'])
+    assert not any(module.training for module in network.modules())
+    optimised = {id(p) for group in runner.optim_wrapper.param_groups for p in group['params']}
+    assert not optimised & {id(p) for p in network.parameters()}
+    checkpoint = saved(tmp_path / 'run/epoch_2.pth')
+    stock = MODELS.build(classifier()).state_dict()
+    assert checkpoint['state_dict'].keys() == stock.keys()
+    averaged = {key.removeprefix('module.') for key in checkpoint['ema_state_dict']} - {'steps'}
+    assert averaged == stock.keys()
+
+
+@BOTH
+def test_no_handle_stays(tmp_path, data, teacher, way):
+    runner = train(classification_config(data, tmp_path / 'run', **way(teacher, [KD, AT])))
+    for module in [*runner.model.modules(), *core_of(runner).teacher.model.modules()]:
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+@BOTH
+def test_every_term_is_logged_and_summed(tmp_path, data, teacher, way, monkeypatch):
+    totals = []
+    update = OptimWrapper.update_params
+
+    def note(self, loss):
+        totals.append(loss.item())
+        update(self, loss)
+
+    monkeypatch.setattr(OptimWrapper, 'update_params', note)
+    runner = train(classification_config(data, tmp_path / 'run', **way(teacher, [KD, NST, AT])))
+    names = ('loss', 'loss_kd', 'loss_nst', 'loss_at')
+    logged = [runner.message_hub.get_scalar(f'train/{name}').data[0] for name in names]
+    assert all((values > 0).all() for values in logged)
+    assert totals == pytest.approx(sum(logged))
+
+
+@BOTH
+def test_adapters_learn_are_saved_and_resumed(tmp_path, data, teacher, way):
+    terms = [HINT | dict(student=STAGES, teacher=STAGES)]
+    whole = train(classification_config(data, tmp_path / 'whole', epochs=4, **way(teacher, terms)))
+    config = classification_config(data, tmp_path / 'whole', epochs=4, **way(teacher, terms))
+    config.work_dir = str(tmp_path / 'resumed')
+    config.load_from, config.resume = str(tmp_path / 'whole/epoch_2.pth'), True
+    resumed = train(config)
+    adapters = [core_of(runner).state_dict() for runner in (whole, resumed)]
+    assert len(adapters[0]) == 6
+    assert equal(*adapters)
+    assert equal(weights(whole.model), weights(resumed.model))
+
+
+def test_adapters_move_under_the_schedule(tmp_path, data, teacher):
+    runner = train(classification_config(data, tmp_path / 'run', **by_hook(teacher, [HINT])))
+    groups = runner.optim_wrapper.param_groups
+    assert groups[-1]['lr'] == pytest.approx(groups[0]['lr'])
+    assert groups[-1]['lr'] == pytest.approx(0.005)
+    start = saved(tmp_path / 'run/epoch_1.pth')['distillation']
+    assert not equal(start, core_of(runner).state_dict())
+
+
+def test_resuming_without_the_adapters_is_refused(tmp_path, data, teacher):
+    train(classification_config(data, tmp_path / 'run', epochs=1))
+    config = classification_config(data, tmp_path / 'run', **by_hook(teacher, [HINT]))
+    config.load_from, config.resume = str(tmp_path / 'run/epoch_1.pth'), True
+    with pytest.raises(UserError, match='holds no adapters'):
+        train(config)
+
+
+@BOTH
+def test_weight_schedule_runs_with_training(tmp_path, data, teacher, way):
+    terms = [KD | dict(weight=dict(at=[0, 1, 1], value=[0.0, 0.0, 2.0]))]
+    runner = train(classification_config(data, tmp_path / 'run', **way(teacher, terms)))
+    values = runner.message_hub.get_scalar('train/loss_kd').data[0]
+    assert (values[:3] == 0).all()
+    assert (values[3:] > 0).all()
+
+
+@BOTH
+@pytest.mark.parametrize('change', [
+    dict(optim_wrapper=dict(type='kd_plugins.BF16OptimWrapper', optimizer=dict(type='SGD', lr=0.05))),
+    dict(optim_wrapper=dict(accumulative_counts=3, optimizer=dict(type='SGD', lr=0.05))),
+    dict(default_hooks=dict(layout=dict(type='kd_plugins.ChannelsLastHook'))),
+], ids=['bf16', 'accumulation', 'channels_last'])
+def test_works_with(tmp_path, data, teacher, way, change):
+    config = classification_config(data, tmp_path / 'run', **way(teacher, [KD, NST, AT, HINT]))
+    start = weights(MODELS.build(classifier()))
+    config.merge_from_dict(change)
+    train(config)
+    end = saved(tmp_path / 'run/epoch_2.pth')['state_dict']
+    assert end.keys() == start.keys()
+    assert all(x.isfinite().all() for x in end.values())
+
+
+def test_accumulation_equals_the_large_batch(tmp_path, data, teacher):
+    """With KD, a mean over samples, three small steps accumulate the gradient of one large one (no BatchNorm)."""
+    results = []
+    for name, batch, count in (('small', 8, 3), ('large', 24, 1)):
+        config = classification_config(data, tmp_path / name, epochs=1, **by_hook(teacher, [KD]))
+        config.train_dataloader.batch_size = batch
+        config.train_dataloader.sampler.shuffle = False
+        config.train_dataloader.dataset.pipeline.pop(1)
+        config.optim_wrapper.accumulative_counts = count
+        config.optim_wrapper.optimizer.momentum = 0
+        runner = Runner.from_cfg(config)
+        for module in runner.model.modules():  # BatchNorm's statistics depend on the batch
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.forward = lambda x: x
+        runner.train()
+        results.append(runner.model.head.fc.weight.detach())
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
+
+
+def test_several_optimisers_are_refused(tmp_path, data, teacher):
+    config = classification_config(data, tmp_path / 'run', **by_hook(teacher, [KD]))
+    runner = Runner.from_cfg(config)
+    parts = {name: OptimWrapper(torch.optim.SGD(getattr(runner.model, name).parameters(), lr=0.1))
+             for name in ('backbone', 'head')}
+    runner.optim_wrapper = OptimWrapperDict(**parts)
+    runner.param_schedulers = None
+    with pytest.raises(UserError, match='needs one optimiser'):
+        runner.train()
+
+
+def test_only_testing_builds_no_teacher(tmp_path, data):
+    config = classification_config(data, tmp_path / 'run', **by_hook(dict(config='none.py', checkpoint='none'), [KD]))
+    loader = dict(config.train_dataloader)
+    loader['sampler'] = dict(type='DefaultSampler', shuffle=False)
+    config.test_dataloader, config.test_cfg, config.test_evaluator = loader, {}, dict(type='Accuracy')
+    assert 'accuracy/top1' in Runner.from_cfg(config).test()
+
+
+def test_stock_mmpretrain_config_gains_distillation(tmp_path, data):
+    def config(name):
+        config = get_config('mmpretrain::resnet/resnet18_8xb16_cifar10.py')
+        own = classification_config(data, tmp_path / name)
+        for key in ('train_dataloader', 'train_cfg', 'work_dir', 'experiment_name', 'randomness', 'log_level'):
+            config[key] = own[key]
+        config.model.head.num_classes = config.data_preprocessor.num_classes = 4
+        config.val_dataloader = config.val_cfg = config.val_evaluator = None
+        config.test_dataloader = config.test_cfg = config.test_evaluator = None
+        return config
+
+    stock = train(config('teacher'))
+    distilled = config('run')
+    distilled.custom_hooks = [dict(
+        type='kd_plugins.DistillationHook',
+        teacher=dict(config=Config(dict(model=stock.cfg.model)).model.to_dict() | dict(
+            _scope_='mmpretrain', data_preprocessor=stock.cfg.data_preprocessor.to_dict()),
+            checkpoint=str(tmp_path / 'teacher/epoch_2.pth')),
+        terms=[dict(name='nst', loss=dict(type='kd_plugins.NSTLoss'), student='backbone.layer4',
+                    teacher='backbone.layer4', weight=50.0)])]
+    runner = train(distilled)
+    assert runner.message_hub.get_scalar('train/loss_nst').data[0].max() > 0
+    assert list(saved(tmp_path / 'run/epoch_2.pth')['state_dict']) == list(stock.model.state_dict())
+
+
+def test_stock_mmdet_config_gains_distillation_on_backbone_and_fpn(tmp_path):
+    data = coco_folder(tmp_path / 'coco')
+    teacher = train(stock_detector(data, tmp_path / 'teacher'))
+    config = stock_detector(data, tmp_path / 'run')
+    config.custom_hooks = [dict(
+        type='kd_plugins.DistillationHook',
+        teacher=dict(config=config.model.to_dict() | dict(_scope_='mmdet'),
+                     checkpoint=str(tmp_path / 'teacher/epoch_1.pth')),
+        terms=[dict(name='nst', loss=dict(type='kd_plugins.NSTLoss'), student='backbone.layer3',
+                    teacher='backbone.layer3', weight=10.0),
+               dict(name='fpn', loss=dict(type='kd_plugins.ATLoss'), student='neck', teacher='neck', weight=1.0),
+               dict(name='head', loss=dict(type='kd_plugins.FitNetLoss'), student='bbox_head.retina_cls',
+                    teacher='bbox_head.retina_cls', weight=0.1)])]
+    runner = train(config)
+    for name in ('nst', 'fpn', 'head'):
+        assert runner.message_hub.get_scalar(f'train/loss_{name}').data[0].max() > 0
+    assert list(saved(tmp_path / 'run/epoch_1.pth')['state_dict']) == list(teacher.model.state_dict())

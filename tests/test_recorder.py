@@ -1,0 +1,118 @@
+import pytest
+import torch
+from torch import nn
+
+from kd_plugins.errors import UserError
+from kd_plugins.recorder import Recorder
+
+
+class Net(nn.Module):
+    """A shared head over two levels, and a BatchNorm that its ReLU overwrites."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.norm = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Conv2d(4, 2, 1)
+        self.late = nn.Conv2d(2, 2, 1)
+
+    def forward(self, x):
+        x = self.relu(self.norm(self.conv(x)))
+        return {'out': (self.head(x), self.head(x[..., ::2])), 'late': [self.late(self.head(x))]}
+
+
+@pytest.fixture
+def net():
+    return Net().eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(2, 3, 8, 8)
+
+
+def test_unknown_tap_offers_nearest(net):
+    with pytest.raises(UserError, match="no module 'hed' to tap; nearest names: head"):
+        Recorder(net, ['hed'])
+
+
+@pytest.mark.parametrize('tap', ['', 'conv.'])
+def test_root_and_dotted_nonsense_are_no_taps(net, tap):
+    with pytest.raises(UserError, match='nearest names'):
+        Recorder(net, [tap])
+
+
+def test_records_each_call_once_and_in_order(net, images):
+    recorder = Recorder(net, ['head', 'conv', 'conv'])
+    for _ in range(2):  # a second block starts anew
+        with recorder.recording() as features:
+            output = net(images)
+    assert [x.shape[-1] for x in features['head']] == [8, 4, 8]
+    assert torch.equal(features['head'][1], output['out'][1])
+    assert len(features['conv']) == 1
+
+
+def test_whole_module_output_is_flattened_to_levels(images):
+    net = nn.Sequential(Net(), nn.Identity())
+    with Recorder(net, ['0']).recording() as features:
+        output = net(images)
+    expected = [*output['out'], *output['late']]
+    assert all(torch.equal(a, b) for a, b in zip(features['0'], expected, strict=True))
+
+
+def test_no_hook_stays(net, images):
+    recorder = Recorder(net, ['head', 'norm'])
+    with recorder.probing():
+        net(images)
+    with recorder.recording(stop=True):
+        net(images)
+    with pytest.raises(ZeroDivisionError), recorder.recording():
+        raise ZeroDivisionError
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_overwritten_output_is_kept_as_it_was(net, images):
+    expected = net.norm(net.conv(images))
+    recorder = Recorder(net, ['norm'])
+    with recorder.recording() as features:
+        net(images)
+    assert (features['norm'][0] >= 0).all()  # unlearned: the ReLU's values
+    with torch.no_grad(), recorder.probing():
+        net(images)
+    with recorder.recording() as features:
+        net(images)
+    assert torch.equal(features['norm'][0], expected)
+    assert (expected < 0).any()
+
+
+def test_gradient_flows_through_a_cloned_tap(net, images):
+    recorder = Recorder(net, ['norm'])
+    with torch.no_grad(), recorder.probing():
+        net(images)
+    with recorder.recording() as features:
+        net(images)
+    features['norm'][0].sum().backward()
+    assert net.conv.weight.grad.abs().sum() > 0
+
+
+def test_stops_after_the_last_tap(net, images):
+    ran = []
+    net.late.register_forward_hook(lambda *args: ran.append(1))
+    recorder = Recorder(net, ['conv', 'norm'])
+    with recorder.probing():
+        net(images)
+    with recorder.recording(stop=True) as features:
+        net(images)
+        raise AssertionError('the pass must have been left')
+    assert len(ran) == 1
+    assert len(features['norm']) == 1
+
+
+def test_does_not_stop_where_a_tap_runs_again(net, images):
+    recorder = Recorder(net, ['head'])
+    with recorder.probing():
+        net(images)
+    with recorder.recording(stop=True) as features:
+        net(images)
+    assert len(features['head']) == 3

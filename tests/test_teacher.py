@@ -1,0 +1,93 @@
+import copy
+
+import mmengine
+import pytest
+import torch
+from mmengine.structures import BaseDataElement
+from tiny import PREPROCESSOR, classifier, teacher_record
+from torch import nn
+
+from kd_plugins.errors import UserError
+from kd_plugins.registry import MODELS
+from kd_plugins.teacher import Teacher, build_teacher
+
+
+def build(**preprocessor):
+    return MODELS.build(classifier() | dict(data_preprocessor=PREPROCESSOR | preprocessor))
+
+
+def test_answers_with_its_own_features(tmp_path):
+    network = build_teacher(**teacher_record(tmp_path))
+    images = torch.randn(2, 3, 16, 16)
+    answer = Teacher(network, ['head.fc', 'backbone.stage2'], build().data_preprocessor)(images, None)
+    network.eval()
+    assert torch.equal(answer['head.fc'][0], network(images, mode='tensor'))
+    assert not answer['head.fc'][0].requires_grad
+
+
+def test_stays_out_of_its_owner(tmp_path):
+    owner = nn.Linear(2, 2)
+    owner.teacher = Teacher(build_teacher(**teacher_record(tmp_path)), ['head.fc'], None)
+    owner.train()
+    assert set(owner.state_dict()) == {'weight', 'bias'}
+    assert len(list(owner.parameters())) == 2
+    assert not any(module.training for module in owner.teacher.model.modules())
+    assert not any(p.requires_grad for p in owner.teacher.model.parameters())
+    assert copy.deepcopy(owner).teacher is owner.teacher
+
+
+@pytest.mark.parametrize(('teacher', 'student'), [
+    (dict(mean=[10.0, 20, 30], std=[1.0, 2, 4]), dict(mean=[100.0, 110, 120], std=[50.0, 60, 70])),
+    (dict(mean=[10.0, 20, 30], std=[1.0, 2, 4], to_rgb=True), dict(mean=[100.0, 110, 120], std=[50.0, 60, 70])),
+    (dict(mean=[10.0, 20, 30], std=[1.0, 2, 4]), dict(to_rgb=True)),
+])
+def test_sees_images_in_its_own_normalisation(teacher, student):
+    teacher, student = build(**teacher), build(**student)
+    images = torch.randint(0, 256, (2, 3, 16, 16)).float()
+    own = teacher.data_preprocessor(dict(inputs=images), False)['inputs']
+    students = student.data_preprocessor(dict(inputs=images), False)['inputs']
+    converted = Teacher(teacher, ['head.fc'], student.data_preprocessor)._convert(students, None)
+    torch.testing.assert_close(converted, own, rtol=1e-4, atol=1e-4)
+
+
+def test_padding_stays_zero():
+    convert = Teacher(build(mean=[0.0] * 3), ['head.fc'], build().data_preprocessor)._convert
+    sample = BaseDataElement(metainfo=dict(img_shape=(5, 7)))
+    images = convert(torch.randn(1, 3, 8, 8), [sample])
+    assert images[0, :, :5, :7].abs().min() > 0
+    assert images[0, :, 5:].abs().max() == 0
+    assert images[0, :, :, 7:].abs().max() == 0
+
+
+def test_config_file_with_its_own_scope_and_preprocessor(tmp_path):
+    record = teacher_record(tmp_path)
+    model = record['config'] | dict(_scope_=None)
+    preprocessor = model.pop('data_preprocessor')
+    config = mmengine.Config(dict(default_scope='mmpretrain', model=model, data_preprocessor=preprocessor))
+    config.dump(str(tmp_path / 'teacher.py'))
+    network = build_teacher(str(tmp_path / 'teacher.py'), record['checkpoint'])
+    assert network.data_preprocessor.mean.flatten().tolist() == PREPROCESSOR['mean']
+
+
+def test_stock_config_by_package_name(tmp_path):
+    network = build_teacher('mmpretrain::resnet/resnet18_8xb16_cifar10.py', None)
+    assert type(network.backbone).__name__ == 'ResNet_CIFAR'
+
+
+def test_distilled_teacher_is_its_student(tmp_path):
+    record = teacher_record(tmp_path)
+    distilled = dict(type='kd_plugins.Distiller', student=record['config'], teacher=None, terms=[])
+    assert type(build_teacher(distilled, record['checkpoint'])).__name__ == 'ImageClassifier'
+
+
+def test_missing_config(tmp_path):
+    with pytest.raises(UserError, match=r'teacher config .*none\.py does not exist'):
+        build_teacher(str(tmp_path / 'none.py'), None)
+
+
+def test_checkpoint_of_another_network(tmp_path):
+    record = teacher_record(tmp_path)
+    with pytest.raises(UserError, match=r'does not fit ImageClassifier: .*stage1.* is left over.*this very config'):
+        build_teacher(classifier(8), record['checkpoint'])
+    with pytest.raises(UserError, match=r'backbone.* is \(.*\), the model has \('):
+        build_teacher(classifier(14, width=8), record['checkpoint'])

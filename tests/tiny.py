@@ -1,0 +1,127 @@
+"""Tiny data in real formats, and runs that take a second."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.runner import Runner
+
+CLASSES = 4
+PREPROCESSOR = dict(mean=[120.0] * 3, std=[60.0] * 3, num_classes=CLASSES)
+
+
+def image_folder(root: Path, images: int = 24, size: int = 16) -> Path:
+    """Write class folders of images whose brightness depends on the class."""
+    rng = np.random.default_rng(0)
+    for i in range(images):
+        folder = root / f'class{i % CLASSES}'
+        folder.mkdir(parents=True, exist_ok=True)
+        image = rng.integers(0, 120, (size, size, 3)) + 40 * (i % CLASSES)
+        cv2.imwrite(str(folder / f'{i:03d}.png'), image.astype(np.uint8))
+    return root
+
+
+def classifier(depth: int = 8, width: int = 4, **backbone: Any) -> dict:
+    """Return a record of a very small classifier."""
+    return dict(
+        type='ImageClassifier', _scope_='mmpretrain',
+        backbone=dict(type='kd_plugins.CifarResNet', depth=depth, width=width, **backbone),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=CLASSES, in_channels=4 * width,
+                  loss=dict(type='CrossEntropyLoss'), topk=(1,)),
+        data_preprocessor=dict(PREPROCESSOR),
+    )
+
+
+def classification_config(
+    data: Path, work_dir: Path, model: dict | None = None, epochs: int = 2, **more: Any,
+) -> Config:
+    """Return the config of a run of three steps an epoch, with augmentation, momentum and a schedule."""
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+                dict(type='PackInputs')]
+    loader = dict(
+        batch_size=8, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True),
+        dataset=dict(type='CustomDataset', data_root=str(data), pipeline=pipeline))
+    return Config(dict(
+        default_scope='mmpretrain', work_dir=str(work_dir), experiment_name=str(work_dir).replace('/', '_'),
+        model=model or classifier(), train_dataloader=loader, train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=1e-4)),
+        param_scheduler=[dict(type='MultiStepLR', milestones=[1], gamma=0.1)], randomness=dict(seed=0),
+        default_hooks=dict(reseed=dict(type='kd_plugins.ReseedHook')), log_level='ERROR',
+    ) | more)
+
+
+def teacher_record(folder: Path, depth: int = 14, width: int = 4) -> dict:
+    """Save a teacher with weights of its own, and return the record that loads it."""
+    from kd_plugins.registry import MODELS
+
+    record = classifier(depth, width)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = MODELS.build(record)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+    path = folder / 'teacher.pth'
+    torch.save({'state_dict': model.state_dict()}, path)
+    return dict(config=record, checkpoint=str(path))
+
+
+def coco_folder(root: Path, images: int = 4, size: int = 64) -> Path:
+    """Write a detection set in COCO's format, one bright box an image."""
+    rng = np.random.default_rng(0)
+    (root / 'images').mkdir(parents=True)
+    annotations = []
+    for i in range(images):
+        image = rng.integers(0, 90, (size, size, 3)).astype(np.uint8)
+        x, y, w, h = 8 + 4 * i, 10, 24, 30
+        image[y:y + h, x:x + w] += 120
+        cv2.imwrite(str(root / 'images' / f'{i}.png'), image)
+        annotations.append(dict(id=i + 1, image_id=i, category_id=1, bbox=[x, y, w, h], area=w * h, iscrowd=0))
+    (root / 'annotations.json').write_text(json.dumps(dict(
+        images=[dict(id=i, file_name=f'{i}.png', width=size, height=size) for i in range(images)],
+        categories=[dict(id=1, name='person')], annotations=annotations)))
+    return root
+
+
+def stock_detector(data: Path, work_dir: Path) -> Config:
+    """Return mmdet's own RetinaNet-R18 config on a tiny set, one epoch of two steps."""
+    config = get_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py')
+    config.work_dir, config.log_level = str(work_dir), 'ERROR'
+    config.experiment_name = str(work_dir).replace('/', '_')
+    config.model.backbone.init_cfg = None
+    config.train_dataloader.update(batch_size=2, num_workers=0, persistent_workers=False)
+    config.train_dataloader.dataset.update(
+        data_root=str(data) + '/', ann_file='annotations.json', data_prefix=dict(img='images/'),
+        metainfo=dict(classes=('person',)))
+    for step in config.train_dataloader.dataset.pipeline:
+        if step.type == 'Resize':
+            step.scale = (64, 64)
+    config.val_dataloader = config.val_cfg = config.val_evaluator = None
+    config.test_dataloader = config.test_cfg = config.test_evaluator = None
+    config.train_cfg = dict(by_epoch=True, max_epochs=1)
+    config.randomness = dict(seed=0)
+    return config
+
+
+def train(config: Config) -> Runner:
+    """Run a config to its end."""
+    runner = Runner.from_cfg(config)
+    runner.train()
+    return runner
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return a copy of a model's weights."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Say whether two sets of weights have the same keys and bits."""
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
