@@ -1,0 +1,163 @@
+import hashlib
+import importlib.util
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kd_plugins.errors import UserError
+
+TOOL = Path(__file__).parents[2] / 'tools' / 'prepare_data.py'
+_spec = importlib.util.spec_from_file_location('prepare_data', TOOL)
+tool = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tool)
+
+
+def refused(*argv: str) -> str:
+    with pytest.raises(UserError) as error:
+        tool.main(list(argv))
+    message = str(error.value)
+    assert '\n' not in message
+    return message
+
+
+def write(path: Path, content: str = '') -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+
+
+def write_voc(folder: Path, split: str, names: list[str]) -> None:
+    write(folder / 'ImageSets' / 'Main' / f'{split}.txt', ''.join(f'{name}\n' for name in names))
+    for name in names:
+        write(folder / 'JPEGImages' / f'{name}.jpg')
+        write(folder / 'Annotations' / f'{name}.xml')
+
+
+def write_tiny_imagenet(root: Path, annotations: str = 'v0.JPEG\tn2\t0\t0\t9\t9\nv1.JPEG\tn1\t0\t0\t9\t9\n') -> None:
+    for name in ('n1', 'n2'):
+        write(root / 'train' / name / 'images' / f'{name}_0.JPEG', name)
+        write(root / 'train' / name / f'{name}_boxes.txt')
+    write(root / 'val' / 'val_annotations.txt', annotations)
+    for name in ('v0.JPEG', 'v1.JPEG'):
+        write(root / 'val' / 'images' / name, name)
+
+
+@pytest.mark.parametrize(('name', 'folder', 'files', 'key'), [
+    ('cifar10', 'cifar-10-batches-py', [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch'], 'labels'),
+    ('cifar100', 'cifar-100-python', ['train', 'test'], 'fine_labels'),
+])
+def test_a_cifar_folder_is_read_through(
+    name: str, folder: str, files: list[str], key: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / folder).mkdir()
+    for file in files:
+        entry = {'data': np.zeros((2, 3072), np.uint8), key: [0, 1]}
+        (tmp_path / folder / file).write_bytes(pickle.dumps(entry, protocol=2))
+    tool.main([name, '--root', str(tmp_path)])
+    assert f'{2 * len(files) - 2} training and 2 test images' in capsys.readouterr().out
+    (tmp_path / folder / files[-1]).write_bytes(b'broken')
+    assert str(tmp_path / folder / files[-1]) in refused(name, '--root', str(tmp_path))
+
+
+def test_a_voc_folder_is_checked_file_by_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = tmp_path / 'VOCdevkit' / 'VOC2007'
+    write_voc(folder, 'trainval', ['a', 'b', 'c'])
+    write_voc(folder, 'test', ['d'])
+    tool.main(['voc2007', '--root', str(tmp_path)])
+    out = capsys.readouterr().out
+    assert '3 images in trainval' in out
+    assert '1 images in test' in out
+    (folder / 'Annotations' / 'd.xml').unlink()
+    assert refused('voc2007', '--root', str(tmp_path)).startswith(f'{folder / "Annotations" / "d.xml"}: missing')
+    (folder / 'JPEGImages' / 'b.jpg').unlink()
+    assert refused('voc2007', '--root', str(tmp_path)).startswith(f'{folder / "JPEGImages" / "b.jpg"}: missing')
+
+
+def test_voc2012_has_no_public_test_split(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_voc(tmp_path / 'VOCdevkit' / 'VOC2012', 'trainval', ['a'])
+    tool.main(['voc2012', '--root', str(tmp_path)])
+    assert '1 images in trainval' in capsys.readouterr().out
+
+
+def test_tiny_imagenets_validation_images_go_to_their_classes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_tiny_imagenet(tmp_path)
+    for _ in range(2):  # a second call finds its work done
+        tool.main(['tiny-imagenet', '--root', str(tmp_path)])
+        assert '2 classes, 2 training and 2 validation images' in capsys.readouterr().out
+    assert (tmp_path / 'val' / 'n2' / 'v0.JPEG').read_text() == 'v0.JPEG'
+    assert (tmp_path / 'val' / 'n1' / 'v1.JPEG').read_text() == 'v1.JPEG'
+    assert not (tmp_path / 'val' / 'images').exists()
+
+
+def test_mmpretrain_reads_what_tiny_imagenet_becomes(tmp_path: Path) -> None:
+    from mmpretrain.datasets import CustomDataset
+
+    write_tiny_imagenet(tmp_path)
+    tool.main(['tiny-imagenet', '--root', str(tmp_path)])
+    train, val = (CustomDataset(data_root=str(tmp_path), data_prefix=split) for split in ('train', 'val'))
+    assert train.metainfo['classes'] == val.metainfo['classes'] == ('n1', 'n2')
+    assert {Path(x['img_path']).name: x['gt_label'] for x in val} == {'v1.JPEG': 0, 'v0.JPEG': 1}
+    assert {Path(x['img_path']).name: x['gt_label'] for x in train} == {'n1_0.JPEG': 0, 'n2_0.JPEG': 1}
+
+
+def test_an_interrupted_sorting_goes_on(tmp_path: Path) -> None:
+    write_tiny_imagenet(tmp_path)
+    write(tmp_path / 'val' / 'n2' / 'v0.JPEG', 'v0.JPEG')
+    (tmp_path / 'val' / 'images' / 'v0.JPEG').unlink()
+    tool.main(['tiny-imagenet', '--root', str(tmp_path)])
+    assert (tmp_path / 'val' / 'n1' / 'v1.JPEG').is_file()
+
+
+def test_what_is_wrong_with_tiny_imagenet_is_named(tmp_path: Path) -> None:
+    def check(name: str, **kwargs: str) -> tuple[Path, list[str]]:
+        root = tmp_path / name
+        write_tiny_imagenet(root, **kwargs)
+        return root, ['tiny-imagenet', '--root', str(root)]
+
+    root, argv = check('lost')
+    (root / 'val' / 'images' / 'v1.JPEG').unlink()
+    assert refused(*argv).startswith(f'{root / "val" / "images" / "v1.JPEG"}: missing')
+    root, argv = check('unlisted', annotations='v0.JPEG\tn2\n')
+    assert refused(*argv).startswith(f'{root / "val" / "images"}: holds files')
+    root, argv = check('garbled', annotations='v0.JPEG n2\n')
+    assert 'val_annotations.txt, line 1' in refused(*argv)
+    root, argv = check('differing', annotations='v0.JPEG\tn2\nv1.JPEG\tn2\n')
+    assert 'train/ has 2 classes and val/ 1' in refused(*argv)
+    root, argv = check('empty')
+    (root / 'train' / 'n1' / 'images' / 'n1_0.JPEG').unlink()
+    assert refused(*argv).startswith(f'{root / "train" / "n1"}: expected images')
+    assert 'name --root so' in refused('tiny-imagenet', '--root', str(tmp_path / 'elsewhere'))
+
+
+def test_a_failed_download_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tool, 'TINY_IMAGENET_URL', (tmp_path / 'absent.zip').as_uri())
+    root = tmp_path / 'tiny-imagenet-200'
+    message = refused('tiny-imagenet', '--root', str(root))
+    assert message.startswith(f'{root}: not there, and the download failed')
+
+
+def test_tiny_imagenet_is_unpacked_from_an_archive_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny_imagenet(tmp_path / 'source' / 'tiny-imagenet-200')
+    data = tmp_path / 'data'
+    archive = Path(shutil.make_archive(str(data / 'tiny-imagenet-200'), 'zip', tmp_path / 'source'))
+    monkeypatch.setattr(tool, 'TINY_IMAGENET_MD5', hashlib.md5(archive.read_bytes()).hexdigest())
+    tool.main(['tiny-imagenet', '--root', str(data / 'tiny-imagenet-200')])
+    assert (data / 'tiny-imagenet-200' / 'val' / 'n2' / 'v0.JPEG').is_file()
+
+
+def test_the_command_line_ends_with_one_line_and_status_1(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, str(TOOL), 'tiny-imagenet', '--root', str(tmp_path / 'elsewhere')],
+        capture_output=True, text=True, check=False,
+        env={'PYTHONPATH': str(TOOL.parents[1]), 'PATH': ''},
+    )
+    assert run.returncode == 1
+    (line,) = run.stderr.strip().splitlines()
+    assert line.startswith(f'error: {tmp_path / "elsewhere"}')
+    assert run.stdout == ''

@@ -1,0 +1,127 @@
+"""Fetch a data set into the layout that the configs read, or check one that is there.
+
+    python tools/prepare_data.py cifar10 --root data/cifar10
+
+What is already in place is checked and kept; only what is missing is downloaded.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from kd_plugins.errors import UserError, one_line_errors
+
+TINY_IMAGENET_URL = 'http://cs231n.stanford.edu/tiny-imagenet-200.zip'
+TINY_IMAGENET_MD5 = '90528d7ca1a48142e341f4ef8d21d0de'
+
+
+def prepare_cifar(args: argparse.Namespace) -> None:
+    """Download CIFAR-10 or CIFAR-100 where it is missing, and read every file of it."""
+    from kd_plugins.datasets import cifar
+
+    dataset = {'cifar10': cifar.CIFAR10, 'cifar100': cifar.CIFAR100}[args.name]
+    sizes = {split: len(dataset(data_root=str(args.root), split=split)) for split in ('train', 'test')}
+    print(f'{args.root}: {sizes["train"]} training and {sizes["test"]} test images')
+
+
+def prepare_voc(args: argparse.Namespace) -> None:
+    """Download the trainval and, for 2007, the test archive where the split is missing; check the files of each."""
+    from torchvision.datasets import VOCDetection
+
+    year = args.name.removeprefix('voc')
+    folder = args.root / 'VOCdevkit' / f'VOC{year}'
+    for split in ('trainval', 'test') if year == '2007' else ('trainval',):
+        listed = folder / 'ImageSets' / 'Main' / f'{split}.txt'
+        if not listed.is_file():
+            download(folder, lambda split=split: VOCDetection(args.root, year, split, download=True))
+        names = listed.read_text().split()
+        for name in names:
+            for file in (folder / 'JPEGImages' / f'{name}.jpg', folder / 'Annotations' / f'{name}.xml'):
+                if not file.is_file():
+                    raise UserError(f'{file}: missing, though {listed} lists it; delete {folder} and run this again')
+        print(f'{folder}: {len(names)} images in {split}')
+
+
+def prepare_tiny_imagenet(args: argparse.Namespace) -> None:
+    """Download Tiny-ImageNet where it is missing, and sort its validation images into a folder a class."""
+    if not args.root.is_dir():
+        if args.root.name != 'tiny-imagenet-200':
+            raise UserError(f'{args.root}: the archive unpacks to tiny-imagenet-200; name --root so')
+        from torchvision.datasets.utils import download_and_extract_archive
+
+        parent = str(args.root.parent)
+        download(args.root, lambda: download_and_extract_archive(TINY_IMAGENET_URL, parent, md5=TINY_IMAGENET_MD5))
+    sort_validation(args.root / 'val')
+    classes = {}
+    for split in ('train', 'val'):
+        classes[split] = {path.name for path in (args.root / split).iterdir() if path.is_dir()}
+        empty = [name for name in sorted(classes[split]) if not any((args.root / split / name).rglob('*.JPEG'))]
+        if empty or not classes[split]:
+            raise UserError(f'{args.root / split / "".join(empty[:1])}: expected images *.JPEG, found none; '
+                            f'delete {args.root} and run this again')
+    if classes['train'] != classes['val']:
+        raise UserError(f'{args.root}: train/ has {len(classes["train"])} classes and val/ {len(classes["val"])}, '
+                        f'which differ; delete {args.root} and run this again')
+    counts = {split: sum(1 for _ in (args.root / split).rglob('*.JPEG')) for split in classes}
+    print(f'{args.root}: {len(classes["train"])} classes, {counts["train"]} training and {counts["val"]} '
+          'validation images')
+
+
+def sort_validation(folder: Path) -> None:
+    """Move ``images/<file>`` to ``<class>/<file>`` by ``val_annotations.txt``; go on where this was interrupted."""
+    images = folder / 'images'
+    if not images.is_dir():
+        return
+    annotations = folder / 'val_annotations.txt'
+    for number, line in enumerate(annotations.read_text().splitlines(), 1):
+        fields = line.split('\t')
+        if len(fields) < 2:
+            raise UserError(f'{annotations}, line {number}: expected a file and its class with a tab between, '
+                            f"got '{line}'")
+        source, target = images / fields[0], folder / fields[1] / fields[0]
+        if source.is_file():
+            target.parent.mkdir(exist_ok=True)
+            source.rename(target)
+        elif not target.is_file():
+            raise UserError(f'{source}: missing, though {annotations} lists it')
+    try:
+        images.rmdir()
+    except OSError:
+        raise UserError(f'{images}: holds files that {annotations} does not list; move them away') from None
+
+
+def download(folder: Path, fetch: Callable[[], object]) -> None:
+    """Run a download; without a network, say in one line what is missing."""
+    try:
+        fetch()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f'{folder}: not there, and the download failed ({error}); unpack the official archive there '
+                        'by hand') from error
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='name', required=True, metavar='DATASET')
+    for name, prepare, root in (
+        ('cifar10', prepare_cifar, 'data/cifar10'),
+        ('cifar100', prepare_cifar, 'data/cifar100'),
+        ('voc2007', prepare_voc, 'data'),
+        ('voc2012', prepare_voc, 'data'),
+        ('tiny-imagenet', prepare_tiny_imagenet, 'data/tiny-imagenet-200'),
+    ):
+        command = commands.add_parser(name, help=prepare.__doc__, description=prepare.__doc__)
+        command.add_argument('--root', type=Path, default=Path(root), help='folder (default: %(default)s)')
+        command.set_defaults(prepare=prepare)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line."""
+    args = parse_args(argv)
+    args.prepare(args)
+
+
+if __name__ == '__main__':
+    with one_line_errors():
+        main()
