@@ -21,7 +21,7 @@ from kd_plugins.errors import UserError
 
 # The build needs to see torch, hence no isolation; pip may have kept a wheel built without operators, hence no cache.
 FULL_BUILD = (
-    "pip install 'setuptools>=77,<82' wheel ninja && MMCV_WITH_OPS=1 pip install --force-reinstall --no-deps "
+    "pip install 'setuptools>=77,<82' ninja && MMCV_WITH_OPS=1 pip install --force-reinstall --no-deps "
     '--no-cache-dir --no-build-isolation --no-binary onedl-mmcv onedl-mmcv'
 )
 
@@ -86,7 +86,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     """
     boxes, scores = _widen(boxes, scores)
     # Rounded as the IoUs are: a float32 0.3 is above the double 0.3, yet not above 0.3.
-    iou_threshold = boxes.new_tensor(iou_threshold).item()
+    iou_threshold = torch.tensor(iou_threshold, dtype=boxes.dtype).item()
     return torchvision.ops.nms(_grow(boxes, offset), scores, iou_threshold)
 
 
@@ -499,9 +499,9 @@ def modulated_deform_conv_backward(
 
 def _sigmoid_focal_terms(input: Tensor, target: Tensor, weight: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return, per logit, +1 for the target class and −1 elsewhere; sign · logit; and the weight of its loss."""
-    positive = target[:, None] == torch.arange(input.shape[1], device=input.device)
-    sign = positive.to(input.dtype) * 2 - 1
-    scale = torch.where(positive, alpha, 1 - alpha).to(input.dtype)
+    truth = (target[:, None] == torch.arange(input.shape[1], device=input.device)).to(input.dtype)
+    sign = 2 * truth - 1
+    scale = alpha * truth + (1 - alpha) * (1 - truth)
     if len(weight):
         # The background (target = C) has no entry; it keeps weight 1.
         scale = scale * F.pad(weight.to(input.dtype), (0, 1), value=1)[target, None]
