@@ -28,9 +28,8 @@ def _pairwise(x: Tensor) -> Tensor:
     norms = gram.diagonal()
     norms = norms[:, None] + norms
     distances = norms - 2 * gram
-    # Samples nearer than rounding can tell are one point; each is so with itself.
-    same = distances <= 32 * torch.finfo(x.dtype).eps * norms
-    return distances.masked_fill(same.fill_diagonal_(True), 0)
+    # Samples nearer than rounding can tell are one point, as each is with itself.
+    return distances.masked_fill(distances <= 32 * torch.finfo(x.dtype).eps * norms, 0)
 
 
 def _inverse_root(squares: Tensor) -> Tensor:

@@ -114,8 +114,20 @@ def test_float32_is_as_good(loss):
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(reference.item(), rel=1e-5)
     assert (student.grad - exact.grad).norm() < 1e-5 * exact.grad.norm()
-    moved = loss(student.detach() + 30, teacher)
-    assert moved.item() == pytest.approx(reference.item(), rel=1e-4)
+
+
+@LOSSES
+def test_far_from_the_origin(loss):
+    # Multiples of 1/256, so that float32 holds the moved embeddings exactly.
+    student, teacher = (torch.randn(32, 64) * 256).round() / 256, torch.randn(32, 64)
+    assert loss(student + 1000, teacher).item() == pytest.approx(loss(student, teacher).item(), rel=1e-3)
+
+
+@LOSSES
+def test_nearer_than_rounding_is_one_point(loss):
+    student, teacher = torch.randn(6, 8).repeat(3, 1), torch.randn(18, 8)
+    near = student + 1e-6 * torch.randn(18, 8)
+    assert loss(near, teacher).item() == pytest.approx(loss(student, teacher).item(), rel=1e-5)
 
 
 def test_weight_zero_skips_the_part():

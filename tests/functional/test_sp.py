@@ -61,5 +61,6 @@ def test_equal_zero_and_single():
 def test_wrong_use():
     with pytest.raises(ValueError, match=r'sp_loss: .*same B, got student \(3, 4\) and teacher \(2, 4\); let both'):
         sp_loss(torch.ones(3, 4), torch.ones(2, 4))
-    with pytest.raises(ValueError, match='two non-empty batches'):
-        sp_loss(torch.ones(3), torch.ones(3))
+    for shape in ((3,), (0, 4), (3, 0)):
+        with pytest.raises(ValueError, match='two non-empty batches'):
+            sp_loss(torch.ones(shape), torch.ones(shape))
