@@ -18,6 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, DictAction
 from mmengine.dist import get_dist_info
 from mmengine.logging import print_log
@@ -126,6 +127,8 @@ def main() -> None:
         set_skip_corrupt(config)
     if args.amp:
         config.optim_wrapper.type = 'kd_plugins.BF16OptimWrapper'
+    if not torch.cuda.is_available() and 'env_cfg' in config:
+        config.env_cfg.setdefault('dist_cfg', {}).backend = 'gloo'
     Runner.from_cfg(config).train()
     if config.get('compare') and get_dist_info()[0] == 0:
         print_comparison(config)
