@@ -1,7 +1,8 @@
 """Child registries of mmengine's, in scope ``kd_plugins``.
 
 mmengine imports ``<scope>.registry`` when it meets an unknown scope, and the locations below when it first looks a
-name up. So ``type='kd_plugins.NSTLoss'`` works in any config, without ``custom_imports``.
+name up, so ``type='kd_plugins.NSTLoss'`` is found in any config. On an mmcv without compiled operators the config also
+needs ``custom_imports=dict(imports=['kd_plugins'])``: mmdet imports them before it looks at any name.
 """
 
 from mmengine import registry as mmengine_registry

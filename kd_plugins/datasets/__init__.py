@@ -1,0 +1,15 @@
+from typing import Any
+
+from kd_plugins.datasets.cifar import CIFAR10, CIFAR100
+from kd_plugins.datasets.loading import LoadImage
+from kd_plugins.registry import DATASETS
+
+__all__ = ['CIFAR10', 'CIFAR100', 'LoadImage']
+
+
+@DATASETS.register_module(name='VOCDataset')
+def _voc_dataset(**kwargs: Any) -> Any:
+    """Build a :class:`kd_plugins.datasets.voc.VOCDataset`; mmdet is imported for those who detect only."""
+    from kd_plugins.datasets.voc import VOCDataset
+
+    return VOCDataset(**kwargs)

@@ -55,11 +55,9 @@ def _mask(name: str, centre: np.ndarray, radius: float, aspect: float, angle: fl
     return cv2.resize(canvas, size, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
-def _texture(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """Return a picture (H, W, 3) in [0, 255]: a colour with either soft spots or stripes of a second colour."""
+def _texture(rng: np.random.Generator, size: tuple[int, int], colour: np.ndarray, contrast: float) -> np.ndarray:
+    """Return a picture (H, W, 3): a colour, shaded by soft spots or by stripes of the given contrast, in [0, 1]."""
     width, height = size
-    first, second = rng.uniform(0, 255, (2, 3))
-    second = first + (second - first) * rng.uniform(0.2, 1)
     if rng.random() < 0.5:
         cells = rng.integers(2, 9)
         amount = cv2.resize(rng.random((cells, cells)), size, interpolation=cv2.INTER_CUBIC)
@@ -67,19 +65,25 @@ def _texture(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         x, y = np.meshgrid(np.arange(width), np.arange(height))
         angle, period = rng.uniform(0, np.pi), rng.uniform(4, 24)
         amount = 0.5 + 0.5 * np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period)
-    return first + (second - first) * np.clip(amount, 0, 1)[..., None]
+    other = rng.uniform(0, 255, 3)
+    return colour + contrast * (other - colour) * np.clip(amount, 0, 1)[..., None]
 
 
 def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """Return a textured picture (H, W, 3) strewn with lines and irregular fragments that belong to no class."""
-    picture = np.ascontiguousarray(_texture(rng, size), dtype=np.float32)
+    """Return a greyish picture (H, W, 3) strewn with lines and irregular fragments that belong to no class."""
+    grey = rng.uniform(60, 200)
+
+    def dull() -> np.ndarray:
+        return grey + rng.uniform(-45, 45, 3)
+
+    picture = np.ascontiguousarray(_texture(rng, size, dull(), rng.uniform(0.1, 0.5)), dtype=np.float32)
     extent = np.array(size)
-    for _ in range(rng.integers(4, 12)):
-        colour = tuple(rng.uniform(0, 255, 3))
+    for _ in range(rng.integers(2, 8)):
+        colour = tuple(dull() + rng.uniform(-40, 40))
         start = rng.uniform(0, 1, 2) * extent
         if rng.random() < 0.5:
             end = start + rng.uniform(-0.4, 0.4, 2) * extent
-            cv2.line(picture, start.astype(int).tolist(), end.astype(int).tolist(), colour, int(rng.integers(1, 4)))
+            cv2.line(picture, start.astype(int).tolist(), end.astype(int).tolist(), colour, int(rng.integers(1, 3)))
         else:
             spread = rng.uniform(-0.12, 0.12, (5, 2)) * min(size)
             cv2.fillPoly(picture, [(start + spread).astype(np.int32)], colour)
@@ -88,7 +92,7 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 
 def _finish(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
     """Add the light and the noise of a camera; return the picture (H, W, 3) as uint8."""
-    picture = picture * rng.uniform(0.6, 1.2) + rng.normal(0, rng.uniform(2, 16), picture.shape)
+    picture = picture * rng.uniform(0.6, 1.2) + rng.normal(0, rng.uniform(1, 10), picture.shape)
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
@@ -96,9 +100,10 @@ def _paint(rng: np.random.Generator, picture: np.ndarray, mask: np.ndarray) -> n
     """Return the picture with a freshly textured shape over it, in a colour that can be told from what it covers."""
     inside = mask > 0.5
     behind = picture[inside].mean(0) if inside.any() else picture.mean((0, 1))
-    texture = _texture(rng, mask.shape[::-1])
-    while np.abs(texture.mean((0, 1)) - behind).max() < 50:
-        texture = _texture(rng, mask.shape[::-1])
+    colour = behind
+    while np.abs(colour - behind).max() < 80:
+        colour = rng.uniform(0, 255, 3)
+    texture = _texture(rng, mask.shape[::-1], colour, rng.uniform(0, 0.5))
     return picture + (texture - picture) * (mask * rng.uniform(0.8, 1))[..., None]
 
 
@@ -106,7 +111,7 @@ def _shape(rng: np.random.Generator, name: str, size: tuple[int, int], radius: t
            margin: float) -> np.ndarray:
     """Return the mask of a shape somewhere on the picture; its radius lies in a range given in shorter sides."""
     centre = rng.uniform(margin, 1 - margin, 2) * size
-    return _mask(name, centre, rng.uniform(*radius) * min(size), rng.uniform(0.7, 1), rng.uniform(0, 2 * np.pi), size)
+    return _mask(name, centre, rng.uniform(*radius) * min(size), rng.uniform(0.75, 1), rng.normal(0, 0.3), size)
 
 
 def _scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[dict]]:
@@ -126,7 +131,8 @@ def _scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray,
             'name': name,
             'truncated': int(left == 0 or top == 0 or right == size[0] - 1 or bottom == size[1] - 1),
             'difficult': int(hidden.sum() > 0.6 * inside.sum()),
-            'bndbox': {'xmin': left + 1, 'ymin': top + 1, 'xmax': right + 1, 'ymax': bottom + 1},  # counted from 1, as VOC does
+            # VOC counts pixels from 1.
+            'bndbox': {'xmin': left + 1, 'ymin': top + 1, 'xmax': right + 1, 'ymax': bottom + 1},
         })
     return _finish(rng, picture), objects
 
@@ -264,15 +270,3 @@ def draw_classification(root: str | Path, images: Mapping[str, int], size: int =
                     _write_image(folder / split / name / f'{i:05d}.jpg', _finish(rng, picture))
 
     return _draw_into(root, {'kind': 'classification', 'images': images, 'size': size, 'seed': seed}, draw)
-
-
-def prepare(type: str, **parameters: object) -> Path:
-    """Carry out a config's ``prepare = dict(type=…, root=…, …)``: ``draw_voc`` or ``draw_classification``.
-
-    Raises:
-        UserError: The type names neither.
-    """
-    kinds = {'draw_voc': draw_voc, 'draw_classification': draw_classification}
-    if type not in kinds:
-        raise UserError(f"prepare: unknown type '{type}', expected one of {', '.join(kinds)}")
-    return kinds[type](**parameters)

@@ -1,0 +1,97 @@
+"""Reading images so that a broken file is noticed instead of trained on."""
+
+import logging
+
+import cv2
+import mmcv
+import numpy as np
+from mmcv.transforms import LoadImageFromFile
+from mmengine import fileio
+from mmengine.logging import print_log
+
+from kd_plugins.errors import UserError
+from kd_plugins.registry import TRANSFORMS
+
+_TRUNCATED = 'is truncated'
+
+
+def _jpeg_defect(data: bytes) -> str | None:
+    """Say whether a JPEG lacks its end marker.
+
+    OpenCV fills what a truncated JPEG lacks with grey and reports nothing. The marker is looked for behind the start
+    of the first scan, since an embedded thumbnail brings its own; data of a scan never contains one by chance.
+    """
+    at = 2
+    while data[at:at + 1] == b'\xff' and data[at + 1:at + 2] != b'\xda':
+        at += 2 + int.from_bytes(data[at + 2:at + 4], 'big')
+    return None if data.find(b'\xff\xd9', at) >= 0 else _TRUNCATED
+
+
+def _defect(data: bytes) -> str | None:
+    """Say what is wrong with the bytes of an image file, as far as its format's own marks tell; None for nothing."""
+    if not data:
+        return 'is empty'
+    if data.startswith(b'\xff\xd8'):
+        return _jpeg_defect(data)
+    if data.startswith(b'\x89PNG') and b'IEND' not in data[-4096:]:
+        return _TRUNCATED
+    return None
+
+
+@TRANSFORMS.register_module()
+class LoadImage(LoadImageFromFile):
+    """mmcv's ``LoadImageFromFile`` that accounts for every broken file.
+
+    Args:
+        skip_corrupt: Whether to log a broken file once and return None, upon which mmengine's data sets draw another
+            sample in training. A test set must be whole: there the data set raises, naming the index.
+        to_float32: Whether the image is float32 instead of uint8.
+        color_type: As in :func:`mmcv.imfrombytes`.
+        imdecode_backend: As in :func:`mmcv.imfrombytes`.
+        backend_args: As in :func:`mmengine.fileio.get`.
+
+    Raises:
+        UserError: The file is missing, or it is truncated or no image and ``skip_corrupt`` is False.
+    """
+
+    def __init__(self, skip_corrupt: bool = False, to_float32: bool = False, color_type: str = 'color',
+                 imdecode_backend: str = 'cv2', *, backend_args: dict | None = None) -> None:
+        super().__init__(to_float32, color_type, imdecode_backend, backend_args=backend_args)
+        self.skip_corrupt = skip_corrupt
+        self._reported: set[str] = set()
+
+    def transform(self, results: dict) -> dict | None:
+        """Read ``results['img_path']``; set ``img`` (H, W, 3), ``img_shape`` and ``ori_shape``."""
+        path = results['img_path']
+        try:
+            data = fileio.get(path, backend_args=self.backend_args)
+        except FileNotFoundError:
+            raise UserError(f'{path}: image file is missing; check data_root and data_prefix') from None
+        defect, image = _defect(data), None
+        if defect is None:
+            try:
+                image = mmcv.imfrombytes(data, flag=self.color_type, backend=self.imdecode_backend)
+            except (OSError, cv2.error):
+                image = None
+            defect = 'is not an image' if image is None else None
+        if defect is not None:
+            return self._refuse(path, defect)
+        if self.to_float32:
+            image = image.astype(np.float32)
+        results['img'] = image
+        results['img_shape'] = results['ori_shape'] = image.shape[:2]
+        return results
+
+    def _refuse(self, path: str, defect: str) -> None:
+        if not self.skip_corrupt:
+            raise UserError(f'{path}: image file {defect}; replace it, or set skip_corrupt=True on LoadImage to train '
+                            'without it')
+        if path not in self._reported:
+            self._reported.add(path)
+            print_log(f'{path}: image file {defect}; training takes another sample instead', 'current',
+                      logging.WARNING)
+
+    def __repr__(self) -> str:
+        return (f'{type(self).__name__}(skip_corrupt={self.skip_corrupt}, to_float32={self.to_float32}, '
+                f"color_type='{self.color_type}', imdecode_backend='{self.imdecode_backend}', "
+                f'backend_args={self.backend_args})')
