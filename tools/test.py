@@ -1,0 +1,68 @@
+"""Score a checkpoint.
+
+    python tools/test.py configs/nst_voc_mini.py work_dirs/nst_voc_mini/student.pth --show-dir work_dirs/pictures
+"""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+import kd_plugins  # noqa: F401 - supplies mmcv's operators
+from kd_plugins.checkpoint import guard_checkpoints, load_weights
+from kd_plugins.config import load_config
+from kd_plugins.errors import one_line_errors
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config')
+    parser.add_argument('checkpoint')
+    parser.add_argument('--work-dir', help='folder of the log (default: work_dirs/<config>)')
+    parser.add_argument('--show-dir', help='draw the predictions into this folder')
+    parser.add_argument('--allow-pickle', action='store_true', help='run the code in pickled checkpoints you trust')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def set_drawing(config: Config, folder: str) -> None:
+    """Let the visualisers of mmdet or mmpretrain draw every prediction."""
+    folder = str(Path(folder).resolve())  # mmdet puts a relative one below its time stamp
+    hooks = config.setdefault('default_hooks', {})
+    if config.default_scope == 'mmdet':
+        config.visualizer = dict(type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+        hooks['visualization'] = dict(type='DetVisualizationHook', draw=True, test_out_dir=folder)
+    else:
+        hooks['visualization'] = dict(type='VisualizationHook', enable=True, interval=1, out_dir=folder)
+
+
+def main() -> None:
+    """Run the command line."""
+    args = parse_args()
+    config = load_config(args.config, args.work_dir, args.cfg_options)
+    config.launcher, config.load_from, config.resume = args.launcher, None, False
+    guard_checkpoints(args.allow_pickle)
+    if args.show_dir:
+        set_drawing(config, args.show_dir)
+    if not torch.cuda.is_available() and 'env_cfg' in config:
+        config.env_cfg.setdefault('dist_cfg', {}).backend = 'gloo'
+    runner = Runner.from_cfg(config)
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    load_weights(model, args.checkpoint, args.allow_pickle)  # mmengine would score whatever a loose load leaves
+    metrics = runner.test()
+    print_log(f'scored {args.checkpoint}', 'current', logging.INFO)
+    print(json.dumps({key: float(value) for key, value in metrics.items()}))
+
+
+if __name__ == '__main__':
+    with one_line_errors():
+        main()
