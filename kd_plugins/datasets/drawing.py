@@ -96,14 +96,16 @@ def _finish(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
-def _paint(rng: np.random.Generator, picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return the picture with a freshly textured shape over it, in a colour that can be told from what it covers."""
-    inside = mask > 0.5
-    behind = picture[inside].mean(0) if inside.any() else picture.mean((0, 1))
-    colour = behind
-    while np.abs(colour - behind).max() < 80:
-        colour = rng.uniform(0, 255, 3)
-    texture = _texture(rng, mask.shape[::-1], colour, rng.uniform(0, 0.5))
+def _colour(rng: np.random.Generator, name: str) -> np.ndarray:
+    """Return a strong colour (3,), more often than not near the hue that is usual for the class."""
+    hue = (CLASSES.index(name) / len(CLASSES) + rng.normal(0, 0.1)) % 1
+    pixel = np.array([[[hue * 180, rng.uniform(120, 255), rng.uniform(100, 255)]]], np.uint8)
+    return cv2.cvtColor(pixel, cv2.COLOR_HSV2BGR)[0, 0].astype(float)
+
+
+def _paint(rng: np.random.Generator, picture: np.ndarray, name: str, mask: np.ndarray) -> np.ndarray:
+    """Return the picture with a freshly textured shape over it."""
+    texture = _texture(rng, mask.shape[::-1], _colour(rng, name), rng.uniform(0, 0.5))
     return picture + (texture - picture) * (mask * rng.uniform(0.8, 1))[..., None]
 
 
@@ -119,8 +121,8 @@ def _scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray,
     picture = _background(rng, size)
     names = [CLASSES[i] for i in rng.integers(len(CLASSES), size=rng.integers(1, 5))]
     masks = [_shape(rng, name, size, (0.1, 0.28), 0.1) for name in names]
-    for mask in masks:
-        picture = _paint(rng, picture, mask)
+    for name, mask in zip(names, masks, strict=True):
+        picture = _paint(rng, picture, name, mask)
     objects = []
     for k, (name, mask) in enumerate(zip(names, masks, strict=True)):
         inside = mask > 0.5
@@ -263,10 +265,10 @@ def draw_classification(root: str | Path, images: Mapping[str, int], size: int =
                 for i in range(count):
                     rng = np.random.default_rng([seed, s, c, i])
                     picture = _background(rng, (size, size))
-                    picture = _paint(rng, picture, _shape(rng, name, (size, size), (0.2, 0.45), 0.3))
+                    picture = _paint(rng, picture, name, _shape(rng, name, (size, size), (0.2, 0.45), 0.3))
                     if rng.random() < 0.3:  # something in front
                         other = CLASSES[rng.integers(len(CLASSES))]
-                        picture = _paint(rng, picture, _shape(rng, other, (size, size), (0.1, 0.15), 0.1))
+                        picture = _paint(rng, picture, other, _shape(rng, other, (size, size), (0.1, 0.15), 0.1))
                     _write_image(folder / split / name / f'{i:05d}.jpg', _finish(rng, picture))
 
     return _draw_into(root, {'kind': 'classification', 'images': images, 'size': size, 'seed': seed}, draw)
