@@ -1,0 +1,63 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from kd_plugins.errors import UserError
+
+_spec = importlib.util.spec_from_file_location('benchmark', Path(__file__).parents[2] / 'tools' / 'benchmark.py')
+tool = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tool)
+
+CASES = [case._replace(shape=(6, 3, 4, 4) if len(case.shape) == 4 else (6, 5)) for case in tool.loss_cases(True)]
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    def run(cases):
+        monkeypatch.setattr(tool, 'loss_cases', lambda large: cases)
+        out = tmp_path / 'out.json'
+        try:
+            tool.main(['losses', '--device', 'cpu', '--repeats', '2', '--json', str(out)])
+        finally:
+            result = json.loads(out.read_text())
+        return result
+
+    return run
+
+
+def test_measures_every_loss(run, capsys):
+    result = run(CASES)
+    assert {'device', 'threads', 'repeats', 'torch'} < result.keys()
+    assert result['repeats'] == 2
+    assert [case['name'] for case in result['cases']] == [case.name for case in CASES]
+    for case in result['cases']:
+        assert case['value_disagreement'] <= 1e-4
+        assert case['gradient_disagreement'] <= 1e-4
+        for side in (case['kd_plugins'], case['reference']):
+            assert 0 < side['ms_min'] <= side['ms'] <= side['ms_max']
+        assert case['speedup'] == pytest.approx(case['reference']['ms'] / case['kd_plugins']['ms'])
+    assert 'NST gaussian' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('broken', [
+    lambda reference: lambda s, t: reference(s, t) * 1.001,  # value and gradient
+    lambda reference: lambda s, t: reference(s, t) + 1e-3 * (s - s.detach()).sum(),  # the gradient alone
+    lambda reference: lambda s, t: reference(s, t) * torch.nan,
+], ids=['value', 'gradient', 'nan'])
+def test_disagreement_is_an_error_that_names_the_loss(run, broken):
+    kept, case = CASES[0], next(case for case in CASES if case.name == 'SP')
+    with pytest.raises(UserError, match=r'^SP \(6, 3, 4, 4\) and the literal form differ'):
+        run([kept, case._replace(reference=broken(case.reference))])
+
+
+def test_peak_memory_is_the_most_held_at_once():
+    def step():
+        for _ in range(3):
+            kept = torch.empty(2**18)
+            more = torch.empty(2**17)
+            del kept, more
+
+    assert tool.peak_memory(step, torch.device('cpu')) == 2**20 + 2**19
