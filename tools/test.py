@@ -39,10 +39,12 @@ def set_drawing(config: Config, folder: str) -> None:
     folder = str(Path(folder).resolve())  # mmdet puts a relative one below its time stamp
     hooks = config.setdefault('default_hooks', {})
     if config.default_scope == 'mmdet':
-        config.visualizer = dict(type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
-        hooks['visualization'] = dict(type='DetVisualizationHook', draw=True, test_out_dir=folder)
+        visualizer, hook = 'DetLocalVisualizer', dict(type='DetVisualizationHook', draw=True, test_out_dir=folder)
     else:
-        hooks['visualization'] = dict(type='VisualizationHook', enable=True, interval=1, out_dir=folder)
+        visualizer = 'UniversalVisualizer'
+        hook = dict(type='VisualizationHook', enable=True, interval=1, out_dir=folder)
+    config.visualizer = dict(type=visualizer, vis_backends=[dict(type='LocalVisBackend')])
+    hooks['visualization'] = hook
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ default_hooks = dict(
     # In default_hooks, which merges: a leaf's custom_hooks replaces the whole list.
     export=dict(type='kd_plugins.ExportHook'),
     reseed=dict(type='kd_plugins.ReseedHook'),
+    handover=dict(type='kd_plugins.HandoverHook'),
 )
 
 env_cfg = dict(
@@ -17,7 +18,7 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'),
 )
-visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
 log_level = 'INFO'
 load_from = None
 resume = False

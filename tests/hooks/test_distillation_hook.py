@@ -185,6 +185,15 @@ def test_works_with(tmp_path, data, teacher, way, change):
     assert all(x.isfinite().all() for x in end.values())
 
 
+@BOTH
+def test_compiled_run_trains_the_same(tmp_path, data, teacher, way):
+    for name, compile_ in (('eager', False), ('compiled', dict(backend='eager'))):
+        train(classification_config(data, tmp_path / name, epochs=1, **way(teacher, [KD, AT, HINT]), compile=compile_))
+    eager, compiled = (saved(tmp_path / name / 'epoch_1.pth')['state_dict'] for name in ('eager', 'compiled'))
+    for key in eager:
+        torch.testing.assert_close(eager[key], compiled[key], rtol=1e-4, atol=1e-5)
+
+
 def test_accumulation_equals_the_large_batch(tmp_path, data, teacher):
     """With KD, a mean over samples, three small steps accumulate the gradient of one large one (no BatchNorm)."""
     results = []
