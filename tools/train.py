@@ -52,14 +52,26 @@ def prepare(config: Config) -> None:
     """Make the data that the config describes."""
     for record in config.get('prepare', []):
         arguments = dict(record)
-        module, _, function = arguments.pop('type').rpartition('.')
-        getattr(importlib.import_module(module), function)(**arguments)
+        name = arguments.pop('type')
+        module, _, function = name.rpartition('.')
+        try:
+            function = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(f"prepare: there is no function '{name}' ({error}); correct the record's type") from error
+        function(**arguments)
 
 
 def train_apart(config: str) -> None:
     """Train another config in a process of its own; it goes on where it was interrupted."""
+    if not Path(config).is_file():
+        raise UserError(f'config {config}, which this run builds on, does not exist: correct its path in requires or '
+                        'compare')
     print_log(f'training {config} first', 'current')
-    if subprocess.run([sys.executable, __file__, config, '--resume'], check=False).returncode:
+    try:
+        status = subprocess.run([sys.executable, __file__, config, '--resume'], check=False).returncode
+    except KeyboardInterrupt:  # the other process got it too, and has said how to go on
+        raise SystemExit(130) from None
+    if status:
         raise UserError(f'{config}, which this run builds on, failed: see its error above')
 
 

@@ -84,8 +84,8 @@ class LoadImage(LoadImageFromFile):
 
     def _refuse(self, path: str, defect: str) -> None:
         if not self.skip_corrupt:
-            raise UserError(f'{path}: image file {defect}; replace it, or set skip_corrupt=True on LoadImage to train '
-                            'without it')
+            raise UserError(f'{path}: image file {defect}; replace it, or train without it (--skip-corrupt, or '
+                            'skip_corrupt=True on LoadImage)')
         if path not in self._reported:
             self._reported.add(path)
             print_log(f'{path}: image file {defect}; training takes another sample instead', 'current',

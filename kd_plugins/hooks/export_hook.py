@@ -30,9 +30,14 @@ class ExportHook(Hook):
         """Note the metrics and when they were taken."""
         self._metrics = dict(metrics or {}) | {'epoch': runner.epoch, 'iter': runner.iter}
 
-    @master_only
     def after_train(self, runner: Runner) -> None:
-        """Write both files."""
+        """Write both files; first take the metrics of a run that was killed after its last checkpoint."""
+        if runner.val_loop is not None and self._metrics.get('iter') != runner.iter:
+            runner.val_loop.run()
+        self._write(runner)
+
+    @master_only
+    def _write(self, runner: Runner) -> None:
         folder = Path(runner.work_dir)
         last = runner.message_hub.get_info('last_ckpt')
         checkpoint = read_checkpoint(last)
