@@ -86,7 +86,9 @@ def _auto_adapter(student: Tensor, teacher: Tensor) -> nn.Module:
 
 def _gathered(feature: Tensor) -> Tensor:
     """Return the feature of the global batch, with gradient; the tensor itself in a single process."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    # A dry run, which needs no gradient, is each process's own; its tensors may lie where the backend does not reach.
+    alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+    if alone or not torch.is_grad_enabled():
         return feature
     shape = torch.tensor(feature.shape, device=feature.device)
     shapes = [torch.empty_like(shape) for _ in range(dist.get_world_size())]

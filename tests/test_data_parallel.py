@@ -1,0 +1,141 @@
+"""Two processes train as one does: numbers from one launch of ``workers/data_parallel.py``."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import classifier, equal, image_folder, teacher_record
+
+from kd_plugins.registry import MODELS
+
+TESTS = Path(__file__).parent
+RELATIONAL, PER_SAMPLE = ('rkd-d', 'rkd-a', 'rkd-da', 'sp'), ('kd', 'at', 'nst')
+TERMS = RELATIONAL + PER_SAMPLE
+BOTH = pytest.mark.parametrize('way', ['hook', 'model'])
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data_parallel')
+    image_folder(folder / 'images')
+    (folder / 'classifier').mkdir()
+    teacher_record(folder / 'classifier')
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    environment = os.environ | dict(
+        MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1',
+        PYTHONPATH=os.pathsep.join([str(TESTS), str(TESTS.parent)]))
+    logs = [folder / f'rank{rank}.log' for rank in range(2)]
+    processes = []
+    for rank, log in enumerate(logs):
+        with log.open('w') as output:
+            processes.append(subprocess.Popen(
+                [sys.executable, str(TESTS / 'workers/data_parallel.py'), str(folder)], stdout=output, stderr=output,
+                env=environment | dict(RANK=str(rank), LOCAL_RANK=str(rank))))
+    deadline = time.monotonic() + 300
+    while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    for process in processes:
+        process.kill()
+    failed = [log.read_text() for p, log in zip(processes, logs, strict=True) if p.wait()]
+    assert not failed, '\n'.join(failed)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def ranks(folder):
+    return [torch.load(folder / f'rank{rank}.pth') for rank in range(2)]
+
+
+def runs(ranks, way, name):
+    """Return the run of one process, and those of the two ranks."""
+    return ranks[0]['alone'][way, name], [rank['together'][way, name] for rank in ranks]
+
+
+def assert_close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def steps(run, key):
+    """Return how far each iteration moved the parameters."""
+    return [{k: after[k] - before[k] for k in after} for before, after in zip(run[key], run[key][1:], strict=False)]
+
+
+@BOTH
+def test_relational_loss_is_that_of_the_global_batch(ranks, way):
+    alone, together = runs(ranks, way, 'terms')
+    for i, name in enumerate(RELATIONAL):
+        expected = alone['losses'][i][f'loss_{name}']
+        assert expected > 1e-4
+        assert [run['losses'][i][f'loss_{name}'] for run in together] == pytest.approx([expected] * 2, rel=1e-9)
+
+
+@BOTH
+def test_per_sample_losses_average_to_that_of_the_global_batch(ranks, way):
+    alone, together = runs(ranks, way, 'terms')
+    for i, name in enumerate(PER_SAMPLE, len(RELATIONAL)):
+        values = [run['losses'][i][f'loss_{name}'] for run in together]
+        assert values[0] != values[1]
+        assert sum(values) / 2 == pytest.approx(alone['losses'][i][f'loss_{name}'], rel=1e-9)
+
+
+@BOTH
+def test_every_gradient_is_that_of_the_global_batch(ranks, way):
+    """One term is on at each iteration, so the step of the weights tells its gradient."""
+    alone, together = runs(ranks, way, 'terms')
+    expected = steps(alone, 'states')
+    assert len(expected) == len(TERMS)
+    for run in together:
+        assert_close(run['states'][0], alone['states'][0])
+        for i, name in enumerate(TERMS):
+            step = steps(run, 'states')[i]
+            assert step['maps.weight'].norm() > 1e-3, name
+            assert_close(step, expected[i])
+
+
+@BOTH
+@pytest.mark.parametrize('name', ['adapters', 'accumulation'])
+def test_adapters_train_as_in_one_process(ranks, way, name):
+    alone, together = runs(ranks, way, name)
+    moved = [any(x.any() for x in step.values()) for step in steps(alone, 'adapters')]
+    assert moved == [True] * 7 if name == 'adapters' else moved == [False, True] * 3 + [True]
+    for run in together:
+        assert_close(run['adapters'], alone['adapters'])
+        assert_close(run['states'], alone['states'])
+    assert all(equal(*pair) for pair in zip(*(run['adapters'] for run in together), strict=True))
+
+
+@BOTH
+def test_ranks_of_a_real_run_end_with_the_same_weights(ranks, way):
+    """A trained adapter at weight 0 must not count as an unused parameter."""
+    first, second = (rank['real'][way] for rank in ranks)
+    assert first['iterations'] == 6
+    assert equal(first['parameters'], second['parameters'])
+    assert equal(first['adapters'], second['adapters'])
+    assert len(first['adapters']) == 4
+
+
+@BOTH
+def test_checkpoint_of_a_real_run_is_the_stock_students(folder, ranks, way):
+    checkpoint = torch.load(folder / 'real' / way / 'epoch_2.pth', weights_only=False)
+    student = MODELS.build(classifier())
+    student.load_state_dict(checkpoint['state_dict'], strict=True)
+    assert list(checkpoint['state_dict']) == list(student.state_dict())
+    trained = {k.removeprefix('student.'): v for k, v in ranks[0]['real'][way]['parameters'].items()}
+    assert equal(dict(student.named_parameters()), {k: trained[k] for k, _ in student.named_parameters()})
+
+
+@BOTH
+def test_shapes_that_differ_between_ranks_are_refused(ranks, way):
+    for rank in ranks:
+        error = rank['shapes'][way]
+        assert error.startswith('a relational loss compares the samples of all processes, whose shapes differ here')
+        assert '(4, 5, 5, 5), (4, 5, 7, 7)' in error

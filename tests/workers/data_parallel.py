@@ -1,0 +1,194 @@
+"""Distilled runs in one process and, the same ones, in two under data-parallel.
+
+Started once per rank with torch's usual environment variables and the folder for the results, ``rank<r>.pth``. Rank 0
+first trains alone; every number of that run is what the two together have to reproduce.
+"""
+
+import datetime
+import itertools
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.dataset import DefaultSampler
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from tiny import classification_config, classifier, weights
+from torch import nn
+
+from kd_plugins.errors import UserError
+from kd_plugins.hooks import DistillationHook
+from kd_plugins.models import Distiller
+
+RELATIONAL = {name: dict(type='kd_plugins.RKDLoss', distance_weight=d, angle_weight=a)
+              for name, d, a in (('rkd-d', 1.0, 0.0), ('rkd-a', 0.0, 1.0), ('rkd-da', 1.0, 2.0))}
+RELATIONAL['sp'] = dict(type='kd_plugins.SPLoss')
+PER_SAMPLE = {name: dict(type=f'kd_plugins.{name.upper()}Loss') for name in ('kd', 'at', 'nst')}
+ADAPTED = [dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student='maps', teacher='maps', adapter='auto'),
+           dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), student='maps', teacher='maps', weight=100.0,
+                adapter='auto')]
+WAYS = ('hook', 'model')
+# The runner's own wrapper, but for the device number that it would add, which a CPU does not take.
+WRAPPER = dict(model_wrapper_cfg=dict(type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None))
+RUNS = itertools.count()
+
+
+class Net(BaseModel):
+    """Convolution, pooling, classifier; without BatchNorm, whose statistics are a device's own."""
+
+    def __init__(self, width: int, data_preprocessor: dict | None = None) -> None:
+        super().__init__(data_preprocessor)
+        self.maps = nn.Conv2d(3, width, 3)
+        self.fc = nn.Linear(width, 4)
+
+    def forward(self, inputs: torch.Tensor, data_samples: Any = None, mode: str = 'tensor') -> Any:
+        logits = self.fc(self.maps(inputs).relu().mean((2, 3)))
+        return dict(loss=nn.functional.cross_entropy(logits, data_samples)) if mode == 'loss' else logits
+
+
+class Noise(torch.utils.data.Dataset):
+    """Random images."""
+
+    def __init__(self, size: int = 7) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.images = torch.randn(56, 3, size, size, generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict:
+        return dict(inputs=self.images[index], data_samples=index % 4)
+
+
+class Watch(Hook):
+    """Turns one term on an iteration, where told to, and notes losses, weights and adapters after each."""
+
+    def __init__(self, one_by_one: bool) -> None:
+        self.one_by_one = one_by_one
+        self.losses: list[dict] = []
+        self.states: list[dict] = []
+        self.adapters: list[dict] = []
+
+    def before_train(self, runner: Runner) -> None:
+        self.note(runner)
+
+    def note(self, runner: Runner) -> None:
+        model = getattr(runner.model, 'module', runner.model)
+        self.states.append(weights(model))
+        self.adapters.append(weights(core_of(runner)))
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if self.one_by_one:
+            for i, term in enumerate(core_of(runner).terms):
+                term.weight = float(i == runner.iter)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self.losses.append({name: value.item() for name, value in outputs.items()})
+        self.note(runner)
+
+
+def core_of(runner: Runner) -> nn.Module:
+    """Return the distillation, wherever it is."""
+    hooks = [hook for hook in runner.hooks if isinstance(hook, DistillationHook)]
+    return hooks[0].distillation if hooks else getattr(runner.model, 'module', runner.model).distillation
+
+
+def run(way: str, terms: list[dict], folder: Path, one_by_one: bool = False, accumulate: int = 1,
+        size: int = 7) -> dict:
+    """Train the small network on global batches of 8 and return what happened."""
+    together = dist.is_initialized()
+    teacher = dict(config=dict(type=Net, width=6), checkpoint=str(folder / 'teacher.pth'))
+    distillation = dict(teacher=teacher, terms=terms)
+    model = dict(type=Net, width=5)
+    if way == 'model':
+        model = dict(type=Distiller, student=model, input_shape=(3, 7, 7), **distillation)
+    watch = Watch(one_by_one)
+    runner = Runner(
+        model=model, work_dir=str(folder / 'runs'), experiment_name=f'run{next(RUNS)}',
+        train_dataloader=dict(batch_size=4 if together else 8, num_workers=0, dataset=Noise(size),
+                              sampler=dict(type=DefaultSampler, shuffle=False),
+                              collate_fn=dict(type='default_collate')),
+        train_cfg=dict(by_epoch=True, max_epochs=1), launcher='pytorch' if together else 'none',
+        cfg=Config(WRAPPER if together else {}),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9), accumulative_counts=accumulate),
+        # Ranks start from seeds of their own: that they agree must come from the start of data-parallel.
+        randomness=dict(seed=5, diff_rank_seed=True), log_level='ERROR', default_hooks=dict(checkpoint=None),
+        custom_hooks=[dict(type=DistillationHook, **distillation)] if way == 'hook' else None)
+    runner.register_hook(watch, 'LOWEST')
+    runner.train()
+    return dict(losses=watch.losses, states=watch.states, adapters=watch.adapters)
+
+
+def scenarios(folder: Path) -> dict:
+    """Run everything that one process and two must agree on."""
+    every = [dict(name=name, loss=loss, student=tap, teacher=tap)
+             for name, loss in (RELATIONAL | PER_SAMPLE).items() for tap in ['fc' if name == 'kd' else 'maps']]
+    return {(way, name): run(way, terms, folder, **options)
+            for way in WAYS
+            for name, terms, options in (('terms', every, dict(one_by_one=True)),
+                                         ('adapters', ADAPTED, {}),
+                                         ('accumulation', ADAPTED, dict(accumulate=2)))}
+
+
+def real_run(way: str, folder: Path) -> dict:
+    """Train an mmpretrain classifier on an image folder, one of its two trained adapters at weight 0."""
+    tap = 'backbone.stage2'
+    distillation = dict(
+        teacher=dict(config=classifier(14), checkpoint=str(folder / 'classifier/teacher.pth')),
+        terms=[dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), student=tap, teacher=tap, weight=100.0),
+               dict(name='off', loss=dict(type='kd_plugins.FitNetLoss'), student=tap, teacher=tap, adapter='auto',
+                    weight=0),
+               dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student=tap, teacher=tap, adapter='auto')])
+    more: dict = dict(launcher='pytorch') | WRAPPER
+    if way == 'hook':
+        more |= dict(custom_hooks=[dict(type='kd_plugins.DistillationHook', **distillation)])
+    else:
+        more |= dict(model=dict(type='kd_plugins.Distiller', student=classifier(), input_shape=(3, 16, 16),
+                                **distillation))
+    config = classification_config(folder / 'images', folder / 'real' / way, **more)
+    config.train_dataloader.batch_size = 4
+    config.randomness.diff_rank_seed = True
+    runner = Runner.from_cfg(config)
+    runner.train()
+    return dict(iterations=runner.iter, adapters=weights(core_of(runner)),
+                parameters={k: v.detach() for k, v in runner.model.module.named_parameters()})
+
+
+def error_of_unequal_shapes(way: str, folder: Path, rank: int) -> str:
+    """Return the error of SP on maps whose size depends on the rank."""
+    term = dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), student='maps', teacher='maps')
+    try:
+        run(way, [term], folder, size=7 + 2 * rank)
+    except UserError as error:
+        return str(error)
+    return 'no error'
+
+
+def main(folder: Path) -> None:
+    """Run all that this rank has to."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    rank = int(os.environ['RANK'])
+    results: dict = {}
+    if rank == 0:
+        torch.manual_seed(7)
+        torch.save({'state_dict': Net(6).state_dict()}, folder / 'teacher.pth')
+        results['alone'] = scenarios(folder)
+    # Before the runner would: it selects a CUDA device first.
+    dist.init_process_group('gloo', timeout=datetime.timedelta(seconds=60))
+    results['together'] = scenarios(folder)
+    results['shapes'] = {way: error_of_unequal_shapes(way, folder, rank) for way in WAYS}
+    torch.set_default_dtype(torch.float32)
+    results['real'] = {way: real_run(way, folder) for way in WAYS}
+    torch.save(results, folder / f'rank{rank}.pth')
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == '__main__':
+    main(Path(sys.argv[1]))
