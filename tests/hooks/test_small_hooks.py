@@ -1,0 +1,121 @@
+import json
+import logging
+
+import pytest
+import torch
+from mmengine.runner import Runner
+from tiny import classification_config, classifier, equal, image_folder, train, weights
+
+from kd_plugins.checkpoint import read_checkpoint
+from kd_plugins.errors import UserError
+from kd_plugins.registry import MODELS
+
+HOOKS = dict(export=dict(type='kd_plugins.ExportHook'), reseed=dict(type='kd_plugins.ReseedHook'),
+             handover=dict(type='kd_plugins.HandoverHook'))
+
+
+@pytest.fixture
+def data(tmp_path):
+    return image_folder(tmp_path / 'data')
+
+
+def evaluated(config):
+    loader = dict(config.train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
+    return config.merge_from_dict(dict(val_dataloader=loader, val_cfg={}, val_evaluator=dict(type='Accuracy')))
+
+
+def test_export_is_the_last_checkpoint_and_the_last_metrics(tmp_path, data):
+    config = classification_config(data, tmp_path / 'run', default_hooks=HOOKS)
+    evaluated(config)
+    runner = train(config)
+    exported = torch.load(tmp_path / 'run/student.pth', weights_only=True)
+    assert equal(exported['state_dict'], weights(runner.model))
+    assert exported['meta']['epoch'] == 2
+    result = json.loads((tmp_path / 'run/result.json').read_text())
+    assert result['metrics']['epoch'] == 2
+    assert result['metrics']['accuracy/top1'] == pytest.approx(
+        runner.message_hub.get_scalar('val/accuracy/top1').data[0][-1])
+
+
+def test_export_under_ema_is_the_average(tmp_path, data):
+    config = classification_config(data, tmp_path / 'run', default_hooks=HOOKS, custom_hooks=[
+        dict(type='EMAHook', momentum=0.2)])
+    runner = train(config)
+    checkpoint = read_checkpoint(tmp_path / 'run/epoch_2.pth')
+    exported = read_checkpoint(tmp_path / 'run/student.pth')['state_dict']
+    assert equal(exported, checkpoint['state_dict'])
+    assert not equal(exported, weights(runner.model))
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path, data, workers):
+    def config(name):
+        config = classification_config(data, tmp_path / name, epochs=4, default_hooks=HOOKS)
+        config.train_dataloader.num_workers = workers
+        return config
+
+    train(config('whole'))
+    resumed = config('resumed')
+    resumed.load_from, resumed.resume = str(tmp_path / 'whole/epoch_2.pth'), True
+    train(resumed)
+    ends = [read_checkpoint(tmp_path / name / 'student.pth')['state_dict'] for name in ('whole', 'resumed')]
+    assert equal(*ends)
+
+
+def test_epochs_draw_different_augmentations(tmp_path, data):
+    """The stock worker seed repeats: without the hook every epoch flips the same positions of the batch."""
+    def run(name, hooks):
+        config = classification_config(data, tmp_path / name, epochs=3, default_hooks=hooks)
+        config.train_dataloader.num_workers = 1
+        config.train_dataloader.sampler.shuffle = False
+        config.train_dataloader.dataset.pipeline[-1].meta_keys = ('flip',)
+        seen = []
+        runner = Runner.from_cfg(config)
+        step = runner.model.train_step
+        runner.model.train_step = lambda data, optim_wrapper: (
+            seen.extend(sample.metainfo.get('flip') for sample in data['data_samples']), step(data, optim_wrapper))[1]
+        runner.train()
+        return [tuple(seen[i:i + 24]) for i in range(0, 72, 24)]
+
+    assert len(set(run('with', HOOKS))) == 3
+    assert len(set(run('without', {}))) == 1
+
+
+class TestHandover:
+    @pytest.fixture
+    def source(self, tmp_path):
+        torch.manual_seed(3)
+        model = MODELS.build(classifier())
+        torch.save({'state_dict': model.state_dict()}, tmp_path / 'source.pth')
+        return tmp_path / 'source.pth'
+
+    def config(self, data, tmp_path, source, prefix='backbone.', **backbone):
+        model = classifier(**backbone)
+        model['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint=str(source), prefix=prefix)
+        return classification_config(data, tmp_path / 'run', model, 1, default_hooks=HOOKS, log_level='INFO')
+
+    def test_reports_what_arrived(self, tmp_path, data, source, caplog):
+        with caplog.at_level(logging.INFO):
+            train(self.config(data, tmp_path, source))
+        log = next((tmp_path / 'run').glob('*/*.log')).read_text()
+        assert f'backbone: all 42 tensors are those of {source}' in log
+
+    @pytest.mark.parametrize(('change', 'message'), [
+        (dict(width=8), 'differs in'), (dict(depth=14), 'has no'), (dict(depth=14, width=8), 'has no'),
+    ])
+    def test_refuses_what_does_not_fit(self, tmp_path, data, source, change, message):
+        with pytest.raises(UserError, match=f'backbone was not handed over: .*{message}'):
+            train(self.config(data, tmp_path, source, **change))
+
+    def test_refuses_left_over_keys(self, tmp_path, data, source):
+        deeper = MODELS.build(classifier(14))
+        torch.save({'state_dict': deeper.state_dict()}, source)
+        with pytest.raises(UserError, match='has left over'):
+            train(self.config(data, tmp_path, source))
+
+    def test_leaves_a_resumed_run_alone(self, tmp_path, data, source):
+        train(self.config(data, tmp_path, source))
+        config = self.config(data, tmp_path, source)
+        config.train_cfg.max_epochs = 2
+        config.load_from, config.resume = str(tmp_path / 'run/epoch_1.pth'), True
+        train(config)
