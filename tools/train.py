@@ -98,7 +98,7 @@ def set_resume(config: Config, resume: str | None) -> None:
 
 def set_skip_corrupt(node: object) -> None:
     """Tell every loading transform below a node of the config to leave out broken images."""
-    if isinstance(node, dict):
+    if isinstance(node, (dict, Config)):
         if str(node.get('type')).endswith('LoadImage'):
             node['skip_corrupt'] = True
         for value in node.values():
