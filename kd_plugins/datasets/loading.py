@@ -12,30 +12,19 @@ from mmengine.logging import print_log
 from kd_plugins.errors import UserError
 from kd_plugins.registry import TRANSFORMS
 
-_TRUNCATED = 'is truncated'
 
+def _is_truncated_jpeg(data: bytes) -> bool:
+    """Whether a JPEG lacks its end marker, which OpenCV makes up for with grey and does not report.
 
-def _jpeg_defect(data: bytes) -> str | None:
-    """Say whether a JPEG lacks its end marker.
-
-    OpenCV fills what a truncated JPEG lacks with grey and reports nothing. The marker is looked for behind the start
-    of the first scan, since an embedded thumbnail brings its own; data of a scan never contains one by chance.
+    The marker is looked for behind the start of the first scan, since an embedded thumbnail brings its own; the data
+    of a scan never contain one by chance.
     """
+    if not data.startswith(b'\xff\xd8'):
+        return False
     at = 2
     while data[at:at + 1] == b'\xff' and data[at + 1:at + 2] != b'\xda':
         at += 2 + int.from_bytes(data[at + 2:at + 4], 'big')
-    return None if data.find(b'\xff\xd9', at) >= 0 else _TRUNCATED
-
-
-def _defect(data: bytes) -> str | None:
-    """Say what is wrong with the bytes of an image file, as far as its format's own marks tell; None for nothing."""
-    if not data:
-        return 'is empty'
-    if data.startswith(b'\xff\xd8'):
-        return _jpeg_defect(data)
-    if data.startswith(b'\x89PNG') and b'IEND' not in data[-4096:]:
-        return _TRUNCATED
-    return None
+    return data.find(b'\xff\xd9', at) < 0
 
 
 @TRANSFORMS.register_module()
@@ -51,7 +40,7 @@ class LoadImage(LoadImageFromFile):
         backend_args: As in :func:`mmengine.fileio.get`.
 
     Raises:
-        UserError: The file is missing, or it is truncated or no image and ``skip_corrupt`` is False.
+        UserError: The file is missing, or it is truncated or cannot be decoded, and ``skip_corrupt`` is False.
     """
 
     def __init__(self, skip_corrupt: bool = False, to_float32: bool = False, color_type: str = 'color',
@@ -67,15 +56,14 @@ class LoadImage(LoadImageFromFile):
             data = fileio.get(path, backend_args=self.backend_args)
         except FileNotFoundError:
             raise UserError(f'{path}: image file is missing; check data_root and data_prefix') from None
-        defect, image = _defect(data), None
-        if defect is None:
-            try:
-                image = mmcv.imfrombytes(data, flag=self.color_type, backend=self.imdecode_backend)
-            except (OSError, cv2.error):
-                image = None
-            defect = 'is not an image' if image is None else None
-        if defect is not None:
-            return self._refuse(path, defect)
+        if _is_truncated_jpeg(data):
+            return self._refuse(path, 'is truncated')
+        try:
+            image = mmcv.imfrombytes(data, flag=self.color_type, backend=self.imdecode_backend)
+        except (OSError, cv2.error):
+            image = None
+        if image is None:
+            return self._refuse(path, 'cannot be decoded')
         if self.to_float32:
             image = image.astype(np.float32)
         results['img'] = image

@@ -1,0 +1,145 @@
+"""The drawn sets: the same bytes for the same seed, the official layout, boxes that fit what is drawn."""
+
+import hashlib
+from pathlib import Path
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import pytest
+
+from kd_plugins.datasets import drawing
+from kd_plugins.datasets.drawing import CLASSES, draw_classification, draw_voc
+from kd_plugins.errors import UserError
+
+IMAGES = {'train': 6, 'val': 3, 'test': 4}
+
+
+def _digest(root: Path) -> str:
+    files = sorted(path for path in root.rglob('*') if path.is_file())
+    return hashlib.sha256(b''.join(str(p.relative_to(root)).encode() + p.read_bytes() for p in files)).hexdigest()
+
+
+def _annotations(root: Path) -> list[ElementTree.Element]:
+    return [ElementTree.parse(path).getroot() for path in sorted((root / 'VOC2007/Annotations').iterdir())]
+
+
+@pytest.mark.parametrize('draw', [
+    lambda root, seed: draw_voc(root, IMAGES, (48, 40), seed),
+    lambda root, seed: draw_classification(root, {'train': 2, 'val': 1}, 24, seed),
+])
+def test_the_seed_alone_decides_the_bytes(tmp_path: Path, draw) -> None:
+    first, again, other = (draw(tmp_path / name, seed) for name, seed in (('a', 3), ('b', 3), ('c', 4)))
+    assert _digest(first) == _digest(again) != _digest(other)
+
+
+def test_a_picture_does_not_depend_on_how_many_are_drawn(tmp_path: Path) -> None:
+    few, many = draw_voc(tmp_path / 'a', IMAGES, (48, 40)), draw_voc(tmp_path / 'b', IMAGES | {'test': 9}, (48, 40))
+    for path in sorted((few / 'VOC2007/JPEGImages').iterdir()):
+        assert path.read_bytes() == (many / 'VOC2007/JPEGImages' / path.name).read_bytes()
+
+
+def test_splits_are_disjoint_and_trainval_is_train_and_val(tmp_path: Path) -> None:
+    lists = draw_voc(tmp_path / 'a', IMAGES, (48, 40)) / 'VOC2007/ImageSets/Main'
+    split = {path.stem: path.read_text().split() for path in lists.iterdir()}
+    assert {name: len(split[name]) for name in IMAGES} == IMAGES
+    assert split['trainval'] == split['train'] + split['val']
+    everything = split['trainval'] + split['test']
+    assert len(set(everything)) == len(everything)
+    for folder, suffix in (('JPEGImages', '.jpg'), ('Annotations', '.xml')):
+        assert sorted(p.name for p in (lists.parents[1] / folder).iterdir()) == sorted(x + suffix for x in everything)
+
+
+def test_annotations_have_the_official_fields_in_order(tmp_path: Path) -> None:
+    for root in _annotations(draw_voc(tmp_path / 'a', IMAGES, (48, 40))):
+        objects = root.findall('object')
+        assert [x.tag for x in root] == ['folder', 'filename', 'source', 'owner', 'size', 'segmented',
+                                         *['object'] * len(objects)]
+        assert [x.text for x in root.find('size')] == ['48', '40', '3']
+        assert 1 <= len(objects) <= 4
+        for item in objects:
+            assert [x.tag for x in item] == ['name', 'pose', 'truncated', 'difficult', 'bndbox']
+            assert item.find('name').text in CLASSES
+            x1, y1, x2, y2 = (int(item.find('bndbox').find(k).text) for k in ('xmin', 'ymin', 'xmax', 'ymax'))
+            assert 1 <= x1 < x2 <= 48
+            assert 1 <= y1 < y2 <= 40
+            touches = x1 == 1 or y1 == 1 or x2 == 48 or y2 == 40
+            assert item.find('truncated').text == str(int(touches))
+
+
+def test_a_box_frames_exactly_the_painted_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing, '_background', lambda rng, size: np.zeros((*size[::-1], 3)))
+    monkeypatch.setattr(drawing, '_paint', lambda rng, picture, name, mask: picture + 255. * (mask > 0.5)[..., None])
+    monkeypatch.setattr(drawing, '_finish', lambda rng, picture: picture)
+    singles = 0
+    for i in range(30):
+        picture, objects = drawing._scene(np.random.default_rng(i), (60, 50))
+        if len(objects) == 1:
+            singles += 1
+            y, x = np.nonzero(picture[..., 0])
+            assert objects[0]['bndbox'] == {'xmin': x.min() + 1, 'ymin': y.min() + 1, 'xmax': x.max() + 1,
+                                            'ymax': y.max() + 1}
+    assert singles > 3
+
+
+def test_difficult_means_mostly_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    near, far, full = (np.zeros((20, 20), np.float32) for _ in range(3))
+    near[:10, :8], far[10:, 10:], full[:10, :10] = 1, 1, 1
+
+    def difficult(front: np.ndarray) -> list[int]:
+        masks = iter([full, front])
+        monkeypatch.setattr(drawing, '_shape', lambda *args: next(masks))
+        seed = next(i for i in range(99) if _objects(i) == 2)
+        return [x['difficult'] for x in drawing._scene(np.random.default_rng(seed), (20, 20))[1]]
+
+    def _objects(seed: int) -> int:
+        rng = np.random.default_rng(seed)
+        drawing._background(rng, (20, 20))
+        return int(rng.integers(1, 5))
+
+    assert difficult(near) == [1, 0]
+    assert difficult(far) == [0, 0]
+
+
+def test_every_shape_has_an_outline_of_its_own() -> None:
+    masks = np.stack([drawing._mask(name, np.array([20, 20]), 15, 1., 0., (40, 40)).ravel() for name in CLASSES])
+    assert (masks.sum(1) > 100).all()
+    overlap = np.minimum(masks[:, None], masks).sum(2) / np.maximum(masks[:, None], masks).sum(2)
+    assert overlap[~np.eye(len(CLASSES), dtype=bool)].max() < 0.9
+
+
+def test_classification_set_has_a_folder_a_class(tmp_path: Path) -> None:
+    root = draw_classification(tmp_path / 'a', {'train': 2, 'val': 1}, 24)
+    for split, count in (('train', 2), ('val', 1)):
+        assert sorted(x.name for x in (root / split).iterdir()) == sorted(CLASSES)
+        for folder in (root / split).iterdir():
+            pictures = [cv2.imread(str(path)) for path in folder.iterdir()]
+            assert [x.shape for x in pictures] == [(24, 24, 3)] * count
+
+
+def test_a_complete_set_is_kept_and_other_parameters_replace_it(tmp_path: Path) -> None:
+    root = draw_voc(tmp_path / 'a', IMAGES, (48, 40))
+    written = {path: path.stat().st_mtime_ns for path in root.rglob('*')}
+    draw_voc(root, IMAGES, (48, 40))
+    assert {path: path.stat().st_mtime_ns for path in root.rglob('*')} == written
+    draw_voc(root, IMAGES | {'test': 2}, (48, 40))
+    assert len(_annotations(root)) == 11
+    assert [x.name for x in tmp_path.iterdir()] == ['a']
+
+
+def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(drawing, '_annotation', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        draw_voc(tmp_path / 'a', IMAGES, (48, 40))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine/file').write_text('x')
+    with pytest.raises(UserError, match=r'mine: exists, but is not a drawn data set'):
+        draw_voc(tmp_path / 'mine', IMAGES)
+    assert (tmp_path / 'mine/file').read_text() == 'x'

@@ -1,0 +1,107 @@
+"""Broken images are named, or left out on demand; never trained on."""
+
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.dataset import BaseDataset
+from mmengine.logging import MMLogger
+from mmpretrain.datasets import CustomDataset
+
+from kd_plugins.datasets import LoadImage
+from kd_plugins.errors import UserError
+from kd_plugins.registry import TRANSFORMS
+
+
+def _picture(path: Path, seed: int = 0) -> Path:
+    noise = np.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    cv2.imwrite(str(path), noise)
+    return path
+
+
+def _truncate(path: Path, share: float) -> Path:
+    data = path.read_bytes()
+    path.write_bytes(data[:int(len(data) * share)])
+    return path
+
+
+def test_a_whole_image_loads_as_with_mmcv(tmp_path: Path) -> None:
+    for name in ('a.jpg', 'a.png', 'a.bmp'):
+        path = _picture(tmp_path / name)
+        results = LoadImage()({'img_path': str(path)})
+        assert np.array_equal(results['img'], cv2.imread(str(path)))
+        assert results['img_shape'] == results['ori_shape'] == (24, 32)
+    assert LoadImage(to_float32=True)({'img_path': str(path)})['img'].dtype == np.float32
+
+
+@pytest.mark.parametrize('name', ['a.jpg', 'a.png'])
+@pytest.mark.parametrize('share', [0, 0.3, 0.9, 0.999])
+def test_a_truncated_image_is_named_with_the_remedy(tmp_path: Path, name: str, share: float) -> None:
+    path = _truncate(_picture(tmp_path / name), share)
+    with pytest.raises(UserError, match=rf'{name}: image file (is truncated|cannot be decoded); .*skip_corrupt') as error:
+        LoadImage()({'img_path': str(path)})
+    assert '\n' not in str(error.value)
+
+
+def test_the_end_of_a_thumbnail_is_not_the_end_of_the_image(tmp_path: Path) -> None:
+    path = _picture(tmp_path / 'a.jpg')
+    data = path.read_bytes()
+    thumbnail = b'Exif\0\0' + data
+    with_thumbnail = data[:2] + b'\xff\xe1' + (len(thumbnail) + 2).to_bytes(2, 'big') + thumbnail + data[2:]
+    path.write_bytes(with_thumbnail + b'appended by a camera')
+    assert LoadImage()({'img_path': str(path)})['img'].shape == (24, 32, 3)
+    path.write_bytes(with_thumbnail[:-10])
+    with pytest.raises(UserError, match='truncated'):
+        LoadImage()({'img_path': str(path)})
+
+
+def test_what_is_no_image_and_what_is_missing_is_named(tmp_path: Path) -> None:
+    (tmp_path / 'a.jpg').write_text('hello')
+    with pytest.raises(UserError, match=r'a\.jpg: image file cannot be decoded'):
+        LoadImage()({'img_path': str(tmp_path / 'a.jpg')})
+    for skip in (False, True):  # a missing file is a wrong path, not a broken picture
+        with pytest.raises(UserError, match=r'b\.jpg: image file is missing'):
+            LoadImage(skip_corrupt=skip)({'img_path': str(tmp_path / 'b.jpg')})
+
+
+def test_a_skipped_file_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = _truncate(_picture(tmp_path / 'a.jpg'), 0.5)
+    logger = MMLogger.get_instance('loading')
+    logger.addHandler(caplog.handler)
+    load = LoadImage(skip_corrupt=True)
+    with caplog.at_level(logging.WARNING):
+        assert [load({'img_path': str(path)}) for _ in range(3)] == [None] * 3
+    assert sum('a.jpg: image file is truncated' in record.getMessage() for record in caplog.records) == 1
+
+
+def _data_set(root: Path, skip: bool, **options) -> BaseDataset:
+    (root / 'cat').mkdir()
+    for i in range(4):
+        _picture(root / 'cat' / f'{i}.jpg', i)
+    _truncate(root / 'cat/2.jpg', 0.5)
+    return CustomDataset(data_root=str(root), pipeline=[dict(type='kd_plugins.LoadImage', skip_corrupt=skip)],
+                         **options)
+
+
+def test_a_training_set_takes_another_sample(tmp_path: Path) -> None:
+    data = _data_set(tmp_path, True)
+    others = {data[i]['img'].tobytes() for i in (0, 1, 3)}
+    assert data[2]['img'].tobytes() in others
+
+
+def test_a_set_that_may_not_skip_says_which_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'cat/2\.jpg'):
+        _data_set(tmp_path, False)[2]
+
+
+def test_a_test_set_never_replaces_a_sample(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match='should not get `None`'):
+        _data_set(tmp_path, True, test_mode=True)[2]
+
+
+def test_is_found_by_name_and_refuses_a_misspelt_option() -> None:
+    assert isinstance(TRANSFORMS.build(dict(type='kd_plugins.LoadImage', skip_corrupt=True)), LoadImage)
+    with pytest.raises(TypeError, match='skip_corupt'):
+        TRANSFORMS.build(dict(type='kd_plugins.LoadImage', skip_corupt=True))
