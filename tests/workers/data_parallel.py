@@ -1,13 +1,15 @@
 """Distilled runs in one process and, the same ones, in two under data-parallel.
 
-Started once per rank with torch's usual environment variables and the folder for the results, ``rank<r>.pth``. Rank 0
-first trains alone; every number of that run is what the two together have to reproduce.
+Started once per rank with torch's usual environment variables and the folder for the results, ``rank<r>.pth``. Each
+rank first trains alone, one by hook and one by model; every number of these runs is what the two together have to
+reproduce.
 """
 
 import datetime
 import itertools
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,13 @@ from mmengine.dataset import DefaultSampler
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
-from tiny import classification_config, classifier, weights
+from tiny import classification_config, classifier, image_folder, teacher_record, weights
 from torch import nn
 
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import DistillationHook
 from kd_plugins.models import Distiller
+from kd_plugins.registry import MODELS
 
 RELATIONAL = {name: dict(type='kd_plugins.RKDLoss', distance_weight=d, angle_weight=a)
               for name, d, a in (('rkd-d', 1.0, 0.0), ('rkd-a', 0.0, 1.0), ('rkd-da', 1.0, 2.0))}
@@ -124,12 +127,12 @@ def run(way: str, terms: list[dict], folder: Path, one_by_one: bool = False, acc
     return dict(losses=watch.losses, states=watch.states, adapters=watch.adapters)
 
 
-def scenarios(folder: Path) -> dict:
+def scenarios(folder: Path, ways: Sequence[str] = WAYS) -> dict:
     """Run everything that one process and two must agree on."""
     every = [dict(name=name, loss=loss, student=tap, teacher=tap)
              for name, loss in (RELATIONAL | PER_SAMPLE).items() for tap in ['fc' if name == 'kd' else 'maps']]
     return {(way, name): run(way, terms, folder, **options)
-            for way in WAYS
+            for way in ways
             for name, terms, options in (('terms', every, dict(one_by_one=True)),
                                          ('adapters', ADAPTED, {}),
                                          ('accumulation', ADAPTED, dict(accumulate=2)))}
@@ -139,7 +142,7 @@ def real_run(way: str, folder: Path) -> dict:
     """Train an mmpretrain classifier on an image folder, one of its two trained adapters at weight 0."""
     tap = 'backbone.stage2'
     distillation = dict(
-        teacher=dict(config=classifier(14), checkpoint=str(folder / 'classifier/teacher.pth')),
+        teacher=dict(config=classifier(14), checkpoint=str(folder / 'teacher.pth')),
         terms=[dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), student=tap, teacher=tap, weight=100.0),
                dict(name='off', loss=dict(type='kd_plugins.FitNetLoss'), student=tap, teacher=tap, adapter='auto',
                     weight=0),
@@ -174,15 +177,21 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     rank = int(os.environ['RANK'])
-    results: dict = {}
+    torch.manual_seed(7)
+    own = folder / f'own{rank}'
+    own.mkdir()
+    torch.save({'state_dict': Net(6).state_dict()}, own / 'teacher.pth')
+    results: dict = dict(alone=scenarios(own, [WAYS[rank]]))
     if rank == 0:
-        torch.manual_seed(7)
-        torch.save({'state_dict': Net(6).state_dict()}, folder / 'teacher.pth')
-        results['alone'] = scenarios(folder)
+        torch.set_default_dtype(torch.float32)
+        image_folder(folder / 'images')
+        results['stock'] = list(MODELS.build(classifier()).state_dict())
+        teacher_record(folder)
+        torch.set_default_dtype(torch.float64)
     # Before the runner would: it selects a CUDA device first.
     dist.init_process_group('gloo', timeout=datetime.timedelta(seconds=60))
-    results['together'] = scenarios(folder)
-    results['shapes'] = {way: error_of_unequal_shapes(way, folder, rank) for way in WAYS}
+    results['together'] = scenarios(own)
+    results['shapes'] = {way: error_of_unequal_shapes(way, own, rank) for way in WAYS}
     torch.set_default_dtype(torch.float32)
     results['real'] = {way: real_run(way, folder) for way in WAYS}
     torch.save(results, folder / f'rank{rank}.pth')
