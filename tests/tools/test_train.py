@@ -1,0 +1,415 @@
+"""What a user's mistakes, a broken file, a full disk and a kill end in, at the command line of tools/train.py."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import classification_config, classifier, equal, image_folder, teacher_record
+
+from kd_plugins.datasets.drawing import CLASSES, draw_voc
+
+TRAIN = Path(__file__).parents[2] / 'tools' / 'train.py'
+STAGES = ['backbone.stage1', 'backbone.stage2', 'backbone.stage3']
+KD = dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', teacher='head.fc')
+NST = dict(name='nst', loss=dict(type='kd_plugins.NSTLoss'), student=STAGES[2], teacher=STAGES[2], weight=5.0)
+HINT = dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student=STAGES[1], teacher=STAGES[1], adapter='auto')
+
+# Imports what every run imports, once; then each line on stdin is a command line of tools/train.py, run by a fork.
+FORK_SERVER = '''
+import gc, json, os, resource, runpy, signal, sys
+answers = os.fdopen(os.dup(1), 'w')
+os.dup2(2, 1)  # the imports print
+import kd_plugins
+import mmengine.runner, mmpretrain.datasets, mmpretrain.models, kd_plugins.hooks, kd_plugins.losses
+import pkg_resources, rich.table, setuptools, torch.utils.cpp_extension
+gc.freeze()  # a collection in the fork would copy every page
+for line in sys.stdin:
+    job = json.loads(line)
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        os.chdir(job['folder'])
+        for number, name in ((0, os.devnull), (1, 'stdout'), (2, 'stderr')):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+        sys.path.insert(0, '')
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job['limit'], resource.RLIM_INFINITY))
+        sys.argv = job['argv']
+        runpy.run_path(sys.argv[0], run_name='__main__')
+        sys.exit(0)
+    print(pid, file=answers, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
+'''
+
+
+class CommandLine:
+    """Runs ``python tools/train.py ...``; its output is in ``stdout`` and ``stderr`` of the folder."""
+
+    def __init__(self):
+        self.server = subprocess.Popen(
+            [sys.executable, '-c', FORK_SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=str(Path(__file__).parents[1])))
+
+    def start(self, folder, *arguments, limit=resource.RLIM_INFINITY):
+        job = dict(folder=str(folder), limit=limit, argv=[str(TRAIN), *map(str, arguments)])
+        print(json.dumps(job), file=self.server.stdin, flush=True)
+        return int(self.server.stdout.readline())
+
+    def wait(self):
+        return int(self.server.stdout.readline())
+
+    def __call__(self, folder, *arguments):
+        self.start(folder, *arguments)
+        return self.wait()
+
+
+@pytest.fixture(scope='module')
+def command():
+    command = CommandLine()
+    yield command
+    command.server.stdin.close()
+    command.server.wait()
+
+
+@pytest.fixture(scope='module')
+def shared(tmp_path_factory):
+    """A data folder and a teacher that no test changes."""
+    folder = tmp_path_factory.mktemp('shared')
+    image_folder(folder / 'data')
+    return folder / 'data', teacher_record(folder)
+
+
+@pytest.fixture
+def config(tmp_path, shared):
+    """A run of two epochs with a distillation term; the command line runs in tmp_path."""
+    return distilled(tmp_path, shared, KD)
+
+
+def distilled(folder, shared, *terms, epochs=2):
+    data, teacher = shared
+    hook = dict(type='kd_plugins.DistillationHook', teacher=dict(teacher), terms=[dict(term) for term in terms])
+    config = classification_config(data, folder / 'run', epochs=epochs, custom_hooks=[hook])
+    config.default_hooks.export = dict(type='kd_plugins.ExportHook')
+    config.custom_imports = dict(imports=['kd_plugins'], allow_failed_imports=False)
+    return config
+
+
+def set_term(config, **options):
+    config.custom_hooks[0].terms[0].update(options)
+
+
+def bad_pickle(config, folder):
+    class Attack:
+        def __reduce__(self):
+            return os.mkdir, (str(folder / 'executed'),)
+
+    torch.save({'state_dict': {}, 'payload': Attack()}, folder / 'bad.pth')
+    config.custom_hooks[0].teacher.checkpoint = str(folder / 'bad.pth')
+
+
+def truncated(config, folder):
+    content = Path(config.custom_hooks[0].teacher.checkpoint).read_bytes()
+    (folder / 'bad.pth').write_bytes(content[:len(content) // 2])
+    config.custom_hooks[0].teacher.checkpoint = str(folder / 'bad.pth')
+
+
+def more_classes(config, folder):
+    record = classifier(depth=14)
+    record['head']['num_classes'] = 7
+    config.custom_hooks[0].teacher = dict(config=record, checkpoint=None)
+
+
+def voc(config, folder):
+    draw_voc(folder / 'VOCdevkit', dict(train=4, val=1, test=1), (48, 48))
+    (folder / 'VOCdevkit/VOC2007/Annotations/000003.xml').write_text('{"not": "XML"}')
+    config.train_dataloader.dataset = dict(
+        type='kd_plugins.VOCDataset', data_root=str(folder / 'VOCdevkit/'), data_prefix=dict(sub_data_root='VOC2007/'),
+        ann_file='VOC2007/ImageSets/Main/trainval.txt', metainfo=dict(classes=CLASSES), pipeline=[])
+
+
+def corrupt_images(config, folder, workers=0):
+    """Copy the data as JPEG files and break one."""
+    import cv2
+
+    source = Path(config.train_dataloader.dataset.data_root)
+    for path in source.rglob('*.png'):
+        target = folder / 'images' / path.parent.name / f'{path.stem}.jpg'
+        target.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(target), cv2.imread(str(path)))
+    broken = folder / 'images/class1/005.jpg'
+    broken.write_bytes(broken.read_bytes()[:200])
+    config.train_dataloader.update(num_workers=workers)
+    config.train_dataloader.dataset.data_root = str(folder / 'images')
+    config.train_dataloader.dataset.pipeline[0] = dict(type='kd_plugins.LoadImage')
+
+
+MISTAKES = {
+    'missing data root': (
+        lambda c, f: c.train_dataloader.dataset.update(data_root='nowhere/images'),
+        ['nowhere/images', 'check the path']),
+    'missing teacher checkpoint': (
+        lambda c, f: c.custom_hooks[0].teacher.update(checkpoint='none.pth'),
+        ['checkpoint none.pth does not exist', 'give the path']),
+    'truncated teacher checkpoint': (truncated, ['bad.pth is no readable checkpoint', 'make it again']),
+    'pickled teacher checkpoint': (bad_pickle, ['bad.pth holds pickled code', 'mkdir', '--allow-pickle']),
+    'missing load_from': (lambda c, f: c.update(load_from='none.pth'), ['checkpoint none.pth does not exist']),
+    'missing pretrained backbone': (
+        lambda c, f: c.model.backbone.update(init_cfg=dict(type='Pretrained', checkpoint='none.pth')),
+        ['checkpoint none.pth does not exist']),
+    'teacher config missing': (
+        lambda c, f: c.custom_hooks[0].teacher.update(config='none.py'), ['teacher config none.py does not exist']),
+    'stock teacher config missing': (
+        lambda c, f: c.custom_hooks[0].teacher.update(config='mmpretrain::resnet/none.py'),
+        ['teacher config mmpretrain::resnet/none.py does not exist']),
+    'teacher of another shape': (
+        lambda c, f: c.custom_hooks[0].teacher.update(config=classifier(depth=14, width=8)),
+        ['teacher.pth does not fit ImageClassifier', 'give the checkpoint of this very config']),
+    'unknown tap of the student': (
+        lambda c, f: set_term(c, student='backbone.stage9'), ["'backbone.stage9'", 'nearest names', 'backbone.stage3']),
+    'unknown tap of the teacher': (
+        lambda c, f: set_term(c, teacher='backbone.layer3'), ["'backbone.layer3'", 'nearest names', 'backbone.stage3']),
+    'another class count': (more_classes, ['kd: KDLoss', '(2, 4)', '(2, 7)', 'class']),
+    'unmatched channels': (
+        lambda c, f: set_term(c, loss=dict(type='kd_plugins.FitNetLoss'), student=STAGES[0], teacher=STAGES[1]),
+        ['FitNetLoss', '(2, 4, 16, 16)', '(2, 8, 8, 8)', 'adapter']),
+    'unmatched number of taps': (
+        lambda c, f: set_term(c, loss=dict(type='kd_plugins.ATLoss'), student=STAGES, teacher=STAGES[:2]),
+        ["term 'kd'", 'give 3 feature(s)', '2', 'name as many']),
+    'unknown loss': (
+        lambda c, f: set_term(c, loss=dict(type='kd_plugins.NTSLoss')),
+        ["'kd_plugins.NTSLoss' is no registered module", 'kd_plugins.NSTLoss']),
+    'unknown loss without its scope': (
+        lambda c, f: set_term(c, loss=dict(type='NSTLos')), ["'NSTLos' is no registered module", 'kd_plugins.NSTLoss']),
+    'misspelt option of a loss': (
+        lambda c, f: set_term(c, loss=dict(type='kd_plugins.KDLoss', tua=4.0)), ["no option 'tua'", "mean 'tau'"]),
+    'option of a loss out of range': (
+        lambda c, f: set_term(c, loss=dict(type='kd_plugins.KDLoss', tau=-1.0)), ['tau', '-1']),
+    'misspelt option of a term': (lambda c, f: set_term(c, wieght=2.0), ["no option 'wieght'", "mean 'weight'"]),
+    'misspelt option of a teacher': (
+        lambda c, f: c.custom_hooks[0].teacher.update(chekpoint='x'), ["no option 'chekpoint'", "mean 'checkpoint'"]),
+    'misspelt option of the hook': (
+        lambda c, f: c.custom_hooks[0].update(term=[]), ['DistillationHook', "'term'", 'config']),
+    'unknown type in a stock part': (
+        lambda c, f: c.model.neck.update(type='GlobalAveragePoling'),
+        ["'GlobalAveragePoling' is not in", 'GlobalAveragePooling', 'config']),
+    'unknown hook': (
+        lambda c, f: c.custom_hooks[0].update(type='kd_plugins.DistilationHook'),
+        ['DistilationHook', 'kd_plugins.DistillationHook']),
+    'misspelt option of a stock part': (
+        lambda c, f: c.optim_wrapper.optimizer.update(momentun=0.9), ['SGD', "'momentun'", 'config']),
+    'annotation that is not XML': (voc, ['Annotations/000003.xml: not XML', 'restore the annotation']),
+    'corrupt JPEG': (corrupt_images, ['images/class1/005.jpg: image file is truncated', '--skip-corrupt']),
+    'corrupt JPEG in a worker': (
+        lambda c, f: corrupt_images(c, f, workers=1),
+        ['images/class1/005.jpg: image file is truncated', '--skip-corrupt']),
+    'required config missing': (
+        lambda c, f: c.update(requires=[dict(config='configs/none.py', checkpoint='work_dirs/none/student.pth')]),
+        ['configs/none.py', 'does not exist']),
+    'prepare names nothing': (
+        lambda c, f: c.update(prepare=[dict(type='kd_plugins.datasets.drawing.draw')]),
+        ['kd_plugins.datasets.drawing.draw', 'prepare']),
+}
+
+
+def error_line(folder, *parts):
+    """Return the only line on stderr; the log is on stdout."""
+    lines = (folder / 'stderr').read_text().splitlines()
+    assert 'Traceback' not in (folder / 'stdout').read_text()
+    assert len(lines) == 1, '\n'.join(lines)
+    assert lines[0].startswith('error: ')
+    for part in parts:
+        assert part in lines[0]
+    return lines[0]
+
+
+@pytest.mark.parametrize('mistake', MISTAKES)
+def test_a_mistake_ends_in_one_line(tmp_path, command, config, mistake):
+    change, parts = MISTAKES[mistake]
+    change(config, tmp_path)
+    config.dump(tmp_path / 'cfg.py')
+    assert command(tmp_path, 'cfg.py') == 1
+    error_line(tmp_path, *parts)
+
+
+def test_a_config_that_is_not_there_or_does_not_evaluate(tmp_path, command):
+    assert command(tmp_path, 'none.py') == 1
+    error_line(tmp_path, 'config none.py does not exist', 'give the path')
+    for text, cause in (('model = dict(\n', 'SyntaxError'), ("_base_ = ['none.py']\n", 'none.py'),
+                        ('model = 1 / 0\n', 'ZeroDivisionError')):
+        (tmp_path / 'cfg.py').write_text(text)
+        assert command(tmp_path, 'cfg.py') == 1
+        error_line(tmp_path, 'cfg.py is no valid config', cause)
+
+
+def test_resuming_from_a_file_that_is_missing_or_cut_short(tmp_path, command, config):
+    config.dump(tmp_path / 'cfg.py')
+    assert command(tmp_path, 'cfg.py', '--resume', 'none.pth') == 1
+    error_line(tmp_path, 'checkpoint none.pth does not exist')
+    assert command(tmp_path, 'cfg.py') == 0
+    whole = (tmp_path / 'run/epoch_1.pth').read_bytes()
+    (tmp_path / 'cut.pth').write_bytes(whole[:-100])
+    assert command(tmp_path, 'cfg.py', '--resume', 'cut.pth') == 1
+    error_line(tmp_path, 'cut.pth is no readable checkpoint', 'make it again')
+
+
+def test_a_corrupt_image_is_left_out_if_asked(tmp_path, command, config):
+    corrupt_images(config, tmp_path)
+    config.log_level = 'WARNING'
+    config.dump(tmp_path / 'cfg.py')
+    assert command(tmp_path, 'cfg.py', '--skip-corrupt') == 0
+    assert (tmp_path / 'run/student.pth').is_file()
+    assert (tmp_path / 'stdout').read_text().count('class1/005.jpg: image file is truncated') == 1
+
+
+def test_the_process_itself_ends_with_status_1(tmp_path, config):
+    set_term(config, student='backbone.stage9')
+    config.dump(tmp_path / 'cfg.py')
+    with open(tmp_path / 'stderr', 'w') as stderr, open(tmp_path / 'stdout', 'w') as stdout:
+        assert subprocess.run([sys.executable, TRAIN, 'cfg.py'], cwd=tmp_path, stdout=stdout, stderr=stderr,
+                              check=False).returncode == 1
+    error_line(tmp_path, "'backbone.stage9'", 'backbone.stage3')
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, command, shared):
+    """The second checkpoint is larger than a file may become, from the first epoch's end on."""
+    config = distilled(tmp_path, shared, KD, epochs=1)
+    config.dump(tmp_path / 'cfg.py')
+    assert command(tmp_path, 'cfg.py') == 0
+    good = (tmp_path / 'run/epoch_1.pth').read_bytes()
+    config.train_cfg.max_epochs = 2
+    config.dump(tmp_path / 'cfg.py')
+    command.start(tmp_path, 'cfg.py', '--resume', limit=len(good) // 2)
+    assert command.wait() == 1
+    error_line(tmp_path, 'run/epoch_2.pth cannot be written', 'last good checkpoint is kept', '--resume')
+    assert (tmp_path / 'run/epoch_1.pth').read_bytes() == good
+    assert sorted(path.name for path in (tmp_path / 'run').glob('*.pth*')) == ['epoch_1.pth', 'student.pth']
+    assert command(tmp_path, 'cfg.py', '--resume') == 0
+    assert (tmp_path / 'run/epoch_2.pth').is_file()
+
+
+@pytest.mark.parametrize(('value', 'tau', 'weight'), [('nan', 1e-45, 1.0), ('inf', 4.0, 1e39)])
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path, command, shared, value, tau, weight):
+    """The term starts in the second epoch; its logits, or its weight, exceed what a float32 can hold."""
+    schedule = dict(at=[0, 1, 1], value=[0.0, 0.0, weight])
+    bad = KD | dict(loss=dict(type='kd_plugins.KDLoss', tau=tau), weight=schedule)
+    config = distilled(tmp_path, shared, NST, bad)
+    config.dump(tmp_path / 'cfg.py')
+    assert command(tmp_path, 'cfg.py') == 1
+    line = error_line(tmp_path, f'loss_kd is {value} at iteration 4', 'last good checkpoint is kept')
+    assert 'nst' not in line
+    saved = torch.load(tmp_path / 'run/epoch_1.pth', weights_only=False)
+    assert saved['meta']['epoch'] == 1
+    assert all(tensor.isfinite().all() for tensor in saved['state_dict'].values())
+    assert not (tmp_path / 'run/epoch_2.pth').exists()
+
+
+# A hook that makes the run stand still in the middle of its second epoch, or after its last checkpoint.
+PAUSE = '''
+import time
+from pathlib import Path
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+def stand_still():
+    Path('paused').touch()
+    time.sleep(600)
+
+@HOOKS.register_module()
+class Pause(Hook):
+    priority = 'LOWEST'
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == 4:
+            stand_still()
+
+@HOOKS.register_module()
+class PauseAtLastCheckpoint(Hook):
+    def before_train(self, runner):
+        import builtins
+        import mmengine.hooks.checkpoint_hook as module
+        def pausing_open(path, *args, **kwargs):
+            if str(path).endswith('last_checkpoint') and runner.epoch == 2:
+                stand_still()
+            return builtins.open(path, *args, **kwargs)
+        module.open = pausing_open
+'''
+
+
+def finish(command, folder, config, *arguments):
+    """Run a config to its end; return the student's weights and the result."""
+    config.dump(folder / 'cfg.py')
+    assert command(folder, 'cfg.py', *arguments) == 0, (folder / 'stderr').read_text()
+    assert (folder / 'stderr').read_text() == ''
+    weights = torch.load(folder / 'run/student.pth', weights_only=True)['state_dict']
+    return weights, json.loads((folder / 'run/result.json').read_text())['metrics']
+
+
+def interrupt(command, folder, config, sign, hook='Pause'):
+    """Run a config until the hook has it stand still, and send its process group a signal; return the status."""
+    (folder / 'pause.py').write_text(PAUSE)
+    config.custom_imports = dict(imports=['kd_plugins', 'pause'])
+    config.custom_hooks.append(dict(type=hook))
+    config.dump(folder / 'cfg.py')
+    process = command.start(folder, 'cfg.py')
+    deadline = time.monotonic() + 120
+    while not (folder / 'paused').exists():
+        assert time.monotonic() < deadline, (folder / 'stderr').read_text()
+        time.sleep(0.02)
+    os.killpg(process, sign)
+    config.custom_imports.imports.pop()
+    config.custom_hooks.pop()
+    return command.wait()
+
+
+@pytest.fixture
+def long_run(tmp_path, shared):
+    """Return a function that makes the config of a run of three epochs in a folder of its own.
+
+    It has an adapter, momentum, augmentation, a step of the learning rate in the epoch after the kill, and validation.
+    """
+    def make(name, workers=0):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = distilled(folder, shared, KD, HINT, epochs=3)
+        config.param_scheduler[0].milestones = [2]
+        config.train_dataloader.num_workers = workers
+        config.val_dataloader = config.train_dataloader.copy()
+        config.val_dataloader.sampler = dict(type='DefaultSampler', shuffle=False)
+        config.val_cfg, config.val_evaluator = {}, dict(type='Accuracy')
+        return folder, config
+
+    return make
+
+
+@pytest.mark.parametrize(('sign', 'status', 'workers'), [
+    (signal.SIGKILL, -9, 0), (signal.SIGKILL, -9, 1), (signal.SIGINT, 130, 1)], ids=['kill', 'kill-worker', 'ctrl-c'])
+def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(command, long_run, sign, status, workers):
+    whole = finish(command, *long_run('whole', workers))
+    folder, config = long_run('stopped', workers)
+    assert interrupt(command, folder, config, sign) == status
+    assert (folder / 'stderr').read_text().splitlines() == (
+        ['stopped by Ctrl-C; go on with --resume'] if sign == signal.SIGINT else [])
+    assert not (folder / 'run/epoch_2.pth').exists()
+    weights, metrics = finish(command, folder, config, '--resume')
+    assert equal(weights, whole[0])
+    assert metrics == whole[1]
+    assert not equal(weights, torch.load(folder / 'run/epoch_2.pth', weights_only=False)['state_dict'])
+
+
+def test_a_kill_between_the_last_checkpoint_and_its_note(command, long_run):
+    whole = finish(command, *long_run('whole'))
+    folder, config = long_run('stopped')
+    assert interrupt(command, folder, config, signal.SIGKILL, 'PauseAtLastCheckpoint') == -9
+    assert (folder / 'run/epoch_3.pth').is_file()
+    assert (folder / 'run/last_checkpoint').read_text().endswith('epoch_2.pth')
+    assert not (folder / 'run/student.pth').exists()
+    weights, metrics = finish(command, folder, config, '--resume')
+    assert equal(weights, whole[0])
+    assert metrics == whole[1]
+    assert metrics['accuracy/top1'] > 0
