@@ -1,0 +1,12 @@
+# Stage 1: the narrow classifier, distilled with NST.
+_base_ = 'student.py'
+
+teacher = dict(config='configs/voc_sample/teacher.py', checkpoint='work_dirs/voc_sample/teacher/student.pth')
+requires = [teacher]
+nst = dict(
+    name='nst',
+    loss=dict(type='kd_plugins.NSTLoss', kernel='poly'),
+    student=['backbone.layer3', 'backbone.layer4'],
+    teacher=['backbone.layer3', 'backbone.layer4'],
+    weight=25.)
+custom_hooks = [dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=[nst])]
