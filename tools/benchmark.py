@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -108,11 +109,6 @@ def kd_reference(student: Tensor, teacher: Tensor) -> Tensor:
     return 16 * (t * (t.log() - s.log())).sum(1).mean()
 
 
-def fitnet_reference(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return half the mean squared difference."""
-    return 0.5 * (student - teacher).pow(2).mean()
-
-
 def loss_cases(large: bool) -> list[Case]:
     """List the losses to measure; ``large`` adds one whose literal form takes some 20 GiB."""
 
@@ -128,21 +124,20 @@ def loss_cases(large: bool) -> list[Case]:
         Case('AT', cifar, functional.at_loss, at_reference),
         Case('FSP', cifar, functional.fsp_loss, fsp_reference, pairs=True),
         Case('KD', (128, 100), functional.kd_loss, kd_reference),
-        Case('FitNet', cifar, functional.fitnet_loss, fitnet_reference),
+        Case('FitNet', cifar, functional.fitnet_loss, lambda s, t: 0.5 * (s - t).pow(2).mean()),
     ]
 
 
 def inputs_of(case: Case, device: torch.device) -> tuple[Any, Any, list[Tensor]]:
-    """Return student, teacher and the student's leaves: activations after a ReLU, some channels stronger."""
+    """Return student, teacher and the student's leaves: activations after a ReLU, the teacher's stronger."""
     generator = torch.Generator(device).manual_seed(0)
 
     def features(offset: float) -> Tensor:
         x = torch.randn(case.shape, generator=generator, device=device)
         return (x + offset).relu() if len(case.shape) == 4 else 3 * x
 
-    student, teacher = ([features(offset) for _ in range(1 + case.pairs)] for offset in (0.0, 0.5))
-    for x in student:
-        x.requires_grad_()
+    student = [features(0.0).requires_grad_() for _ in range(1 + case.pairs)]
+    teacher = [features(0.5) for _ in student]
     return (student, teacher, student) if case.pairs else (student[0], teacher[0], student)
 
 
@@ -169,11 +164,7 @@ def peak_memory(step: Callable[[], Any], device: torch.device) -> int:
         path = Path(folder, 'trace.json')
         record.export_chrome_trace(str(path))
         events = [e for e in json.loads(path.read_text())['traceEvents'] if e['name'] == '[memory]']
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e['ts']):
-        held += event['args']['Bytes']
-        peak = max(peak, held)
-    return peak
+    return max(accumulate(e['args']['Bytes'] for e in sorted(events, key=lambda e: e['ts'])))
 
 
 def measure(case: Case, repeats: int, device: torch.device) -> dict[str, Any]:
@@ -191,8 +182,7 @@ def measure(case: Case, repeats: int, device: torch.device) -> dict[str, Any]:
     (value, *grads), (expected, *expected_grads) = (step() for step in steps.values())
     grad, expected_grad = (torch.cat([x.flatten() for x in parts]) for parts in (grads, expected_grads))
     result: dict[str, Any] = dict(
-        name=case.name, shape=list(case.shape),
-        value_disagreement=((value - expected).abs() / expected.abs()).item(),
+        name=case.name, shape=list(case.shape), value_disagreement=((value - expected).abs() / expected.abs()).item(),
         gradient_disagreement=((grad - expected_grad).norm() / expected_grad.norm()).item())
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
@@ -202,8 +192,7 @@ def measure(case: Case, repeats: int, device: torch.device) -> dict[str, Any]:
         result[name] = dict(ms=median(times[name]), ms_min=min(times[name]), ms_max=max(times[name]),
                             peak_bytes=peak_memory(step, device))
     own, reference = result['kd_plugins'], result['reference']
-    return result | dict(speedup=reference['ms'] / own['ms'],
-                         memory_ratio=own['peak_bytes'] / reference['peak_bytes'])
+    return result | dict(speedup=reference['ms'] / own['ms'], memory_ratio=own['peak_bytes'] / reference['peak_bytes'])
 
 
 def print_table(results: Sequence[dict[str, Any]], title: str) -> None:
@@ -241,18 +230,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
     command = commands.add_parser('losses', help='every loss beside its literal form')
-    command.set_defaults(run=losses)
     command.add_argument('--large', action='store_true', help='also RKD-A at 128×512, whose literal form needs 20 GiB')
     command.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    command.add_argument('--threads', type=int, help="number of CPU threads (default: torch's choice)")
+    command.add_argument('--threads', type=int, default=torch.get_num_threads(), help='number of CPU threads')
     command.add_argument('--repeats', type=int, default=5)
     command.add_argument('--json', metavar='FILE', help='also write the measurements here')
     args = parser.parse_args(argv)
     if args.repeats < 1:
         raise UserError(f'--repeats: expected at least 1, got {args.repeats}')
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    args.run(args)
+    torch.set_num_threads(args.threads)
+    losses(args)
 
 
 if __name__ == '__main__':
