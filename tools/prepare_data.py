@@ -1,4 +1,4 @@
-"""Fetch a data set into the layout that the configs read, or check one that is there.
+"""Fetch or draw a data set into the layout that the configs read, or check one that is there.
 
     python tools/prepare_data.py cifar10 --root data/cifar10
 
@@ -99,6 +99,14 @@ def download(folder: Path, fetch: Callable[[], object]) -> None:
                         'by hand') from error
 
 
+def prepare_drawn(args: argparse.Namespace) -> None:
+    """Draw the small detection and classification sets of the configs voc_mini, which need no download."""
+    from kd_plugins.datasets.drawing import draw_classification, draw_voc
+
+    for draw, name in ((draw_voc, 'VOCdevkit'), (draw_classification, 'classification')):
+        print(f'{draw(args.root / name)}: drawn')
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -109,6 +117,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ('voc2007', prepare_voc, 'data'),
         ('voc2012', prepare_voc, 'data'),
         ('tiny-imagenet', prepare_tiny_imagenet, 'data/tiny-imagenet-200'),
+        ('drawn', prepare_drawn, 'data/drawn'),
     ):
         command = commands.add_parser(name, help=prepare.__doc__, description=prepare.__doc__)
         command.add_argument('--root', type=Path, default=Path(root), help='folder (default: %(default)s)')

@@ -11,7 +11,7 @@ model = dict(
         init_cfg=dict(type='Pretrained', checkpoint=requires[0]['checkpoint'], prefix='backbone.')),
     roi_head=dict(bbox_head=dict(num_classes=8)))
 
-max_epochs = 10
+max_epochs = 5
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -5,12 +5,12 @@ _base_ = [
 default_scope = 'mmpretrain'
 model = dict(head=dict(num_classes=8))
 
-max_epochs = 8
+max_epochs = 4
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=max_epochs)
 val_cfg = dict()
 test_cfg = dict()
 optim_wrapper = dict(optimizer=dict(type='AdamW', lr=4e-3, weight_decay=0.05))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.1, by_epoch=True, end=2, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', by_epoch=True, begin=2, T_max=max_epochs - 2, convert_to_iter_based=True),
+    dict(type='LinearLR', start_factor=0.1, by_epoch=True, end=1, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=1, T_max=max_epochs - 1, convert_to_iter_based=True),
 ]

@@ -7,7 +7,7 @@ the border. The same seed and sizes give the same bytes on one machine.
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -199,7 +199,9 @@ def _draw_into(root: str | Path, parameters: dict, draw: Callable[[Path], None])
     return root
 
 
-def draw_voc(root: str | Path, images: Mapping[str, int], size: tuple[int, int] = (128, 128), seed: int = 0) -> Path:
+def draw_voc(
+    root: str | Path, train: int = 320, val: int = 160, test: int = 200, size: tuple[int, int] = (96, 96), seed: int = 0
+) -> Path:
     """Draw a detection set in PASCAL VOC's layout; do nothing where it is already there.
 
     Writes ``<root>/VOC2007/{JPEGImages,Annotations,ImageSets/Main}``. A picture has 1 to 4 objects of :data:`CLASSES`;
@@ -207,7 +209,9 @@ def draw_voc(root: str | Path, images: Mapping[str, int], size: tuple[int, int] 
 
     Args:
         root: The folder to make, e.g. ``data/drawn/VOCdevkit``.
-        images: How many pictures each of ``train``, ``val`` and ``test`` holds; ``trainval`` is the first two.
+        train: Number of pictures in the split ``train``.
+        val: Number of pictures in ``val``; ``trainval`` is both.
+        test: Number of pictures in ``test``.
         size: Width and height in pixels.
         seed: Picture i depends on the seed, i and the size only.
 
@@ -220,8 +224,7 @@ def draw_voc(root: str | Path, images: Mapping[str, int], size: tuple[int, int] 
     Sources:
         1. Everingham et al., The PASCAL Visual Object Classes Challenge 2007, development kit.
     """
-    images = {'train': images['train'], 'val': images['val'], 'test': images['test']}
-    size = (int(size[0]), int(size[1]))
+    images = {'train': train, 'val': val, 'test': test}
 
     def draw(folder: Path) -> None:
         base = folder / 'VOC2007'
@@ -241,12 +244,13 @@ def draw_voc(root: str | Path, images: Mapping[str, int], size: tuple[int, int] 
     return _draw_into(root, {'kind': 'voc', 'images': images, 'size': size, 'seed': seed}, draw)
 
 
-def draw_classification(root: str | Path, images: Mapping[str, int], size: int = 64, seed: int = 0) -> Path:
+def draw_classification(root: str | Path, train: int = 600, val: int = 50, size: int = 48, seed: int = 0) -> Path:
     """Draw a classification set of single shapes as ``<root>/{train,val}/<class>/<number>.jpg``.
 
     Args:
         root: The folder to make.
-        images: How many pictures a class has in ``train`` and in ``val``.
+        train: Number of pictures a class has in ``train``.
+        val: Number of pictures a class has in ``val``.
         size: Side of the square pictures in pixels.
         seed: A picture depends on the seed, its split, class, number and the size only.
 
@@ -256,7 +260,7 @@ def draw_classification(root: str | Path, images: Mapping[str, int], size: int =
     Raises:
         UserError: The root exists and is something else.
     """
-    images = {'train': images['train'], 'val': images['val']}
+    images = {'train': train, 'val': val}
 
     def draw(folder: Path) -> None:
         for s, (split, count) in enumerate(images.items()):

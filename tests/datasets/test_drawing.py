@@ -13,6 +13,7 @@ from kd_plugins.datasets.drawing import CLASSES, draw_classification, draw_voc
 from kd_plugins.errors import UserError
 
 IMAGES = {'train': 6, 'val': 3, 'test': 4}
+SMALL = IMAGES | {'size': (48, 40)}
 
 
 def _digest(root: Path) -> str:
@@ -25,8 +26,8 @@ def _annotations(root: Path) -> list[ElementTree.Element]:
 
 
 @pytest.mark.parametrize('draw', [
-    lambda root, seed: draw_voc(root, IMAGES, (48, 40), seed),
-    lambda root, seed: draw_classification(root, {'train': 2, 'val': 1}, 24, seed),
+    lambda root, seed: draw_voc(root, **SMALL, seed=seed),
+    lambda root, seed: draw_classification(root, 2, 1, 24, seed),
 ])
 def test_the_seed_alone_decides_the_bytes(tmp_path: Path, draw) -> None:
     first, again, other = (draw(tmp_path / name, seed) for name, seed in (('a', 3), ('b', 3), ('c', 4)))
@@ -34,13 +35,13 @@ def test_the_seed_alone_decides_the_bytes(tmp_path: Path, draw) -> None:
 
 
 def test_a_picture_does_not_depend_on_how_many_are_drawn(tmp_path: Path) -> None:
-    few, many = draw_voc(tmp_path / 'a', IMAGES, (48, 40)), draw_voc(tmp_path / 'b', IMAGES | {'test': 9}, (48, 40))
+    few, many = draw_voc(tmp_path / 'a', **SMALL), draw_voc(tmp_path / 'b', **SMALL | {'test': 9})
     for path in sorted((few / 'VOC2007/JPEGImages').iterdir()):
         assert path.read_bytes() == (many / 'VOC2007/JPEGImages' / path.name).read_bytes()
 
 
 def test_splits_are_disjoint_and_trainval_is_train_and_val(tmp_path: Path) -> None:
-    lists = draw_voc(tmp_path / 'a', IMAGES, (48, 40)) / 'VOC2007/ImageSets/Main'
+    lists = draw_voc(tmp_path / 'a', **SMALL) / 'VOC2007/ImageSets/Main'
     split = {path.stem: path.read_text().split() for path in lists.iterdir()}
     assert {name: len(split[name]) for name in IMAGES} == IMAGES
     assert split['trainval'] == split['train'] + split['val']
@@ -51,7 +52,7 @@ def test_splits_are_disjoint_and_trainval_is_train_and_val(tmp_path: Path) -> No
 
 
 def test_annotations_have_the_official_fields_in_order(tmp_path: Path) -> None:
-    for root in _annotations(draw_voc(tmp_path / 'a', IMAGES, (48, 40))):
+    for root in _annotations(draw_voc(tmp_path / 'a', **SMALL)):
         objects = root.findall('object')
         assert [x.tag for x in root] == ['folder', 'filename', 'source', 'owner', 'size', 'segmented',
                                          *['object'] * len(objects)]
@@ -109,7 +110,7 @@ def test_every_shape_has_an_outline_of_its_own() -> None:
 
 
 def test_classification_set_has_a_folder_a_class(tmp_path: Path) -> None:
-    root = draw_classification(tmp_path / 'a', {'train': 2, 'val': 1}, 24)
+    root = draw_classification(tmp_path / 'a', 2, 1, 24)
     for split, count in (('train', 2), ('val', 1)):
         assert sorted(x.name for x in (root / split).iterdir()) == sorted(CLASSES)
         for folder in (root / split).iterdir():
@@ -118,11 +119,11 @@ def test_classification_set_has_a_folder_a_class(tmp_path: Path) -> None:
 
 
 def test_a_complete_set_is_kept_and_other_parameters_replace_it(tmp_path: Path) -> None:
-    root = draw_voc(tmp_path / 'a', IMAGES, (48, 40))
+    root = draw_voc(tmp_path / 'a', **SMALL)
     written = {path: path.stat().st_mtime_ns for path in root.rglob('*')}
-    draw_voc(root, IMAGES, (48, 40))
+    draw_voc(root, **SMALL)
     assert {path: path.stat().st_mtime_ns for path in root.rglob('*')} == written
-    draw_voc(root, IMAGES | {'test': 2}, (48, 40))
+    draw_voc(root, **SMALL | {'test': 2})
     assert len(_annotations(root)) == 11
     assert [x.name for x in tmp_path.iterdir()] == ['a']
 
@@ -133,7 +134,7 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(drawing, '_annotation', interrupted)
     with pytest.raises(KeyboardInterrupt):
-        draw_voc(tmp_path / 'a', IMAGES, (48, 40))
+        draw_voc(tmp_path / 'a', **SMALL)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -141,5 +142,5 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / 'mine').mkdir()
     (tmp_path / 'mine/file').write_text('x')
     with pytest.raises(UserError, match=r'mine: exists, but is not a drawn data set'):
-        draw_voc(tmp_path / 'mine', IMAGES)
+        draw_voc(tmp_path / 'mine')
     assert (tmp_path / 'mine/file').read_text() == 'x'

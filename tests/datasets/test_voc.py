@@ -17,7 +17,7 @@ DRAWN = dict(classes=CLASSES)
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    return draw_voc(tmp_path / 'VOCdevkit', {'train': 2, 'val': 1, 'test': 1}, (48, 40))
+    return draw_voc(tmp_path / 'VOCdevkit', 2, 1, 1, (48, 40))
 
 
 def _data(root: Path, split: str = 'trainval', **options) -> VOCDataset:

@@ -1,13 +1,6 @@
 # A classification set of the same shapes as drawn_voc.py, drawn when first needed.
 data_root = 'data/drawn/classification/'
-prepare = [
-    dict(
-        type='kd_plugins.datasets.drawing.draw_classification',
-        root=data_root,
-        images=dict(train=300, val=50),
-        size=48,
-        seed=1)
-]
+prepare = [dict(type='kd_plugins.datasets.drawing.draw_classification', root=data_root)]
 data_preprocessor = dict(
     num_classes=8, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 

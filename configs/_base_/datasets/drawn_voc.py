@@ -2,14 +2,7 @@
 _base_ = 'voc07.py'
 
 data_root = 'data/drawn/VOCdevkit/'
-prepare = [
-    dict(
-        type='kd_plugins.datasets.drawing.draw_voc',
-        root=data_root,
-        images=dict(train=160, val=80, test=200),
-        size=(96, 96),
-        seed=0)
-]
+prepare = [dict(type='kd_plugins.datasets.drawing.draw_voc', root=data_root)]
 metainfo = dict(classes=('circle', 'square', 'triangle', 'star', 'cross', 'ring', 'crescent', 'arrow'))
 scale = (96, 96)
 
@@ -18,5 +11,5 @@ train_pipeline[2]['scale'] = scale
 test_pipeline = _base_.test_pipeline
 test_pipeline[1]['scale'] = scale
 train_dataloader = dict(batch_size=8, dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline))
-val_dataloader = dict(batch_size=20, dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline))
+val_dataloader = dict(batch_size=10, dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline))
 test_dataloader = val_dataloader
