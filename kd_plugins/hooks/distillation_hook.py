@@ -119,7 +119,12 @@ class DistillationHook(Hook):
         if 'distillation' not in checkpoint:
             raise UserError('the checkpoint to resume from holds no adapters, but a term trains one: it was written '
                             'without this DistillationHook; start anew with load_from instead of --resume')
-        self.distillation.load_state_dict(checkpoint['distillation'])
+        try:
+            self.distillation.load_state_dict(checkpoint['distillation'])
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f'the adapters in the checkpoint are not those of this config ({reason}): resume with the '
+                            'config that wrote it') from error
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

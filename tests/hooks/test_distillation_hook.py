@@ -160,6 +160,16 @@ def test_resuming_without_the_adapters_is_refused(tmp_path, data, teacher):
         train(config)
 
 
+def test_resuming_with_another_adapter_is_refused(tmp_path, data, teacher):
+    train(classification_config(data, tmp_path / 'run', epochs=1, **by_hook(teacher, [HINT])))
+    other = HINT | dict(student=STAGES[2], teacher=STAGES[2])
+    config = classification_config(data, tmp_path / 'run', **by_hook(teacher, [other]))
+    config.load_from, config.resume = str(tmp_path / 'run/epoch_1.pth'), True
+    with pytest.raises(UserError, match='are not those of this config') as error:
+        train(config)
+    assert '\n' not in str(error.value)
+
+
 @BOTH
 def test_weight_schedule_runs_with_training(tmp_path, data, teacher, way):
     terms = [KD | dict(weight=dict(at=[0, 1, 1], value=[0.0, 0.0, 2.0]))]
