@@ -12,39 +12,59 @@ KERNELS = ('poly', 'linear', 'gaussian')
 BANDWIDTHS = ('cross', 'all')
 
 
-def _mmd(kernel: Callable[[Tensor, Tensor], Tensor], student: Tensor, teacher: Tensor) -> Tensor:
-    return kernel(student, student).mean() + kernel(teacher, teacher).mean() - 2 * kernel(student, teacher).mean()
+def _inverse_norm(squared: Tensor, eps: float = 1e-24) -> Tensor:
+    """Return 1 / norm from squared norms, and 0 without gradient where a map is zero."""
+    return squared.masked_fill(squared <= eps, torch.inf).rsqrt()
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Return x x', for symmetric use only: its gradient, the same from either side, is computed once and doubled."""
+    half = x @ x.detach().mT
+    return 2 * half - half.detach()
+
+
+def _cosines(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x'x, y'y and x'y of the normalised maps, without a normalised copy of the maps themselves."""
+    own, other, cross = _gram(student), teacher @ teacher.mT, student @ teacher.mT
+    s, t = (_inverse_norm(gram.diagonal(dim1=1, dim2=2)) for gram in (own, other))
+    pairs = (own, s, s), (other, t, t), (cross, s, t)
+    return tuple(gram * left[:, :, None] * right[:, None, :] for gram, left, right in pairs)
+
+
+def _mmd(kernel: Callable[[Tensor], Tensor], student: Tensor, teacher: Tensor) -> Tensor:
+    own, other, cross = (kernel(x).mean() for x in _cosines(student, teacher))
+    return own + other - 2 * cross
 
 
 def _linear(student: Tensor, teacher: Tensor) -> Tensor:
-    return mse_loss(student.mean(1), teacher.mean(1), reduction='sum') / len(student)
+    scales = (_inverse_norm(torch.linalg.vector_norm(x, dim=2).square()) / x.shape[1] for x in (student, teacher))
+    means = (scale[:, None, :] @ x for scale, x in zip(scales, (student, teacher), strict=True))
+    return mse_loss(*means, reduction='sum') / len(student)
 
 
 def _square(student: Tensor, teacher: Tensor) -> Tensor:
     (size, c_s, positions), c_t = student.shape, teacher.shape[1]
     # The same number from the Gram matrices over positions or over channels: take the cheaper one.
     if positions * (c_s + c_t) > c_s**2 + c_s * c_t + c_t**2:
-        return _mmd(lambda x, y: (x @ y.mT).square(), student, teacher)
+        return _mmd(torch.square, student, teacher)
+    student, teacher = unit(student), unit(teacher)
     return mse_loss(student.mT @ student / c_s, teacher.mT @ teacher / c_t, reduction='sum') / size
 
 
 def _poly(student: Tensor, teacher: Tensor, degree: int, c: float) -> Tensor:
     if degree != 2:
-        return _mmd(lambda x, y: (x @ y.mT + c) ** degree, student, teacher)
+        return _mmd(lambda x: (x + c) ** degree, student, teacher)
     # (x'y + c)^2 = (x'y)^2 + 2 c x'y + c^2, and the constant cancels.
     loss = _square(student, teacher)
     return loss + 2 * c * _linear(student, teacher) if c else loss
 
 
-def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    # The squared norms are 1, but 0 for a zero map.
-    return x.square().sum(2)[:, :, None] + y.square().sum(2)[:, None, :] - 2 * (x @ y.mT)
-
-
 def _gaussian(student: Tensor, teacher: Tensor, bandwidth: str | float) -> Tensor:
-    own, other, cross = (
-        _squared_distances(*pair) for pair in ((student, student), (teacher, teacher), (student, teacher))
-    )
+    cosines = _cosines(student, teacher)
+    # The squared norms on the diagonals are 1, but 0 for a zero map.
+    s, t = (x.diagonal(dim1=1, dim2=2) for x in cosines[:2])
+    pairs = zip(cosines, (s, t, s), (s, t, t), strict=True)
+    own, other, cross = (left[:, :, None] + right[:, None, :] - 2 * cosine for cosine, left, right in pairs)
     if isinstance(bandwidth, str):
         blocks = (cross,) if bandwidth == 'cross' else (own, other, cross, cross)
         variance = sum(x.detach().sum((1, 2), keepdim=True) for x in blocks) / sum(x[0].numel() for x in blocks)
@@ -103,7 +123,7 @@ def nst_loss(
     if isinstance(bandwidth, str):
         check_choice('bandwidth', bandwidth, BANDWIDTHS)
     check_maps('nst_loss', student, teacher)
-    student, teacher = (unit(x.flatten(2)) for x in match_size(student, teacher))
+    student, teacher = (x.flatten(2) for x in match_size(student, teacher))
     if kernel == 'poly':
         return _poly(student, teacher, degree, c)
     return _linear(student, teacher) if kernel == 'linear' else _gaussian(student, teacher, bandwidth)
