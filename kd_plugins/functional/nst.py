@@ -24,7 +24,10 @@ def _gram(x: Tensor) -> Tensor:
 
 
 def _cosines(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return x'x, y'y and x'y of the normalised maps, without a normalised copy of the maps themselves."""
+    """Return x'x, y'y and x'y of the normalised maps; scaled are the smaller, the maps or their Gram matrices."""
+    if student.shape[2] < student.shape[1]:
+        student, teacher = unit(student), unit(teacher)
+        return _gram(student), teacher @ teacher.mT, student @ teacher.mT
     own, other, cross = _gram(student), teacher @ teacher.mT, student @ teacher.mT
     s, t = (_inverse_norm(gram.diagonal(dim1=1, dim2=2)) for gram in (own, other))
     pairs = (own, s, s), (other, t, t), (cross, s, t)
@@ -60,19 +63,18 @@ def _poly(student: Tensor, teacher: Tensor, degree: int, c: float) -> Tensor:
 
 
 def _gaussian(student: Tensor, teacher: Tensor, bandwidth: str | float) -> Tensor:
-    cosines = _cosines(student, teacher)
-    # The squared norms on the diagonals are 1, but 0 for a zero map.
-    s, t = (x.diagonal(dim1=1, dim2=2) for x in cosines[:2])
-    pairs = zip(cosines, (s, t, s), (s, t, t), strict=True)
-    own, other, cross = (left[:, :, None] + right[:, None, :] - 2 * cosine for cosine, left, right in pairs)
+    # Half the squared norms: 1/2, but 0 for a zero map.
+    s, t = ((torch.linalg.vector_norm(x.detach(), dim=2) > 1e-12) / 2 for x in (student, teacher))
+    pairs = zip(_cosines(student, teacher), (s, t, s), (s, t, t), strict=True)
+    own, other, cross = (cosine - (left[:, :, None] + right[:, None, :]) for cosine, left, right in pairs)
     if isinstance(bandwidth, str):
         blocks = (cross,) if bandwidth == 'cross' else (own, other, cross, cross)
-        variance = sum(x.detach().sum((1, 2), keepdim=True) for x in blocks) / sum(x[0].numel() for x in blocks)
+        variance = sum(x.detach().sum((1, 2), keepdim=True) for x in blocks) / sum(x[0].numel() for x in blocks) * -2
         # Equal maps have no distance to measure by; rounding must not take its place.
         variance = variance.clamp_min(torch.finfo(student.dtype).eps ** 0.5)
     else:
         variance = bandwidth
-    own, other, cross = ((x / (-2 * variance)).exp().mean() for x in (own, other, cross))
+    own, other, cross = ((x / variance).exp().mean() for x in (own, other, cross))  # x is minus half a squared distance
     return own + other - 2 * cross
 
 
