@@ -1,0 +1,72 @@
+"""The rooms of the package and what each may import."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / 'kd_plugins'
+LEAVES = {'errors', 'registry'}  # anyone may use them
+CORE = {'recorder', 'teacher', 'distiller', 'schedule', 'checkpoint'}
+# A room, the rooms it may import from, and the packages outside; both beside its own room and the standard library.
+ROOMS = {
+    'functional': (set(), {'torch'}),
+    'losses': ({'functional', 'registry'}, {'torch'}),
+    'recorder': (LEAVES, {'torch'}),
+    'schedule': (LEAVES, {'mmengine'}),
+    'checkpoint': (LEAVES, {'mmengine', 'numpy', 'torch'}),
+    'teacher': (LEAVES | {'checkpoint', 'recorder'}, {'mmengine', 'torch'}),
+    'distiller': (LEAVES | CORE, {'mmengine', 'numpy', 'torch'}),
+    'models': (LEAVES | CORE | {'losses', 'functional'}, {'mmengine', 'mmpretrain', 'torch'}),
+    'hooks': (LEAVES | CORE | {'losses', 'functional'}, {'mmengine', 'torch'}),
+    'optim': (LEAVES, {'mmengine', 'torch'}),
+    'datasets': (LEAVES, {'cv2', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'numpy'}),
+    'evaluation': (LEAVES | {'functional'}, {'faiss', 'mmengine', 'numpy', 'scipy', 'torch'}),
+    'compat': (LEAVES, {'mmcv', 'torch', 'torchvision'}),
+    'config': (LEAVES, {'mmengine'}),
+    'errors': (set(), {'mmengine'}),
+    'registry': (set(), {'mmengine'}),
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Return every module that a file imports, anywhere in it, by its absolute name."""
+    names = set()
+    package = ['kd_plugins', *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            names.add('.'.join([*package[:len(package) - node.level + 1], node.module or '']))
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f'{node.module}.{alias.name}' for alias in node.names} if node.module == 'kd_plugins' else {
+                node.module}
+    return names
+
+
+@pytest.mark.parametrize('path', sorted(PACKAGE.rglob('*.py')), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_follow_the_rooms(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+    rooms, packages = ({'compat'}, set()) if room == '__init__' else ROOMS[room]
+    for name in imported(path):
+        top, *rest = name.split('.')
+        if top == 'kd_plugins':
+            assert rest[0] in rooms | {room}, f'{path.name} imports {name}'
+        else:
+            assert top in packages | sys.stdlib_module_names, f'{path.name} imports {name}'
+
+
+def test_mmdet_is_imported_for_detection_only():
+    users = [path.name for path in PACKAGE.rglob('*.py') if any(name.startswith('mmdet') for name in imported(path))]
+    assert users == ['voc.py']
+
+
+def test_classification_and_import_stay_free_of_mmdet():
+    code = ('import sys, kd_plugins; heavy = {"torch", "mmengine", "mmcv", "numpy"} & set(sys.modules); '
+            'from kd_plugins.registry import DATASETS, HOOKS, MODELS; '
+            'MODELS.get("KDLoss"), HOOKS.get("ExportHook"), DATASETS.get("CIFAR10"); '
+            'print(sorted(heavy), "mmdet" in sys.modules)')
+    answer = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+    assert answer.splitlines()[-1] == '[] False'
