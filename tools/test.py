@@ -8,7 +8,6 @@ import json
 import logging
 from pathlib import Path
 
-import torch
 from mmengine.config import Config, DictAction
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -55,8 +54,6 @@ def main() -> None:
     guard_checkpoints(args.allow_pickle)
     if args.show_dir:
         set_drawing(config, args.show_dir)
-    if not torch.cuda.is_available() and 'env_cfg' in config:
-        config.env_cfg.setdefault('dist_cfg', {}).backend = 'gloo'
     runner = Runner.from_cfg(config)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     load_weights(model, args.checkpoint, args.allow_pickle)  # mmengine would score whatever a loose load leaves

@@ -14,8 +14,10 @@ compare   name='configs/y.py' of runs to stand beside this one in the table that
 import argparse
 import importlib
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -61,28 +63,28 @@ def prepare(config: Config) -> None:
         function(**arguments)
 
 
-def train_apart(config: str) -> None:
+def train_apart(config: str, flags: Sequence[str]) -> None:
     """Train another config in a process of its own; it goes on where it was interrupted."""
     if not Path(config).is_file():
         raise UserError(f'config {config}, which this run builds on, does not exist: correct its path in requires or '
                         'compare')
     print_log(f'training {config} first', 'current')
     try:
-        status = subprocess.run([sys.executable, __file__, config, '--resume'], check=False).returncode
+        status = subprocess.run([sys.executable, __file__, config, '--resume', *flags], check=False).returncode
     except KeyboardInterrupt:  # the other process got it too, and has said how to go on
         raise SystemExit(130) from None
     if status:
         raise UserError(f'{config}, which this run builds on, failed: see its error above')
 
 
-def train_missing(config: Config, launcher: str) -> None:
+def train_missing(config: Config, launcher: str, flags: Sequence[str]) -> None:
     """Train what the config requires, where its checkpoint is missing."""
     for record in config.get('requires', []):
         if not Path(record.checkpoint).is_file():
             if launcher != 'none':
                 raise UserError(f'{record.checkpoint} is missing: make it first, with '
                                 f'python tools/train.py {record.config}')
-            train_apart(record.config)
+            train_apart(record.config, flags)
         if not Path(record.checkpoint).is_file():
             raise UserError(f'{record.config} was trained but left no {record.checkpoint}: requires names another '
                             'folder than that config writes to, or that config has no ExportHook')
@@ -108,13 +110,21 @@ def set_skip_corrupt(node: object) -> None:
             set_skip_corrupt(value)
 
 
-def print_comparison(config: Config) -> None:
+def use_cpu(config: Config, launcher: str) -> None:
+    """Let several processes train without a GPU; mmengine's own set-up asks CUDA for one."""
+    if launcher == 'pytorch':
+        torch.distributed.init_process_group('gloo')
+        config.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None)
+
+
+def print_comparison(config: Config, flags: Sequence[str]) -> None:
     """Train the runs to compare with, where their result is missing, and print a table of the last-epoch metrics."""
     results = {}
     for name, path in config.compare.items():
         result = Path(default_work_dir(path), 'result.json')
         if not result.is_file():
-            train_apart(path)
+            train_apart(path, flags)
         results[name] = json.loads(result.read_text())
     own = Path(config.work_dir, 'result.json')
     results[config.get('name', Path(config.filename).stem)] = json.loads(own.read_text())
@@ -122,7 +132,7 @@ def print_comparison(config: Config) -> None:
     table = Table('run', *metrics, 'checkpoint', 'log')
     for name, result in results.items():
         values = [f'{result["metrics"].get(key, float("nan")):.4g}' for key in metrics]
-        table.add_row(name, *values, result['checkpoint'], result['log'])
+        table.add_row(name, *values, *(os.path.relpath(result[key]) for key in ('checkpoint', 'log')))
     Console(width=max(160, Console().width), soft_wrap=True).print(table)
 
 
@@ -133,17 +143,18 @@ def main() -> None:
     config.launcher = args.launcher
     guard_checkpoints(args.allow_pickle)
     prepare(config)
-    train_missing(config, args.launcher)
+    flags = [f'--{name}' for name in ('skip-corrupt', 'allow-pickle') if getattr(args, name.replace('-', '_'))]
+    train_missing(config, args.launcher, flags)
     set_resume(config, args.resume)
     if args.skip_corrupt:
         set_skip_corrupt(config)
     if args.amp:
         config.optim_wrapper.type = 'kd_plugins.BF16OptimWrapper'
-    if not torch.cuda.is_available() and 'env_cfg' in config:
-        config.env_cfg.setdefault('dist_cfg', {}).backend = 'gloo'
+    if not torch.cuda.is_available():
+        use_cpu(config, args.launcher)
     Runner.from_cfg(config).train()
     if config.get('compare') and get_dist_info()[0] == 0:
-        print_comparison(config)
+        print_comparison(config, flags)
 
 
 if __name__ == '__main__':
