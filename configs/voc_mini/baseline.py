@@ -1,4 +1,5 @@
-# Stage 2: a small Faster R-CNN on drawn scenes, from the student trained without distillation.
+# Stage 2: a small Faster R-CNN on drawn scenes, from the student trained without distillation. Half of the backbone is
+# frozen, so that what it has learnt before counts.
 _base_ = [
     '../_base_/default_runtime.py', '../_base_/datasets/drawn_voc.py', '../_base_/models/faster_rcnn_narrow.py'
 ]
@@ -7,8 +8,7 @@ name = 'baseline'
 default_hooks = dict(handover=dict(type='kd_plugins.HandoverHook'))
 requires = [dict(config='configs/voc_mini/student.py', checkpoint='work_dirs/voc_mini/student/student.pth')]
 model = dict(
-    backbone=dict(
-        init_cfg=dict(type='Pretrained', checkpoint=requires[0]['checkpoint'], prefix='backbone.')),
+    backbone=dict(frozen_stages=2, init_cfg=dict(checkpoint=requires[0]['checkpoint'])),
     roi_head=dict(bbox_head=dict(num_classes=8)))
 
 max_epochs = 5
