@@ -5,3 +5,4 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', by_epoch=True, begin=1, end=8, convert_to_iter_based=True),
 ]
 train_cfg = dict(max_epochs=8, val_interval=8)
+train_dataloader = dict(dataset=dict(indices=None))
