@@ -17,7 +17,8 @@ setup(
         'onedl-mmengine>=0.10.9',
         'onedl-mmcv>=2.3',
         'onedl-mmpretrain>=1.3',
-        'numpy>=1.26',
+        'rich',
+        'numpy>=2',
     ],
     extras_require={
         'detection': ['onedl-mmdetection>=3.5'],

@@ -1,5 +1,6 @@
 """Checkpoints: read without running pickled code, written whole or not at all."""
 
+import hashlib
 import io
 import os
 import pickle
@@ -9,17 +10,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging.history_buffer import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
+from numpy._core import multiarray
 from torch.hub import download_url_to_file, get_dir
 
 from kd_plugins.errors import UserError
 
 
-def _history_method(owner: Any, name: str) -> Any:
-    """Stand in for ``getattr``: mmengine pickles its log's methods by it, a crafted file could reach anything."""
-    if owner is not HistoryBuffer or name.startswith('_'):
+def _known_method(owner: Any, name: str) -> Any:
+    """Stand in for ``getattr``, by which mmengine pickles some methods; a crafted file could reach anything by it."""
+    in_log = owner is HistoryBuffer and not name.startswith('_')
+    if not in_log and (owner is not OneCycleParamScheduler or name not in ('_annealing_cos', '_annealing_linear')):
         raise pickle.UnpicklingError(f'GLOBAL builtins.getattr of {owner}')
     return getattr(owner, name)
 
@@ -27,13 +32,15 @@ def _history_method(owner: Any, name: str) -> Any:
 # What mmengine itself puts into a checkpoint beside tensors.
 _SAFE = [
     HistoryBuffer,
-    (_history_method, 'builtins.getattr'),
-    (_history_method, '__builtin__.getattr'),
+    OneCycleParamScheduler,
+    (_known_method, 'builtins.getattr'),
+    (_known_method, '__builtin__.getattr'),
     slice,
     np.ndarray,
     np.dtype,
-    np._core.multiarray._reconstruct,
-    np._core.multiarray.scalar,
+    # Files of NumPy 1 know these two by another name.
+    *((getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
+      for name in ('_reconstruct', 'scalar') for core in ('core', '_core')),
     *{type(np.dtype(t)) for t in (np.bool_, np.int32, np.int64, np.uint8, np.uint32, np.float32, np.float64)},
 ]
 
@@ -75,13 +82,16 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', allow_pickle: b
 
 
 def _download(url: str) -> str:
-    target = os.path.join(get_dir(), 'checkpoints', os.path.basename(url))
-    if not os.path.isfile(target):
+    # Many an address ends in the same name.
+    name = f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{os.path.basename(url.partition("?")[0])}'
+    target = os.path.join(get_dir(), 'checkpoints', name)
+    if not os.path.isfile(target) and is_main_process():
         os.makedirs(os.path.dirname(target), exist_ok=True)
         try:
             download_url_to_file(url, target)
         except OSError as error:
             raise UserError(f'{url} cannot be downloaded ({error}): fetch it by hand and give its path') from error
+    barrier()
     return target
 
 
@@ -136,12 +146,14 @@ def guard_checkpoints(allow_pickle: bool = False) -> None:
 
 
 def latest_checkpoint(work_dir: str | Path) -> str | None:
-    """Return the newest of mmengine's ``epoch_N.pth`` or ``iter_N.pth`` in a folder, or None.
+    """Return the file last written of mmengine's ``epoch_N.pth`` or ``iter_N.pth`` in a folder, or None.
 
-    The file ``last_checkpoint`` is not consulted: a kill can leave it empty or behind.
+    The file ``last_checkpoint`` is not consulted: a kill can leave it empty or behind. Nor does the number alone count:
+    a run that started anew may stand beside a longer, older one.
     """
-    found = {int(m[1]): p for p in Path(work_dir).glob('*.pth') if (m := re.fullmatch(r'(?:epoch|iter)_(\d+)', p.stem))}
-    return str(found[max(found)]) if found else None
+    found = [(p.stat().st_mtime_ns, int(m[1]), str(p)) for p in Path(work_dir).glob('*.pth')
+             if (m := re.fullmatch(r'(?:epoch|iter)_(\d+)', p.stem))]
+    return max(found)[2] if found else None
 
 
 def save_weights(weights: dict[str, torch.Tensor], path: str | Path, meta: dict[str, Any]) -> None:

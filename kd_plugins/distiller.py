@@ -184,6 +184,17 @@ class Term(nn.Module):
         return sum(self.loss(s, t) for s, t in zip(levels, targets, strict=True))
 
 
+    def compare(self, student: Features, teacher: Features) -> Tensor:
+        """Return the unweighted loss, or say what meets what where the two cannot."""
+        try:
+            return self(student, teacher)
+        except UserError:
+            raise
+        except (ValueError, RuntimeError) as error:
+            reason = ' '.join(str(error).split())
+            raise UserError(f'{self.describe(student, teacher)}: these cannot meet: {reason}') from error
+
+
 class Distillation(nn.Module):
     """Teacher, terms and adapters, bound to a student.
 
@@ -246,14 +257,8 @@ class Distillation(nn.Module):
             for term in self.terms:
                 term.build_adapters(features, targets)
                 term.adapters.to(inputs.device)
-                line = term.describe(features, targets)
-                try:
-                    term(features, targets)
-                except UserError:
-                    raise
-                except (ValueError, RuntimeError) as error:
-                    raise UserError(f'{line}: these cannot meet: {error}') from error
-                lines.append(line)
+                term.compare(features, targets)
+                lines.append(term.describe(features, targets))
         return lines
 
     def forward(self, features: Features, inputs: Tensor, data_samples: Sequence[Any] | None) -> dict[str, Tensor]:
@@ -275,7 +280,7 @@ class Distillation(nn.Module):
         for term in self.terms:
             weight = weights[term.name]
             if weight:
-                loss = weight * term(features, targets)
+                loss = weight * term.compare(features, targets)
             else:  # touches the adapters, so that data-parallel finds no parameter unused
                 loss = inputs.new_zeros(()) + sum(0.0 * p.sum() for p in term.adapters.parameters())
             losses[f'loss_{term.name}'] = loss

@@ -22,14 +22,16 @@ _REMEDIES = {errno.ENOENT: '; check the path in the config', errno.ENOSPC: _FULL
 def _user_message(error: BaseException) -> str | None:
     """Return the one line to print for an error a user can cause; None for a defect of the program."""
     if isinstance(error, UserError):
-        # A data loader's worker hands its exception over with the traceback as text: the message is its last line.
-        line = str(error).strip().splitlines()[-1]
-        return line.removeprefix(f'{UserError.__module__}.{UserError.__qualname__}: ')
+        # A data loader's worker hands its exception over with the traceback as text: the message is its end.
+        text = str(error)
+        if 'Traceback (most recent call last)' in text:
+            text = text.rpartition(f'{UserError.__module__}.{UserError.__qualname__}: ')[2]
+        return ' '.join(text.split())
     if isinstance(error, OSError):
         told = f'{error.filename}: {error.strerror}' if error.filename else str(error)
         return told + _REMEDIES.get(error.errno, '')
     told = _config_mistake(error)
-    cause = error.__cause__ or error.__context__
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return told if told is not None or cause is None else _user_message(cause)
 
 

@@ -57,7 +57,8 @@ class _Renormalise(nn.Module):
     """Turns a batch normalised for the student into one normalised for the teacher.
 
     Per channel ``(x * std_s + mean_s - mean_t) / std_t``, channels reversed where just one of the two networks reverses
-    them; the border that batching padded is set to zero again.
+    them; the border that batching padded is set to zero again. A teacher whose record says nothing of a normalisation
+    takes the student's batch as it is.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
@@ -75,7 +76,9 @@ class _Renormalise(nn.Module):
             mean_s, std_s = mean_s.flip(0), std_s.flip(0)
         self.register_buffer('scale', std_s / std_t, persistent=False)
         self.register_buffer('shift', (mean_s - mean_t) / std_t, persistent=False)
-        self.identity = not self.flip and torch.equal(mean_s, mean_t) and torch.equal(std_s, std_t)
+        stated = getattr(teacher, '_enable_normalize', False)
+        self.identity = not stated or (
+            not self.flip and torch.equal(mean_s, mean_t) and torch.equal(std_s, std_t))
 
     def forward(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Tensor:
         if self.identity:

@@ -1,7 +1,9 @@
 import os
 import pickle
 import resource
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from mmengine.logging.history_buffer import HistoryBuffer
@@ -92,11 +94,33 @@ def test_failed_write_keeps_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_newest_by_number(tmp_path):
+def test_newest_by_time_then_by_number(tmp_path):
     assert latest_checkpoint(tmp_path) is None
     for name in ('epoch_9.pth', 'epoch_10.pth', 'best_top1_epoch_11.pth', 'epoch_12.pth.partial'):
         (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1000, 1000))
     assert latest_checkpoint(tmp_path) == str(tmp_path / 'epoch_10.pth')
+    (tmp_path / 'epoch_1.pth').touch()  # a run that started anew
+    assert latest_checkpoint(tmp_path) == str(tmp_path / 'epoch_1.pth')
+
+
+def test_numpy_1_wrote_its_values_under_another_name(tmp_path):
+    path = tmp_path / 'x.pth'
+    torch.save({'score': np.float64(0.25), 'names': np.array([1, 2])}, path)
+    with zipfile.ZipFile(path) as archive:
+        files = {info: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, 'w') as archive:
+        for info, content in files.items():
+            archive.writestr(info, content.replace(b'cnumpy._core.multiarray', b'cnumpy.core.multiarray'))
+    assert b'cnumpy.core.multiarray' in path.read_bytes()
+    assert read_checkpoint(path)['score'] == 0.25
+    assert read_checkpoint(path)['names'].tolist() == [1, 2]
+
+
+def test_one_cycle_schedule_can_be_read_back(tmp_path):
+    schedule = [dict(type='OneCycleLR', eta_max=0.1, by_epoch=False, total_steps=6)]
+    train(classification_config(image_folder(tmp_path / 'data'), tmp_path / 'run', param_scheduler=schedule))
+    assert read_checkpoint(tmp_path / 'run/epoch_2.pth')['meta']['epoch'] == 2
 
 
 def test_weights_come_back_and_strangers_are_named(tmp_path):

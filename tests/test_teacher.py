@@ -50,6 +50,14 @@ def test_sees_images_in_its_own_normalisation(teacher, student):
     torch.testing.assert_close(converted, own, rtol=1e-4, atol=1e-4)
 
 
+def test_record_without_a_normalisation_takes_the_batch_as_it_is():
+    record = classifier()
+    record.pop('data_preprocessor')
+    images = torch.randn(2, 3, 8, 8)
+    teacher = Teacher(MODELS.build(record), ['head.fc'], build().data_preprocessor)
+    assert torch.equal(teacher._convert(images, None), images)
+
+
 def test_padding_stays_zero():
     convert = Teacher(build(mean=[0.0] * 3), ['head.fc'], build().data_preprocessor)._convert
     sample = BaseDataElement(metainfo=dict(img_shape=(5, 7)))

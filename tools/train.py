@@ -17,7 +17,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -98,16 +98,19 @@ def set_resume(config: Config, resume: str | None) -> None:
         config.resume, config.load_from = True, resume
 
 
-def set_skip_corrupt(node: object) -> None:
-    """Tell every loading transform below a node of the config to leave out broken images."""
-    if isinstance(node, (dict, Config)):
+def check_images(node: object, skip_corrupt: bool) -> None:
+    """Load the images below a node of the config through ``LoadImage``, which notices broken ones."""
+    if isinstance(node, dict):
+        options = {key for key, value in node.items() if value is not None}
+        if str(node.get('type')).rpartition('.')[2] == 'LoadImageFromFile' and options <= {
+                'type', 'to_float32', 'color_type', 'imdecode_backend', 'backend_args'}:
+            node['type'] = 'kd_plugins.LoadImage'
         if str(node.get('type')).endswith('LoadImage'):
-            node['skip_corrupt'] = True
-        for value in node.values():
-            set_skip_corrupt(value)
-    elif isinstance(node, (list, tuple)):
+            node['skip_corrupt'] = skip_corrupt
+        node = node.values()
+    if isinstance(node, Iterable) and not isinstance(node, str):
         for value in node:
-            set_skip_corrupt(value)
+            check_images(value, skip_corrupt)
 
 
 def use_cpu(config: Config, launcher: str) -> None:
@@ -124,6 +127,8 @@ def print_comparison(config: Config, flags: Sequence[str]) -> None:
     for name, path in config.compare.items():
         result = Path(default_work_dir(path), 'result.json')
         if not result.is_file():
+            if config.launcher != 'none':
+                raise UserError(f'{path}, to compare with, has no result: make it with python tools/train.py {path}')
             train_apart(path, flags)
         results[name] = json.loads(result.read_text())
     own = Path(config.work_dir, 'result.json')
@@ -143,13 +148,18 @@ def main() -> None:
     config.launcher = args.launcher
     guard_checkpoints(args.allow_pickle)
     prepare(config)
-    flags = [f'--{name}' for name in ('skip-corrupt', 'allow-pickle') if getattr(args, name.replace('-', '_'))]
+    flags = [f'--{name}' for name in ('amp', 'skip-corrupt', 'allow-pickle') if getattr(args, name.replace('-', '_'))]
     train_missing(config, args.launcher, flags)
     set_resume(config, args.resume)
-    if args.skip_corrupt:
-        set_skip_corrupt(config)
+    check_images(config.train_dataloader, args.skip_corrupt)
+    for name in ('val_dataloader', 'test_dataloader'):  # every image is scored, or none
+        check_images(config.get(name), False)
     if args.amp:
+        config.optim_wrapper = {k: v for k, v in config.optim_wrapper.items() if k not in ('loss_scale', 'dtype')}
         config.optim_wrapper.type = 'kd_plugins.BF16OptimWrapper'
+    hooks = config.setdefault('default_hooks', {})
+    for name, hook in (('export', 'ExportHook'), ('reseed', 'ReseedHook')):
+        hooks.setdefault(name, dict(type=f'kd_plugins.{hook}'))
     if not torch.cuda.is_available():
         use_cpu(config, args.launcher)
     Runner.from_cfg(config).train()

@@ -4,5 +4,4 @@ _base_ = [
     '../_base_/schedules/voc_12e.py'
 ]
 default_scope = 'mmdet'
-default_hooks = dict(handover=dict(type='kd_plugins.HandoverHook'))
 name = 'baseline'

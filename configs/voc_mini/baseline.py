@@ -5,7 +5,6 @@ _base_ = [
 ]
 default_scope = 'mmdet'
 name = 'baseline'
-default_hooks = dict(handover=dict(type='kd_plugins.HandoverHook'))
 requires = [dict(config='configs/voc_mini/student.py', checkpoint='work_dirs/voc_mini/student/student.pth')]
 model = dict(
     backbone=dict(frozen_stages=2, init_cfg=dict(checkpoint=requires[0]['checkpoint'])),

@@ -24,8 +24,7 @@ max_epochs = 12
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-default_hooks = dict(
-    layout=dict(type='kd_plugins.ChannelsLastHook'), handover=dict(type='kd_plugins.HandoverHook'))
+default_hooks = dict(layout=dict(type='kd_plugins.ChannelsLastHook'))
 optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.02), clip_grad=dict(max_norm=10.))
 param_scheduler = [

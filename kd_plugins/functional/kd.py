@@ -15,7 +15,7 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
     ``KLDivLoss(reduction='mean')`` does, would be K times less.
 
     Args:
-        student: Logits s, (N, K) or (..., K).
+        student: Logits s, (N, K) or (N, L, K).
         teacher: Logits t of the same shape; no gradient goes back to them.
         tau: Temperature, above 0.
 
@@ -23,16 +23,16 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
         Scalar, in nats times tau^2.
 
     Raises:
-        ValueError: The shapes differ or hold nothing.
+        ValueError: The shapes differ, hold nothing, or are those of maps.
 
     References:
         1. Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531.
         2. github.com/szagoruyko/attention-transfer (tau 4, weight 0.9).
     """
     require(
-        student.ndim > 1 and student.shape == teacher.shape and student.numel() > 0,
+        student.ndim in (2, 3) and student.shape == teacher.shape and student.numel() > 0,
         'kd_loss',
-        'non-empty logits (N, K) of the same N and K',
+        'non-empty logits (N, K) or (N, L, K) of the same shape',
         student,
         teacher,
         'let both networks see the same images and tell the same classes apart',

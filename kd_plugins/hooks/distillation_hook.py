@@ -10,7 +10,7 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 from kd_plugins.distiller import Distillation, preserved_rng
@@ -41,8 +41,8 @@ class DistillationHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Build the teacher and the adapters, and check every term."""
-        if not isinstance(runner.optim_wrapper, OptimWrapper):  # only val() or test()
-            return
+        if not isinstance(runner.optim_wrapper, OptimWrapper) or self.distillation is not None:
+            return  # only val() or test(), or one of them after train()
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise UserError('DistillationHook needs one optimiser, this config has several: use a config with one')
         student = _unwrapped(runner.model)
@@ -54,6 +54,10 @@ class DistillationHook(Hook):
         with preserved_rng():
             batch = loader.collate_fn([loader.dataset[0], loader.dataset[min(1, len(loader.dataset) - 1)]])
             batch = student.data_preprocessor(batch, False)
+        by_epoch = [term.name for term in self.distillation.terms if getattr(term.weight, 'by', None) == 'epoch']
+        if by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
+            raise UserError(f"the weight of term '{by_epoch[0]}' runs by epoch, but this run counts iterations: give "
+                            "by='iter' or by='progress'")
         for line in self.distillation.dry_run(student, batch['inputs'], batch.get('data_samples')):
             runner.logger.info(f'distillation term {line}')
         self._train_adapters(runner)
@@ -65,12 +69,15 @@ class DistillationHook(Hook):
         optimizer = runner.optim_wrapper.optimizer
         optimizer.add_param_group({'params': parameters})
         # The schedulers exist already: the new group takes the place in them that it would have had.
-        group, first = optimizer.param_groups[-1], optimizer.param_groups[0]
+        group = optimizer.param_groups[-1]
+        if (scale := runner.auto_scale_lr) is not None and scale.get('enable', False):
+            group['lr'] *= get_world_size() * runner.train_dataloader.batch_size / scale['base_batch_size']
         for scheduler in runner.param_schedulers or []:
             name = scheduler.param_name
             if f'initial_{name}' not in group:
                 group[f'initial_{name}'] = group[name]
-                group[name] *= first[name] / first[f'initial_{name}']
+                factors = [g[name] / g[f'initial_{name}'] for g in optimizer.param_groups[:-1] if g[f'initial_{name}']]
+                group[name] *= factors[0] if factors else 1
             scheduler.base_values.append(group[f'initial_{name}'])
         if get_world_size() > 1:
             for parameter in parameters:

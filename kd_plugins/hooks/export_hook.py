@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.dist import master_only
-from mmengine.fileio import put_text
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
-from kd_plugins.checkpoint import read_checkpoint, save_weights
+from kd_plugins.checkpoint import AtomicBackend, latest_checkpoint, read_checkpoint, save_weights
+from kd_plugins.errors import UserError
 from kd_plugins.registry import HOOKS
 
 
@@ -26,6 +26,12 @@ class ExportHook(Hook):
     def __init__(self) -> None:
         self._metrics: dict[str, Any] = {}
 
+    def before_train(self, runner: Runner) -> None:
+        """Look for the hook that writes what is exported."""
+        if not any(isinstance(hook, CheckpointHook) and hook.save_last for hook in runner.hooks):
+            raise UserError('ExportHook exports the last checkpoint, but no CheckpointHook writes one: add '
+                            "default_hooks.checkpoint=dict(type='CheckpointHook')")
+
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Note the metrics and when they were taken."""
         self._metrics = dict(metrics or {}) | {'epoch': runner.epoch, 'iter': runner.iter}
@@ -39,12 +45,11 @@ class ExportHook(Hook):
     @master_only
     def _write(self, runner: Runner) -> None:
         folder = Path(runner.work_dir)
-        last = runner.message_hub.get_info('last_ckpt')
-        checkpoint = read_checkpoint(last)
+        checkpoint = read_checkpoint(latest_checkpoint(folder))
         meta = {key: checkpoint['meta'][key] for key in ('epoch', 'iter', 'dataset_meta') if key in checkpoint['meta']}
         save_weights(checkpoint['state_dict'], folder / 'student.pth', meta)
         log = Path(runner.log_dir) / f'{runner.timestamp}.log'
         result = {'metrics': self._metrics, 'checkpoint': str(folder / 'student.pth'),
                   'config': str(runner.cfg.filename or ''), 'log': str(log)}
-        put_text(json.dumps(result, indent=2) + '\n', str(folder / 'result.json'))
+        AtomicBackend().put(f'{json.dumps(result, indent=2)}\n'.encode(), str(folder / 'result.json'))
         runner.logger.info(f'the student is in {folder / "student.pth"}')

@@ -1,5 +1,6 @@
 """A report on every handed-over backbone."""
 
+import re
 from typing import Any
 
 import torch
@@ -31,7 +32,8 @@ class HandoverHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         for name, module in model.named_modules():
             for record in _records(getattr(module, 'init_cfg', None)):
-                if str(record.get('type')).endswith('Pretrained') and '://' not in record['checkpoint']:
+                if str(record.get('type')).endswith('Pretrained') and re.match(
+                        r'https?://|(?!\w[\w-]*://)', record['checkpoint']):
                     self._check(runner, name or 'the model', module, record['checkpoint'], record.get('prefix') or '')
 
     def _check(self, runner: Runner, name: str, module: torch.nn.Module, path: str, prefix: str) -> None:

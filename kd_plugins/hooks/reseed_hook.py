@@ -16,9 +16,8 @@ class ReseedHook(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Seed Python, NumPy and torch in this process, and through torch the loader's workers."""
-        set_random_seed((runner.seed + runner.epoch) % 2**32, diff_rank_seed=True)
+        # A large factor: seed + epoch + rank would repeat one process's draws in another one's next epoch.
+        set_random_seed((runner.seed + 1_000_003 * runner.epoch) % 2**32, diff_rank_seed=True)
         loader = runner.train_dataloader
         loader.worker_init_fn = None
-        if loader.persistent_workers and runner.epoch == 0:
-            runner.logger.warning('persistent_workers=True: augmentations after --resume will differ from those of an '
-                                  'uninterrupted run')
+        loader._iterator = None  # persistent workers would go on from the states of the epoch before

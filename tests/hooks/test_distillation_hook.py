@@ -152,6 +152,21 @@ def test_adapters_move_under_the_schedule(tmp_path, data, teacher):
     assert not equal(start, core_of(runner).state_dict())
 
 
+def test_adapters_scale_with_the_batch_as_the_rest_does(tmp_path, data, teacher):
+    config = classification_config(data, tmp_path / 'run', epochs=1, **by_hook(teacher, [HINT]))
+    config.auto_scale_lr = dict(enable=True, base_batch_size=32)
+    groups = train(config).optim_wrapper.param_groups
+    assert groups[-1]['initial_lr'] == pytest.approx(groups[0]['initial_lr']) == pytest.approx(0.05 * 8 / 32)
+
+
+def test_schedule_by_epoch_needs_epochs(tmp_path, data, teacher):
+    config = classification_config(data, tmp_path / 'run', **by_hook(teacher, [KD | dict(weight=dict(
+        at=[0, 1], value=[0, 1]))]))
+    config.train_cfg = dict(by_epoch=False, max_iters=4)
+    with pytest.raises(UserError, match="give by='iter' or by='progress'"):
+        train(config)
+
+
 def test_resuming_without_the_adapters_is_refused(tmp_path, data, teacher):
     train(classification_config(data, tmp_path / 'run', epochs=1))
     config = classification_config(data, tmp_path / 'run', **by_hook(teacher, [HINT]))

@@ -47,11 +47,11 @@ def test_export_under_ema_is_the_average(tmp_path, data):
     assert not equal(exported, weights(runner.model))
 
 
-@pytest.mark.parametrize('workers', [0, 1])
-def test_resumed_run_equals_the_uninterrupted_one(tmp_path, data, workers):
+@pytest.mark.parametrize(('workers', 'persistent'), [(0, False), (1, False), (1, True)])
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path, data, workers, persistent):
     def config(name):
         config = classification_config(data, tmp_path / name, epochs=4, default_hooks=HOOKS)
-        config.train_dataloader.num_workers = workers
+        config.train_dataloader.update(num_workers=workers, persistent_workers=persistent)
         return config
 
     train(config('whole'))

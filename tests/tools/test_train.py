@@ -127,7 +127,7 @@ def more_classes(config, folder):
 
 
 def voc(config, folder):
-    draw_voc(folder / 'VOCdevkit', dict(train=4, val=1, test=1), (48, 48))
+    draw_voc(folder / 'VOCdevkit', train=4, val=1, test=1, size=(48, 48))
     (folder / 'VOCdevkit/VOC2007/Annotations/000003.xml').write_text('{"not": "XML"}')
     config.train_dataloader.dataset = dict(
         type='kd_plugins.VOCDataset', data_root=str(folder / 'VOCdevkit/'), data_prefix=dict(sub_data_root='VOC2007/'),

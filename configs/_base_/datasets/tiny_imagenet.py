@@ -12,7 +12,7 @@ train_dataloader = dict(
         data_root='data/tiny-imagenet-200',
         data_prefix='train',
         pipeline=[
-            dict(type='LoadImageFromFile'),
+            dict(type='kd_plugins.LoadImage'),
             dict(type='RandomCrop', crop_size=64, padding=8),
             dict(type='RandomFlip', prob=0.5, direction='horizontal'),
             dict(type='PackInputs'),
@@ -27,7 +27,7 @@ val_dataloader = dict(
         type='CustomDataset',
         data_root='data/tiny-imagenet-200',
         data_prefix='val',
-        pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]))
+        pipeline=[dict(type='kd_plugins.LoadImage'), dict(type='PackInputs')]))
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 
 test_dataloader = val_dataloader
