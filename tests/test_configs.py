@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, HOOKS
+from mmengine.structures import BaseDataElement
 
 from kd_plugins.config import default_work_dir
 from kd_plugins.distiller import Distillation
@@ -48,8 +49,31 @@ def distillation_of(config: Config) -> ConfigDict | None:
 
 
 @pytest.mark.parametrize('path', [x for x in LEAVES if x not in CLASSIFICATION])
-def test_any_other_config_loads(path: str) -> None:
-    assert load(path).model.type
+def test_a_config_on_the_way_to_a_detector_takes_its_student_over(path: str) -> None:
+    """Every detector's backbone is, key for key, that of the student that its config requires."""
+    config = load(path)
+    assert config.default_hooks.export.type == 'kd_plugins.ExportHook'
+    assert config.default_hooks.handover.type == 'kd_plugins.HandoverHook'
+    network = build_teacher(path, None)
+    if config.default_scope != 'mmdet':
+        return
+    source = config.model.backbone.init_cfg
+    assert (source.type, source.prefix) == ('Pretrained', 'backbone.')
+    for required in config.get('requires', []):
+        assert required.checkpoint == source.checkpoint == f'{default_work_dir(required.config)}/student.pth'
+        student = build_teacher(required.config, None)
+        shapes = [{k: v.shape for k, v in net.backbone.state_dict().items()} for net in (network, student)]
+        assert shapes[0] == shapes[1]
+
+
+def test_distillation_inside_the_detector_meets_on_every_level() -> None:
+    path = 'configs/voc/nst_in_detector.py'
+    record, student = distillation_of(load(path)), build_teacher(path, None)
+    sizes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), (64, 64))
+    sample = BaseDataElement(metainfo=sizes | dict(scale_factor=(1.0, 1.0)))
+    teacher = dict(config=record.teacher.config, checkpoint=None)
+    lines = Distillation(student, teacher, record.terms).dry_run(student, torch.randn(1, 3, 64, 64), [sample])
+    assert lines[1].count('(1, 256, ') == 10  # five levels on each side
 
 
 @pytest.mark.parametrize('path', CLASSIFICATION)
