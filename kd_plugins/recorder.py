@@ -49,22 +49,23 @@ class Recorder:
 
     def __init__(self, model: nn.Module, taps: Iterable[str]) -> None:
         modules = dict(model.named_modules())
-        self._modules = {}
-        for tap in dict.fromkeys(taps):
+        self._model = model
+        self._taps = list(dict.fromkeys(taps))
+        for tap in self._taps:
             if not tap or tap not in modules:
                 near = difflib.get_close_matches(tap, modules, n=4, cutoff=0.4) or list(modules)[1:5]
                 raise UserError(f"{type(model).__name__} has no module '{tap}' to tap; nearest names: "
                                 f'{", ".join(near)}')
-            self._modules[tap] = modules[tap]
         self._cloned: set[str] = set()
         self._once = False
 
     @contextmanager
     def _listening(self, hook: Callable[[str, list[Tensor]], None]) -> Iterator[None]:
         """Call ``hook(tap, tensors)`` after every run of a tapped module inside the block."""
-        handles = [
-            module.register_forward_hook(lambda module, args, output, tap=tap: hook(tap, list(_tensors(output))))
-            for tap, module in self._modules.items()
+        handles = [  # looked up anew: mmengine may have put a SyncBatchNorm in a module's place
+            self._model.get_submodule(tap).register_forward_hook(
+                lambda module, args, output, tap=tap: hook(tap, list(_tensors(output))))
+            for tap in self._taps
         ]
         try:
             yield
@@ -80,8 +81,8 @@ class Recorder:
             stop: Leave the block as soon as every tap has run, and with it the layers that come later. Only where
                 :meth:`probing` saw each tap run exactly once; otherwise the whole pass is run.
         """
-        features: Features = {tap: [] for tap in self._modules}
-        missing = set(self._modules)
+        features: Features = {tap: [] for tap in self._taps}
+        missing = set(self._taps)
 
         def record(tap: str, tensors: list[Tensor]) -> None:
             features[tap] += [x.clone() for x in tensors] if tap in self._cloned else tensors
@@ -100,7 +101,7 @@ class Recorder:
         with the values of that next layer; such taps are cloned from now on.
         """
         calls: Counter[str] = Counter()
-        versions: dict[str, list[int]] = {tap: [] for tap in self._modules}
+        versions: dict[str, list[int]] = {tap: [] for tap in self._taps}
 
         def note(tap: str, tensors: list[Tensor]) -> None:
             calls[tap] += 1
@@ -108,5 +109,5 @@ class Recorder:
 
         with self.recording() as features, self._listening(note):
             yield features
-        self._once = all(calls[tap] == 1 for tap in self._modules)
-        self._cloned = {tap for tap in self._modules if versions[tap] != [x._version for x in features[tap]]}
+        self._once = all(calls[tap] == 1 for tap in self._taps)
+        self._cloned = {tap for tap in self._taps if versions[tap] != [x._version for x in features[tap]]}

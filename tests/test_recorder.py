@@ -116,3 +116,11 @@ def test_does_not_stop_where_a_tap_runs_again(net, images):
     with recorder.recording(stop=True) as features:
         net(images)
     assert len(features['head']) == 3
+
+
+def test_replaced_module_is_heard(net, images):
+    recorder = Recorder(net, ['norm'])
+    net.norm = nn.Identity()
+    with recorder.recording() as features:
+        net(images)
+    assert len(features['norm']) == 1

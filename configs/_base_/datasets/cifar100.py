@@ -1,33 +1,7 @@
-# Mean and standard deviation of the pixels of the training set, RGB, as in szagoruyko/attention-transfer. That code
-# crops from a border of mirrored pixels; this border is zero, as in He et al. 2016.
-data_preprocessor = dict(num_classes=100, mean=[129.3, 124.1, 112.4], std=[68.2, 65.4, 70.4], to_rgb=False)
+_base_ = 'cifar10.py'
 
-train_dataloader = dict(
-    batch_size=128,
-    num_workers=2,
-    collate_fn=dict(type='default_collate'),
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        type='kd_plugins.CIFAR100',
-        data_root='data/cifar100',
-        split='train',
-        pipeline=[
-            dict(type='RandomCrop', crop_size=32, padding=4),
-            dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-            dict(type='PackInputs'),
-        ]))
-
-val_dataloader = dict(
-    batch_size=128,
-    num_workers=2,
-    collate_fn=dict(type='default_collate'),
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='kd_plugins.CIFAR100',
-        data_root='data/cifar100',
-        split='test',
-        pipeline=[dict(type='PackInputs')]))
-val_evaluator = dict(type='Accuracy', topk=(1, ))
-
+# Mean and standard deviation of the pixels of the training set, RGB, as in szagoruyko/attention-transfer.
+data_preprocessor = dict(num_classes=100, mean=[129.3, 124.1, 112.4], std=[68.2, 65.4, 70.4])
+train_dataloader = dict(dataset=dict(type='kd_plugins.CIFAR100', data_root='data/cifar100'))
+val_dataloader = dict(dataset=dict(type='kd_plugins.CIFAR100', data_root='data/cifar100'))
 test_dataloader = val_dataloader
-test_evaluator = val_evaluator
