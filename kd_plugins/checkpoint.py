@@ -111,13 +111,14 @@ def load_weights(model: torch.nn.Module, path: str | Path, allow_pickle: bool = 
     own = model.state_dict()
     problems = [f'{k} is {tuple(v.shape)}, the model has {tuple(own[k].shape)}'
                 for k, v in weights.items() if k in own and own[k].shape != v.shape]
-    problems += [f'{k} is missing' for k in own if k not in weights]
+    # Files from before torch 0.4.1 have no counters, which only a BatchNorm without momentum reads.
+    problems += [f'{k} is missing' for k in own if k not in weights and not k.endswith('num_batches_tracked')]
     problems += [f'{k} is left over' for k in weights if k not in own]
     if problems:
         more = f' (and {len(problems) - 3} more)' if len(problems) > 3 else ''
         raise UserError(f'{path} does not fit {type(model).__name__}: {"; ".join(problems[:3])}{more}; '
                         'give the checkpoint of this very config')
-    model.load_state_dict(weights)
+    model.load_state_dict(own | weights)
 
 
 class AtomicBackend(LocalBackend):

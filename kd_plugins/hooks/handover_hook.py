@@ -40,7 +40,7 @@ class HandoverHook(Hook):
         file = {key.removeprefix(prefix): value for key, value in state_dict_of(read_checkpoint(path)).items()
                 if key.startswith(prefix)}
         own = module.state_dict()
-        missing = sorted(own.keys() - file.keys())
+        missing = sorted(k for k in own.keys() - file.keys() if not k.endswith('num_batches_tracked'))  # old files
         left_over = sorted(file.keys() - own.keys()) if prefix else []
         differing = [k for k in own if k in file and (own[k].shape != file[k].shape or
                                                       not torch.equal(own[k].cpu(), file[k]))]
