@@ -11,6 +11,8 @@ compare = {
     'AT': 'configs/cifar10_quick/at.py',
     'FSP': 'configs/cifar10_quick/fsp.py',
     'SP': 'configs/cifar10_quick/sp.py',
+    'RKD-D': 'configs/cifar10_quick/rkd-d.py',
+    'RKD-A': 'configs/cifar10_quick/rkd-a.py',
     'RKD-DA': 'configs/cifar10_quick/rkd-da.py',
     'NST linear': 'configs/cifar10_quick/nst-linear.py',
     'NST poly': 'configs/cifar10_quick/nst-poly.py',
