@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
 from kd_plugins.checkpoint import guard_checkpoints, load_weights
+from kd_plugins.compat import mend_ssd_head
 from kd_plugins.config import load_config
 from kd_plugins.errors import one_line_errors
 
@@ -54,6 +55,8 @@ def main() -> None:
     guard_checkpoints(args.allow_pickle)
     if args.show_dir:
         set_drawing(config, args.show_dir)
+    if config.get('default_scope') == 'mmdet':
+        mend_ssd_head()
     runner = Runner.from_cfg(config)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     load_weights(model, args.checkpoint, args.allow_pickle)  # mmengine would score whatever a loose load leaves

@@ -30,6 +30,7 @@ from rich.table import Table
 
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
 from kd_plugins.checkpoint import guard_checkpoints, latest_checkpoint
+from kd_plugins.compat import mend_ssd_head
 from kd_plugins.config import default_work_dir, load_config
 from kd_plugins.errors import UserError, one_line_errors
 
@@ -151,6 +152,8 @@ def main() -> None:
     flags = [f'--{name}' for name in ('amp', 'skip-corrupt', 'allow-pickle') if getattr(args, name.replace('-', '_'))]
     train_missing(config, args.launcher, flags)
     set_resume(config, args.resume)
+    if config.get('default_scope') == 'mmdet':
+        mend_ssd_head()
     check_images(config.train_dataloader, args.skip_corrupt)
     for name in ('val_dataloader', 'test_dataloader'):  # every image is scored, or none
         check_images(config.get(name), False)

@@ -27,3 +27,17 @@ def provide_mmcv_ops() -> None:
     """
     if _MMCVOpsFinder not in sys.meta_path:
         sys.meta_path.append(_MMCVOpsFinder)
+
+
+def mend_ssd_head() -> None:
+    """Let mmdet's SSD predict: since mmdet 3.2 a prediction reads ``loss_cls``, which its ``SSDHead`` lacks.
+
+    Imports mmdet. Where the attribute exists, nothing changes.
+
+    References:
+        1. github.com/open-mmlab/mmdetection, number 11305.
+    """
+    from mmdet.models import SSDHead
+
+    if not hasattr(SSDHead, 'loss_cls'):
+        SSDHead.loss_cls = None
