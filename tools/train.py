@@ -161,8 +161,9 @@ def main() -> None:
         config.optim_wrapper = {k: v for k, v in config.optim_wrapper.items() if k not in ('loss_scale', 'dtype')}
         config.optim_wrapper.type = 'kd_plugins.BF16OptimWrapper'
     hooks = config.setdefault('default_hooks', {})
-    for name, hook in (('export', 'ExportHook'), ('reseed', 'ReseedHook')):
-        hooks.setdefault(name, dict(type=f'kd_plugins.{hook}'))
+    hooks.setdefault('reseed', dict(type='kd_plugins.ReseedHook'))
+    if hooks.get('checkpoint', {}) is not None:  # without checkpoints there is none to export
+        hooks.setdefault('export', dict(type='kd_plugins.ExportHook'))
     if not torch.cuda.is_available():
         use_cpu(config, args.launcher)
     Runner.from_cfg(config).train()

@@ -116,12 +116,12 @@ class DistillationHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Keep the adapters beside the student's weights."""
-        if self.distillation is not None and any(True for _ in self.distillation.parameters()):
-            checkpoint['distillation'] = {k: v.cpu() for k, v in self.distillation.state_dict().items()}
+        if self.distillation is not None and (adapters := self.distillation.state_dict()):
+            checkpoint['distillation'] = {name: value.cpu() for name, value in adapters.items()}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Take the adapters back on resuming."""
-        if not runner._resume or self.distillation is None or not any(True for _ in self.distillation.parameters()):
+        if not runner._resume or self.distillation is None or not self.distillation.state_dict():
             return
         if 'distillation' not in checkpoint:
             raise UserError('the checkpoint to resume from holds no adapters, but a term trains one: it was written '

@@ -45,7 +45,9 @@ class ExportHook(Hook):
     @master_only
     def _write(self, runner: Runner) -> None:
         folder = Path(runner.work_dir)
-        checkpoint = read_checkpoint(latest_checkpoint(folder))
+        last = runner.message_hub.get_info('last_ckpt', '')
+        # A run that was resumed in another place knows its last checkpoint by the old one's path.
+        checkpoint = read_checkpoint(last if Path(last).is_file() else latest_checkpoint(folder))
         meta = {key: checkpoint['meta'][key] for key in ('epoch', 'iter', 'dataset_meta') if key in checkpoint['meta']}
         save_weights(checkpoint['state_dict'], folder / 'student.pth', meta)
         log = Path(runner.log_dir) / f'{runner.timestamp}.log'

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from tiny import classification_config, classifier, equal, image_folder, teacher_record
 
 from kd_plugins.datasets.drawing import CLASSES, draw_voc
@@ -29,7 +30,7 @@ answers = os.fdopen(os.dup(1), 'w')
 os.dup2(2, 1)  # the imports print
 import kd_plugins
 import mmengine.runner, mmpretrain.datasets, mmpretrain.models, kd_plugins.hooks, kd_plugins.losses
-import pkg_resources, rich.table, setuptools, torch.utils.cpp_extension
+import rich.table, torch.utils.cpp_extension
 gc.freeze()  # a collection in the fork would copy every page
 for line in sys.stdin:
     job = json.loads(line)
@@ -415,3 +416,23 @@ def test_a_kill_between_the_last_checkpoint_and_its_note(command, long_run):
     assert equal(weights, whole[0])
     assert metrics == whole[1]
     assert metrics['accuracy/top1'] > 0
+
+
+def test_amp_takes_the_place_of_another_wrapper(tmp_path, command, config):
+    config.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+    config.train_cfg.max_epochs = 1
+    config.dump(tmp_path / 'cfg.py')
+    assert command(tmp_path, 'cfg.py', '--amp') == 0, (tmp_path / 'stderr').read_text()
+    used = Config.fromfile(Path(config.work_dir) / 'cfg.py').optim_wrapper
+    assert used.type == 'kd_plugins.BF16OptimWrapper'
+    assert 'loss_scale' not in used
+    assert used.optimizer == config.optim_wrapper.optimizer
+
+
+def test_a_config_without_checkpoints_trains(tmp_path, command, config):
+    config.default_hooks.checkpoint = None
+    config.default_hooks.pop('export', None)
+    config.train_cfg.max_epochs = 1
+    config.dump(tmp_path / 'cfg.py')
+    assert command(tmp_path, 'cfg.py') == 0, (tmp_path / 'stderr').read_text()
+    assert not list(Path(config.work_dir).glob('*.pth'))
