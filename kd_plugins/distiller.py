@@ -84,7 +84,7 @@ def _auto_adapter(student: Tensor, teacher: Tensor) -> nn.Module:
     return nn.Linear(student.shape[-1], teacher.shape[-1])
 
 
-def _gathered(feature: Tensor) -> Tensor:
+def gathered(feature: Tensor) -> Tensor:
     """Return the feature of the global batch, with gradient; the tensor itself in a single process."""
     # A dry run, which needs no gradient, is each process's own; its tensors may lie where the backend does not reach.
     alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
@@ -175,7 +175,7 @@ class Term(nn.Module):
         if self.adapters:
             levels = [adapter(level) for adapter, level in zip(self.adapters, levels, strict=True)]
         if getattr(self.loss, 'batch_relational', False):
-            levels, targets = [_gathered(x) for x in levels], [_gathered(x) for x in targets]
+            levels, targets = [gathered(x) for x in levels], [gathered(x) for x in targets]
         if getattr(self.loss, 'takes_pairs', False):
             if len(levels) != 2:
                 raise UserError(f"term '{self.name}': {type(self.loss).__name__} takes two features a network (the "

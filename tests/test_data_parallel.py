@@ -1,17 +1,10 @@
 """Two processes train as one does: numbers from one launch of ``workers/data_parallel.py``."""
 
-import os
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
-from tiny import equal
+from tiny import equal, two_processes
 
-TESTS = Path(__file__).parent
 RELATIONAL, PER_SAMPLE = ('rkd-d', 'rkd-a', 'rkd-da', 'sp'), ('kd', 'at', 'nst')
 TERMS = RELATIONAL + PER_SAMPLE
 BOTH = pytest.mark.parametrize('way', ['hook', 'model'])
@@ -20,28 +13,7 @@ BOTH = pytest.mark.parametrize('way', ['hook', 'model'])
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('data_parallel')
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    environment = os.environ | dict(
-        MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1',
-        PYTHONPATH=os.pathsep.join([str(TESTS), str(TESTS.parent)]))
-    logs = [folder / f'rank{rank}.log' for rank in range(2)]
-    processes = []
-    for rank, log in enumerate(logs):
-        with log.open('w') as output:
-            processes.append(subprocess.Popen(
-                [sys.executable, str(TESTS / 'workers/data_parallel.py'), str(folder)], stdout=output, stderr=output,
-                env=environment | dict(RANK=str(rank), LOCAL_RANK=str(rank))))
-    deadline = time.monotonic() + 300
-    while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.1)
-    for process in processes:
-        process.kill()
-    failed = [log.read_text() for p, log in zip(processes, logs, strict=True) if p.wait()]
-    assert not failed, '\n'.join(failed)
+    two_processes('data_parallel.py', folder)
     return folder
 
 

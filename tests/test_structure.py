@@ -23,7 +23,7 @@ ROOMS = {
     'hooks': (LEAVES | CORE | {'losses', 'functional'}, {'mmengine', 'torch'}),
     'optim': (LEAVES, {'mmengine', 'torch'}),
     'datasets': (LEAVES, {'cv2', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'numpy'}),
-    'evaluation': (LEAVES | {'functional'}, {'faiss', 'mmengine', 'numpy', 'scipy', 'torch'}),
+    'evaluation': (LEAVES | {'functional'}, {'faiss', 'mmengine', 'numpy', 'rich', 'scipy', 'torch'}),
     'compat': (LEAVES, {'mmcv', 'mmdet', 'torch', 'torchvision'}),
     'config': (LEAVES, {'mmengine'}),
     'errors': (set(), {'mmengine'}),

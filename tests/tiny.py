@@ -1,6 +1,11 @@
 """Tiny data in real formats, and runs that take a second."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +113,88 @@ def stock_detector(data: Path, work_dir: Path) -> Config:
     config.train_cfg = dict(by_epoch=True, max_epochs=1)
     config.randomness = dict(seed=0)
     return config
+
+
+def market_folder(root: Path, identities: int = 6, images: int = 6, distractors: int = 3, junk: int = 2) -> Path:
+    """Write re-identification images in Market-1501's layout; a person's colour tells who it is.
+
+    Every person has one query (camera 1); of the gallery's pictures, one is by that camera too.
+    """
+    rng = np.random.default_rng(0)
+    colours = rng.integers(60, 200, (2 * identities + 1, 3))
+
+    def write(folder: str, identity: int, camera: int, number: int, colour: np.ndarray) -> None:
+        path = root / folder / f'{identity if identity < 0 else f"{identity:04}"}_c{camera}s1_{number:06}_00.jpg'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = rng.integers(-40, 40, (32, 16, 3))
+        cv2.imwrite(str(path), (colour + noise).clip(0, 255).astype(np.uint8))
+
+    for person in range(1, identities + 1):
+        for number in range(images):
+            write('bounding_box_train', person, 1 + number % 3, number, colours[person])
+        other = person + identities
+        write('query', other, 1, 0, colours[other])
+        for number in range(1, images):
+            write('bounding_box_test', other, 1 + (number - 1) % 3, number, colours[other])
+    for identity, count in ((0, distractors), (-1, junk)):
+        for number in range(count):
+            write('bounding_box_test', identity, 1 + number % 3, number, colours[rng.integers(len(colours))])
+    return root
+
+
+def reid_config(data: Path, work_dir: Path, identities: int = 6, epochs: int = 2, **more: Any) -> Config:
+    """Return the config of a re-identification run on :func:`market_folder`'s images, with validation at its end."""
+    def loader(split: str, sampler: dict, batch_size: int, steps: list[dict], **pack: Any) -> dict:
+        pipeline = [dict(type='kd_plugins.LoadImage'), *steps, dict(type='PackInputs', **pack)]
+        return dict(batch_size=batch_size, num_workers=0, sampler=sampler, dataset=dict(
+            type='kd_plugins.Market1501', data_root=str(data), split=split, pipeline=pipeline))
+
+    test = loader('test', dict(type='DefaultSampler', shuffle=False), 8, [],
+                  meta_keys=('img_path', 'identity', 'camera', 'is_query'))
+    model = dict(
+        type='kd_plugins.ReIDModel', backbone=dict(type='kd_plugins.CifarResNet', depth=8, width=4),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='kd_plugins.ReIDHead', num_classes=identities, in_channels=16),
+        data_preprocessor=dict(mean=[120.0] * 3, std=[60.0] * 3))
+    return Config(dict(
+        default_scope='mmpretrain', work_dir=str(work_dir), experiment_name=str(work_dir).replace('/', '_'),
+        model=model, train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=epochs), val_cfg=dict(),
+        test_cfg=dict(), randomness=dict(seed=0), log_level='ERROR',
+        train_dataloader=loader('train', dict(type='kd_plugins.PKSampler', identities=3, instances=4), 12,
+                                [dict(type='RandomFlip', prob=0.5, direction='horizontal')]),
+        val_dataloader=test, val_evaluator=dict(type='kd_plugins.ReIDMetric'),
+        test_dataloader=test, test_evaluator=dict(type='kd_plugins.ReIDMetric'),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=1e-4)),
+        param_scheduler=[dict(type='MultiStepLR', milestones=[1], gamma=0.1)],
+        default_hooks=dict(reseed=dict(type='kd_plugins.ReseedHook')),
+    ) | more)
+
+
+def two_processes(worker: str, folder: Path) -> None:
+    """Run a script of ``tests/workers`` as rank 0 and 1 of a group, with the folder for its results."""
+    tests = Path(__file__).parent
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    environment = os.environ | dict(
+        MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1',
+        PYTHONPATH=os.pathsep.join([str(tests), str(tests.parent)]))
+    logs = [folder / f'rank{rank}.log' for rank in range(2)]
+    processes = []
+    for rank, log in enumerate(logs):
+        with log.open('w') as output:
+            processes.append(subprocess.Popen(
+                [sys.executable, str(tests / 'workers' / worker), str(folder)], stdout=output, stderr=output,
+                env=environment | dict(RANK=str(rank), LOCAL_RANK=str(rank))))
+    deadline = time.monotonic() + 300
+    while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    for process in processes:
+        process.kill()
+    failed = [log.read_text() for p, log in zip(processes, logs, strict=True) if p.wait()]
+    assert not failed, '\n'.join(failed)
 
 
 def train(config: Config) -> Runner:

@@ -6,6 +6,7 @@ What is already in place is checked and kept; only what is missing is downloaded
 """
 
 import argparse
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from kd_plugins.errors import UserError, one_line_errors
 
 TINY_IMAGENET_URL = 'http://cs231n.stanford.edu/tiny-imagenet-200.zip'
 TINY_IMAGENET_MD5 = '90528d7ca1a48142e341f4ef8d21d0de'
+MARKET1501_NAME = 'Market-1501-v15.09.15'
+MARKET1501_DRIVE_ID = '0B8-rUzbwVRk0c054eEozWG9COHM'
+MARKET1501_MD5 = '65005ab7d12ec1c44de4eeafe813e68a'
 
 
 def prepare_cifar(args: argparse.Namespace) -> None:
@@ -90,13 +94,43 @@ def sort_validation(folder: Path) -> None:
         raise UserError(f'{images}: holds files that {annotations} does not list; move them away') from None
 
 
+def prepare_market1501(args: argparse.Namespace) -> None:
+    """Download Market-1501 where it is missing; read the names of all its images and count."""
+    from kd_plugins.datasets.market1501 import Market1501
+
+    if not args.root.is_dir():
+        download(args.root, lambda: fetch_market1501(args.root))
+    for split in ('train', 'query', 'gallery'):
+        data = Market1501(str(args.root), split)
+        infos = [data.get_data_info(i) for i in range(len(data))]
+        identities = [info['identity'] for info in infos]
+        print(f'{args.root}: {split} has {len(infos)} images of {len(set(identities) - {0})} identities from '
+              f'{len({info["camera"] for info in infos})} cameras, {identities.count(0)} of them distractors')
+
+
+def fetch_market1501(root: Path) -> None:
+    """Download the archive beside ``root``, unless it lies there, and unpack it; ``root`` appears once it is whole."""
+    from torchvision.datasets.utils import check_integrity, download_file_from_google_drive, extract_archive
+
+    root.parent.mkdir(parents=True, exist_ok=True)
+    archive = root.parent / f'{MARKET1501_NAME}.zip'
+    if not check_integrity(archive, MARKET1501_MD5):
+        try:
+            download_file_from_google_drive(MARKET1501_DRIVE_ID, root.parent, archive.name, MARKET1501_MD5)
+        except Exception as error:  # gdown's own errors have no narrower base
+            raise RuntimeError(error) from error
+    with tempfile.TemporaryDirectory(dir=root.parent) as folder:
+        extract_archive(archive, folder)
+        (Path(folder) / MARKET1501_NAME).rename(root)
+
+
 def download(folder: Path, fetch: Callable[[], object]) -> None:
     """Run a download; without a network, say in one line what is missing."""
     try:
         fetch()
     except (OSError, RuntimeError) as error:
-        raise UserError(f'{folder}: not there, and the download failed ({error}); unpack the official archive there '
-                        'by hand') from error
+        raise UserError(f'{folder}: not there, and the download failed ({" ".join(str(error).split())}); unpack the '
+                        'official archive there by hand') from error
 
 
 def prepare_drawn(args: argparse.Namespace) -> None:
@@ -117,6 +151,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ('voc2007', prepare_voc, 'data'),
         ('voc2012', prepare_voc, 'data'),
         ('tiny-imagenet', prepare_tiny_imagenet, 'data/tiny-imagenet-200'),
+        ('market1501', prepare_market1501, f'data/{MARKET1501_NAME}'),
         ('drawn', prepare_drawn, 'data/drawn'),
     ):
         command = commands.add_parser(name, help=prepare.__doc__, description=prepare.__doc__)

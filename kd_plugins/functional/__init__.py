@@ -1,4 +1,7 @@
-"""The mathematics of the losses: tensors in, scalar out; the first argument is the student, the second the teacher."""
+"""The mathematics of the losses: tensors in, scalar out.
+
+A distillation loss takes the student first, the teacher second; ``batch_hard_triplet_loss`` is a task's loss.
+"""
 
 from .at import at_loss
 from .fitnet import fitnet_loss
@@ -7,9 +10,11 @@ from .kd import kd_loss
 from .nst import nst_loss
 from .rkd import rkd_angle_loss, rkd_distance_loss, rkd_loss
 from .sp import sp_loss
+from .triplet import batch_hard_triplet_loss
 
 __all__ = [
     'at_loss',
+    'batch_hard_triplet_loss',
     'fitnet_loss',
     'fsp_loss',
     'kd_loss',

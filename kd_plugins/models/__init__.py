@@ -2,5 +2,6 @@
 
 from kd_plugins.models.backbones import CifarResNet, WideResNet
 from kd_plugins.models.distiller import Distiller
+from kd_plugins.models.reid import ReIDHead, ReIDModel
 
-__all__ = ['CifarResNet', 'Distiller', 'WideResNet']
+__all__ = ['CifarResNet', 'Distiller', 'ReIDHead', 'ReIDModel', 'WideResNet']

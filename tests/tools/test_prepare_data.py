@@ -5,7 +5,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -44,6 +46,18 @@ def write_tiny_imagenet(root: Path, annotations: str = 'v0.JPEG\tn2\t0\t0\t9\t9\
     write(root / 'val' / 'val_annotations.txt', annotations)
     for name in ('v0.JPEG', 'v1.JPEG'):
         write(root / 'val' / 'images' / name, name)
+
+
+def write_market1501(root: Path) -> None:
+    for folder, names in (
+        ('bounding_box_train', ['0002_c1s1_000451_03', '0002_c2s1_000451_03', '0007_c5s1_000451_03']),
+        ('query', ['0003_c1s1_000451_00', '0004_c4s1_000451_00']),
+        ('bounding_box_test', ['-1_c1s3_034201_01', '0000_c6s1_000451_01', '0003_c2s1_000451_01',
+                               '0003_c3s1_000451_01']),
+    ):
+        (root / folder).mkdir(parents=True)
+        for name in names:
+            cv2.imwrite(str(root / folder / f'{name}.jpg'), np.zeros((16, 8, 3), np.uint8))
 
 
 @pytest.mark.parametrize(('name', 'folder', 'files', 'key'), [
@@ -149,6 +163,63 @@ def test_tiny_imagenet_is_unpacked_from_an_archive_that_is_there(
     monkeypatch.setattr(tool, 'TINY_IMAGENET_MD5', hashlib.md5(archive.read_bytes()).hexdigest())
     tool.main(['tiny-imagenet', '--root', str(data / 'tiny-imagenet-200')])
     assert (data / 'tiny-imagenet-200' / 'val' / 'n2' / 'v0.JPEG').is_file()
+
+
+def test_market1501_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = tmp_path / 'market'
+    write_market1501(root)
+    tool.main(['market1501', '--root', str(root)])
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        f'{root}: train has 3 images of 2 identities from 3 cameras, 0 of them distractors',
+        f'{root}: query has 2 images of 2 identities from 2 cameras, 0 of them distractors',
+        f'{root}: gallery has 3 images of 1 identities from 3 cameras, 1 of them distractors',
+    ]
+    shutil.rmtree(root / 'bounding_box_test')
+    assert refused('market1501', '--root', str(root)).startswith(f'{root / "bounding_box_test"}: folder is missing')
+
+
+def test_market1501_is_fetched_once_and_unpacked_under_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_market1501(tmp_path / 'source' / 'Market-1501-v15.09.15')
+    packed = Path(shutil.make_archive(str(tmp_path / 'packed'), 'zip', tmp_path / 'source'))
+    monkeypatch.setattr(tool, 'MARKET1501_MD5', hashlib.md5(packed.read_bytes()).hexdigest())
+    fetched = []
+
+    def fetch(id: str, output: str, **kwargs: object) -> None:
+        fetched.append(id)
+        shutil.copy(packed, output)
+
+    monkeypatch.setitem(sys.modules, 'gdown', SimpleNamespace(download=fetch))
+    data = tmp_path / 'data'
+    for name in ('Market-1501-v15.09.15', 'market'):  # the second finds the archive
+        tool.main(['market1501', '--root', str(data / name)])
+        assert (data / name / 'bounding_box_train' / '0007_c5s1_000451_03.jpg').is_file()
+    assert fetched == [tool.MARKET1501_DRIVE_ID]
+    assert {path.name for path in data.iterdir()} == {
+        'Market-1501-v15.09.15', 'Market-1501-v15.09.15.zip', 'market'}
+
+
+def test_market1501_that_cannot_be_fetched_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / 'data' / 'Market-1501-v15.09.15'
+    monkeypatch.setitem(sys.modules, 'gdown', None)
+    message = refused('market1501', '--root', str(root))
+    assert message.startswith(f'{root}: not there, and the download failed')
+    assert 'pip install gdown' in message
+    assert message.endswith('unpack the official archive there by hand')
+
+    class RetrievalError(Exception):  # as gdown's, which tells its cause in several lines
+        pass
+
+    def fail(**kwargs: object) -> None:
+        raise RetrievalError('Cannot retrieve\n\n\tthe public link')
+
+    monkeypatch.setitem(sys.modules, 'gdown', SimpleNamespace(download=fail))
+    assert 'Cannot retrieve the public link' in refused('market1501', '--root', str(root))
+    monkeypatch.setitem(sys.modules, 'gdown', SimpleNamespace(
+        download=lambda id, output, **kwargs: write(Path(output), '<html>quota exceeded</html>')))
+    assert 'corrupted' in refused('market1501', '--root', str(root))
+    assert not root.exists()
 
 
 def test_the_command_line_ends_with_one_line_and_status_1(tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""Market-1501, person re-identification, in the official layout."""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mmengine.fileio import exists, isdir, join_path, list_dir_or_file
+from mmpretrain.datasets import BaseDataset
+
+from kd_plugins.errors import UserError
+from kd_plugins.registry import DATASETS
+
+_QUERY, _GALLERY = 'query', 'bounding_box_test'
+_FOLDERS = {'train': ['bounding_box_train'], 'test': [_QUERY, _GALLERY], 'query': [_QUERY], 'gallery': [_GALLERY]}
+_NAME = re.compile(r'(-1|\d+)_c(\d+)s\d+_')
+_EXAMPLE = '0002_c1s1_000451_03.jpg'
+_JUNK, _DISTRACTOR = -1, 0
+
+
+@DATASETS.register_module()
+class Market1501(BaseDataset):
+    """Market-1501; a picture's name tells its person and camera, ``0002_c1s1_000451_03.jpg`` person 2 at camera 1.
+
+    Expects the folders ``bounding_box_train``, ``query`` and ``bounding_box_test`` (the gallery) under ``data_root``
+    and takes every ``*.jpg`` directly in them, sorted by name. Pictures of the gallery that the authors call junk
+    (identity -1) are left out, since they count neither for nor against a ranking; distractors (identity 0) stay.
+
+    A record holds ``img_path``, ``identity`` and ``camera``, both as in the name, ``is_query``, and in ``train``
+    ``gt_label``: the place of the identity among the sorted identities. There ``metainfo['classes']`` are the
+    identities as text, whatever classes are given; the other splits have no classes, for their people are others.
+
+    Args:
+        data_root: Folder that holds the three folders.
+        split: ``train``; ``query``; ``gallery``; or ``test``, the query and then the gallery in one data set.
+        pipeline: Transforms, as in mmpretrain.
+        **kwargs: As in :class:`mmpretrain.datasets.BaseDataset`. ``test_mode`` is False for ``train`` alone unless
+            given.
+
+    Raises:
+        UserError: The split is unknown; the root or a folder is missing, or a folder holds no picture to use; a name
+            does not tell identity and camera; junk or a distractor lies outside the gallery.
+
+    Sources:
+        1. Zheng, Shen, Tian, Wang, Wang and Tian: Scalable Person Re-identification: A Benchmark, ICCV 2015.
+    """
+
+    def __init__(self, data_root: str = '', split: str = 'train', pipeline: Sequence = (), **kwargs: Any) -> None:
+        if split not in _FOLDERS:
+            raise UserError(f"Market1501: split '{split}' is unknown; expected one of {', '.join(_FOLDERS)}")
+        self.split = split
+        super().__init__('', data_root=data_root, pipeline=pipeline,
+                         **{'test_mode': split != 'train', **kwargs})
+
+    def load_data_list(self) -> list[dict]:
+        """Return one record a picture, folder by folder in the order of the names."""
+        root = self.img_prefix.rstrip('/') or '.'
+        fetch = f'python tools/prepare_data.py market1501 --root {root}'
+        if not exists(root):
+            raise UserError(f'{root}: Market-1501 is not there; set data_root, or run: {fetch}')
+        records = []
+        for name in _FOLDERS[self.split]:
+            folder = join_path(root, name)
+            remedy = f'restore it from the archive, or delete {root} and run: {fetch}'
+            if not isdir(folder):
+                raise UserError(f'{folder}: folder is missing; {remedy}')
+            read = list(_read(folder, name))
+            if not read:
+                raise UserError(f'{folder}: holds no picture to use, expected names as {_EXAMPLE}; {remedy}')
+            records += read
+        if self.split == 'train':
+            identities = sorted({record['identity'] for record in records})
+            labels = {identity: label for label, identity in enumerate(identities)}
+            for record in records:
+                record['gt_label'] = labels[record['identity']]
+            self._metainfo['classes'] = tuple(f'{identity:04}' for identity in identities)
+        return records
+
+
+def _read(folder: str, name: str) -> Iterator[dict]:
+    for file in sorted(list_dir_or_file(folder, list_dir=False)):
+        if not file.endswith('.jpg'):  # the official archive holds a Thumbs.db
+            continue
+        path = join_path(folder, file)
+        found = _NAME.match(file)
+        if not found:
+            raise UserError(f'{path}: the name does not tell identity and camera, expected one as {_EXAMPLE}; move '
+                            'the file away')
+        identity, camera = map(int, found.groups())
+        if name != _GALLERY and identity in (_JUNK, _DISTRACTOR):
+            kind = 'junk' if identity == _JUNK else 'a distractor'
+            raise UserError(f'{path}: identity {identity} is {kind}, which belongs in {_GALLERY}/ only; move the file '
+                            'away')
+        if identity != _JUNK:
+            yield {'img_path': path, 'identity': identity, 'camera': camera, 'is_query': name == _QUERY}

@@ -1,0 +1,96 @@
+"""Which pictures make up a batch where the loss compares them with one another."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence, Sized
+
+import numpy as np
+from mmengine.dist import get_dist_info, sync_random_seed
+
+from kd_plugins.errors import UserError
+from kd_plugins.registry import DATA_SAMPLERS
+
+
+class _Deck:
+    """Cards dealt in hands from one whole shuffle after another.
+
+    A hand holds no card twice, or, where it is larger than the deck, none more often than another by more than one.
+    """
+
+    def __init__(self, cards: Sequence[int], rng: np.random.Generator) -> None:
+        self.cards = cards
+        self.rng = rng
+        self.left: list[int] = []
+
+    def deal(self, count: int) -> list[int]:
+        while len(self.left) < count:
+            # What the hand got since it last went through the deck comes last in the new shuffle.
+            got = set(self.left[len(self.left) // len(self.cards) * len(self.cards):])
+            self.left += sorted(self.rng.permutation(self.cards).tolist(), key=got.__contains__)
+        hand, self.left = self.left[:count], self.left[count:]
+        return hand
+
+
+@DATA_SAMPLERS.register_module()
+class PKSampler:
+    """Batches of ``identities`` labels with ``instances`` pictures each, for losses over triplets.
+
+    The data loader's ``batch_size`` must be ``identities * instances``; a batch lists the pictures label by label. An
+    epoch has as many batches as the pictures fill in all processes together, at least one. The labels of one batch
+    differ, also between the processes. All labels are gone through in random order before one comes again, and so are
+    the pictures of each label; a label with fewer pictures than ``instances`` repeats them evenly. The order follows
+    from seed and epoch alone, so a resumed run draws what the whole run would have drawn.
+
+    Args:
+        dataset: Data set whose ``get_data_info(i)['gt_label']`` is the label of picture i.
+        identities: Labels in a batch of one process, at least 1.
+        instances: Pictures of a label in a batch, at least 2 so that each has a partner.
+        seed: Seed, the same in all processes; None draws one and shares it among them.
+
+    Raises:
+        UserError: A number is too small, the data set has no labels, or fewer than a batch needs.
+
+    Sources:
+        1. Hermans, Beyer and Leibe: In Defense of the Triplet Loss for Person Re-Identification, arXiv 1703.07737.
+    """
+
+    def __init__(self, dataset: Sized, identities: int = 16, instances: int = 4, seed: int | None = None) -> None:
+        if identities < 1 or instances < 2:
+            raise UserError(f'PKSampler: identities={identities}, instances={instances}; expected at least 1 identity '
+                            'and 2 instances, for one picture of a label makes no pair')
+        pictures = defaultdict(list)
+        for i in range(len(dataset)):
+            info = dataset.get_data_info(i)
+            if 'gt_label' not in info:
+                raise UserError('PKSampler: the data set has no gt_label; sample the training split')
+            pictures[int(info['gt_label'])].append(i)
+        self.rank, self.world_size = get_dist_info()
+        if len(pictures) < identities * self.world_size:
+            raise UserError(f'PKSampler: a batch of {identities} identities in each of {self.world_size} processes '
+                            f'needs {identities * self.world_size}, the data set has {len(pictures)}; lower identities '
+                            'and batch_size, or use more data')
+        self.identities = identities
+        self.instances = instances
+        self.seed = sync_random_seed() if seed is None else seed
+        self.epoch = 0
+        self._pictures = [pictures[label] for label in sorted(pictures)]
+        self._batches = max(1, len(dataset) // (identities * instances * self.world_size))
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield this process's pictures of the epoch, batch after batch."""
+        rng = np.random.default_rng((self.seed, self.epoch))
+        labels = _Deck(range(len(self._pictures)), rng)
+        pictures = [_Deck(indices, rng) for indices in self._pictures]
+        own = slice(self.rank * self.identities, (self.rank + 1) * self.identities)
+        for _ in range(self._batches):
+            # Every process draws for all of them: only so do their generators stay equal.
+            hands = [pictures[label].deal(self.instances) for label in labels.deal(self.identities * self.world_size)]
+            for hand in hands[own]:
+                yield from hand
+
+    def __len__(self) -> int:
+        """Return the number of pictures that one process draws in an epoch."""
+        return self._batches * self.identities * self.instances
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration draws."""
+        self.epoch = epoch

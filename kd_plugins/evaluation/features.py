@@ -1,0 +1,129 @@
+"""Embeddings of a query and a gallery set, in memory or memory-mapped."""
+
+import difflib
+import os
+import zipfile
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import numpy as np
+
+from kd_plugins.errors import UserError
+
+BLOCK = 16384  # gallery rows looked at together
+
+
+@dataclass(frozen=True)
+class ReIDFeatures:
+    """What a retrieval evaluation needs to know.
+
+    Attributes:
+        query_features: (Q, D) embeddings.
+        query_ids: (Q,) identities, above 0.
+        query_cams: (Q,) cameras.
+        gallery_features: (G, D) embeddings; may be memory-mapped.
+        gallery_ids: (G,) identities; -1 is junk (ignored), 0 a distractor (stays in the gallery, never a match).
+        gallery_cams: (G,) cameras.
+        query_paths: (Q,) image files, for pictures.
+        gallery_paths: (G,) image files.
+
+    Raises:
+        UserError: An array is empty, of a wrong shape or kind, or holds a number that is not finite (its row is named).
+    """
+
+    query_features: np.ndarray
+    query_ids: np.ndarray
+    query_cams: np.ndarray
+    gallery_features: np.ndarray
+    gallery_ids: np.ndarray
+    gallery_cams: np.ndarray
+    query_paths: np.ndarray | None = None
+    gallery_paths: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for side in ('query', 'gallery'):
+            features = getattr(self, f'{side}_features')
+            if features.ndim != 2 or features.dtype.kind not in 'fiu':
+                raise UserError(f'{side}_features: expected numbers of shape (items, dimensions), got {features.dtype} '
+                                f'of shape {features.shape}')
+            if 0 in features.shape:
+                raise UserError(f'{side}_features is empty, of shape {features.shape}: expected at least one item')
+            for name in ('ids', 'cams', 'paths'):
+                values = getattr(self, f'{side}_{name}')
+                if values is None and name == 'paths':
+                    continue
+                if values.shape != features.shape[:1]:
+                    raise UserError(f'{side}_{name}: expected one for each of the {len(features)} rows of '
+                                    f'{side}_features, got shape {values.shape}')
+                if name != 'paths' and values.dtype.kind not in 'iu':
+                    raise UserError(f'{side}_{name}: expected integers, got {values.dtype}')
+            for start in range(0, len(features), BLOCK):
+                finite = np.isfinite(features[start:start + BLOCK]).all(axis=1)
+                if not finite.all():
+                    raise UserError(f'{side}_features: row {start + int(finite.argmin())} holds a number that is not '
+                                    'finite; look for what the model puts out there')
+        if self.query_features.shape[1] != self.gallery_features.shape[1]:
+            raise UserError(f'query_features have {self.query_features.shape[1]} dimensions, gallery_features '
+                            f'{self.gallery_features.shape[1]}: both must come from one model')
+
+
+    def without_junk(self) -> 'ReIDFeatures':
+        """Return the features without the gallery's junk, for what looks at neighbours; copies only if there is any."""
+        kept = self.gallery_ids != -1
+        if kept.all():
+            return self
+        return replace(self, **{f'gallery_{name}': values[kept] for name in ('features', 'ids', 'cams', 'paths')
+                                if (values := getattr(self, f'gallery_{name}')) is not None})
+
+
+_NAMES = [field.name for field in fields(ReIDFeatures)]
+_OPTIONAL = {'query_paths', 'gallery_paths'}
+
+
+def load_features(path: str | Path) -> ReIDFeatures:
+    """Read features from a file ``.npz``, or from a folder with one ``.npy`` for each array, which is memory-mapped.
+
+    The arrays have the names of :class:`ReIDFeatures`' attributes. Of a folder, any of its ``.npy`` files may be named.
+
+    Raises:
+        UserError: The file is missing, damaged or pickled, lacks an array, or as :class:`ReIDFeatures`.
+    """
+    path = Path(path)
+    if path.suffix == '.npy':
+        path = path.parent
+    if not path.exists():
+        raise UserError(f'{path} does not exist: expected features as a file .npz or a folder of .npy files')
+    try:
+        if path.is_dir():
+            found = {file.stem: np.load(file, mmap_mode='r', allow_pickle=False) for file in sorted(path.glob('*.npy'))}
+        else:
+            with np.load(path, allow_pickle=False) as file:
+                found = {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f'{path} holds no readable arrays (damaged, pickled or of another format): expected a file '
+                        f'.npz or a folder of .npy files ({error})') from error
+    for name in _NAMES:
+        if name not in found and name not in _OPTIONAL:
+            near = difflib.get_close_matches(name, found, n=1)
+            hint = f"did you mean its '{near[0]}'?" if near else f'it has {", ".join(sorted(found)) or "none"}'
+            raise UserError(f"{path} lacks the array '{name}': {hint}")
+    try:
+        return ReIDFeatures(**{name: found[name] for name in _NAMES if name in found})
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from error
+
+
+def save_features(features: ReIDFeatures, path: str | Path) -> None:
+    """Write a file ``.npz``, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: value for name in _NAMES if (value := getattr(features, name)) is not None}
+    with NamedTemporaryFile(dir=path.parent, suffix='.partial', delete=False) as file:
+        try:
+            np.savez(file, **arrays)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)

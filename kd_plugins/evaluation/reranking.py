@@ -1,0 +1,214 @@
+"""Better rankings from the neighbours: alpha query expansion and k-reciprocal re-ranking.
+
+Both are the published algorithms, the second without the square matrices of its usual form: of the N items only the
+nearest neighbours are kept, and what follows from them are sparse products.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array, csr_array
+
+from kd_plugins.errors import UserError
+
+Floats = NDArray[np.floating]
+_TILE = 2048  # smaller tiles make slower products, larger ones no faster
+
+
+def _check(condition: bool, expected: str, given: object) -> None:
+    if not condition:
+        raise UserError(f're-ranking: expected {expected}, got {given}')
+
+
+def _check_features(query: Floats, gallery: Floats) -> None:
+    fits = query.ndim == gallery.ndim == 2 and query.shape[1] == gallery.shape[1] and len(query) and len(gallery)
+    _check(fits, 'features (Q, D) and (G, D) of the same D, neither empty', f'{query.shape} and {gallery.shape}')
+    _check(np.isfinite(query).all() and np.isfinite(gallery).all(), 'finite features', 'NaN or infinity')
+
+
+def _unit(features: Floats) -> NDArray[np.float32]:
+    """Copy features with L2 norm 1 in every row; zero rows stay zero."""
+    features = np.array(features, np.float32, order='C')
+    faiss.normalize_L2(features)
+    return features
+
+
+def expand_queries(query: Floats, gallery: Floats, n: int = 10, alpha: float = 3.0) -> NDArray[np.float32]:
+    """Expand every query by its nearest gallery items (alpha query expansion).
+
+    With all features of L2 norm 1, ``q' = q + sum_i max(q'g_i, 0)^alpha g_i`` over the n gallery items g_i with the
+    largest inner product, scaled to L2 norm 1. Alpha 0 is the plain average.
+
+    Args:
+        query: Features (Q, D).
+        gallery: Features (G, D).
+        n: Gallery items, from 1; all where there are fewer.
+        alpha: Exponent, from 0; the larger, the less the farther items weigh.
+
+    Returns:
+        Features (Q, D), L2-normalised.
+
+    Raises:
+        UserError: n below 1, alpha below 0, or features that do not fit together.
+
+    Sources:
+        1. Radenovic, Tolias, Chum: Fine-tuning CNN Image Retrieval with No Human Annotation, TPAMI 2018, section 3.3.
+    """
+    _check(n >= 1, 'n of at least 1', n)
+    _check(alpha >= 0, 'alpha of at least 0', alpha)
+    _check_features(query, gallery)
+    query, gallery = _unit(query), _unit(gallery)
+    cosines, items = faiss.knn(query, gallery, min(n, len(gallery)), faiss.METRIC_INNER_PRODUCT)
+    return _unit(query + _rows(items, len(gallery), np.maximum(cosines, 0) ** alpha) @ gallery)
+
+
+def _rows(columns: NDArray[np.integer], width: int, values: Floats | None = None) -> csr_array:
+    """Return the sparse matrix (N, width) with the given columns (N, k) in each row and, if no values, ones there."""
+    values = np.ones(columns.shape, np.float32) if values is None else values
+    starts = np.arange(0, columns.size + 1, columns.shape[1])
+    return csr_array((values.ravel(), columns.ravel(), starts), (len(columns), width))
+
+
+def _neighbours(
+    features: NDArray[np.float32], squares: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the k nearest items of each (N, k), itself first, and the squared distance of the farthest (N,).
+
+    One pass over the upper half of the distances gives both, in a fifth of the time of two calls of ``faiss.knn``.
+    """
+    n = len(features)
+    heap = faiss.ResultHeap(n, k)
+    farthest = np.zeros(n, np.float32)
+    parts = [slice(start, start + _TILE) for start in range(0, n, _TILE)]
+    items = np.arange(n)
+    for i, rows in enumerate(parts):
+        for columns in parts[i:]:
+            tile = features[rows] @ features[columns].T
+            tile *= -2
+            tile += squares[rows, None]
+            tile += squares[columns]
+            np.maximum(farthest[rows], tile.max(1), out=farthest[rows])
+            if columns is rows:
+                np.fill_diagonal(tile, -np.inf)
+            else:
+                np.maximum(farthest[columns], tile.max(0), out=farthest[columns])
+                heap.add_result_subset(items[columns], tile.T, items[rows])
+            heap.add_result_subset(items[rows], tile, items[columns])
+    heap.finalize()
+    return heap.I, farthest
+
+
+def _reciprocal(neighbours: NDArray[np.int64]) -> csr_array:
+    """Mark the pairs that are in each other's list (N, k)."""
+    listed = _rows(neighbours, len(neighbours))
+    return listed.multiply(listed.T).tocsr()
+
+
+def _expanded(neighbours: NDArray[np.int64], k1: int) -> csr_array:
+    """Return the k-reciprocal sets (N, N), each with the sets of half the size that lie in it by more than 2/3."""
+    sets = _reciprocal(neighbours[:, : k1 + 1])
+    halves = _reciprocal(neighbours[:, : round(k1 / 2) + 1])  # to even, as the authors round
+    candidates = (sets @ halves).multiply(sets).tocsr()  # how many of the candidate's half set lie in the set
+    candidates.data = (3 * candidates.data > 2 * halves.sum(1)[candidates.indices]).astype(np.float32)
+    candidates.eliminate_zeros()
+    return (sets + candidates @ halves).tocsr()
+
+
+class KReciprocal:
+    r"""k-reciprocal re-ranking, with the results of the authors' code and without its N x N matrices.
+
+    Over queries and gallery together (N items), with :math:`D_{ij}` the squared Euclidean distance over the largest
+    of row i:
+
+    * :math:`R(i, k)`: the j among the first k + 1 of i (i included) that have i among their first k + 1.
+      :math:`R^*(i)` adds to :math:`R(i, k_1)` every :math:`R(c, k_1 / 2)` of its c of which more than 2/3 lies in it.
+    * :math:`V_{ij} = e^{-D_{ij}}` over :math:`R^*(i)`, else 0, scaled to sum 1; then the mean of V over the first
+      :math:`k_2` of i.
+    * With :math:`t = \sum_l \min(V_{il}, V_{jl})` the distance is
+      :math:`(1 - \lambda) (1 - t / (2 - t)) + \lambda D_{ij}`.
+
+    Items at the same distance are ranked in no particular order, but each is the first of its own. Memory: a copy of
+    the features, and O(N k).
+
+    Args:
+        query: Features (Q, D).
+        gallery: Features (G, D).
+        k1: Neighbours among which two items have to find each other, from 1.
+        k2: Neighbours over which V is averaged, from 1, which leaves V as it is.
+        lambda_value: Weight of D, from 0 to 1.
+        metric: ``'cosine'`` scales the features to L2 norm 1, ``'euclidean'`` takes them as they are.
+
+    Raises:
+        UserError: An option out of its range, or features that do not fit together.
+
+    Sources:
+        1. Zhong, Zheng, Cao, Li: Re-ranking Person Re-identification with k-reciprocal Encoding, CVPR 2017.
+        2. github.com/zhunzhong07/person-re-ranking (the row maxima, the rounding of k1 / 2).
+    """
+
+    def __init__(
+        self,
+        query: Floats,
+        gallery: Floats,
+        k1: int = 20,
+        k2: int = 6,
+        lambda_value: float = 0.3,
+        metric: Literal['cosine', 'euclidean'] = 'cosine',
+    ) -> None:
+        _check(k1 >= 1, 'k1 of at least 1', k1)
+        _check(k2 >= 1, 'k2 of at least 1', k2)
+        _check(0 <= lambda_value <= 1, 'lambda_value from 0 to 1', lambda_value)
+        _check(metric in ('cosine', 'euclidean'), "metric 'cosine' or 'euclidean'", repr(metric))
+        _check_features(query, gallery)
+        self._lambda, self._queries = lambda_value, len(query)
+        features = np.concatenate((query, gallery)).astype(np.float32, copy=False)
+        if metric == 'cosine':
+            faiss.normalize_L2(features)
+        features -= features.mean(0)  # distances do not depend on the origin, but the rounding of their parts does
+        self._features, self._squares = features, np.einsum('nd,nd->n', features, features)
+        count = min(len(features), max(k1 + 1, k2))
+        neighbours, self._farthest = _neighbours(features, self._squares, count)
+        self._farthest[self._farthest <= 0] = 1  # all items are the same
+        near = neighbours[:, :k2]
+        encoding = _rows(near, len(features)) @ self._encoding(_expanded(neighbours, k1))
+        encoding.data /= near.shape[1]
+        self._own, self._inverted = encoding[: len(query)], encoding[len(query) :].tocsc()
+
+    def _encoding(self, support: csr_array) -> csr_array:
+        """Return V before the mean."""
+        rows, columns = (x.astype(np.int64) for x in support.nonzero())
+        distances, (x, i, j) = np.empty(len(rows), np.float32), map(faiss.swig_ptr, (self._features, rows, columns))
+        faiss.pairwise_indexed_L2sqr(self._features.shape[1], len(rows), x, i, x, j, faiss.swig_ptr(distances))
+        weights = csr_array((np.exp(-distances / self._farthest[rows]), (rows, columns)), support.shape)
+        weights.data /= weights.sum(1)[rows]
+        return weights
+
+    def rows(self, block: int = 256) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Yield the final distances: which queries, and theirs to the whole gallery (b, G).
+
+        Args:
+            block: The most queries at a time, b.
+        """
+        gallery, squares = self._features[self._queries :], self._squares[self._queries :]
+        for start in range(0, self._queries, block):
+            part = slice(start, min(start + block, self._queries))
+            distances = self._features[part] @ gallery.T
+            distances *= -2
+            distances += self._squares[part, None]
+            distances += squares
+            distances = np.maximum(distances, 0, out=distances)
+            distances *= self._lambda / self._farthest[part, None]
+
+            own = self._own[part]
+            owners = np.repeat(np.arange(own.shape[0]), np.diff(own.indptr))
+            others = self._inverted[:, own.indices]  # the gallery items that share an entry with a query
+            counts = np.diff(others.indptr)
+            least = np.minimum(others.data, np.repeat(own.data, counts))
+            shared = coo_array((least, (np.repeat(owners, counts), others.indices)), distances.shape).toarray()
+            # 1 - t / (2 - t) = 2 - 2 / (2 - t)
+            jaccard = 2 - 2 / (2 - shared)
+            distances += (1 - self._lambda) * jaccard
+            yield part, distances

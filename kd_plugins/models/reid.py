@@ -1,0 +1,146 @@
+"""Re-identification: an embedding, trained by identities, searched by similarity."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel, BaseModule
+from mmpretrain.structures import DataSample
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kd_plugins.distiller import gathered
+from kd_plugins.errors import UserError
+from kd_plugins.functional import batch_hard_triplet_loss
+from kd_plugins.registry import MODELS
+
+
+@MODELS.register_module()
+class ReIDHead(BaseModule):
+    """BNNeck: the triplet loss before a BatchNorm, the identities' scores and the searched feature after it.
+
+    Taps: ``head.bnneck`` (the feature) and ``head.fc`` (the scores).
+
+    Args:
+        num_classes: Number of identities in training.
+        in_channels: Size of the pooled embedding.
+        label_smoothing: Of the identity loss, a cross entropy.
+        margin: Of the batch-hard triplet loss, see :func:`kd_plugins.functional.batch_hard_triplet_loss`.
+        triplet_weight: Its weight beside the identity loss; 0 leaves it out. Under data-parallel it sees the batches
+            of all processes.
+        init_cfg: As in :class:`mmengine.model.BaseModule`; None for scores that start near 0.
+
+    Sources:
+        1. Luo et al., Bag of Tricks and A Strong Baseline for Deep Person Re-identification, CVPR workshops 2019.
+    """
+
+    def __init__(
+        self, num_classes: int, in_channels: int, label_smoothing: float = 0.1, margin: float | None = 0.3,
+        triplet_weight: float = 1.0, init_cfg: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(init_cfg or dict(type='Normal', layer='Linear', std=0.001))
+        self.num_classes, self.label_smoothing = num_classes, label_smoothing
+        self.margin, self.triplet_weight = margin, triplet_weight
+        self.bnneck = nn.BatchNorm1d(in_channels)
+        self.bnneck.bias.requires_grad_(False)  # [1]: scores by the angle to the origin, as the search does
+        self.fc = nn.Linear(in_channels, num_classes, bias=False)
+
+    def forward(self, feats: Sequence[Tensor]) -> Tensor:
+        """Return the identities' scores, (N, num_classes), of the last of some embeddings (N, C)."""
+        return self.fc(self.bnneck(feats[-1]))
+
+    def loss(self, feats: Sequence[Tensor], data_samples: Sequence[DataSample]) -> dict[str, Tensor]:
+        """Return ``loss_id``, ``loss_triplet`` and the accuracy on this batch.
+
+        Raises:
+            UserError: A label is no class of this head.
+        """
+        labels = torch.cat([sample.gt_label for sample in data_samples])
+        if labels.max() >= self.num_classes:
+            raise UserError(f'the head has num_classes={self.num_classes}, but the data set holds label '
+                            f"{int(labels.max())}: set the head's num_classes to the number of identities")
+        scores = self(feats)
+        losses = {'loss_id': F.cross_entropy(scores, labels, label_smoothing=self.label_smoothing)}
+        if self.triplet_weight:
+            losses['loss_triplet'] = self.triplet_weight * batch_hard_triplet_loss(
+                gathered(feats[-1]), gathered(labels), self.margin)
+        return losses | {'accuracy_top-1': 100 * (scores.argmax(1) == labels).float().mean()}
+
+    def predict(self, feats: Sequence[Tensor], data_samples: Sequence[DataSample] | None = None) -> list[DataSample]:
+        """Return the samples with the ``feature`` to search by, (C,)."""
+        features = self.bnneck(feats[-1]).float()
+        samples = data_samples or [DataSample() for _ in features]
+        for sample, feature in zip(samples, features, strict=True):
+            sample.set_field(feature, 'feature')
+        return list(samples)
+
+
+@MODELS.register_module()
+class ReIDModel(BaseModel):
+    """Backbone, pooling and a :class:`ReIDHead`, arranged as mmpretrain's ``ImageClassifier`` is.
+
+    So its taps are a classifier's: ``backbone.layer4``, ``neck`` (the embedding), ``head.fc``.
+
+    Args:
+        backbone: Record of a backbone, mmpretrain's or another.
+        neck: Record of a pooling: ``GlobalAveragePooling`` or ``GeneralizedMeanPooling``.
+        head: Record of a :class:`ReIDHead`.
+        last_stride: 1 for twice the height and width in the last stage that halves them, 2 as the backbone is.
+        data_preprocessor: Record; mmpretrain's ``ClsDataPreprocessor`` where it names no type.
+        init_cfg: As in :class:`mmengine.model.BaseModule`.
+
+    Raises:
+        UserError: ``last_stride`` is neither 1 nor 2, or the backbone never strides.
+    """
+
+    def __init__(
+        self, backbone: Mapping[str, Any], neck: Mapping[str, Any], head: Mapping[str, Any], last_stride: int = 1,
+        data_preprocessor: Mapping[str, Any] | None = None, init_cfg: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__({'type': 'mmpretrain.ClsDataPreprocessor', **(data_preprocessor or {})}, init_cfg)
+        self.backbone, self.neck, self.head = (MODELS.build(dict(record)) for record in (backbone, neck, head))
+        if last_stride not in (1, 2):
+            raise UserError(f'ReIDModel: expected a last_stride of 1 or 2, got {last_stride!r}')
+        if last_stride == 1:
+            _remove_last_stride(self.backbone)
+
+    def forward(
+        self, inputs: Tensor, data_samples: Sequence[DataSample] | None = None, mode: str = 'tensor'
+    ) -> Tensor | dict[str, Tensor] | list[DataSample]:
+        """Return the identities' scores (``tensor``), the losses (``loss``), or samples with a feature (``predict``).
+
+        Args:
+            inputs: Images (N, C, H, W).
+            data_samples: Their annotations.
+            mode: One of the three.
+        """
+        features = self.neck(self.backbone(inputs))
+        if mode == 'tensor':
+            return self.head(features)
+        return getattr(self.head, mode)(features, data_samples)
+
+
+def _remove_last_stride(backbone: nn.Module) -> None:
+    """Let whatever halves the size for the last time keep it. No weight changes its shape."""
+    sizes = {}
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            sizes[module] = output.shape[2:]
+
+    strided = [module for module in backbone.modules() if getattr(module, 'stride', 1) in (2, (2, 2))]
+    handles = [module.register_forward_hook(note) for module in strided]
+    mode = backbone.training
+    backbone.train(False)
+    with torch.no_grad():
+        backbone(torch.zeros(1, 3, 64, 64))
+    backbone.train(mode)
+    for handle in handles:
+        handle.remove()
+    if not sizes:
+        raise UserError(f'ReIDModel: {type(backbone).__name__} has no stage with a stride of 2: give last_stride=2')
+    for module, size in sizes.items():
+        if size == min(sizes.values()):
+            module.stride = 1 if isinstance(module.stride, int) else (1, 1)
+            if isinstance(module, nn.AvgPool2d | nn.MaxPool2d):  # it did nothing but halve
+                module.kernel_size = 1

@@ -1,0 +1,80 @@
+"""The metric in real test loops."""
+
+import numpy as np
+import pytest
+import torch
+from mmengine.runner import Runner
+from tiny import market_folder, reid_config, train, two_processes
+
+from kd_plugins.errors import UserError
+from kd_plugins.evaluation import ReIDMetric, load_features, rank_matches
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Train a model; score it in one process and in two."""
+    folder = tmp_path_factory.mktemp('reid')
+    market_folder(folder / 'data')
+    runner = train(reid_config(folder / 'data', folder / 'training'))
+    torch.save({'state_dict': runner.model.state_dict()}, folder / 'model.pth')
+    config = reid_config(folder / 'data', folder / 'alone', load_from=str(folder / 'model.pth'))
+    config.test_evaluator.update(save_to=str(folder / 'alone.npz'), rerank=dict(k1=4, k2=2))
+    metrics = Runner.from_cfg(config).test()
+    two_processes('reid_parallel.py', folder)
+    torch.save(metrics, folder / 'alone.pth')
+    return folder
+
+
+def test_the_metric_is_the_evaluation_of_the_features_it_saves(folder) -> None:
+    features, metrics = load_features(folder / 'alone.npz'), torch.load(folder / 'alone.pth', weights_only=False)
+    assert (features.query_ids.tolist(), set(features.query_cams)) == (list(range(7, 13)), {1})
+    assert np.bincount(features.gallery_ids).tolist() == [3, *[0] * 6, *[5] * 6]  # distractors stay, junk is gone
+    assert features.gallery_paths[0].endswith('bounding_box_test/0000_c1s1_000000_00.jpg')
+    expected = rank_matches(features).summary()
+    assert {f'reid/{k}': v for k, v in expected.items()}.items() <= metrics.items()
+    assert expected['mAP'] > 0.5
+    assert set(metrics) == {f'reid/{p}{k}' for p in ('', 'rerank_') for k in expected}
+
+
+def test_two_processes_score_as_one(folder) -> None:
+    alone, together = (load_features(folder / f'{name}.npz') for name in ('alone', 'together'))
+    assert len(together.query_ids) + len(together.gallery_ids) == 39  # an odd number: a sampler repeats one image
+    for side in ('query', 'gallery'):
+        for name in ('ids', 'cams', 'paths'):
+            assert getattr(alone, f'{side}_{name}').tolist() == getattr(together, f'{side}_{name}').tolist()
+        # Another batch size may round otherwise.
+        np.testing.assert_allclose(getattr(alone, f'{side}_features'), getattr(together, f'{side}_features'), atol=1e-5)
+    metrics = torch.load(folder / 'alone.pth', weights_only=False)
+    for rank in range(2):
+        own = torch.load(folder / f'rank{rank}.pth', weights_only=False)['metrics']
+        assert own == pytest.approx({k: metrics[k] for k in own}, abs=1e-12)
+
+
+def test_the_triplet_loss_sees_the_batches_of_both_processes(folder) -> None:
+    for rank in range(2):
+        results = torch.load(folder / f'rank{rank}.pth', weights_only=False)
+        torch.testing.assert_close(results['together'], results['alone'], rtol=1e-12, atol=1e-12)
+
+
+def sample(**changes: object) -> dict:
+    return dict(feature=torch.ones(4), identity=1, camera=1, is_query=True) | changes
+
+
+def score(samples: list[dict]) -> dict[str, float]:
+    metric = ReIDMetric()
+    metric.process(None, samples)
+    return metric.evaluate(len(samples))
+
+
+@pytest.mark.parametrize(('samples', 'message'), [
+    ([{k: v for k, v in sample().items() if k != 'feature'}], "hold no 'feature'"),
+    ([{k: v for k, v in sample().items() if k != 'camera'}], 'lack camera: give the test pipeline'),
+    ([sample()], 'holds no gallery image'),
+    ([sample(is_query=False)], 'holds no query image'),
+    ([sample(), sample(is_query=False)], 'none of the 1 queries has a match'),
+    ([sample(), sample(is_query=False, camera=2, feature=torch.full((4,), torch.nan))],
+     'gallery_features: row 0 holds a number that is not finite'),
+])
+def test_mistakes_are_told(samples: list[dict], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        score(samples)

@@ -1,0 +1,169 @@
+"""Retrieval scores against a brute-force evaluation by plain loops in float64."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from kd_plugins.errors import UserError
+from kd_plugins.evaluation import ReIDFeatures, rank_matches, rank_rows, retrieval
+
+
+def distance(a: np.ndarray, b: np.ndarray, metric: str) -> float:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if metric == 'euclidean':
+        return float(np.sqrt(((a - b) ** 2).sum()))
+    return 1 - float((a * b).sum()) / max(float(np.sqrt((a * a).sum()) * np.sqrt((b * b).sum())), 1e-30)
+
+
+def brute_force(features: ReIDFeatures, metric: str) -> tuple[list[list[int]], int]:
+    """Rank the whole gallery for every query: by distance, wrong items first among equals."""
+    ranks, unmatched = [], 0
+    for query, identity, camera in zip(
+            features.query_features, features.query_ids, features.query_cams, strict=True):
+        items = []
+        for item, other, cam in zip(
+                features.gallery_features, features.gallery_ids, features.gallery_cams, strict=True):
+            if other == -1 or (other == identity and cam == camera):
+                continue
+            right = other == identity and identity > 0
+            items.append((round(distance(query, item, metric), 12), right))
+        order = sorted(items)
+        found = [place for place, (_, right) in enumerate(order, 1) if right]
+        unmatched += not found
+        if found:
+            ranks.append(found)
+    return ranks, unmatched
+
+
+def scores(ranks: list[list[int]], trapezoid: bool) -> dict[str, float]:
+    ap, inp = [], []
+    for found in ranks:
+        total = 0.0
+        for i, rank in enumerate(found, 1):
+            before = (i - 1) / (rank - 1) if rank > 1 else 1.0
+            total += (i / rank + before) / 2 if trapezoid else i / rank
+        ap.append(total / len(found))
+        inp.append(len(found) / found[-1])
+    cmc = {f'rank{k}': np.mean([found[0] <= k for found in ranks]) for k in (1, 5, 10, 20)}
+    return {'mAP': np.mean(ap), 'mINP': np.mean(inp), **cmc}
+
+
+def random_case(seed: int) -> ReIDFeatures:
+    """Draw a case with ties (features from few integers), junk, distractors and queries without a match."""
+    rng = np.random.default_rng(seed)
+    q, g, d = rng.integers(1, 12), rng.integers(1, 60), rng.integers(1, 6)
+    levels = [2, 5, 1000][seed % 3]
+
+    def draw(n: int) -> np.ndarray:
+        x = rng.integers(0, levels, (n, d)).astype(np.float32)
+        return x / 7 if seed % 2 else x
+
+    people = rng.integers(2, 9)
+    return ReIDFeatures(draw(q), rng.integers(1, people + 3, q), rng.integers(1, 4, q),
+                        draw(g), rng.integers(-1, people, g), rng.integers(1, 4, g))
+
+
+@pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
+@pytest.mark.parametrize('seed', range(200))
+def test_scores_are_those_of_brute_force(seed: int, metric: str) -> None:
+    features = random_case(seed)
+    ranks, unmatched = brute_force(features, metric)
+    if not ranks:
+        with pytest.raises(UserError, match=f'none of the {len(features.query_ids)} queries has a match'):
+            rank_matches(features, metric)
+        return
+    found = rank_matches(features, metric)
+    assert found.unmatched == unmatched
+    for definition in ('precision', 'trapezoid'):
+        expected = scores(ranks, definition == 'trapezoid')
+        assert found.summary(ap=definition) == pytest.approx(expected, abs=1e-12)
+    rows = np.array([[distance(a, b, metric) for b in features.gallery_features] for a in features.query_features])
+    given = rank_rows([(slice(0, 3), rows[:3].round(12)), (slice(3, 256), rows[3:].round(12))], features)
+    assert given.ranks.tolist() == [rank for found in ranks for rank in found]
+    assert given.unmatched == unmatched
+
+
+def clustered(seed: int = 0, gallery: int = 700, dimensions: int = 96) -> ReIDFeatures:
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, 40, 60 + gallery)
+    x = rng.standard_normal((40, dimensions))[ids] + 1.5 * rng.standard_normal((60 + gallery, dimensions))
+    x, cams = x.astype(np.float32), rng.integers(1, 5, len(ids))
+    return ReIDFeatures(x[:60], ids[:60], cams[:60], x[60:], ids[60:], cams[60:])
+
+
+def permuted(features: ReIDFeatures, seed: int) -> ReIDFeatures:
+    order = np.random.default_rng(seed).permutation(len(features.gallery_ids))
+    return ReIDFeatures(features.query_features, features.query_ids, features.query_cams,
+                        features.gallery_features[order], features.gallery_ids[order], features.gallery_cams[order])
+
+
+@pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
+def test_average_precision_is_scikit_learns_where_nothing_ties(metric: str) -> None:
+    features = clustered()
+    found = rank_matches(features, metric)
+    expected = []
+    for row in found.queries:
+        kept = (features.gallery_ids != features.query_ids[row]) | (features.gallery_cams != features.query_cams[row])
+        similarity = [-distance(features.query_features[row], x, metric) for x in features.gallery_features[kept]]
+        expected.append(average_precision_score(features.gallery_ids[kept] == features.query_ids[row], similarity))
+    np.testing.assert_allclose(found.average_precision(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
+def test_the_order_of_a_gallery_full_of_duplicates_has_no_influence(metric: str) -> None:
+    features = clustered(gallery=300, dimensions=130)
+    rng = np.random.default_rng(1)
+    copies = rng.integers(0, 300, 900)
+    doubled = ReIDFeatures(
+        features.query_features, features.query_ids, features.query_cams, features.gallery_features[copies],
+        rng.permutation(features.gallery_ids[copies]), features.gallery_cams[copies])
+    expected = rank_matches(doubled, metric).ranks
+    for seed in range(3):
+        np.testing.assert_array_equal(rank_matches(permuted(doubled, seed), metric).ranks, expected)
+
+
+@pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
+def test_blocks_have_no_influence(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = clustered()
+    expected = rank_matches(features, metric).ranks
+    monkeypatch.setattr(retrieval, 'BLOCK', 37)
+    monkeypatch.setattr(retrieval, '_QUERIES', 7)
+    np.testing.assert_array_equal(rank_matches(features, metric).ranks, expected)
+
+
+def test_distances_that_float32_cannot_tell_apart_are_ranked_by_float64() -> None:
+    features = clustered(gallery=200)
+    close = 1 + 2e-8 * features.gallery_features.astype(np.float64)
+    near = ReIDFeatures(np.ones_like(features.query_features), features.query_ids, features.query_cams, close,
+                        features.gallery_ids, features.gallery_cams)
+    assert (close.astype(np.float32) == 1).mean() > 0.5
+    expected, _ = brute_force(ReIDFeatures(
+        1e8 * (near.query_features.astype(np.float64) - 1), near.query_ids, near.query_cams, 1e8 * (close - 1),
+        near.gallery_ids, near.gallery_cams), 'euclidean')
+    assert rank_matches(near, 'euclidean').ranks.tolist() == [rank for found in expected for rank in found]
+
+
+def test_ties_count_against_the_query() -> None:
+    alike = np.ones((1, 4), np.float32)
+    features = ReIDFeatures(alike, np.array([1]), np.array([1]), np.repeat(alike, 10, 0),
+                            np.array([1, 1, *[0] * 8]), np.full(10, 2))
+    found = rank_matches(features)
+    assert found.ranks.tolist() == [9, 10]
+    assert found.average_precision() == pytest.approx((1 / 9 + 2 / 10) / 2)
+    assert found.summary()['rank5'] == 0
+
+
+def test_a_large_distant_item_does_not_blur_the_others() -> None:
+    features = clustered()
+    x = np.concatenate([features.gallery_features, np.full((1, 96), 1e6, np.float32)])
+    far = ReIDFeatures(features.query_features, features.query_ids, features.query_cams, x,
+                       np.append(features.gallery_ids, 0), np.append(features.gallery_cams, 1))
+    expected = rank_matches(features, 'euclidean').ranks
+    np.testing.assert_array_equal(rank_matches(far, 'euclidean').ranks, expected)
+
+
+def test_unknown_names_are_told() -> None:
+    with pytest.raises(UserError, match="expected 'cosine' or 'euclidean', got 'l2'"):
+        rank_matches(clustered(), 'l2')
+    with pytest.raises(UserError, match="expected 'precision' or 'trapezoid', got 'auc'"):
+        rank_matches(clustered()).average_precision('auc')

@@ -1,0 +1,50 @@
+"""Re-identification in two processes: the evaluation of an odd number of images, and the triplet loss's gradient.
+
+Started once per rank with torch's usual environment variables and a folder that holds ``data`` and ``model.pth``;
+leaves ``rank<r>.pth``.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from mmengine.runner import Runner
+from mmpretrain.structures import DataSample
+from tiny import reid_config
+
+from kd_plugins.models import ReIDHead
+
+
+def triplet_gradient(rank: int, together: bool) -> torch.Tensor:
+    """Return the weights' gradient of the triplet loss; together, of a half of the batch in each process."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(12, 5, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 3])
+    head = ReIDHead(num_classes=4, in_channels=4).double()
+    if together:
+        half = slice(6 * rank, 6 * rank + 6)
+        x, labels = x[half], labels[half]
+    samples = [DataSample().set_gt_label(int(label)) for label in labels]
+    head.loss((x @ weight,), samples)['loss_triplet'].backward()
+    if together:
+        dist.all_reduce(weight.grad)
+        weight.grad /= 2
+    return weight.grad
+
+
+def main(folder: Path) -> None:
+    rank = int(os.environ['RANK'])
+    alone = triplet_gradient(rank, together=False)
+    dist.init_process_group('gloo')
+    results = dict(alone=alone, together=triplet_gradient(rank, together=True))
+    config = reid_config(folder / 'data', folder / 'run', load_from=str(folder / 'model.pth'), launcher='pytorch')
+    config.model_wrapper_cfg = dict(type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None)
+    config.test_evaluator.save_to = str(folder / 'together.npz')
+    results['metrics'] = Runner.from_cfg(config).test()
+    torch.save(results, folder / f'rank{rank}.pth')
+
+
+if __name__ == '__main__':
+    main(Path(sys.argv[1]))

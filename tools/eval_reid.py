@@ -1,0 +1,149 @@
+"""Score re-identification features: mAP, mINP, cumulative matching.
+
+    python tools/eval_reid.py features.npz
+    python tools/eval_reid.py configs/market1501/resnet18.py work_dirs/market1501/resnet18/student.pth --rerank
+
+Features come from a file .npz with query_features, query_ids, query_cams, gallery_features, gallery_ids and
+gallery_cams, from a folder with one .npy for each, which is memory-mapped, or from a config and a checkpoint; then they
+are extracted once and kept beside the run. Identity -1 is junk (ignored), 0 a distractor (stays in the gallery, never a
+match). A query's own identity from its own camera is left out of its ranking, queries without a match are left out and
+counted, and ties count against the query. The scores are exact: every gallery item counts.
+
+Prints a table and, as the last line, the same as one JSON object. Scores after query expansion, after re-ranking (of
+the expanded queries, where both are asked for) and of an approximate search have keys that begin with expand_, rerank_
+and approximate_.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mmengine.config import DictAction
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+from rich.console import Console
+from rich.table import Table
+
+import kd_plugins  # noqa: F401 - supplies mmcv's operators
+from kd_plugins.checkpoint import guard_checkpoints, load_weights
+from kd_plugins.config import load_config
+from kd_plugins.errors import UserError, one_line_errors
+from kd_plugins.evaluation import (
+    KReciprocal,
+    ReIDFeatures,
+    expand_queries,
+    load_features,
+    rank_approximately,
+    rank_matches,
+    rank_rows,
+)
+
+RANKS = (1, 5, 10, 20)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('source', help='features (.npz, or a folder of .npy), or a config (.py)')
+    parser.add_argument('checkpoint', nargs='?', help='the weights, for a config')
+    parser.add_argument('--metric', choices=['cosine', 'euclidean'], default='cosine')
+    parser.add_argument('--ap', choices=['precision', 'trapezoid'], default='precision',
+                        help='average precision: the mean of the precision at each match, or the area that the own '
+                             'code of Market-1501 sums (default: %(default)s)')
+    parser.add_argument('--expand', type=int, metavar='N', help='expand each query by its N nearest gallery items')
+    parser.add_argument('--alpha', type=float, default=3., help='exponent of their weights (default: %(default)s)')
+    parser.add_argument('--rerank', action='store_true', help='k-reciprocal re-ranking')
+    parser.add_argument('--k1', type=int, default=20, help='of the re-ranking (default: %(default)s)')
+    parser.add_argument('--k2', type=int, default=6, help='of the re-ranking (default: %(default)s)')
+    parser.add_argument('--lambda', type=float, default=.3, dest='lambda_value', metavar='L',
+                        help='of the re-ranking (default: %(default)s)')
+    parser.add_argument('--approximate', choices=['ivf', 'hnsw'], help='also search by such an index of faiss')
+    parser.add_argument('--top', type=int, default=100, metavar='K',
+                        help='how many items that search returns (default: %(default)s)')
+    parser.add_argument('--device', help='where similarities are computed (default: a GPU where there is one)')
+    parser.add_argument('--work-dir', help='folder of the extracted features (default: work_dirs/<config>)')
+    parser.add_argument('--allow-pickle', action='store_true', help='run the code in pickled checkpoints you trust')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
+    args = parser.parse_args(argv)
+    if Path(args.source).suffix == '.py' and args.checkpoint is None:
+        raise UserError(f'{args.source} is a config: give the checkpoint to score after it')
+    if Path(args.source).suffix != '.py' and args.checkpoint is not None:
+        raise UserError(f'{args.source}: expected a config (.py) before a checkpoint; features stand alone')
+    return args
+
+
+def extract(args: argparse.Namespace) -> ReIDFeatures:
+    """Run the model over the config's test set, or take the features kept from the last time."""
+    config = load_config(args.source, args.work_dir, args.cfg_options)
+    config.load_from, config.resume = None, False
+    guard_checkpoints(args.allow_pickle)
+    if not Path(args.checkpoint).is_file():
+        raise UserError(f'checkpoint {args.checkpoint} does not exist: give the path of a .pth file')
+    described = repr([config.get(key) for key in ('model', 'data_preprocessor', 'test_dataloader')])
+    key = hashlib.sha256(described.encode() + Path(args.checkpoint).read_bytes()).hexdigest()[:16]
+    kept = Path(config.work_dir, f'features-{key}.npz')
+    if kept.is_file():
+        print_log(f'features are taken from {kept}', 'current')
+        return load_features(kept)
+    config.test_evaluator = dict(type='kd_plugins.ReIDMetric', save_to=str(kept), device=args.device)
+    config.setdefault('default_hooks', {})['logger'] = dict(type='LoggerHook', interval=10)
+    runner = Runner.from_cfg(config)
+    load_weights(runner.model, args.checkpoint, args.allow_pickle)
+    runner.test()
+    print_log(f'features are kept in {kept}', 'current')
+    return load_features(kept)
+
+
+def score(features: ReIDFeatures, args: argparse.Namespace) -> dict[str, float | int | str]:
+    """Return all scores that are asked for."""
+    exact = rank_matches(features, args.metric, args.device, progress=True)
+    scores: dict[str, float | int | str] = {
+        **exact.summary(RANKS, args.ap), 'queries': len(exact.queries), 'unmatched_queries': exact.unmatched,
+        'gallery': int((features.gallery_ids != -1).sum()), 'dimensions': features.gallery_features.shape[1],
+        'metric': args.metric, 'ap': args.ap}
+    if args.expand is not None or args.rerank or args.approximate:
+        features = features.without_junk()
+    if args.approximate:
+        found, recall = rank_approximately(features, args.approximate, args.top, args.metric)
+        scores |= {f'approximate_{name}': value for name, value in found.summary(RANKS, args.ap).items()}
+        scores |= {'approximate_index': args.approximate, f'approximate_recall{args.top}': recall}
+    if args.expand is not None:
+        expanded = expand_queries(features.query_features, features.gallery_features, args.expand, args.alpha)
+        features = replace(features, query_features=expanded)
+        found = rank_matches(features, args.metric, args.device, progress=True)
+        scores |= {f'expand_{name}': value for name, value in found.summary(RANKS, args.ap).items()}
+    if args.rerank:
+        reranked = KReciprocal(features.query_features, features.gallery_features, args.k1, args.k2,
+                               args.lambda_value, args.metric)
+        found = rank_rows(reranked.rows(), features)
+        scores |= {f'rerank_{name}': value for name, value in found.summary(RANKS, args.ap).items()}
+    return scores
+
+
+def print_scores(scores: dict[str, float | int | str]) -> None:
+    """Print the table, then the line for programs."""
+    columns = ['mAP', 'mINP', *(f'rank{k}' for k in RANKS)]
+    title = (f'{scores["queries"]} queries ({scores["unmatched_queries"]} more have no match), '
+             f'{scores["gallery"]} gallery items, {scores["metric"]}, AP by {scores["ap"]}')
+    table = Table('%', *columns, title=title, title_justify='left')
+    for name, prefix in (('exact', ''), ('expanded queries', 'expand_'), ('re-ranked', 'rerank_'),
+                         (f'approximate ({scores.get("approximate_index")})', 'approximate_')):
+        if f'{prefix}mAP' in scores:
+            table.add_row(name, *(f'{100 * scores[prefix + column]:.2f}' for column in columns))
+    Console(width=max(120, Console().width)).print(table)
+    print(json.dumps(scores))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    args = parse_args(argv)
+    features = load_features(args.source) if args.checkpoint is None else extract(args)
+    print_scores(score(features, args))
+
+
+if __name__ == '__main__':
+    with one_line_errors():
+        main()
