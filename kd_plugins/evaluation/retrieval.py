@@ -14,7 +14,6 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
-from torch.nn import functional as F
 
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation.features import BLOCK, ReIDFeatures
@@ -160,10 +159,11 @@ class _Similarities:
     def _prepared(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         if self._metric == 'euclidean':
             rows = rows - self._origin
-        x = torch.from_numpy(np.array(rows, dtype=np.float32, copy=None, order='C')).to(self._device)
+        x = torch.from_numpy(np.array(rows, np.float32, order='C')).to(self._device)
+        sizes = torch.linalg.vector_norm(x, dim=1)
         if self._metric == 'cosine':
-            return F.normalize(x, eps=_TINY), x.new_ones(())
-        return x, 0.5 * x.square().sum(1)
+            x /= sizes.clamp_min(_TINY)[:, None]
+        return x, 0.5 * sizes.square()
 
     def blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor, float]]:
         """Yield query rows, their similarities with the gallery's rows, and a bound of the error."""

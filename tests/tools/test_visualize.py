@@ -209,5 +209,6 @@ def test_the_command_line_ends_with_one_line_and_status_1(tmp_path: Path):
                          capture_output=True, text=True, check=False,
                          env={'PYTHONPATH': str(TOOL.parents[1]), 'PATH': ''})
     assert run.returncode == 1
-    assert run.stderr.strip().splitlines()[-1].startswith(f'error: {tmp_path / "none.npz"} does not exist')
+    (line,) = run.stderr.strip().splitlines()
+    assert line.startswith(f'error: {tmp_path / "none.npz"} does not exist')
     assert run.stdout == ''

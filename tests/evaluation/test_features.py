@@ -1,0 +1,81 @@
+"""Feature files: what is read, and what is refused in one line."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kd_plugins.errors import UserError
+from kd_plugins.evaluation import ReIDFeatures, load_features, save_features
+
+ARRAYS = dict(
+    query_features=np.arange(6, dtype=np.float32).reshape(2, 3), query_ids=np.array([1, 2]),
+    query_cams=np.array([1, 1]), gallery_features=np.ones((4, 3), np.float32), gallery_ids=np.array([1, -1, 0, 2]),
+    gallery_cams=np.array([2, 2, 2, 2]))
+
+
+def test_a_file_and_a_folder_give_the_same_and_a_folder_is_not_read_into_memory(tmp_path: Path) -> None:
+    paths = dict(query_paths=np.array(['a', 'b']), gallery_paths=np.array(list('cdef')))
+    save_features(ReIDFeatures(**ARRAYS, **paths), tmp_path / 'new' / 'f.npz')
+    for name, value in ARRAYS.items():
+        np.save(tmp_path / f'{name}.npy', value)
+    file, folder, one = (load_features(tmp_path / name) for name in ('new/f.npz', '.', 'query_ids.npy'))
+    for name, value in ARRAYS.items():
+        for found in (file, folder, one):
+            np.testing.assert_array_equal(getattr(found, name), value)
+    assert isinstance(folder.gallery_features, np.memmap)
+    assert (file.gallery_paths.tolist(), folder.gallery_paths) == (list('cdef'), None)
+    assert [x.name for x in (tmp_path / 'new').iterdir()] == ['f.npz']
+
+
+def test_junk_is_left_out_with_all_that_belongs_to_it() -> None:
+    features = ReIDFeatures(**ARRAYS, gallery_paths=np.array(list('cdef')))
+    kept = features.without_junk()
+    assert (kept.gallery_ids.tolist(), kept.gallery_paths.tolist()) == ([1, 0, 2], ['c', 'e', 'f'])
+    assert len(kept.gallery_features) == len(kept.gallery_cams) == 3
+    assert kept.without_junk() is kept
+
+
+def changed(name: str, value: np.ndarray) -> dict[str, np.ndarray]:
+    return ARRAYS | {name: value}
+
+
+def without(name: str) -> dict[str, np.ndarray]:
+    return {key: value for key, value in ARRAYS.items() if key != name}
+
+
+@pytest.mark.parametrize(('arrays', 'message'), [
+    (changed('gallery_features', np.empty((0, 3))), 'gallery_features is empty'),
+    (changed('query_features', np.empty((0, 3))), 'query_features is empty'),
+    (changed('query_features', np.ones(3)), 'query_features: expected numbers of shape'),
+    (changed('query_features', np.array([['a', 'b']])), 'query_features: expected numbers of shape'),
+    (changed('query_features', np.ones((2, 5))), 'query_features have 5 dimensions, gallery_features 3'),
+    (changed('gallery_ids', np.array([1, 2])), 'gallery_ids: expected one for each of the 4 rows'),
+    (changed('gallery_cams', np.ones(4)), 'gallery_cams: expected integers, got float64'),
+    (changed('gallery_features', np.array([[0.0, 0, 0], [1, 2, 3], [1, np.nan, 1], [0, 0, 1]])),
+     'gallery_features: row 2 holds a number that is not finite'),
+    (changed('query_features', np.array([[0.0, np.inf, 0], [1, 2, 3]])), 'query_features: row 0 holds'),
+    (without('query_cams'), "lacks the array 'query_cams': did you mean its 'query_ids'"),
+    ({'x': np.ones(3)}, "lacks the array 'query_features': it has x"),
+])
+def test_mistakes_are_told_with_the_file(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    path = tmp_path / 'f.npz'
+    np.savez(path, **arrays)
+    with pytest.raises(UserError, match=message) as error:
+        load_features(path)
+    assert str(path) in str(error.value)
+
+
+def test_unreadable_files_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='does not exist: expected features'):
+        load_features(tmp_path / 'none.npz')
+    whole = tmp_path / 'whole.npz'
+    np.savez(whole, **ARRAYS)
+    (tmp_path / 'half.npz').write_bytes(whole.read_bytes()[:200])
+    (tmp_path / 'text.npz').write_text('no arrays')
+    (tmp_path / 'pickle.npz').write_bytes(pickle.dumps(ARRAYS))
+    np.savez(tmp_path / 'object.npz', **changed('query_ids', np.array([1, {}], dtype=object)))
+    for name in ('half', 'text', 'pickle', 'object'):
+        with pytest.raises(UserError, match=f'{name}.npz holds no readable arrays'):
+            load_features(tmp_path / f'{name}.npz')
