@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation.features import BLOCK, ReIDFeatures
+from kd_plugins.evaluation.products import inner_products, operand
 
 Metric = Literal['cosine', 'euclidean']
 AveragePrecision = Literal['precision', 'trapezoid']
@@ -151,10 +152,9 @@ class _Similarities:
         # Distances do not depend on the origin, but the rounding of their parts does.
         self._origin = self._gallery[:1024].mean(0, dtype=np.float64).astype(np.float32)
         self._query, self._query_size = self._prepared(features.query_features)
-        dimensions = self._gallery.shape[1]
         # Sums of D products err by about sqrt(D) roundings [Higham and Mary, A New Approach to Probabilistic Rounding
-        # Error Analysis, 2019]; the blocked sums of matrix libraries stay below 13 even for equal signs.
-        self._unit = (16 + dimensions ** 0.5) * 2.0 ** -24
+        # Error Analysis, 2019]; the blocked sums of matrix libraries were seen to stay below 25, and far below mostly.
+        self._unit = (16 + 2 * self._gallery.shape[1] ** 0.5) * 2.0 ** -24
 
     def _prepared(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         if self._metric == 'euclidean':
@@ -168,9 +168,10 @@ class _Similarities:
     def blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor, float]]:
         """Yield query rows, their similarities with the gallery's rows, and a bound of the error."""
         gallery, size = self._prepared(self._gallery[rows])
+        gallery = operand(gallery)
         for start in range(0, len(self._query), _QUERIES):
             part = slice(start, start + _QUERIES)
-            similarity = self._query[part] @ gallery.T
+            similarity = inner_products(operand(self._query[part]), gallery)
             bound = self._unit
             if self._metric == 'euclidean':
                 own = self._query_size[part]
@@ -211,7 +212,7 @@ def rank_matches(
         progress: Whether to show a bar.
 
     Raises:
-        UserError: No query has a match, or the metric is unknown.
+        UserError: No query has a match, the metric is unknown, or products are set to a lower precision.
     """
     if metric not in ('cosine', 'euclidean'):
         raise UserError(f"metric: expected 'cosine' or 'euclidean', got '{metric}'")
@@ -221,13 +222,16 @@ def rank_matches(
         query /= np.maximum(np.sqrt(np.einsum('nd,nd->n', query, query)), _TINY)[:, None]
     owner = pairs.query[pairs.match]
     starts = np.searchsorted(owner, np.arange(len(query) + 1))
-    # The matches of a query from the most similar one on, in rows that are filled up with infinity.
-    exact = np.full((len(query), max(1, int(np.diff(starts).max()))), np.inf)
     position = np.arange(len(owner)) - starts[owner]
     matches = pairs.gallery[pairs.match]
-    for row in np.unique(owner):
-        own = slice(*starts[row:row + 2])
-        exact[row, position[own]] = -np.sort(-_exact(query[row], gallery[matches[own]], metric))
+    known = np.full(len(pairs.query), np.nan)
+    known[pairs.match] = np.concatenate([np.empty(0), *(
+        _exact(query[row], gallery[matches[starts[row]:starts[row + 1]]], metric) for row in np.unique(owner))])
+    # The matches of a query from the most similar one on, in rows that are filled up with infinity.
+    exact = np.full((len(query), max(1, int(np.diff(starts).max()))), -np.inf)
+    exact[owner, position] = known[pairs.match]
+    exact = -np.sort(-exact, axis=1)
+    exact[np.isneginf(exact)] = np.inf
     scale = 1 if metric == 'cosine' else np.where(np.isfinite(exact), np.abs(exact), 1)
     tied = exact - _TIE * scale  # an item from here on is at least as similar as the match
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
@@ -237,11 +241,17 @@ def rank_matches(
     for part in track(parts, 'ranking', console=Console(stderr=True), transient=True, disable=not progress):
         junk = torch.from_numpy(np.flatnonzero(features.gallery_ids[part] == -1))
         inside = (pairs.gallery >= part.start) & (pairs.gallery < part.stop)
-        own_query, own_gallery = pairs.query[inside], pairs.gallery[inside] - part.start
+        own_query, own_gallery, own_known = pairs.query[inside], pairs.gallery[inside] - part.start, known[inside]
         for rows, block, bound in similarities.blocks(part):
-            block[:, junk] = -torch.inf
             own = slice(*np.searchsorted(own_query, (rows.start, rows.stop)))
-            block[torch.from_numpy(own_query[own] - rows.start), torch.from_numpy(own_gallery[own])] = -torch.inf
+            places = torch.from_numpy(own_query[own] - rows.start), torch.from_numpy(own_gallery[own])
+            error = np.abs(block[places].cpu().numpy() - own_known[own])
+            if (error > bound).any():
+                raise UserError(f'the similarities computed on {device} are off by {np.nanmax(error):.1e}, more than '
+                                f'float32 rounds ({bound:.1e}): switch off lower precision of matrix products, as in '
+                                "torch.set_float32_matmul_precision('highest')")
+            block[places] = -torch.inf
+            block[:, junk] = -torch.inf
             limits = torch.from_numpy(exact[rows].astype(np.float32)).to(block.device)
             lower, upper = limits - bound, limits + bound
             above, about = _count_exceeding(block, lower, upper)

@@ -167,3 +167,11 @@ def test_unknown_names_are_told() -> None:
         rank_matches(clustered(), 'l2')
     with pytest.raises(UserError, match="expected 'precision' or 'trapezoid', got 'auc'"):
         rank_matches(clustered()).average_precision('auc')
+
+
+def test_products_of_a_lower_precision_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, 'inner_products', lambda a, b: (
+        a.to_dense().bfloat16() @ b.to_dense().bfloat16().T).float())
+    for metric in ('cosine', 'euclidean'):
+        with pytest.raises(UserError, match='switch off lower precision of matrix products'):
+            rank_matches(clustered(), metric)

@@ -1,0 +1,17 @@
+"""Inner products of all rows with all rows, at the speed of the machine."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+
+def operand(rows: Tensor) -> Tensor:
+    """Return float32 rows (N, D) in the layout in which :func:`inner_products` takes them fastest."""
+    # oneDNN was seen twice as fast as the library behind a plain product.
+    return rows.to_mkldnn() if rows.device.type == 'cpu' and torch.backends.mkldnn.is_available() else rows
+
+
+def inner_products(a: Tensor, b: Tensor) -> Tensor:
+    """Return the products (N, M) of two :func:`operand` results, (N, D) and (M, D)."""
+    with torch.autocast(a.device.type, enabled=False):
+        return linear(a, b).to_dense()
