@@ -19,6 +19,7 @@ LEAVES = [
     for path in sorted(ROOT.glob('configs/**/*.py')) if '_base_' not in path.parts
 ]
 CLASSIFICATION = [path for path in LEAVES if path.startswith(('configs/cifar', 'configs/imagenet', 'configs/tiny_'))]
+REID = [path for path in LEAVES if path.startswith('configs/market1501')]
 PAIRS = [path for path in CLASSIFICATION if '_to_' in path]
 METHODS = {
     'kd', 'fitnet', 'at', 'fsp', 'sp', 'rkd-d', 'rkd-a', 'rkd-da', 'nst-linear', 'nst-poly', 'nst-gaussian',
@@ -48,7 +49,7 @@ def distillation_of(config: Config) -> ConfigDict | None:
     return next((x for x in config.get('custom_hooks', []) if x.type == 'kd_plugins.DistillationHook'), None)
 
 
-@pytest.mark.parametrize('path', [x for x in LEAVES if x not in CLASSIFICATION])
+@pytest.mark.parametrize('path', [x for x in LEAVES if x not in CLASSIFICATION + REID])
 def test_a_config_on_the_way_to_a_detector_takes_its_student_over(path: str) -> None:
     """Every detector's backbone is, key for key, that of the student that its config requires."""
     config = load(path)
@@ -135,7 +136,51 @@ def test_an_imagenet_teacher_has_the_weights_of_its_config(path: str) -> None:
         f'https://mmassets.onedl.ai/mmclassification/v0/resnet/{Path(teacher.config).stem}_')
 
 
-@pytest.mark.parametrize('name', ['cifar10/resnet8', 'cifar100/resnet8', 'tiny_imagenet/wrn-16-2'])
+@pytest.mark.parametrize('path', REID)
+def test_a_reid_config_is_a_whole_run(path: str) -> None:
+    config = load(path)
+    hooks, model = config.default_hooks, config.model.get('student', config.model)
+    assert (hooks.export.type, hooks.handover.type) == ('kd_plugins.ExportHook', 'kd_plugins.HandoverHook')
+    sampler = config.train_dataloader.sampler
+    assert config.train_dataloader.batch_size == sampler.identities * sampler.instances
+    assert model.head.num_classes == config.data_preprocessor.num_classes
+    assert config.val_dataloader.dataset.split == config.test_dataloader.dataset.split == 'test'
+    assert config.val_dataloader.dataset.pipeline[-1].meta_keys == ('img_path', 'identity', 'camera', 'is_query')
+    record = config.model if 'terms' in config.model else distillation_of(config)
+    assert (record is not None) == ('requires' in config)
+    for required in config.get('requires', []):
+        assert required == record.teacher
+        assert required.checkpoint == f'{default_work_dir(required.config)}/student.pth'
+        assert load(required.config).model.head.num_classes == model.head.num_classes
+
+
+@pytest.mark.parametrize('pair', ['market1501/resnet50_to_resnet18', 'market1501/resnet50_to_mobilenet-v2',
+                                  'market1501_sample'])
+def test_every_loss_of_a_reid_pair_meets_its_teacher(pair: str) -> None:
+    """All terms of the pair's configs at once: building a ResNet-50 for each would take a minute."""
+    configs = [load(path) for path in REID if path.startswith(f'configs/{pair}/')]
+    records = [x for x in map(distillation_of, configs) if x is not None]
+    terms = {str(term): term for record in records for term in record.terms}
+    assert {term.loss.type for term in terms.values()} >= {
+        f'kd_plugins.{name}Loss' for name in ('KD', 'AT', 'SP', 'RKD', 'NST')}
+
+    def reid_model(config: Config) -> ConfigDict:
+        model = ConfigDict(config.model, data_preprocessor=config.data_preprocessor, _scope_='mmpretrain')
+        return ConfigDict(model, backbone=ConfigDict(model.backbone, init_cfg=None))
+
+    config = next(x for x in configs if distillation_of(x) is not None)
+    student = build_teacher(reid_model(config), None)
+    teacher = dict(records[0].teacher, config=reid_model(load(records[0].teacher.config)), checkpoint=None)
+    distillation = Distillation(student, teacher, [
+        dict(term, name=f'term{number}') for number, term in enumerate(terms.values())])
+    lines = distillation.dry_run(student, torch.randn(2, 3, 128, 64), None)
+    assert len(lines) == len(terms)
+    # The last stage does not stride: on maps, student and teacher meet at a sixteenth of the size.
+    assert all('8, 4)' in line for line in lines if 'NSTLoss' in line)
+
+
+@pytest.mark.parametrize(
+    'name', ['market1501/resnet50_to_resnet18/kd', 'cifar10/resnet8', 'cifar100/resnet8', 'tiny_imagenet/wrn-16-2'])
 def test_data_sets_and_hooks_are_found_by_name(name: str) -> None:
     import mmpretrain.datasets  # noqa: F401
 

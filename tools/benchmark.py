@@ -10,11 +10,11 @@ reid      retrieval on drawn features, every run in a process of its own: the ev
           re-ranking beside its dense form; and a memory-mapped gallery of a million items. The exit status is 1 where
           the mAPs disagree.
 
-Time is the median of interleaved repetitions, a ratio of retrieval's the median of theirs. Of the losses, memory is the peak that a forward and backward pass adds
-to its inputs: on CUDA by torch's own statistics; on a CPU the highest sum of the allocations and frees that
-torch.profiler sees, which is exact and free of what ran before, where a process's resident size is neither (it leaves
-out the scratch space of the matrix library). Of retrieval, memory is the process's largest resident size, and how much
-of it the run added.
+Time is the median of interleaved repetitions, a ratio of retrieval's the median of the single ratios. Of the losses,
+memory is the peak that a forward and backward pass adds to its inputs: on CUDA by torch's own statistics; on a CPU the
+highest sum of the allocations and frees that torch.profiler sees, which is exact and free of what ran before, where a
+process's resident size is neither (it leaves out the scratch space of the matrix library). Of retrieval, memory is the
+process's largest resident size, and how much of it the run added.
 """
 
 import argparse
@@ -240,15 +240,16 @@ def losses(args: argparse.Namespace) -> None:
 
 
 def reid_features(queries: int, gallery: int, dimensions: int, folder: Path) -> None:
-    """Write features of 750 people from 6 cameras, about 18 images each beside the distractors, as files ``.npy``.
+    """Write features of people from 6 cameras, about 18 images each beside the distractors, as files ``.npy``.
 
-    Identities lie so near to each other that a ranking is neither perfect nor random.
+    They lie so near to each other that a ranking is neither perfect nor random.
     """
     rng = np.random.default_rng(0)
-    ids = np.where(rng.random(queries + gallery) < 0.175, 0, rng.integers(1, 751, queries + gallery))
-    ids[:queries] = rng.integers(1, 751, queries)
+    people = max(2, gallery // 21)
+    ids = np.where(rng.random(queries + gallery) < 0.175, 0, rng.integers(1, people + 1, queries + gallery))
+    ids[:queries] = rng.integers(1, people + 1, queries)
     cameras = rng.integers(1, 7, queries + gallery)
-    centres = rng.standard_normal((751, dimensions), np.float32)
+    centres = rng.standard_normal((people + 1, dimensions), np.float32)
     for side, rows in (('query', slice(0, queries)), ('gallery', slice(queries, None))):
         np.save(folder / f'{side}_ids.npy', ids[rows])
         np.save(folder / f'{side}_cams.npy', cameras[rows])

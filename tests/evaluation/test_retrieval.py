@@ -175,3 +175,24 @@ def test_products_of_a_lower_precision_are_refused(monkeypatch: pytest.MonkeyPat
     for metric in ('cosine', 'euclidean'):
         with pytest.raises(UserError, match='switch off lower precision of matrix products'):
             rank_matches(clustered(), metric)
+
+
+@pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
+@pytest.mark.parametrize('offset', [0, 3])
+def test_where_many_matches_tell_the_rounding_the_ranks_are_still_those_of_float64(metric: str, offset: int) -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((2150, 512)) + offset).astype(np.float32)
+    ids, cams = rng.integers(1, 11, 2150), rng.integers(1, 4, 2150)
+    features = ReIDFeatures(x[:150], ids[:150], cams[:150], x[150:], ids[150:], cams[150:])
+    found = rank_matches(features, metric)
+    assert len(found.ranks) > 10_000
+    x = x.astype(np.float64)
+    if metric == 'cosine':
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+    expected = []
+    for row in range(150):
+        similarity = x[150:] @ x[row] if metric == 'cosine' else -((x[150:] - x[row]) ** 2).sum(1)
+        kept = (ids[150:] != ids[row]) | (cams[150:] != cams[row])
+        order = np.argsort(-similarity[kept])
+        expected += (1 + np.flatnonzero((ids[150:] == ids[row])[kept][order])).tolist()
+    assert found.ranks.tolist() == expected

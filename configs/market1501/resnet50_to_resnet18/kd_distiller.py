@@ -1,0 +1,9 @@
+# kd.py, as a model instead of a hook: the same losses and the same weights.
+_base_ = ['../../_base_/pairs/market1501_resnet50_resnet18.py', '../../_base_/methods_imagenet.py']
+model = dict(
+    _delete_=True,
+    type='kd_plugins.Distiller',
+    student=_base_.model,
+    teacher=_base_.teacher,
+    terms=_base_.methods.kd,
+    input_shape=(3, 256, 128))
