@@ -277,8 +277,9 @@ def usual_way(features: ReIDFeatures) -> dict[str, float]:
 def similarity_product(features: ReIDFeatures) -> None:
     """Multiply the features, gallery block by gallery block, and nothing else."""
     query = torch.from_numpy(np.array(features.query_features))
-    for start in range(0, len(features.gallery_features), BLOCK):
-        query @ torch.from_numpy(np.array(features.gallery_features[start:start + BLOCK])).T
+    step = BLOCK // query.shape[1]
+    for start in range(0, len(features.gallery_features), step):
+        query @ torch.from_numpy(np.array(features.gallery_features[start:start + step])).T
 
 
 def dense_reranking(features: ReIDFeatures, k1: int = 20, k2: int = 6, weight: float = 0.3) -> Retrieval:

@@ -50,8 +50,9 @@ def nearest(query: np.ndarray, gallery: np.ndarray, rows: np.ndarray, count: int
     """Return which of the gallery's ``rows`` are the ``count`` nearest ones, up to the rounding of float32."""
     cosine = metric == 'cosine'
     heap = faiss.ResultHeap(1, count, keep_max=cosine)
-    for start in range(0, len(rows), BLOCK):
-        part = rows[start:start + BLOCK]
+    step = max(1, BLOCK // gallery.shape[1])
+    for start in range(0, len(rows), step):
+        part = rows[start:start + step]
         block = np.array(gallery[part], np.float32, order='C')
         if cosine:
             faiss.normalize_L2(block)

@@ -51,15 +51,16 @@ def rank_approximately(
     cells = max(1, min(int(4 * size ** 0.5), size // 39))  # faiss wants 39 items to train a cell
     searcher = faiss.index_factory(dimensions, f'IVF{cells},Flat' if index == 'ivf' else 'HNSW32,Flat', distance)
     if index == 'ivf':
-        step = max(1, size // (256 * cells))  # more than 256 items a cell do not improve it
-        searcher.train(prepared(features.gallery_features[::step]))
+        every = max(1, size // (256 * cells))  # more than 256 items a cell do not improve it
+        searcher.train(prepared(features.gallery_features[::every]))
         searcher.nprobe = max(1, cells // 8)
     else:
         searcher.hnsw.efSearch = max(2 * count, 64)
     exact = faiss.ResultHeap(len(features.query_ids), count, keep_max=metric == 'cosine')
     query = prepared(features.query_features)
-    for start in range(0, size, BLOCK):
-        block = prepared(features.gallery_features[start:start + BLOCK])
+    step = max(1, BLOCK // dimensions)
+    for start in range(0, size, step):
+        block = prepared(features.gallery_features[start:start + step])
         searcher.add(block)
         values, items = faiss.knn(query, block, min(count, len(block)), distance)
         exact.add_result(values, items + start)

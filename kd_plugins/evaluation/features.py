@@ -11,7 +11,7 @@ import numpy as np
 
 from kd_plugins.errors import UserError
 
-BLOCK = 16384  # gallery rows looked at together
+BLOCK = 2 ** 25  # numbers of the gallery looked at together, 128 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,9 @@ class ReIDFeatures:
                                     f'{side}_features, got shape {values.shape}')
                 if name != 'paths' and values.dtype.kind not in 'iu':
                     raise UserError(f'{side}_{name}: expected integers, got {values.dtype}')
-            for start in range(0, len(features), BLOCK):
-                finite = np.isfinite(features[start:start + BLOCK]).all(axis=1)
+            step = max(1, BLOCK // features.shape[1])
+            for start in range(0, len(features), step):
+                finite = np.isfinite(features[start:start + step]).all(axis=1)
                 if not finite.all():
                     raise UserError(f'{side}_features: row {start + int(finite.argmin())} holds a number that is not '
                                     'finite; look for what the model puts out there')

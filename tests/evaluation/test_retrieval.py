@@ -126,7 +126,7 @@ def test_the_order_of_a_gallery_full_of_duplicates_has_no_influence(metric: str)
 def test_blocks_have_no_influence(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
     features = clustered()
     expected = rank_matches(features, metric).ranks
-    monkeypatch.setattr(retrieval, 'BLOCK', 37)
+    monkeypatch.setattr(retrieval, 'BLOCK', 37 * 96)
     monkeypatch.setattr(retrieval, '_QUERIES', 7)
     np.testing.assert_array_equal(rank_matches(features, metric).ranks, expected)
 
