@@ -61,3 +61,30 @@ def test_peak_memory_is_the_most_held_at_once():
             del kept, more
 
     assert tool.peak_memory(step, torch.device('cpu')) == 2**20 + 2**19
+
+
+def test_retrieval_is_measured_beside_the_usual_way(tmp_path, capsys):
+    tool.main(['reid', '--scale', '0.01', '--repeats', '2', '--threads', '1', '--json', str(tmp_path / 'out.json')])
+    parts = json.loads((tmp_path / 'out.json').read_text())['parts']
+    assert {name: list(part['results']) for name, part in parts.items()} == {
+        'market': ['evaluation', 'product', 'usual way'], 'rerank': ['re-ranking', 'dense re-ranking'],
+        'million': ['evaluation with a bar', 'product']}
+    assert (parts['market']['queries'], parts['market']['gallery'], parts['million']['gallery']) == (33, 159, 10_000)
+    for part in parts.values():
+        scores = [result['mAP'] for result in part['results'].values() if 'mAP' in result]
+        assert max(scores) - min(scores) <= 1e-4
+        assert 0 < scores[0] < 1
+        for result in part['results'].values():
+            assert min(result['seconds']) > 0 < result['ratio']
+            assert result['peak_bytes'] > result['added_bytes'] >= 0
+    assert len(parts['market']['results']['product']['seconds']) == 2
+    assert 'million: 33 queries, 10000 gallery items, 5 dimensions, 1 threads' in capsys.readouterr().out
+
+
+def test_disagreeing_retrieval_is_an_error(monkeypatch, tmp_path):
+    answer = {name: dict(seconds=[1.0], mAP=score) for name, score in (
+        ('re-ranking', 0.5), ('dense re-ranking', 0.6))}
+    done = type('Done', (), {'stdout': json.dumps(dict(runs=answer, peak_bytes=2, added_bytes=1))})
+    monkeypatch.setattr(tool.subprocess, 'run', lambda *args, **kwargs: done)
+    with pytest.raises(UserError, match='rerank: the ways to score disagree'):
+        tool.main(['reid', '--parts', 'rerank', '--scale', '0.01'])
