@@ -28,7 +28,7 @@ def rank_approximately(
         metric: ``'cosine'`` or ``'euclidean'``.
 
     Returns:
-        The ranks, and the recall: how much of the exact first k was found, on average over all queries.
+        The ranks, and the recall: which fraction of the exact first k it finds, on average over all queries.
 
     Raises:
         UserError: An option out of its range, or no query has a match.
@@ -66,13 +66,15 @@ def rank_approximately(
         exact.add_result(values, items + start)
     exact.finalize()
     found = searcher.search(query, count)[1]
-    recall = np.mean([len(np.intersect1d(a, b)) for a, b in zip(found, exact.I, strict=True)]) / count
     ranks = np.full(int(pairs.match.sum()), np.inf)
     starts = np.searchsorted(pairs.query, np.arange(len(found) + 1))
     matches_before = np.append(0, pairs.match.cumsum())
-    for row, items in enumerate(found):
+    recall = []
+    for row in range(len(found)):
         own = slice(*starts[row:row + 2])
-        kept = items[(items >= 0) & ~np.isin(items, pairs.gallery[own][~pairs.match[own]])][:k]
+        left_out = pairs.gallery[own][~pairs.match[own]]
+        kept, wanted = (x[(x >= 0) & ~np.isin(x, left_out)][:k] for x in (found[row], exact.I[row]))
+        recall.append(np.isin(wanted, kept).mean() if len(wanted) else 1.)
         places = 1 + np.flatnonzero(np.isin(kept, pairs.gallery[own][pairs.match[own]]))
         ranks[matches_before[own.start]:][:len(places)] = places
-    return retrieval_of(pairs, ranks, len(found)), float(recall)
+    return retrieval_of(pairs, ranks, len(found)), float(np.mean(recall))

@@ -3,6 +3,7 @@
 import difflib
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -12,6 +13,7 @@ import numpy as np
 from kd_plugins.errors import UserError
 
 BLOCK = 2 ** 25  # numbers of the gallery looked at together, 128 MiB in float32
+_LARGEST = 1e15  # the squares of larger numbers may exceed float32
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class ReIDFeatures:
 
     Attributes:
         query_features: (Q, D) embeddings.
-        query_ids: (Q,) identities, above 0.
+        query_ids: (Q,) identities; those below 1 have no match.
         query_cams: (Q,) cameras.
         gallery_features: (G, D) embeddings; may be memory-mapped.
         gallery_ids: (G,) identities; -1 is junk (ignored), 0 a distractor (stays in the gallery, never a match).
@@ -29,7 +31,8 @@ class ReIDFeatures:
         gallery_paths: (G,) image files.
 
     Raises:
-        UserError: An array is empty, of a wrong shape or kind, or holds a number that is not finite (its row is named).
+        UserError: An array is empty, of a wrong shape or kind, or holds a number that is not finite or above 1e15 (its
+            row is named).
     """
 
     query_features: np.ndarray
@@ -60,10 +63,10 @@ class ReIDFeatures:
                     raise UserError(f'{side}_{name}: expected integers, got {values.dtype}')
             step = max(1, BLOCK // features.shape[1])
             for start in range(0, len(features), step):
-                finite = np.isfinite(features[start:start + step]).all(axis=1)
-                if not finite.all():
-                    raise UserError(f'{side}_features: row {start + int(finite.argmin())} holds a number that is not '
-                                    'finite; look for what the model puts out there')
+                usable = (np.abs(features[start:start + step]) <= _LARGEST).all(axis=1)  # NaN is not
+                if not usable.all():
+                    raise UserError(f'{side}_features: row {start + int(usable.argmin())} holds a number that is not '
+                                    f'finite, or above {_LARGEST:g}; look for what the model puts out there')
         if self.query_features.shape[1] != self.gallery_features.shape[1]:
             raise UserError(f'query_features have {self.query_features.shape[1]} dimensions, gallery_features '
                             f'{self.gallery_features.shape[1]}: both must come from one model')
@@ -97,11 +100,12 @@ def load_features(path: str | Path) -> ReIDFeatures:
         raise UserError(f'{path} does not exist: expected features as a file .npz or a folder of .npy files')
     try:
         if path.is_dir():
-            found = {file.stem: np.load(file, mmap_mode='r', allow_pickle=False) for file in sorted(path.glob('*.npy'))}
+            found = {file.stem: np.load(file, mmap_mode='r', allow_pickle=False)
+                     for file in sorted(path.glob('*.npy')) if file.stem in _NAMES}
         else:
             with np.load(path, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f'{path} holds no readable arrays (damaged, pickled or of another format): expected a file '
                         f'.npz or a folder of .npy files ({error})') from error
     for name in _NAMES:

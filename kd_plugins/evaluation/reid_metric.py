@@ -1,7 +1,7 @@
 """Retrieval scores of a re-identification run."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from mmengine.evaluator import BaseMetric
@@ -36,6 +36,9 @@ class ReIDMetric(BaseMetric):
         device: Where the similarities are computed; None is a GPU where there is one.
         collect_device: As in :class:`mmengine.evaluator.BaseMetric`.
         prefix: As in :class:`mmengine.evaluator.BaseMetric`.
+
+    Raises:
+        UserError: An option is unknown, a sample lacks one of the fields, or as ``rank_matches``.
     """
 
     default_prefix = 'reid'
@@ -46,6 +49,15 @@ class ReIDMetric(BaseMetric):
         collect_device: str = 'cpu', prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
+        # A run must not find out after its last epoch.
+        if metric not in get_args(Metric) or ap not in get_args(AveragePrecision):
+            raise UserError(f'ReIDMetric: expected a metric of {get_args(Metric)} and an ap of '
+                            f"{get_args(AveragePrecision)}, got '{metric}' and '{ap}'")
+        if rerank is not None:
+            try:
+                KReciprocal(np.eye(2), np.eye(2), metric=metric, **rerank)
+            except TypeError as error:
+                raise UserError(f'ReIDMetric: rerank takes k1, k2 and lambda_value ({error})') from error
         self.metric, self.ranks, self.ap, self.device = metric, tuple(ranks), ap, device
         self.rerank, self.save_to = rerank, save_to
 
@@ -78,7 +90,8 @@ class ReIDMetric(BaseMetric):
             f'{self.ap}; {retrieval.unmatched} queries without a match are left out')
         scores = retrieval.summary(self.ranks, self.ap)
         if self.rerank is not None:
-            again = rank_rows(KReciprocal(found.query_features, found.gallery_features, metric=self.metric,
-                                          **self.rerank).rows(), found)
+            found = found.without_junk()
+            reranked = KReciprocal(found.query_features, found.gallery_features, metric=self.metric, **self.rerank)
+            again = rank_rows(reranked.rows(), found)
             scores |= {f'rerank_{name}': value for name, value in again.summary(self.ranks, self.ap).items()}
         return scores

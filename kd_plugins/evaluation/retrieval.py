@@ -22,7 +22,7 @@ from kd_plugins.evaluation.products import inner_products, operand
 Metric = Literal['cosine', 'euclidean']
 AveragePrecision = Literal['precision', 'trapezoid']
 _QUERIES = 256  # rows of a block of similarities
-_TINY = 1e-12
+_TINY = 1e-18  # a shorter vector has no direction
 _TIE = 1e-12  # relative: what float64 computes in two ways, such as the cosines of x and 3 x, differs by 1e-15
 
 
@@ -127,18 +127,19 @@ def retrieval_of(pairs: Pairs, ranks: np.ndarray, queries: int) -> Retrieval:
     return Retrieval(found, counts, ranks, queries - len(found))
 
 
-def _exact(query: np.ndarray, items: np.ndarray, metric: Metric) -> np.ndarray:
+def _exact(query: np.ndarray, gallery: np.ndarray, items: np.ndarray, metric: Metric) -> np.ndarray:
     """Return the similarities of one query and some items in float64; equal items get equal ones, wherever they are."""
-    parts = []
+    values = np.empty(len(items))
     for start in range(0, len(items), 4096):
-        x = items[start:start + 4096].astype(np.float64)
+        part = slice(start, start + 4096)
+        x = gallery[items[part]].astype(np.float64)
         if metric == 'cosine':
             norms = np.sqrt(np.einsum('nd,nd->n', x, x))
-            parts.append(np.einsum('nd,d->n', x, query) / np.maximum(norms, _TINY))
+            values[part] = np.einsum('nd,d->n', x, query) / np.maximum(norms, _TINY)
         else:
             x -= query
-            parts.append(-0.5 * np.einsum('nd,nd->n', x, x))
-    return np.concatenate(parts) if parts else np.empty(0)
+            values[part] = -0.5 * np.einsum('nd,nd->n', x, x)
+    return values
 
 
 class _Similarities:
@@ -178,29 +179,6 @@ class _Similarities:
             yield part, similarity, own, size
 
 
-class _Rounding:
-    """How far float32 similarities are off, relative to their parts.
-
-    At first what theory says: sums of D products err by some sqrt(D) roundings [Higham and Mary, A New Approach to
-    Probabilistic Rounding Error Analysis, 2019]; the blocked sums of matrix libraries were seen to stay below 25. When
-    some thousand similarities were compared with float64's, eight times the largest difference, which mostly is less.
-    """
-
-    def __init__(self, dimensions: int) -> None:
-        self._theory = (16 + 2 * dimensions ** 0.5) * 2.0 ** -24
-        self._seen, self._largest = 0, 0.0
-
-    def observe(self, errors: np.ndarray, device: torch.device) -> float:
-        """Take some more differences into account, and return the bound."""
-        self._seen += len(errors)
-        self._largest = max(self._largest, errors.max(initial=0))
-        if self._largest > self._theory:
-            raise UserError(f'the similarities computed on {device} are off by {self._largest:.1e}, more than float32 '
-                            f'rounds ({self._theory:.1e}): switch off lower precision of matrix products, as in '
-                            "torch.set_float32_matmul_precision('highest')")
-        return self._theory if self._seen < 1000 else min(self._theory, 8 * self._largest)
-
-
 def _ordered(values: Tensor) -> Tensor:
     """Sort every row of values, ascending."""
     if values.device.type == 'cpu':  # vectorised, some ten times faster than torch's
@@ -209,11 +187,12 @@ def _ordered(values: Tensor) -> Tensor:
 
 
 def _places(row: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return where one of the values stands in a row."""
-    values = np.unique(values)
-    if len(values) > 32:
-        return np.flatnonzero(np.isin(row, values))
-    return np.flatnonzero(np.logical_or.reduce([row == value for value in values]))
+    """Return where one of some values stands in a row of float32."""
+    # By their last bits nearly all of a long row is left out at once.
+    table = np.zeros(2 ** 16, bool)
+    table[values.view(np.uint16)[::2]] = True
+    places = np.flatnonzero(table[row.view(np.uint16)[::2]])
+    return places[np.isin(row[places], values)]
 
 
 def rank_matches(
@@ -226,8 +205,10 @@ def rank_matches(
     gallery has no influence.
 
     The similarities are compared in float32 where that decides, and in float64 where two are closer than the rounding
-    of float32; so the ranks are those of float64, where a relative difference below 1e-12 is a tie. Memory: the query,
-    one block of the gallery, and one of similarities.
+    of float32; so the ranks are those of float64, where a relative difference below 1e-12 is a tie. Rounding is bounded
+    as theory expects it, ``16 + 2 sqrt(D)`` units in the last place, several times what was ever seen; it is checked
+    against the float64 similarities of all matches. Memory: the query, one block of the gallery, one of similarities,
+    and some numbers for each pair of one identity.
 
     Args:
         features: Query and gallery.
@@ -237,31 +218,32 @@ def rank_matches(
 
     Raises:
         UserError: No query has a match, the metric is unknown, or products are set to a lower precision.
+
+    Sources:
+        1. Higham and Mary, A New Approach to Probabilistic Rounding Error Analysis, SIAM J. Sci. Comput. 2019: sums of
+           D products err by some sqrt(D) roundings.
     """
     if metric not in ('cosine', 'euclidean'):
         raise UserError(f"metric: expected 'cosine' or 'euclidean', got '{metric}'")
+    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     pairs = same_identity(features)
     query, gallery = features.query_features.astype(np.float64), features.gallery_features
     if metric == 'cosine':
         query /= np.maximum(np.sqrt(np.einsum('nd,nd->n', query, query)), _TINY)[:, None]
-    owner = pairs.query[pairs.match]
+    owner, items = pairs.query[pairs.match], pairs.gallery[pairs.match]
     starts = np.searchsorted(owner, np.arange(len(query) + 1))
     position = np.arange(len(owner)) - starts[owner]
-    matches = pairs.gallery[pairs.match]
     known = np.full(len(pairs.query), np.nan)
     known[pairs.match] = np.concatenate([np.empty(0), *(
-        _exact(query[row], gallery[matches[starts[row]:starts[row + 1]]], metric) for row in np.unique(owner))])
-    # The matches of a query from the most similar one on, in rows that are filled up with infinity.
-    exact = np.full((len(query), max(1, int(np.diff(starts).max()))), -np.inf)
-    exact[owner, position] = known[pairs.match]
-    exact = -np.sort(-exact, axis=1)
-    exact[np.isneginf(exact)] = np.inf
-    scale = 1 if metric == 'cosine' else np.where(np.isfinite(exact), np.abs(exact), 1)
-    tied = exact - _TIE * scale  # an item from here on is at least as similar as the match
-    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    similarities, rounding = _Similarities(features, metric, device), _Rounding(gallery.shape[1])
-    wrong = np.zeros(exact.shape, np.int64)
-    step = max(1, BLOCK // gallery.shape[1])
+        _exact(query[row], gallery, items[starts[row]:starts[row + 1]], metric) for row in np.unique(owner))])
+    # The matches of each query from the most similar one on, and the wrong items that are at least as similar.
+    exact = known[pairs.match]
+    exact = exact[np.lexsort((-exact, owner))]
+    tied = exact - _TIE * (1 if metric == 'cosine' else np.abs(exact))
+    wrong = np.zeros(len(owner), np.int64)
+    similarities = _Similarities(features, metric, device)
+    rounding = (16 + 2 * gallery.shape[1] ** 0.5) * 2.0 ** -24
+    step = min(max(1, BLOCK // gallery.shape[1]), 2 ** 16)
     parts = [slice(start, start + step) for start in range(0, len(gallery), step)]
     for part in track(parts, 'ranking', console=Console(stderr=True), transient=True, disable=not progress):
         junk = torch.from_numpy(np.flatnonzero(features.gallery_ids[part] == -1))
@@ -270,26 +252,34 @@ def rank_matches(
         for rows, block, own_size, size in similarities.blocks(part):
             own = slice(*np.searchsorted(own_query, (rows.start, rows.stop)))
             places = torch.from_numpy(own_query[own] - rows.start), torch.from_numpy(own_gallery[own])
-            parts_of = (own_size[places[0]] + size[places[1]]).square().clamp_min(_TINY)
-            errors = np.abs(block[places].cpu().numpy() - own_known[own]) / parts_of.cpu().numpy()
-            bound = rounding.observe(errors[~np.isnan(errors)], device) * float(own_size.max() + size.max()) ** 2
+            off = np.abs(block[places].cpu().numpy() - own_known[own])[~np.isnan(own_known[own])]
+            bound = rounding * float(own_size.max() + size.max()) ** 2
+            if not (off <= bound).all():
+                raise UserError(f'the similarities computed on {device} are off by {off.max():.1e}, more than float32 '
+                                f'rounds ({bound:.1e}): switch off lower precision of matrix products, as in '
+                                "torch.set_float32_matmul_precision('highest')")
             block[places] = -torch.inf
             block[:, junk] = -torch.inf
-            lower, upper = (np.nextafter((exact[rows] + x * bound).astype(np.float32), np.float32(x * np.inf))
-                            for x in (-1, 1))
             ordered = _ordered(block)
+            matches = slice(starts[rows.start], starts[min(rows.stop, len(query))])
+            row, column = owner[matches] - rows.start, position[matches]
+            limits = np.full((len(block), int(column.max(initial=0)) + 1), np.inf)
+            limits[row, column] = exact[matches]
+            lower, upper = (np.nextafter((limits + x * bound).astype(np.float32), np.float32(x * np.inf))
+                            for x in (-1, 1))
             below, until = (torch.searchsorted(ordered, torch.from_numpy(limit).to(device), right=right).cpu().numpy()
                             for limit, right in ((lower, False), (upper, True)))
-            wrong[rows] += ordered.shape[1] - until
+            wrong[matches] += ordered.shape[1] - until[row, column]
             for row in np.flatnonzero((below < until).any(1)):
                 near = np.flatnonzero(below[row] < until[row])
                 values, in_order = block[row].cpu().numpy(), ordered[row].cpu().numpy()
-                items = _places(values, np.concatenate([in_order[below[row, i]:until[row, i]] for i in near]))
-                values = values[items]
+                found = _places(values, np.concatenate([in_order[below[row, i]:until[row, i]] for i in near]))
+                values = values[found]
                 windows = (values >= lower[row, near, None]) & (values <= upper[row, near, None])
-                exactly = _exact(query[rows.start + row], gallery[part.start + items], metric)
-                wrong[rows.start + row, near] += (windows & (exactly >= tied[rows.start + row, near, None])).sum(1)
-    return retrieval_of(pairs, wrong[owner, position] + position + 1, len(query))
+                at = starts[rows.start + row] + near
+                exactly = _exact(query[rows.start + row], gallery, part.start + found, metric)
+                wrong[at] += (windows & (exactly >= tied[at, None])).sum(1)
+    return retrieval_of(pairs, wrong + position + 1, len(query))
 
 
 def rank_rows(rows: Iterable[tuple[slice, np.ndarray]], features: ReIDFeatures) -> Retrieval:
@@ -301,13 +291,17 @@ def rank_rows(rows: Iterable[tuple[slice, np.ndarray]], features: ReIDFeatures) 
 
     Raises:
         UserError: No query has a match.
+        ValueError: The rows are not those of all queries in order.
     """
     pairs = same_identity(features)
     starts = np.searchsorted(pairs.query, np.arange(len(features.query_ids) + 1))
-    ranks = []
-    junk = features.gallery_ids == -1
+    ranks = [np.empty(0, np.int64)]
+    junk, expected = features.gallery_ids == -1, 0
     for part, distances in rows:
-        for row, distance in zip(range(part.start, part.stop), distances, strict=False):
+        if part.start != expected or distances.shape[1:] != junk.shape:
+            raise ValueError(f'rank_rows: expected the distances of query {expected} and the next to {len(junk)} '
+                             f'items, got those of {part.start} of shape {distances.shape}')
+        for row, distance in enumerate(distances, expected):
             own = slice(*starts[row:row + 2])
             limits = np.sort(distance[pairs.gallery[own][pairs.match[own]]])
             wrong = distance[~junk] if junk.any() else distance
@@ -315,4 +309,7 @@ def rank_rows(rows: Iterable[tuple[slice, np.ndarray]], features: ReIDFeatures) 
             not_farther = np.searchsorted(np.sort(wrong), limits, 'right')
             same = np.searchsorted(np.sort(distance[pairs.gallery[own]]), limits, 'right')
             ranks.append(not_farther - same + np.arange(1, len(limits) + 1))
-    return retrieval_of(pairs, np.concatenate(ranks), len(features.query_ids))
+        expected += len(distances)
+    if expected != len(features.query_ids):
+        raise ValueError(f'rank_rows: expected the distances of {len(features.query_ids)} queries, got {expected}')
+    return retrieval_of(pairs, np.concatenate(ranks), expected)

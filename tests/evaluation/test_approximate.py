@@ -46,6 +46,20 @@ def test_what_is_not_found_ranks_at_infinity_and_recall_tells_how_much(
     assert np.isfinite(list(scores.values())).all()
 
 
+def test_recall_is_that_of_the_first_k_after_what_is_left_out(features: ReIDFeatures) -> None:
+    # A query's own camera holds 60 copies of it; the index must find what stands behind them.
+    copies = np.repeat(features.query_features[:1], 60, 0)
+    more = ReIDFeatures(
+        features.query_features, features.query_ids, features.query_cams,
+        np.concatenate([features.gallery_features, copies]),
+        np.append(features.gallery_ids, np.full(60, features.query_ids[0])),
+        np.append(features.gallery_cams, np.full(60, features.query_cams[0])))
+    found, recall = rank_approximately(more, 'hnsw', k=5)
+    plain, expected = rank_approximately(features, 'hnsw', k=5)
+    assert recall == pytest.approx(expected, abs=0.02)
+    assert (found.ranks[:plain.counts[0]] == plain.ranks[:plain.counts[0]]).all()
+
+
 def test_mistakes_are_told(features: ReIDFeatures) -> None:
     with pytest.raises(UserError, match="expected 'ivf' or 'hnsw' and k of at least 1, got 'lsh' and 5"):
         rank_approximately(features, 'lsh', 5)

@@ -20,6 +20,7 @@ def test_a_file_and_a_folder_give_the_same_and_a_folder_is_not_read_into_memory(
     save_features(ReIDFeatures(**ARRAYS, **paths), tmp_path / 'new' / 'f.npz')
     for name, value in ARRAYS.items():
         np.save(tmp_path / f'{name}.npy', value)
+    (tmp_path / 'notes.npy').write_text('no array')
     file, folder, one = (load_features(tmp_path / name) for name in ('new/f.npz', '.', 'query_ids.npy'))
     for name, value in ARRAYS.items():
         for found in (file, folder, one):
@@ -56,6 +57,7 @@ def without(name: str) -> dict[str, np.ndarray]:
     (changed('gallery_features', np.array([[0.0, 0, 0], [1, 2, 3], [1, np.nan, 1], [0, 0, 1]])),
      'gallery_features: row 2 holds a number that is not finite'),
     (changed('query_features', np.array([[0.0, np.inf, 0], [1, 2, 3]])), 'query_features: row 0 holds'),
+    (changed('query_features', np.array([[0.0, 1, 0], [1, -1e20, 3]])), 'query_features: row 1 holds .* above 1e'),
     (without('query_cams'), "lacks the array 'query_cams': did you mean its 'query_ids'"),
     ({'x': np.ones(3)}, "lacks the array 'query_features': it has x"),
 ])
@@ -76,6 +78,11 @@ def test_unreadable_files_are_told(tmp_path: Path) -> None:
     (tmp_path / 'text.npz').write_text('no arrays')
     (tmp_path / 'pickle.npz').write_bytes(pickle.dumps(ARRAYS))
     np.savez(tmp_path / 'object.npz', **changed('query_ids', np.array([1, {}], dtype=object)))
-    for name in ('half', 'text', 'pickle', 'object'):
+    packed = tmp_path / 'packed.npz'
+    np.savez_compressed(packed, **changed('gallery_features', np.random.default_rng(0).random((4, 3))))
+    damaged = bytearray(packed.read_bytes())
+    damaged[60:80] = bytes(20)
+    packed.write_bytes(damaged)
+    for name in ('half', 'text', 'pickle', 'object', 'packed'):
         with pytest.raises(UserError, match=f'{name}.npz holds no readable arrays'):
             load_features(tmp_path / f'{name}.npz')

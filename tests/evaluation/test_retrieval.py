@@ -78,7 +78,7 @@ def test_scores_are_those_of_brute_force(seed: int, metric: str) -> None:
         expected = scores(ranks, definition == 'trapezoid')
         assert found.summary(ap=definition) == pytest.approx(expected, abs=1e-12)
     rows = np.array([[distance(a, b, metric) for b in features.gallery_features] for a in features.query_features])
-    given = rank_rows([(slice(0, 3), rows[:3].round(12)), (slice(3, 256), rows[3:].round(12))], features)
+    given = rank_rows([(slice(i, i + 3), rows[i:i + 3].round(12)) for i in range(0, len(rows), 3)], features)
     assert given.ranks.tolist() == [rank for found in ranks for rank in found]
     assert given.unmatched == unmatched
 
@@ -162,6 +162,21 @@ def test_a_large_distant_item_does_not_blur_the_others() -> None:
     np.testing.assert_array_equal(rank_matches(far, 'euclidean').ranks, expected)
 
 
+def test_short_vectors_have_a_direction() -> None:
+    gallery = np.array([[1e-13, 1e-14], [1, 0.2], [0, 0]])
+    features = ReIDFeatures(np.array([[1.0, 0]]), np.array([1]), np.array([1]), gallery, np.array([1, 0, 0]),
+                            np.full(3, 2))
+    assert rank_matches(features).ranks.tolist() == [1]
+
+
+def test_rows_must_be_those_of_all_queries() -> None:
+    features = clustered()
+    rows = np.zeros((60, 700))
+    for blocks in ([], [(slice(0, 10), rows[:10])], [(slice(10, 60), rows[10:])], [(slice(0, 60), rows[:, :3])]):
+        with pytest.raises(ValueError, match='rank_rows: expected the distances of'):
+            rank_rows(blocks, features)
+
+
 def test_unknown_names_are_told() -> None:
     with pytest.raises(UserError, match="expected 'cosine' or 'euclidean', got 'l2'"):
         rank_matches(clustered(), 'l2')
@@ -175,6 +190,25 @@ def test_products_of_a_lower_precision_are_refused(monkeypatch: pytest.MonkeyPat
     for metric in ('cosine', 'euclidean'):
         with pytest.raises(UserError, match='switch off lower precision of matrix products'):
             rank_matches(clustered(), metric)
+
+
+@pytest.mark.parametrize('kind', ['one-hot', 'signs'])
+@pytest.mark.parametrize('seed', range(12))
+def test_matches_that_float32_knows_exactly_say_nothing_of_the_other_items(kind: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    code = np.eye(1, 512, 7)[0] if kind == 'one-hot' else rng.choice([-1.0, 1.0], 512)
+    dense = rng.random(512) + 1
+    near = dense + 1e-6 * rng.standard_normal((401, 512))
+    query = np.concatenate([np.repeat(code[None], 40, 0), dense[None]]).astype(np.float32)
+    gallery = np.concatenate([np.repeat(code[None], 40, 0), near]).astype(np.float32)
+    features = ReIDFeatures(query, np.repeat([1, 2], [40, 1]), np.full(41, 1), gallery,
+                            np.repeat([1, 2, 0], [40, 1, 400]), np.full(441, 2))
+    for metric in ('cosine', 'euclidean'):
+        ranks, _ = brute_force(features, metric)
+        found = np.split(rank_matches(features, metric).ranks, 40 * np.arange(1, 41))
+        similar = [distance(query[-1], x, metric) for x in gallery]
+        if metric == 'euclidean' or np.diff(np.sort(similar[40:])).min() > 1e-11:  # brute_force rounds to 1e-12
+            assert found[-1].tolist() == ranks[-1]
 
 
 @pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
