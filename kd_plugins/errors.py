@@ -48,6 +48,9 @@ def _config_mistake(error: BaseException) -> str | None:
         if frame.f_code.co_name in ('build_from_cfg', '__init__') and re.search(
                 r'\(\) (got an unexpected keyword argument|missing \d+ required)', text):
             return f'{text}; correct the options in the config'
+    if isinstance(error, (ValueError, AssertionError)) and text and any(
+            frame.f_code.co_name == 'build_from_cfg' for frame, _ in traceback.walk_tb(error.__traceback__)):
+        return f'{" ".join(text.split())}; correct the options in the config'
     return None
 
 

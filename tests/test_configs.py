@@ -141,6 +141,7 @@ def test_a_reid_config_is_a_whole_run(path: str) -> None:
     config = load(path)
     hooks, model = config.default_hooks, config.model.get('student', config.model)
     assert (hooks.export.type, hooks.handover.type) == ('kd_plugins.ExportHook', 'kd_plugins.HandoverHook')
+    assert hooks.sync_buffers.type == 'SyncBuffersHook'
     sampler = config.train_dataloader.sampler
     assert config.train_dataloader.batch_size == sampler.identities * sampler.instances
     assert model.head.num_classes == config.data_preprocessor.num_classes

@@ -1,6 +1,5 @@
 """Two processes train as one does: numbers from one launch of ``workers/data_parallel.py``."""
 
-
 import pytest
 import torch
 from tiny import equal, two_processes

@@ -17,10 +17,12 @@ and approximate_.
 import argparse
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from mmengine.config import DictAction
 from mmengine.logging import print_log
 from mmengine.runner import Runner
@@ -40,6 +42,7 @@ from kd_plugins.evaluation import (
     rank_matches,
     rank_rows,
 )
+from kd_plugins.registry import DATASETS
 
 RANKS = (1, 5, 10, 20)
 
@@ -72,6 +75,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f'{args.source} is a config: give the checkpoint to score after it')
     if Path(args.source).suffix != '.py' and args.checkpoint is not None:
         raise UserError(f'{args.source}: expected a config (.py) before a checkpoint; features stand alone')
+    if args.expand is not None and args.metric != 'cosine':
+        raise UserError('--expand makes queries of norm 1, which go with --metric cosine only')
+    if args.device is not None and not args.device.startswith(('cpu', 'cuda')):
+        raise UserError(f"--device: expected 'cpu' or 'cuda', got '{args.device}'")
+    if str(args.device).startswith('cuda') and not torch.cuda.is_available():
+        raise UserError(f'--device {args.device}: torch finds no such GPU here; leave the option out')
     return args
 
 
@@ -82,7 +91,11 @@ def extract(args: argparse.Namespace) -> ReIDFeatures:
     guard_checkpoints(args.allow_pickle)
     if not Path(args.checkpoint).is_file():
         raise UserError(f'checkpoint {args.checkpoint} does not exist: give the path of a .pth file')
-    described = repr([config.get(key) for key in ('model', 'data_preprocessor', 'test_dataloader')])
+    with DATASETS.switch_scope_and_registry(config.get('default_scope')) as registry:
+        images = registry.build(config.test_dataloader.dataset)
+    paths = [images.get_data_info(i)['img_path'] for i in range(len(images))]
+    described = repr([*(config.get(key) for key in ('model', 'data_preprocessor', 'test_dataloader')),
+                      *((path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths)])
     key = hashlib.sha256(described.encode() + Path(args.checkpoint).read_bytes()).hexdigest()[:16]
     kept = Path(config.work_dir, f'features-{key}.npz')
     if kept.is_file():

@@ -7,6 +7,8 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    # Under data-parallel: all processes score with the same BatchNorm statistics, those of the checkpoint.
+    sync_buffers=dict(type='SyncBuffersHook'),
     # In default_hooks, which merges: a leaf's custom_hooks replaces the whole list.
     export=dict(type='kd_plugins.ExportHook'),
     reseed=dict(type='kd_plugins.ReseedHook'),

@@ -34,11 +34,11 @@ class _BasicBlock(nn.Module):
         self.conv2 = _conv(channels, channels)
         self.norm2 = nn.BatchNorm2d(channels)
         self.relu2 = nn.ReLU()
-        self.stride = stride
         self.padding = (0, 0, 0, 0, 0, channels - in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = F.pad(x[..., :: self.stride, :: self.stride], self.padding)
+        step_y, step_x = self.conv1.stride
+        shortcut = F.pad(x[..., ::step_y, ::step_x], self.padding)
         x = self.relu1(self.norm1(self.conv1(x)))
         return self.relu2(self.norm2(self.conv2(x)) + shortcut)
 

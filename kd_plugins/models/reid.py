@@ -90,7 +90,7 @@ class ReIDModel(BaseModel):
         init_cfg: As in :class:`mmengine.model.BaseModule`.
 
     Raises:
-        UserError: ``last_stride`` is neither 1 nor 2, or the backbone never strides.
+        UserError: ``last_stride`` is neither 1 nor 2, or the backbone's last stride cannot be taken away.
     """
 
     def __init__(
@@ -121,26 +121,32 @@ class ReIDModel(BaseModel):
 
 
 def _remove_last_stride(backbone: nn.Module) -> None:
-    """Let whatever halves the size for the last time keep it. No weight changes its shape."""
-    sizes = {}
+    """Let the convolutions and poolings that halve the size for the last time keep it; no weight changes its shape."""
+    sizes: dict[nn.Module, torch.Size] = {}
+    strided = [module for module in backbone.modules() if getattr(module, 'stride', 1) in (2, (2, 2))
+               and isinstance(module, nn.Conv2d | nn.AvgPool2d | nn.MaxPool2d)]
+    handles = [module.register_forward_hook(lambda module, _, output: sizes.update({module: output.shape[2:]}))
+               for module in strided]
 
-    def note(module: nn.Module, _: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            sizes[module] = output.shape[2:]
+    def last_size() -> torch.Size:
+        with torch.no_grad():
+            return backbone(torch.zeros(1, 3, 64, 64))[-1].shape[2:]
 
-    strided = [module for module in backbone.modules() if getattr(module, 'stride', 1) in (2, (2, 2))]
-    handles = [module.register_forward_hook(note) for module in strided]
     mode = backbone.training
     backbone.train(False)
-    with torch.no_grad():
-        backbone(torch.zeros(1, 3, 64, 64))
+    try:
+        before = last_size()
+        for handle in handles:
+            handle.remove()
+        for module, size in sizes.items():
+            if size == before:
+                module.stride = 1 if isinstance(module.stride, int) else (1, 1)
+                if not isinstance(module, nn.Conv2d) and module.padding in (0, (0, 0)):
+                    module.kernel_size = 1  # it did nothing but halve
+        after = last_size()
+    except (RuntimeError, ValueError, IndexError, AssertionError):
+        after = None
     backbone.train(mode)
-    for handle in handles:
-        handle.remove()
-    if not sizes:
-        raise UserError(f'ReIDModel: {type(backbone).__name__} has no stage with a stride of 2: give last_stride=2')
-    for module, size in sizes.items():
-        if size == min(sizes.values()):
-            module.stride = 1 if isinstance(module.stride, int) else (1, 1)
-            if isinstance(module, nn.AvgPool2d | nn.MaxPool2d):  # it did nothing but halve
-                module.kernel_size = 1
+    if not after or after != torch.Size(2 * x for x in before):
+        raise UserError(f'ReIDModel: the last stride of {type(backbone).__name__} cannot be taken away: give '
+                        'last_stride=2')

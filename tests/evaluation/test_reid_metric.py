@@ -50,6 +50,15 @@ def test_two_processes_score_as_one(folder) -> None:
         assert own == pytest.approx({k: v for k, v in metrics.items() if 'rerank' not in k}, abs=1e-12)
 
 
+def test_two_processes_validate_the_model_that_they_save(folder) -> None:
+    """Each has seen other images, but BatchNorm's statistics are made the same before."""
+    config = reid_config(folder / 'data', folder / 'again', load_from=str(folder / 'trained' / 'epoch_1.pth'))
+    config.test_evaluator.save_to = str(folder / 'again.npz')
+    Runner.from_cfg(config).test()
+    validated, again = (load_features(folder / f'{name}.npz') for name in ('validated', 'again'))
+    np.testing.assert_allclose(validated.gallery_features, again.gallery_features, atol=1e-5)
+
+
 def test_the_triplet_loss_sees_the_batches_of_both_processes(folder) -> None:
     for rank in range(2):
         results = torch.load(folder / f'rank{rank}.pth', weights_only=False)

@@ -15,6 +15,8 @@ BACKBONES = {
     'resnet18': (dict(type='mmpretrain.ResNet', depth=18), 512),
     'resnet50': (dict(type='mmpretrain.ResNet', depth=50), 2048),
     'resnet50-d': (dict(type='mmpretrain.ResNetV1d', depth=50), 2048),
+    'shufflenet-v2': (dict(type='mmpretrain.ShuffleNetV2'), 1024),
+    'res2net': (dict(type='mmpretrain.Res2Net', depth=50), 2048),
     'efficientnet': (dict(type='mmpretrain.EfficientNet', arch='b0'), 1280),  # all stages in one child
     'mobilenet-v2': (dict(type='mmpretrain.MobileNetV2'), 1280),
     'cifar': (dict(type='kd_plugins.CifarResNet', depth=8), 64),
@@ -24,6 +26,14 @@ BACKBONES = {
 def model(backbone: dict, channels: int, last_stride: int = 1, neck: str = 'GlobalAveragePooling') -> ReIDModel:
     return ReIDModel(backbone=backbone, neck=dict(type=f'mmpretrain.{neck}'), last_stride=last_stride,
                      head=dict(type='kd_plugins.ReIDHead', num_classes=3, in_channels=channels))
+
+
+@pytest.mark.parametrize('backbone', [
+    dict(type='mmpretrain.HRNet', arch='w18'), dict(type='mmpretrain.SwinTransformer', arch='tiny'),
+    dict(type='mmpretrain.ConvNeXt', arch='tiny'), dict(type=nn.Identity)], ids=lambda backbone: str(backbone['type']))
+def test_a_last_stride_that_cannot_be_taken_away_is_told(backbone: dict) -> None:
+    with pytest.raises(UserError, match='cannot be taken away: give last_stride=2'):
+        model(backbone, 3)
 
 
 @pytest.mark.parametrize(('backbone', 'channels'), BACKBONES.values(), ids=BACKBONES)
@@ -69,8 +79,6 @@ def test_mistakes_are_told() -> None:
         ReIDHead(3, 4).loss((torch.randn(2, 4),), [DataSample().set_gt_label(i) for i in (0, 7)])
     with pytest.raises(UserError, match='last_stride of 1 or 2, got 3'):
         model(*BACKBONES['cifar'], last_stride=3)
-    with pytest.raises(UserError, match='Identity has no stage with a stride of 2: give last_stride=2'):
-        model(dict(type=nn.Identity), 3)
 
 
 @pytest.fixture(scope='module')

@@ -96,10 +96,13 @@ def test_a_model_is_scored_once_and_then_from_its_features(
     written = kept.stat().st_mtime_ns
     _, again = run(capsys, *call)
     assert (again, kept.stat().st_mtime_ns) == (scores, written)
+    image = next((tmp_path / 'data' / 'query').iterdir())
+    image.write_bytes(next((tmp_path / 'data' / 'bounding_box_test').iterdir()).read_bytes())
+    assert run(capsys, *call)[1] != scores
     runner.model.head.bnneck.running_mean.normal_(0, 3)
     torch.save({'state_dict': runner.model.state_dict()}, tmp_path / 'model.pth')
     assert run(capsys, *call)[1] != scores
-    assert len(list((tmp_path / 'run').glob('features-*.npz'))) == 2
+    assert len(list((tmp_path / 'run').glob('features-*.npz'))) == 3
 
 
 def test_mistakes_end_in_one_line(file: Path, tmp_path: Path) -> None:
@@ -108,7 +111,9 @@ def test_mistakes_end_in_one_line(file: Path, tmp_path: Path) -> None:
             (['config.py'], 'config.py is a config: give the checkpoint'),
             ([str(file), 'model.pth'], r'expected a config \(.py\) before a checkpoint'),
             ([str(file), '--rerank', '--k1', '0'], 'k1 of at least 1'),
-            ([str(file), '--expand', '0'], 'n of at least 1')):
+            ([str(file), '--expand', '0'], 'n of at least 1'),
+            ([str(file), '--expand', '3', '--metric', 'euclidean'], 'go with --metric cosine only'),
+            ([str(file), '--device', 'tpu'], "expected 'cpu' or 'cuda', got 'tpu'")):
         with pytest.raises(UserError, match=message):
             eval_reid.main(arguments)
     broken = tmp_path / 'broken.npz'

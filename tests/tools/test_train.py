@@ -153,6 +153,13 @@ def corrupt_images(config, folder, workers=0):
 
 
 MISTAKES = {
+    'schedule of no length': (
+        lambda c, f: c.update(param_scheduler=[dict(type='CosineAnnealingLR', begin=5, end=2)]),
+        ['end should be larger than begin', 'correct the options in the config']),
+    'ratios in the wrong order': (
+        lambda c, f: c.train_dataloader.dataset.pipeline.insert(1, dict(
+            type='RandomErasing', min_area_ratio=0.5, max_area_ratio=0.4)),
+        ['min_area_ratio should be smaller than max_area_ratio; correct the options in the config']),
     'missing data root': (
         lambda c, f: c.train_dataloader.dataset.update(data_root='nowhere/images'),
         ['nowhere/images', 'check the path']),

@@ -1,4 +1,4 @@
-"""Re-identification in two processes: the evaluation of an odd number of images, and the triplet loss's gradient.
+"""Re-identification in two processes: training, the evaluation of an odd number of images, the triplet loss.
 
 Started once per rank with torch's usual environment variables and a folder that holds ``data`` and ``model.pth``;
 leaves ``rank<r>.pth``.
@@ -10,11 +10,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from tiny import reid_config
 
 from kd_plugins.models import ReIDHead
+
+RUNTIME = Path(__file__).parents[2] / 'configs/_base_/default_runtime.py'
 
 
 def triplet_gradient(rank: int, together: bool) -> torch.Tensor:
@@ -43,6 +46,13 @@ def main(folder: Path) -> None:
     config.model_wrapper_cfg = dict(type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None)
     config.test_evaluator.save_to = str(folder / 'together.npz')
     results['metrics'] = Runner.from_cfg(config).test()
+    config = reid_config(folder / 'data', folder / 'trained', launcher='pytorch', epochs=1)
+    config.model_wrapper_cfg = dict(type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None)
+    config.train_dataloader.sampler.identities = 2
+    config.train_dataloader.batch_size = 8
+    config.default_hooks.sync_buffers = Config.fromfile(RUNTIME).default_hooks.sync_buffers
+    config.val_evaluator.save_to = str(folder / 'validated.npz')
+    Runner.from_cfg(config).train()
     torch.save(results, folder / f'rank{rank}.pth')
 
 
