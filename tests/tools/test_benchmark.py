@@ -9,17 +9,20 @@ import torch
 
 from kd_plugins.errors import UserError
 
-_spec = importlib.util.spec_from_file_location('benchmark', Path(__file__).parents[2] / 'tools' / 'benchmark.py')
+TOOLS = Path(__file__).parents[2] / 'tools'
+sys.path.append(str(TOOLS))  # last, since tools/test.py must not hide the standard library's test
+_spec = importlib.util.spec_from_file_location('benchmark', TOOLS / 'benchmark.py')
 tool = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tool)
+from benchmarks import losses, reid, timing  # noqa: E402
 
-CASES = [case._replace(shape=(6, 3, 4, 4) if len(case.shape) == 4 else (6, 5)) for case in tool.loss_cases(True)]
+CASES = [case._replace(shape=(6, 3, 4, 4) if len(case.shape) == 4 else (6, 5)) for case in losses.loss_cases(True)]
 
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     def run(cases):
-        monkeypatch.setattr(tool, 'loss_cases', lambda large: cases)
+        monkeypatch.setattr(losses, 'loss_cases', lambda large: cases)
         out = tmp_path / 'out.json'
         try:
             tool.main(['losses', '--device', 'cpu', '--repeats', '2', '--json', str(out)])
@@ -62,7 +65,7 @@ def test_peak_memory_is_the_most_held_at_once():
             more = torch.empty(2**17)
             del kept, more
 
-    assert tool.peak_memory(step, torch.device('cpu')) == 2**20 + 2**19
+    assert timing.peak_memory(step, torch.device('cpu')) == 2**20 + 2**19
 
 
 def test_retrieval_is_measured_beside_the_usual_way(tmp_path, capsys):
@@ -88,21 +91,21 @@ def test_disagreeing_retrieval_is_an_error(monkeypatch, tmp_path):
     answer = {name: dict(seconds=[1.0], mAP=score) for name, score in (
         ('re-ranking', 0.5), ('dense re-ranking', 0.6))}
     done = type('Done', (), {'returncode': 0, 'stdout': json.dumps(dict(runs=answer, peak_bytes=2, added_bytes=1))})
-    monkeypatch.setattr(tool.subprocess, 'run', lambda *args, **kwargs: done)
+    monkeypatch.setattr(reid.subprocess, 'run', lambda *args, **kwargs: done)
     with pytest.raises(UserError, match='rerank: the ways to score disagree'):
         tool.main(['reid', '--parts', 'rerank', '--scale', '0.01'])
 
 
 def test_a_process_that_fails_is_told(monkeypatch):
-    monkeypatch.setitem(tool.REID, 're-ranking', None)
-    monkeypatch.setattr(tool.sys, 'executable', 'false')
+    monkeypatch.setitem(reid.REID, 're-ranking', None)
+    monkeypatch.setattr(reid.sys, 'executable', 'false')
     with pytest.raises(UserError, match='rerank: measuring re-ranking, dense re-ranking failed'):
         tool.main(['reid', '--parts', 'rerank', '--scale', '0.01'])
 
 
 def test_the_memory_of_a_run_is_not_what_came_before_it(tmp_path):
-    tool.reid_features(3, 50, 4, tmp_path)
-    code = ('import subprocess, sys; held = bytearray(2**30); del held; '
-            f'subprocess.run([sys.executable, {str(tool.__file__)!r}, "reid-run", {str(tmp_path)!r}, "product"])')
+    reid.reid_features(3, 50, 4, tmp_path)
+    command = [sys.executable, str(TOOLS / 'benchmark.py'), 'reid-run', str(tmp_path), 'product']
+    code = f'import subprocess; held = bytearray(2**30); del held; subprocess.run({command})'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)['added_bytes'] < 2**28

@@ -1,0 +1,194 @@
+"""Retrieval beside the similarity product and the usual way, on drawn features."""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.nn import functional as F
+
+from kd_plugins.errors import UserError
+from kd_plugins.evaluation import KReciprocal, ReIDFeatures, Retrieval, load_features, rank_matches, rank_rows
+from kd_plugins.evaluation.features import BLOCK
+from kd_plugins.evaluation.products import inner_products, operand
+
+TOOL = Path(__file__).parents[1] / 'benchmark.py'
+TOLERANCE = 1e-4
+
+
+def reid_features(queries: int, gallery: int, dimensions: int, folder: Path) -> None:
+    """Write features of people from 6 cameras, about 18 images each beside the distractors, as files ``.npy``.
+
+    They lie so near to each other that a ranking is neither perfect nor random.
+    """
+    rng = np.random.default_rng(0)
+    people = max(2, gallery // 21)
+    ids = np.where(rng.random(queries + gallery) < 0.175, 0, rng.integers(1, people + 1, queries + gallery))
+    ids[:queries] = rng.integers(1, people + 1, queries)
+    cameras = rng.integers(1, 7, queries + gallery)
+    centres = rng.standard_normal((people + 1, dimensions), np.float32)
+    for side, rows in (('query', slice(0, queries)), ('gallery', slice(queries, None))):
+        np.save(folder / f'{side}_ids.npy', ids[rows])
+        np.save(folder / f'{side}_cams.npy', cameras[rows])
+        out = np.lib.format.open_memmap(folder / f'{side}_features.npy', 'w+', np.float32, (len(ids[rows]), dimensions))
+        for start in range(0, len(out), 10_000):
+            own = ids[rows][start:start + 10_000]
+            x = 3.5 * rng.standard_normal((len(own), dimensions), np.float32)
+            out[start:start + 10_000] = x + (own > 0)[:, None] * centres[own]
+
+
+def usual_way(features: ReIDFeatures) -> dict[str, float]:
+    """Score as popular code does: argsort of the whole distance matrix, precision at every rank of every query."""
+    query, gallery = (F.normalize(torch.from_numpy(x)) for x in (features.query_features, features.gallery_features))
+    order = np.argsort(1 - (query @ gallery.T).numpy(), axis=1)
+    matches = features.gallery_ids[order] == features.query_ids[:, None]
+    precisions = []
+    for row, match in enumerate(matches):
+        match = match[~match | (features.gallery_cams[order[row]] != features.query_cams[row])]
+        if match.any():
+            precision = np.asarray([found / rank for rank, found in enumerate(match.cumsum(), 1)])
+            precisions.append((precision * match).sum() / match.sum())
+    return {'mAP': float(np.mean(precisions))}
+
+
+def similarity_product(features: ReIDFeatures, library: bool = False) -> None:
+    """Multiply the features, gallery block by gallery block, and nothing else, as torch does or as the package does."""
+    query = torch.from_numpy(np.array(features.query_features))
+    for start in range(0, len(features.gallery_features), step := BLOCK // query.shape[1]):
+        gallery = torch.from_numpy(np.array(features.gallery_features[start:start + step]))
+        inner_products(operand(query), operand(gallery)) if library else query @ gallery.T
+
+
+def dense_reranking(features: ReIDFeatures, k1: int = 20, k2: int = 6, weight: float = 0.3) -> Retrieval:
+    """Re-rank the usual way: every N x N matrix in memory, loops over the rows."""
+    x = np.concatenate((features.query_features, features.gallery_features))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    n, queries, half = len(x), len(features.query_ids), int(np.around(k1 / 2)) + 1
+    distance = 2 - 2 * x @ x.T
+    distance /= distance.max(1, keepdims=True)
+    ranking = np.argsort(distance, axis=1)
+
+    def reciprocal(i: int, k: int) -> np.ndarray:
+        near = ranking[i, :k]
+        return near[(ranking[near, :k] == i).any(1)]
+
+    encoding = np.zeros_like(distance)
+    for i in range(n):
+        own = reciprocal(i, k1 + 1)
+        parts = [own]
+        for candidate in own:
+            theirs = reciprocal(candidate, half)
+            if len(np.intersect1d(theirs, own)) > 2 / 3 * len(theirs):
+                parts.append(theirs)
+        support = np.unique(np.concatenate(parts))
+        values = np.exp(-distance[i, support])
+        encoding[i, support] = values / values.sum()
+    averaged = np.zeros_like(encoding)
+    for i in range(n):
+        averaged[i] = encoding[ranking[i, :k2]].mean(0)
+    encoding = averaged
+    inverted = [np.flatnonzero(encoding[:, i]) for i in range(n)]
+    jaccard = np.zeros((queries, n), np.float32)
+    for i in range(queries):
+        shared = np.zeros(n, np.float32)
+        for j in np.flatnonzero(encoding[i]):
+            shared[inverted[j]] += np.minimum(encoding[i, j], encoding[inverted[j], j])
+        jaccard[i] = 1 - shared / (2 - shared)
+    final = (1 - weight) * jaccard + weight * distance[:queries]
+    return rank_rows([(slice(0, queries), final[:, queries:])], features)
+
+
+def sparse_reranking(features: ReIDFeatures) -> Retrieval:
+    """Re-rank the package's way."""
+    return rank_rows(KReciprocal(features.query_features, features.gallery_features).rows(), features)
+
+
+REID = {'evaluation': partial(rank_matches, device='cpu'), 'product': similarity_product,
+        'product by oneDNN': partial(similarity_product, library=True), 'usual way': usual_way,
+        're-ranking': sparse_reranking, 'dense re-ranking': dense_reranking,
+        'evaluation with a bar': partial(rank_matches, device='cpu', progress=True)}
+# Queries, gallery items, dimensions, and what is measured, against the first of it.
+REID_PARTS = {
+    'market': (3_368, 15_913, 2_048, ('evaluation', 'product', 'product by oneDNN', 'usual way')),
+    'rerank': (3_368, 15_913, 2_048, ('re-ranking', 'dense re-ranking')),
+    'million': (3_368, 1_000_000, 512, ('evaluation with a bar', 'product', 'product by oneDNN')),
+}
+
+
+def resident(which: str) -> int:
+    """Return the bytes of this process in memory: ``'VmRSS'`` now, ``'VmHWM'`` at its peak."""
+    return 1024 * int(re.search(rf'{which}:\s+(\d+)', Path('/proc/self/status').read_text())[1])
+
+
+def reid_run(args: argparse.Namespace) -> None:
+    """Do each of some things in turn, in this process, and print what it took."""
+    features = load_features(args.features)
+    if args.resident:
+        features = replace(features, query_features=np.array(features.query_features),
+                           gallery_features=np.array(features.gallery_features))
+    torch.ones(2, 2) @ torch.ones(2, 2)  # starts the threads
+    Path('/proc/self/clear_refs').write_text('5')  # forgets the peak, which came with the process or was the loading's
+    held = resident('VmRSS')
+    results: dict[str, dict[str, Any]] = {name: dict(seconds=[]) for name in args.names}
+    for _ in range(args.repeats):
+        for name, result in results.items():
+            start = time.perf_counter()
+            found = REID[name](features)
+            result['seconds'].append(time.perf_counter() - start)
+            result |= found.summary() if isinstance(found, Retrieval) else found or {}
+    peak = resident('VmHWM')
+    print(json.dumps(dict(runs=results, peak_bytes=peak, added_bytes=peak - held)))
+
+
+def reid(args: argparse.Namespace) -> None:
+    """Measure retrieval: times in turn in one process, memory in a process for each."""
+    parts = {}
+    for part in args.parts:
+        *sizes, names = REID_PARTS[part]
+        queries, gallery, dimensions = (max(1, int(x * args.scale)) for x in sizes)
+        repeats = args.repeats if part == 'market' else 1
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            reid_features(queries, gallery, dimensions, Path(folder))
+
+            def run(names: Sequence[str], repeats: int, folder: str = folder, part: str = part) -> dict[str, Any]:
+                command = [sys.executable, str(TOOL), 'reid-run', folder, *names, '--repeats', str(repeats),
+                           '--threads', str(args.threads), *['--resident'] * (part != 'million')]
+                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+                if done.returncode:
+                    raise UserError(f'{part}: measuring {", ".join(names)} failed, see the error above')
+                return json.loads(done.stdout.splitlines()[-1])
+
+            results = run(names, repeats)['runs']
+            for name in names:
+                results[name] |= {k: v for k, v in run([name], 1).items() if k != 'runs'}
+        own = results[names[0]]
+        table = Table('', 's (min–max)', 'times as long', 'mAP', 'MiB at its peak', 'MiB added',
+                      title=f'{part}: {queries} queries, {gallery} gallery items, {dimensions} dimensions, '
+                            f'{args.threads} threads')
+        for name, result in results.items():
+            result['ratio'] = median(x / y for x, y in zip(result['seconds'], own['seconds'], strict=True))
+            seconds = result['seconds']
+            table.add_row(name, f'{median(seconds):.2f} ({min(seconds):.2f}–{max(seconds):.2f})',
+                          f'{result["ratio"]:.2f}', f'{result["mAP"]:.6f}' if 'mAP' in result else '',
+                          *(f'{result[key] / 2**20:.0f}' for key in ('peak_bytes', 'added_bytes')))
+        Console(width=max(110, Console().width)).print(table)
+        parts[part] = dict(queries=queries, gallery=gallery, dimensions=dimensions, results=results)
+        if args.json:
+            about = dict(threads=args.threads, torch=torch.__version__, numpy=np.__version__, parts=parts)
+            Path(args.json).write_text(json.dumps(about, indent=2) + '\n')
+        scores = [result['mAP'] for result in results.values() if 'mAP' in result]
+        if not max(scores) - min(scores) <= TOLERANCE:
+            raise UserError(f'{part}: the ways to score disagree by more than {TOLERANCE:g}, see the table')

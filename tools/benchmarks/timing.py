@@ -1,0 +1,39 @@
+"""What all measurements share: the time and the memory of a call."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+def seconds(step: Callable[[], Any], device: torch.device) -> float:
+    """Return how long one call takes."""
+    synchronise = partial(torch.cuda.synchronize, device) if device.type == 'cuda' else lambda: None
+    synchronise()
+    start = time.perf_counter()
+    step()
+    synchronise()
+    return time.perf_counter() - start
+
+
+def peak_memory(step: Callable[[], Any], device: torch.device) -> int:
+    """Return the bytes that a call holds at its peak, beyond what was held before."""
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
+        step()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, 'trace.json')
+        record.export_chrome_trace(str(path))
+        events = [e for e in json.loads(path.read_text())['traceEvents'] if e['name'] == '[memory]']
+    return max(accumulate(e['args']['Bytes'] for e in sorted(events, key=lambda e: e['ts'])))
