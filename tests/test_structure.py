@@ -22,7 +22,7 @@ ROOMS = {
     'models': (LEAVES | CORE | {'losses', 'functional'}, {'mmengine', 'mmpretrain', 'torch'}),
     'hooks': (LEAVES | CORE | {'losses', 'functional'}, {'mmengine', 'torch'}),
     'optim': (LEAVES, {'mmengine', 'torch'}),
-    'datasets': (LEAVES, {'cv2', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'numpy'}),
+    'datasets': (LEAVES, {'cv2', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'numpy', 'torch'}),
     'evaluation': (LEAVES | {'functional'}, {'faiss', 'mmengine', 'numpy', 'rich', 'scipy', 'torch'}),
     'compat': (LEAVES, {'mmcv', 'mmdet', 'torch', 'torchvision'}),
     'config': (LEAVES, {'mmengine'}),

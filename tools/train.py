@@ -135,11 +135,13 @@ def print_comparison(config: Config, flags: Sequence[str]) -> None:
     own = Path(config.work_dir, 'result.json')
     results[config.get('name', Path(config.filename).stem)] = json.loads(own.read_text())
     metrics = [key for key in next(iter(results.values()))['metrics'] if key not in ('epoch', 'iter')]
-    table = Table('run', *metrics, 'checkpoint', 'log')
+    prefix = os.path.commonprefix(metrics)
+    prefix = prefix[:prefix.rfind('/') + 1]  # which data set or metric it is of
+    table = Table('run', *(key.removeprefix(prefix) for key in metrics), 'checkpoint', 'log', title=prefix.rstrip('/'))
     for name, result in results.items():
         values = [f'{result["metrics"].get(key, float("nan")):.4g}' for key in metrics]
         table.add_row(name, *values, *(os.path.relpath(result[key]) for key in ('checkpoint', 'log')))
-    Console(width=max(160, Console().width), soft_wrap=True).print(table)
+    Console(width=max(160, 80 + 12 * len(metrics), Console().width), soft_wrap=True).print(table)
 
 
 def main() -> None:

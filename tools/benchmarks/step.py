@@ -1,0 +1,146 @@
+"""Training steps: the student alone, with the teacher's answer beside it, and with each method."""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from benchmarks.timing import seconds
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmpretrain.structures import DataSample
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from kd_plugins.config import load_config
+from kd_plugins.distiller import Distillation
+from kd_plugins.errors import UserError
+from kd_plugins.teacher import build_teacher
+
+ROOT = Path(__file__).parents[2]
+# What is measured, and the side of its images.
+STEP_PARTS = {
+    'cifar': (sorted((ROOT / 'configs/cifar10/wrn-40-2_to_wrn-16-2').glob('*.py')), 32),
+    'imagenet': (sorted((ROOT / 'configs/imagenet').glob('*_resnet34.py')), 224),
+    'voc': ([ROOT / 'configs/voc/nst_in_detector.py'], 320),
+}
+
+
+def terms_of(config: Config) -> tuple[dict[str, Any], Sequence[dict[str, Any]]]:
+    """Return a config's teacher and terms."""
+    for hook in config.get('custom_hooks', []):
+        if str(hook.get('type')).endswith('DistillationHook'):
+            return dict(hook.teacher, checkpoint=None), hook.terms
+    raise UserError(f'{config.filename}: has no DistillationHook; measure a config that distils')
+
+
+def batch_of(config: Config, size: int, side: int, device: torch.device) -> tuple[Tensor, list[Any]]:
+    """Return noise in place of images, with annotations such as the config's data set has."""
+    if config.default_scope == 'mmdet':
+        from mmdet.testing import demo_mm_inputs
+        data = demo_mm_inputs(size, [(3, side, side)] * size, num_items=[3] * size, num_classes=20)
+        samples = [sample.to(device) for sample in data['data_samples']]
+        for sample in samples:
+            sample.set_metainfo(dict(batch_input_shape=(side, side), pad_shape=(side, side)))
+    else:
+        classes = config.model.head.num_classes
+        samples = [DataSample().set_gt_label(i % classes).to(device) for i in range(size)]
+    return torch.randn(size, 3, side, side, device=device), samples
+
+
+def stripped(network: nn.Module) -> nn.Module:
+    """Let a network forget which weights it is to be initialised from."""
+    for module in network.modules():
+        if getattr(module, 'init_cfg', None):
+            module.init_cfg = None
+    return network
+
+
+def steps_of(config: Config, size: int, side: int, args: argparse.Namespace) -> dict[str, Callable[[], None]]:
+    """Return the three steps of a config, over the same networks and batch."""
+    device = torch.device(args.device)
+    teacher, terms = terms_of(config)
+    torch.manual_seed(0)
+    student = stripped(build_teacher(config.filename, None)).to(device)
+    inputs, samples = batch_of(config, size, side, device)
+    distillation = Distillation(student, teacher, terms).to(device)
+    if args.channels_last:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        student.to(memory_format=torch.channels_last)
+        distillation.to(memory_format=torch.channels_last)
+    distillation.dry_run(student, inputs, samples)
+    optimizer = build_optim_wrapper(student, dict(optimizer=dict(type='SGD', lr=1e-4, momentum=0.9)))
+    optimizer.optimizer.add_param_group({'params': list(distillation.parameters())})
+    student.train()
+
+    def step(losses: Callable[[], dict[str, Any]]) -> Callable[[], None]:
+        def run() -> None:
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
+                total, _ = student.parse_losses(losses())
+            optimizer.update_params(total)
+
+        return run
+
+    def alone() -> dict[str, Any]:
+        return student(inputs, samples, mode='loss')
+
+    def beside() -> dict[str, Any]:
+        distillation.teacher(inputs, samples)
+        return alone()
+
+    def distilled() -> dict[str, Any]:
+        with distillation.recorder.recording() as features:
+            losses = alone()
+        return distillation.add_to(losses, features, inputs, samples)
+
+    return {'student': step(alone), 'with teacher': step(beside), 'distilled': step(distilled)}
+
+
+def costs(run: Callable[[], None], device: torch.device) -> list[str]:
+    """Return the three operations that a step spends most time in, with their share."""
+    kinds = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device.type == 'cuda')]
+    with profile(activities=kinds) as record:
+        run()
+    key = 'self_device_time_total' if device.type == 'cuda' else 'self_cpu_time_total'
+    events = sorted(record.key_averages(), key=lambda event: -getattr(event, key))
+    total = sum(getattr(event, key) for event in events)
+    return [f'{event.key} {getattr(event, key) / total:.0%}' for event in islice(events, 3)]
+
+
+def step(args: argparse.Namespace) -> None:
+    """Measure training steps."""
+    device = torch.device(args.device)
+    results = {}
+    for part in args.parts:
+        paths, side = STEP_PARTS[part]
+        table = Table('config', 'student alone, images/s', 'with teacher', 'distilled', 'over teacher, %', 'costs most',
+                      title=f'{part}: {args.batch_size} images of {side}x{side}, {device}, {args.threads} threads'
+                            f'{", bfloat16" * args.amp}{", channels-last" * args.channels_last}')
+        results[part] = {}
+        for path in paths:
+            if args.only and path.stem not in args.only:
+                continue
+            runs = steps_of(load_config(str(path)), args.batch_size, side, args)
+            times: dict[str, list[float]] = {name: [] for name in runs}
+            for repeat in range(args.repeats + 1):
+                for name, run in runs.items():
+                    taken = seconds(run, device)
+                    if repeat:  # the first one warms up
+                        times[name].append(taken)
+            over = [100 * (c / b - 1) for b, c in zip(times['with teacher'], times['distilled'], strict=True)]
+            result = {name: args.batch_size / median(values) for name, values in times.items()}
+            result |= dict(seconds=times, over_percent=median(over), costs=costs(runs['distilled'], device))
+            results[part][path.stem] = result
+            table.add_row(path.stem, *(f'{result[name]:.1f}' for name in runs),
+                          f'{median(over):+.1f} ({min(over):+.1f} to {max(over):+.1f})', ', '.join(result['costs']))
+        Console(width=max(160, Console().width)).print(table)
+    if args.json:
+        about = dict(device=torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu',
+                     threads=torch.get_num_threads(), torch=torch.__version__, batch_size=args.batch_size)
+        Path(args.json).write_text(json.dumps(about | dict(parts=results), indent=2) + '\n')
