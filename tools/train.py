@@ -135,9 +135,9 @@ def print_comparison(config: Config, flags: Sequence[str]) -> None:
     own = Path(config.work_dir, 'result.json')
     results[config.get('name', Path(config.filename).stem)] = json.loads(own.read_text())
     metrics = [key for key in next(iter(results.values()))['metrics'] if key not in ('epoch', 'iter')]
-    prefix = os.path.commonprefix(metrics)
-    prefix = prefix[:prefix.rfind('/') + 1]  # which data set or metric it is of
-    table = Table('run', *(key.removeprefix(prefix) for key in metrics), 'checkpoint', 'log', title=prefix.rstrip('/'))
+    groups = {key.rpartition('/')[0] for key in metrics}
+    names = [key.rpartition('/')[2] for key in metrics] if len(groups) == 1 else metrics
+    table = Table('run', *names, 'checkpoint', 'log')
     for name, result in results.items():
         values = [f'{result["metrics"].get(key, float("nan")):.4g}' for key in metrics]
         table.add_row(name, *values, *(os.path.relpath(result[key]) for key in ('checkpoint', 'log')))
