@@ -2,6 +2,8 @@
 
     python tools/benchmark.py losses --json losses.json
     python tools/benchmark.py reid
+    python tools/benchmark.py loader
+    python tools/benchmark.py step --amp --channels-last
 
 losses    every loss, forward and backward, beside its literal form: all pairs by broadcasting, as popular code does.
           Value and gradient of both are compared too; the exit status is 1 where they disagree.
@@ -9,6 +11,9 @@ reid      retrieval on drawn features, on the CPU: the evaluation at the size of
           product alone (torch's own, and the faster one that the package takes) and beside the usual way (a full
           argsort and a loop over the queries); re-ranking beside its dense form; and a memory-mapped gallery of a
           million items. The exit status is 1 where the mAPs disagree.
+loader    CIFAR-sized batches, augmented and normalised: from memory a whole batch at once, beside the stock pipeline.
+step      training steps: of the student alone, with the teacher's forward pass beside it, and with each method's terms;
+          and the three operations that a distilled step spends most time in.
 
 Time is the median of interleaved repetitions, a ratio of retrieval's the median of the single ratios. Of the losses,
 memory is the peak that a forward and backward pass adds to its inputs: on CUDA by torch's own statistics; on a CPU the
@@ -21,8 +26,10 @@ import argparse
 from collections.abc import Sequence
 
 import torch
+from benchmarks.loader import loader
 from benchmarks.losses import losses
 from benchmarks.reid import REID, REID_PARTS, reid, reid_run
+from benchmarks.step import STEP_PARTS, step
 
 from kd_plugins.errors import UserError, one_line_errors
 
@@ -40,6 +47,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.add_argument('--scale', type=float, default=1., help='factor of the numbers of items and dimensions')
     command.add_argument('--folder', help='where the drawn features lie meanwhile, some 2 GiB (default: the system\'s)')
     command.set_defaults(run_command=reid)
+    command = commands.add_parser('loader', help='CIFAR-sized batches beside the stock pipeline')
+    command.add_argument('--images', type=int, default=50_000, help='pictures in the drawn set')
+    command.add_argument('--workers', type=int, default=2, help='of the stock loader, in a second measurement')
+    command.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    command.set_defaults(run_command=loader)
+    command = commands.add_parser('step', help='training steps with each method')
+    command.add_argument('--parts', nargs='+', choices=STEP_PARTS, default=['cifar'], help='(default: cifar)')
+    command.add_argument('--only', nargs='+', metavar='CONFIG', help='names of single configs, as kd')
+    command.add_argument('--batch-size', type=int, default=128)
+    command.add_argument('--amp', action='store_true', help='under bfloat16 autocast')
+    command.add_argument('--channels-last', action='store_true')
+    command.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    command.set_defaults(run_command=step)
     for command in commands.choices.values():
         command.add_argument('--repeats', type=int, default=5)
         command.add_argument('--json', metavar='FILE', help='also write the measurements here')

@@ -9,7 +9,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from benchmarks.timing import seconds
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmpretrain.structures import DataSample
@@ -18,6 +17,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.timing import seconds
 from kd_plugins.config import load_config
 from kd_plugins.distiller import Distillation
 from kd_plugins.errors import UserError

@@ -1,0 +1,95 @@
+"""Batches of CIFAR-sized pictures: mmpretrain's pipeline, picture by picture, and a whole batch at once."""
+
+import argparse
+import json
+import pickle
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.timing import seconds
+
+DATASETS = Path(__file__).parents[2] / 'configs/_base_/datasets'
+BATCHES = 10  # in a turn
+
+
+def draw_cifar(root: Path, images: int) -> None:
+    """Write noise in CIFAR-10's layout: five training files and a test file."""
+    rng = np.random.default_rng(0)
+    folder = root / 'cifar-10-batches-py'
+    folder.mkdir()
+    for name in [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']:
+        data = rng.integers(0, 256, (images // 5, 3072), np.uint8)
+        content = {'data': data, 'labels': rng.integers(0, 10, images // 5).tolist()}
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    meta = {'label_names': [f'class{i}' for i in range(10)]}
+    (folder / 'batches.meta').write_bytes(pickle.dumps(meta, protocol=2))
+
+
+def endless(config: Config, root: Path, workers: int, device: str) -> Callable[[], None]:
+    """Return a call that makes some batches of a config's training loader, ready for a network."""
+    record = config.train_dataloader
+    inner = record.dataset.get('dataset', record.dataset)
+    inner.data_root = str(root)
+    batched = inner is not record.dataset
+    record.update(num_workers=0 if batched else workers, persistent_workers=workers > 0 and not batched)
+    if batched:
+        record.dataset.device = device
+    loader = Runner.build_dataloader(record, seed=0)
+    if batched:
+        loader.dataset.set_epoch(0, 0)
+    preprocessor = MODELS.build(dict(config.data_preprocessor, type='mmpretrain.ClsDataPreprocessor')).to(device)
+
+    def batches() -> Iterator[Any]:
+        while True:
+            yield from loader
+
+    source = batches()
+
+    def run() -> None:
+        for batch in islice(source, BATCHES):
+            preprocessor(batch, True)
+
+    return run
+
+
+def loader(args: argparse.Namespace) -> None:
+    """Measure how many pictures a second come out, normalised."""
+    device = torch.device(args.device)
+    DefaultScope.get_instance('loader', scope_name='mmpretrain')
+    with tempfile.TemporaryDirectory() as folder:
+        draw_cifar(Path(folder), args.images)
+        runs = {}
+        for name, workers in (('stock', 0), ('stock', args.workers), ('batched', 0)):
+            config = Config.fromfile(DATASETS / f'cifar10{"_batched" * (name == "batched")}.py')
+            label = f'{name}, {workers} workers' if workers else name
+            runs[label] = endless(config, Path(folder), workers, args.device)
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for repeat in range(args.repeats + 1):
+            for name, run in runs.items():
+                taken = seconds(run, device)
+                if repeat:  # the first turn starts the workers
+                    times[name].append(taken)
+    results = {}
+    table = Table('loader', 'images/s (min–max)', 'times the stock one',
+                  title=f'batches of 128, {device}, {args.threads} threads')
+    for name, values in times.items():
+        rates = [BATCHES * 128 / value for value in values]
+        ratio = median(a / b for a, b in zip(times['stock'], values, strict=True))
+        results[name] = dict(images_per_second=rates, ratio=ratio)
+        table.add_row(name, f'{median(rates):,.0f} ({min(rates):,.0f}–{max(rates):,.0f})', f'{ratio:.1f}')
+    Console(width=max(100, Console().width)).print(table)
+    if args.json:
+        Path(args.json).write_text(json.dumps(dict(device=str(device), threads=args.threads, loaders=results), indent=2)
+                                   + '\n')
