@@ -202,7 +202,8 @@ class Distillation(nn.Module):
 
     Args:
         student: The network to train; it is listened to, not changed.
-        teacher: Record for :func:`~kd_plugins.teacher.build_teacher`.
+        teacher: Record for :func:`~kd_plugins.teacher.build_teacher`; with ``cache='folder'`` its answers are kept in a
+            :class:`~kd_plugins.cache.AnswerCache`.
         terms: Records for :class:`Term`.
 
     Raises:
@@ -221,11 +222,13 @@ class Distillation(nn.Module):
             for name in names:
                 if names.count(name) > 1:
                     raise UserError(f"two terms are named '{name}': give each its own name")
-            _checked_arguments('the teacher', build_teacher, teacher)
-            network = build_teacher(**teacher)
+            record = dict(teacher)
+            cache = record.pop('cache', None)
+            _checked_arguments('the teacher', build_teacher, record)
+            network = build_teacher(**record)
         self.recorder = Recorder(student, [tap for term in built for tap in term.student_taps])
         self.teacher = Teacher(network, [tap for term in built for tap in term.teacher_taps],
-                               getattr(student, 'data_preprocessor', None))
+                               getattr(student, 'data_preprocessor', None), cache)
 
     def _apply(self, fn: Any, recurse: bool = True) -> 'Distillation':
         self.teacher.apply(fn)

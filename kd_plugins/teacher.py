@@ -8,6 +8,7 @@ import torch
 from mmengine.hub import get_config
 from torch import Tensor, nn
 
+from kd_plugins.cache import AnswerCache
 from kd_plugins.checkpoint import load_weights
 from kd_plugins.errors import UserError
 from kd_plugins.recorder import Features, Recorder
@@ -102,12 +103,21 @@ class Teacher:
         model: The network; it is frozen here.
         taps: Names of the submodules whose outputs are wanted.
         student_preprocessor: The student's data preprocessor, which has normalised the inputs that come.
+        cache: Folder of an :class:`kd_plugins.cache.AnswerCache`; None always runs the network.
     """
 
-    def __init__(self, model: nn.Module, taps: Iterable[str], student_preprocessor: nn.Module | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, taps: Iterable[str], student_preprocessor: nn.Module | None = None,
+        cache: str | None = None,
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
-        self.recorder = Recorder(model, taps)
+        self.recorder = Recorder(model, taps := list(taps))
         self._convert = _Renormalise(student_preprocessor, getattr(model, 'data_preprocessor', None))
+        self._cache = None
+        if cache is not None:
+            convert = self._convert
+            self._cache = AnswerCache(cache, model, [*taps, str(convert.identity or (
+                convert.flip, convert.scale.tolist(), convert.shift.tolist()))])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> 'Teacher':
         return self
@@ -127,8 +137,12 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
         """Return the features at the taps for a batch that the student's preprocessor has normalised."""
+        if self._cache is not None and (known := self._cache.get(inputs, data_samples)) is not None:
+            return known
         with self.recorder.recording(stop=True) as features:
             self._forward(inputs, data_samples)
+        if self._cache is not None:
+            self._cache.put(inputs, data_samples, features)
         return features
 
     def _forward(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> None:

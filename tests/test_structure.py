@@ -9,15 +9,16 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / 'kd_plugins'
 LEAVES = {'errors', 'registry'}  # anyone may use them
-CORE = {'recorder', 'teacher', 'distiller', 'schedule', 'checkpoint'}
+CORE = {'cache', 'recorder', 'teacher', 'distiller', 'schedule', 'checkpoint'}
 # A room, the rooms it may import from, and the packages outside; both beside its own room and the standard library.
 ROOMS = {
     'functional': (set(), {'torch'}),
     'losses': ({'functional', 'registry'}, {'torch'}),
     'recorder': (LEAVES, {'torch'}),
+    'cache': (LEAVES | {'recorder'}, {'torch'}),
     'schedule': (LEAVES, {'mmengine'}),
     'checkpoint': (LEAVES, {'mmengine', 'numpy', 'torch'}),
-    'teacher': (LEAVES | {'checkpoint', 'recorder'}, {'mmengine', 'torch'}),
+    'teacher': (LEAVES | {'cache', 'checkpoint', 'recorder'}, {'mmengine', 'torch'}),
     'distiller': (LEAVES | CORE, {'mmengine', 'numpy', 'torch'}),
     'models': (LEAVES | CORE | {'losses', 'functional'}, {'mmengine', 'mmpretrain', 'torch'}),
     'hooks': (LEAVES | CORE | {'losses', 'functional'}, {'mmengine', 'torch'}),

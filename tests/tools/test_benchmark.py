@@ -14,7 +14,7 @@ sys.path.append(str(TOOLS))  # last, since tools/test.py must not hide the stand
 _spec = importlib.util.spec_from_file_location('benchmark', TOOLS / 'benchmark.py')
 tool = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tool)
-from benchmarks import losses, reid, timing  # noqa: E402
+from benchmarks import losses, reid, step, timing  # noqa: E402
 
 CASES = [case._replace(shape=(6, 3, 4, 4) if len(case.shape) == 4 else (6, 5)) for case in losses.loss_cases(True)]
 
@@ -109,3 +109,43 @@ def test_the_memory_of_a_run_is_not_what_came_before_it(tmp_path):
     code = f'import subprocess; held = bytearray(2**30); del held; subprocess.run({command})'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)['added_bytes'] < 2**28
+
+
+def test_loaders_are_measured_beside_the_stock_one(tmp_path, capsys):
+    out = tmp_path / 'out.json'
+    tool.main(['loader', '--images', '1500', '--repeats', '2', '--workers', '0', '--device', 'cpu', '--threads', '1',
+               '--json', str(out)])
+    loaders = json.loads(out.read_text())['loaders']
+    assert list(loaders) == ['stock', 'batched']
+    assert loaders['stock']['ratio'] == 1
+    rates = [loaders[name]['images_per_second'] for name in loaders]
+    assert loaders['batched']['ratio'] == pytest.approx(sum(b / s for s, b in zip(*rates, strict=True)) / 2)
+    assert 'batched' in capsys.readouterr().out
+
+
+def test_steps_are_measured_in_three_forms(tmp_path, capsys):
+    out = tmp_path / 'out.json'
+    tool.main(['step', '--only', 'kd', 'fitnet', '--batch-size', '4', '--repeats', '1', '--device', 'cpu', '--amp',
+               '--threads', '1', '--json', str(out)])
+    results = json.loads(out.read_text())['parts']['cifar']
+    assert set(results) == {'kd', 'fitnet'}
+    for result in results.values():
+        (alone,), (beside,), (distilled,) = (result['seconds'][x] for x in ('student', 'with teacher', 'distilled'))
+        assert result['student'] == pytest.approx(4 / alone)
+        assert result['over_percent'] == pytest.approx(100 * (distilled / beside - 1))
+        assert len(result['costs']) == 3
+    assert 'over teacher' in capsys.readouterr().out
+
+
+def test_a_step_trains_with_what_it_says(monkeypatch):
+    args = tool.argparse.Namespace(device='cpu', channels_last=False, amp=False)
+    path = next(path for path in step.STEP_PARTS['cifar'][0] if path.stem == 'kd')
+    totals, asked, run = [], [], step.Distillation.__call__
+    monkeypatch.setattr(step.OptimWrapper, 'update_params', lambda self, loss: totals.append(loss.item()))
+    monkeypatch.setattr(step.Distillation, '__call__', lambda self, *x: asked.append(len(totals)) or run(self, *x))
+    steps = step.steps_of(step.load_config(str(path)), 4, 32, args)
+    for measured in steps.values():
+        measured()
+    assert list(steps) == ['student', 'with teacher', 'distilled']
+    assert asked == [2]  # the third one only
+    assert totals[0] == totals[1] != totals[2]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
+from mmengine.optim import OptimWrapper
 from mmpretrain.structures import DataSample
 from rich.console import Console
 from rich.table import Table
@@ -75,8 +75,8 @@ def steps_of(config: Config, size: int, side: int, args: argparse.Namespace) -> 
         student.to(memory_format=torch.channels_last)
         distillation.to(memory_format=torch.channels_last)
     distillation.dry_run(student, inputs, samples)
-    optimizer = build_optim_wrapper(student, dict(optimizer=dict(type='SGD', lr=1e-4, momentum=0.9)))
-    optimizer.optimizer.add_param_group({'params': list(distillation.parameters())})
+    parameters = [*student.parameters(), *distillation.parameters()]
+    optimizer = OptimWrapper(torch.optim.SGD(parameters, lr=1e-4, momentum=0.9))
     student.train()
 
     def step(losses: Callable[[], dict[str, Any]]) -> Callable[[], None]:
