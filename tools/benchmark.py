@@ -5,8 +5,10 @@
     python tools/benchmark.py loader
     python tools/benchmark.py step --amp --channels-last
 
-losses    every loss, forward and backward, beside its literal form: all pairs by broadcasting, as popular code does.
-          Value and gradient of both are compared too; the exit status is 1 where they disagree.
+losses    every loss, forward and backward, beside its literal form: all pairs by broadcasting, as popular code does;
+          and beside its floor: the time to read student and teacher and to write the gradient, or to compute the
+          products that it cannot do without, at the speeds measured of this machine. Value and gradient are compared
+          with the literal form's and with float64's; the exit status is 1 where they disagree.
 reid      retrieval on drawn features, on the CPU: the evaluation at the size of Market-1501 beside the similarity
           product alone (torch's own, and the faster one that the package takes) and beside the usual way (a full
           argsort and a loop over the queries); re-ranking beside its dense form; and a memory-mapped gallery of a
@@ -39,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
     command = commands.add_parser('losses', help='every loss beside its literal form')
-    command.add_argument('--large', action='store_true', help='also RKD-A at 128×512, whose literal form needs 20 GiB')
+    command.add_argument('--full', action='store_true', help='the shapes of CIFAR, ImageNet, an FPN and re-ID')
+    command.add_argument('--dtypes', nargs='+', choices=['float32', 'bfloat16'], default=['float32'])
+    command.add_argument('--limit', type=float, default=1., metavar='GIB',
+                         help='leave out literal forms with a larger tensor (default: %(default)s)')
     command.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     command.set_defaults(run_command=losses)
     command = commands.add_parser('reid', help='retrieval beside the usual way')

@@ -4,12 +4,14 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,13 +25,37 @@ TOLERANCE = 1e-4
 
 
 class Case(NamedTuple):
-    """A loss, its literal form, and the shape of student and teacher (``pairs``: of either map of their pairs)."""
+    """A loss, its literal form, and the shape of student and teacher.
+
+    Attributes:
+        pairs: The shape is that of either map of their pairs.
+        literal: Numbers in the largest tensor of the literal form.
+        products: Operations in the matrix products that a forward and backward pass cannot do without.
+    """
 
     name: str
     shape: tuple[int, ...]
     loss: Loss
     reference: Loss
     pairs: bool = False
+    literal: int = 0
+    products: int = 0
+
+
+class Machine(NamedTuple):
+    """What a device was seen to do in a second: bytes read or written, operations of float32 products."""
+
+    bandwidth: float
+    operations: float
+
+
+def machine_of(device: torch.device) -> Machine:
+    """Measure a device: the best of some copies of 256 MiB, and of some products of 2048 x 2048."""
+    source, target = torch.ones(2, 2 ** 26, device=device)
+    a, b = torch.randn(2, 2048, 2048, device=device)
+    copying = min(seconds(lambda: target.copy_(source), device) for _ in range(8))
+    product = min(seconds(lambda: a @ b, device) for _ in range(8))
+    return Machine(2 * source.nbytes / copying, 2 * 2048 ** 3 / product)
 
 
 def nst_reference(kernel: str) -> Loss:
@@ -95,91 +121,159 @@ def kd_reference(student: Tensor, teacher: Tensor) -> Tensor:
     return 16 * (t * (t.log() - s.log())).sum(1).mean()
 
 
-def loss_cases(large: bool) -> list[Case]:
-    """List the losses to measure; ``large`` adds one whose literal form takes some 20 GiB."""
+def nst_case(kernel: str, shape: tuple[int, ...]) -> Case:
+    """Describe NST; its products are over the channels, for poly over the positions where those are fewer."""
+    b, c, positions = shape[0], shape[1], shape[2] * shape[3]
+    products = {'linear': 0, 'gaussian': 10 * b * c * c * positions,
+                'poly': min(10 * b * c * c * positions, 6 * b * c * positions ** 2)}[kernel]
+    return Case(f'NST {kernel}', shape, partial(functional.nst_loss, kernel=kernel), nst_reference(kernel),
+                literal=b * c * c * positions, products=products)
 
-    cifar = (128, 64, 8, 8)
+
+def relational_case(name: str, shape: tuple[int, ...], loss: Loss, reference: Loss, literal: int = 0) -> Case:
+    """Describe a loss over the samples of a batch: two Gram matrices, and a product back."""
+    return Case(name, shape, loss, reference, literal=literal, products=6 * shape[0] * prod(shape))
+
+
+def map_cases(shape: tuple[int, ...]) -> list[Case]:
+    """List the losses of feature maps (B, C, H, W)."""
+    literal = prod(shape) * shape[1]
     return [
-        *(Case(f'NST {kernel}', shape, partial(functional.nst_loss, kernel=kernel), nst_reference(kernel))
-          for shape in ((64, 32, 16, 16), (32, 128, 8, 8), (64, 256, 4, 4))
-          for kernel in ('linear', 'poly', 'gaussian')),
-        *(Case('RKD-A', shape, functional.rkd_angle_loss, rkd_angle_reference)
-          for shape in [(64, 128), (128, 512)][:1 + large]),
-        Case('RKD-D', (128, 512), functional.rkd_distance_loss, rkd_distance_reference),
-        Case('SP', cifar, functional.sp_loss, sp_reference),
-        Case('AT', cifar, functional.at_loss, at_reference),
-        Case('FSP', cifar, functional.fsp_loss, fsp_reference, pairs=True),
-        Case('KD', (128, 100), functional.kd_loss, kd_reference),
-        Case('FitNet', cifar, functional.fitnet_loss, lambda s, t: 0.5 * (s - t).pow(2).mean()),
+        *(nst_case(kernel, shape) for kernel in ('linear', 'poly', 'gaussian')),
+        relational_case('SP', shape, functional.sp_loss, sp_reference),
+        Case('AT', shape, functional.at_loss, at_reference),
+        Case('FSP', shape, functional.fsp_loss, fsp_reference, pairs=True, literal=literal, products=8 * literal),
+        Case('FitNet', shape, functional.fitnet_loss, lambda s, t: 0.5 * (s - t).pow(2).mean()),
     ]
 
 
-def inputs_of(case: Case, device: torch.device) -> tuple[Any, Any, list[Tensor]]:
+def vector_cases(shape: tuple[int, int]) -> list[Case]:
+    """List the losses of embeddings (B, D)."""
+    n, d = shape
+    return [
+        relational_case('RKD-D', shape, functional.rkd_distance_loss, rkd_distance_reference, n * n * d),
+        relational_case('RKD-A', shape, functional.rkd_angle_loss, rkd_angle_reference, n ** 3 * d),
+        relational_case('SP', shape, functional.sp_loss, sp_reference),
+    ]
+
+
+def loss_cases(full: bool) -> list[Case]:
+    """List the losses to measure: a few of each, or those of CIFAR, ImageNet, an FPN and re-identification."""
+    logits = [Case('KD', (128, classes), functional.kd_loss, kd_reference) for classes in (100, 1000)]
+    if full:
+        maps = [(128, 64, 8, 8), (128, 32, 16, 16), (128, 16, 32, 32), (64, 512, 7, 7), (64, 1024, 14, 14),
+                (64, 2048, 7, 7), (2, 256, 100, 152), (2, 256, 50, 76), (2, 256, 25, 38), (2, 256, 13, 19),
+                (64, 2048, 16, 8)]
+        vectors = [(64, 128), (128, 512), (64, 2048), (256, 2048)]
+        return [*(case for shape in maps for case in map_cases(shape)),
+                *(case for shape in vectors for case in vector_cases(shape)), *logits]
+    few = [nst_case(kernel, shape) for shape in ((64, 32, 16, 16), (32, 128, 8, 8), (64, 256, 4, 4))
+           for kernel in ('linear', 'poly', 'gaussian')]
+    return [*few, *vector_cases((64, 128)), *(case for case in map_cases((128, 64, 8, 8)) if 'NST' not in case.name),
+            *logits[:1]]
+
+
+def inputs_of(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any, list[Tensor]]:
     """Return student, teacher and the student's leaves: activations after a ReLU, the teacher's stronger."""
     generator = torch.Generator(device).manual_seed(0)
 
     def features(offset: float) -> Tensor:
         x = torch.randn(case.shape, generator=generator, device=device)
-        return (x + offset).relu() if len(case.shape) == 4 else 3 * x
+        return ((x + offset).relu() if len(case.shape) == 4 else 3 * x).to(dtype)
 
     student = [features(0.0).requires_grad_() for _ in range(1 + case.pairs)]
     teacher = [features(0.5) for _ in student]
     return (student, teacher, student) if case.pairs else (student[0], teacher[0], student)
 
 
-def measure(case: Case, repeats: int, device: torch.device) -> dict[str, Any]:
-    """Compare a loss with its literal form: agreement, memory, time."""
-    student, teacher, leaves = inputs_of(case, device)
+def passes(loss: Loss, student: Any, teacher: Any, leaves: list[Tensor]) -> Callable[[], list[Tensor]]:
+    """Return a call that computes a value and its gradients."""
+    def step() -> list[Tensor]:
+        value = loss(student, teacher)
+        return [value.detach(), *torch.autograd.grad(value, leaves)]
 
-    def passes(loss: Loss) -> Callable[[], list[Tensor]]:
-        def step() -> list[Tensor]:
-            value = loss(student, teacher)
-            return [value.detach(), *torch.autograd.grad(value, leaves)]
+    return step
 
-        return step
 
-    steps = {'kd_plugins': passes(case.loss), 'reference': passes(case.reference)}
-    (value, *grads), (expected, *expected_grads) = (step() for step in steps.values())
-    grad, expected_grad = (torch.cat([x.flatten() for x in parts]) for parts in (grads, expected_grads))
-    result: dict[str, Any] = dict(
-        name=case.name, shape=list(case.shape), value_disagreement=((value - expected).abs() / expected.abs()).item(),
-        gradient_disagreement=((grad - expected_grad).norm() / expected_grad.norm()).item())
+def off_by(found: list[Tensor], expected: list[Tensor]) -> tuple[float, float]:
+    """Return by how much a value and its gradients differ from others, relatively."""
+    (value, *grads), (other, *others) = ([x.double() for x in parts] for parts in (found, expected))
+    grad, other_grad = (torch.cat([x.flatten() for x in parts]) for parts in (grads, others))
+    return ((value - other).abs() / other.abs()).item(), ((grad - other_grad).norm() / other_grad.norm()).item()
+
+
+def measure(case: Case, args: argparse.Namespace, dtype: torch.dtype, machine: Machine) -> dict[str, Any]:
+    """Compare a loss with float64, with its literal form where that has room, and with its floor."""
+    device = torch.device(args.device)
+    student, teacher, leaves = inputs_of(case, device, dtype)
+    steps = {'kd_plugins': passes(case.loss, student, teacher, leaves)}
+    exact_leaves = [x.detach().double().requires_grad_() for x in leaves]
+    exact = passes(case.loss, exact_leaves if case.pairs else exact_leaves[0],
+                   [x.double() for x in teacher] if case.pairs else teacher.double(), exact_leaves)()
+    result: dict[str, Any] = dict(name=case.name, shape=list(case.shape), dtype=str(dtype).removeprefix('torch.'))
+    own = steps['kd_plugins']()
+    result['value_error'], result['gradient_error'] = off_by(own, exact)
+    if case.literal * leaves[0].element_size() <= args.limit * 2 ** 30:
+        steps['reference'] = passes(case.reference, student, teacher, leaves)
+        result['value_disagreement'], result['gradient_disagreement'] = off_by(own, steps['reference']())
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(repeats):
+    for _ in range(args.repeats):
         for name, step in steps.items():
             times[name].append(1e3 * seconds(step, device))
     for name, step in steps.items():
         result[name] = dict(ms=median(times[name]), ms_min=min(times[name]), ms_max=max(times[name]),
                             peak_bytes=peak_memory(step, device))
-    own, reference = result['kd_plugins'], result['reference']
-    return result | dict(speedup=reference['ms'] / own['ms'], memory_ratio=own['peak_bytes'] / reference['peak_bytes'])
+    # Student and teacher are read once, a gradient is written.
+    moved, computed = (3 * sum(x.nbytes for x in leaves) / machine.bandwidth, case.products / machine.operations)
+    result |= dict(floor_ms=1e3 * max(moved, computed), bound_by='memory' if moved > computed else 'products')
+    result['times_floor'] = result['kd_plugins']['ms'] / result['floor_ms']
+    if 'reference' in result:
+        mine, reference = result['kd_plugins'], result['reference']
+        result |= dict(speedup=reference['ms'] / mine['ms'],
+                       memory_ratio=mine['peak_bytes'] / max(1, reference['peak_bytes']))
+    return result
 
 
 def print_table(results: Sequence[dict[str, Any]], title: str) -> None:
     """Print one row a case."""
-    table = Table('loss', 'shape', 'ms (min–max)', 'literal ms (min–max)', 'times faster', 'MiB', 'literal MiB',
-                  'memory ratio', 'value off by', 'gradient off by', title=title)
+    table = Table('loss', 'shape', 'dtype', 'ms (min–max)', 'literal ms (min–max)', 'times faster', 'MiB',
+                  'literal MiB', 'memory ratio', 'times the floor', 'floor by', 'off float64, value and gradient',
+                  title=title)
     for r in results:
-        sides = [r['kd_plugins'], r['reference']]
+        sides = [r['kd_plugins'], r.get('reference')]
         table.add_row(
-            r['name'], '×'.join(map(str, r['shape'])),
-            *(f'{x["ms"]:.2f} ({x["ms_min"]:.2f}–{x["ms_max"]:.2f})' for x in sides), f'{r["speedup"]:.1f}',
-            *(f'{x["peak_bytes"] / 2**20:.2f}' for x in sides), f'{r["memory_ratio"]:.4f}',
-            f'{r["value_disagreement"]:.1e}', f'{r["gradient_disagreement"]:.1e}')
-    Console(width=max(170, Console().width)).print(table)
+            r['name'], '×'.join(map(str, r['shape'])), r['dtype'],
+            *(f'{x["ms"]:.2f} ({x["ms_min"]:.2f}–{x["ms_max"]:.2f})' if x else 'too large' for x in sides),
+            f'{r["speedup"]:.1f}' if 'speedup' in r else '',
+            *(f'{x["peak_bytes"] / 2**20:.2f}' if x else '' for x in sides),
+            f'{r["memory_ratio"]:.4f}' if 'speedup' in r else '', f'{r["times_floor"]:.1f}', r['bound_by'],
+            f'{r["value_error"]:.0e} {r["gradient_error"]:.0e}')
+    Console(width=max(200, Console().width)).print(table)
 
 
 def losses(args: argparse.Namespace) -> None:
     """Measure the losses."""
     device = torch.device(args.device)
-    results = [measure(case, args.repeats, device) for case in loss_cases(args.large)]
+    machine = machine_of(device)
+    cases = [(case, getattr(torch, dtype)) for case in loss_cases(args.full) for dtype in args.dtypes]
+    results = [measure(case, args, dtype, machine) for case, dtype in track(
+        cases, 'measuring', console=Console(stderr=True), transient=True)]
     about = dict(device=torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu',
-                 threads=torch.get_num_threads(), repeats=args.repeats, torch=torch.__version__)
+                 threads=torch.get_num_threads(), repeats=args.repeats, torch=torch.__version__,
+                 gigabytes_per_second=round(machine.bandwidth / 1e9, 1),
+                 gigaflops=round(machine.operations / 1e9, 1))
     print_table(results, ', '.join(f'{k} {v}' for k, v in about.items()))
     if args.json:
         Path(args.json).write_text(json.dumps(about | dict(cases=results), indent=2) + '\n')
-    # Written so that a value that is no number counts as a disagreement.
-    wrong = [f'{r["name"]} {tuple(r["shape"])}' for r in results
-             if not max(r['value_disagreement'], r['gradient_disagreement']) <= TOLERANCE]
-    if wrong:
-        raise UserError(f'{", ".join(wrong)} and the literal form differ by more than {TOLERANCE:g}: see the table')
+
+    def wrong(keys: tuple[str, str], tolerances: dict[str, float]) -> str:
+        # Written so that a value that is no number counts as a disagreement.
+        return ', '.join(f'{r["name"]} {tuple(r["shape"])}' for r in results
+                         if keys[0] in r and not max(r[key] for key in keys) <= tolerances[r['dtype']])
+
+    for keys, other, tolerances in (
+            (('value_error', 'gradient_error'), 'float64', {'float32': 1e-5, 'bfloat16': 1e-2}),
+            (('value_disagreement', 'gradient_disagreement'), 'the literal form',
+             {'float32': TOLERANCE, 'bfloat16': float('inf')})):  # whose own arithmetic is bfloat16's
+        if found := wrong(keys, tolerances):
+            raise UserError(f'{found} and {other} differ: see the table')
