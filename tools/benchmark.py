@@ -54,7 +54,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.set_defaults(run_command=reid)
     command = commands.add_parser('loader', help='CIFAR-sized batches beside the stock pipeline')
     command.add_argument('--images', type=int, default=50_000, help='pictures in the drawn set')
-    command.add_argument('--workers', type=int, default=2, help='of the stock loader, in a second measurement')
     command.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     command.set_defaults(run_command=loader)
     command = commands.add_parser('step', help='training steps with each method')

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from .common import check_choice, check_maps, distillation_loss, match_size, unit
+from .common import check_choice, check_maps, distillation_loss, gram, match_size, unit
 
 KERNELS = ('poly', 'linear', 'gaussian')
 BANDWIDTHS = ('cross', 'all')
@@ -17,21 +17,15 @@ def _inverse_norm(squared: Tensor, eps: float = 1e-24) -> Tensor:
     return squared.masked_fill(squared <= eps, torch.inf).rsqrt()
 
 
-def _gram(x: Tensor) -> Tensor:
-    """Return x x', for symmetric use only: its gradient, the same from either side, is computed once and doubled."""
-    half = x @ x.detach().mT
-    return 2 * half - half.detach()
-
-
 def _cosines(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return x'x, y'y and x'y of the normalised maps; scaled are the smaller, the maps or their Gram matrices."""
     if student.shape[2] < student.shape[1]:
         student, teacher = unit(student), unit(teacher)
-        return _gram(student), teacher @ teacher.mT, student @ teacher.mT
-    own, other, cross = _gram(student), teacher @ teacher.mT, student @ teacher.mT
-    s, t = (_inverse_norm(gram.diagonal(dim1=1, dim2=2)) for gram in (own, other))
+        return gram(student), teacher @ teacher.mT, student @ teacher.mT
+    own, other, cross = gram(student), teacher @ teacher.mT, student @ teacher.mT
+    s, t = (_inverse_norm(x.diagonal(dim1=1, dim2=2)) for x in (own, other))
     pairs = (own, s, s), (other, t, t), (cross, s, t)
-    return tuple(gram * left[:, :, None] * right[:, None, :] for gram, left, right in pairs)
+    return tuple(products * left[:, :, None] * right[:, None, :] for products, left, right in pairs)
 
 
 def _mmd(kernel: Callable[[Tensor], Tensor], student: Tensor, teacher: Tensor) -> Tensor:
@@ -51,7 +45,7 @@ def _square(student: Tensor, teacher: Tensor) -> Tensor:
     if positions * (c_s + c_t) > c_s**2 + c_s * c_t + c_t**2:
         return _mmd(torch.square, student, teacher)
     student, teacher = unit(student), unit(teacher)
-    return mse_loss(student.mT @ student / c_s, teacher.mT @ teacher / c_t, reduction='sum') / size
+    return mse_loss(gram(student.mT) / c_s, teacher.mT @ teacher / c_t, reduction='sum') / size
 
 
 def _poly(student: Tensor, teacher: Tensor, degree: int, c: float) -> Tensor:

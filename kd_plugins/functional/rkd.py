@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import smooth_l1_loss
 
-from .common import check_batch, check_choice, distillation_loss, unit
+from .common import check_batch, check_choice, distillation_loss, gram, unit
 
 CONVENTIONS = ('paper', 'code')
 
@@ -24,10 +24,10 @@ def _squared_distances(student: Tensor, teacher: Tensor, convention: str, normal
 def _pairwise(x: Tensor) -> Tensor:
     # Without the mean, the Gram matrix is no larger than the distances it has to resolve.
     x = x - x.mean(0)
-    gram = x @ x.T
-    norms = gram.diagonal()
+    products = gram(x)
+    norms = products.diagonal()
     norms = norms[:, None] + norms
-    distances = norms - 2 * gram
+    distances = norms - 2 * products
     # Samples nearer than rounding can tell are one point, as each is with itself.
     return distances.masked_fill(distances <= 32 * torch.finfo(x.dtype).eps * norms, 0)
 

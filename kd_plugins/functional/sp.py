@@ -1,14 +1,16 @@
 """Similarity preservation."""
 
-from torch import Tensor
+from torch import Tensor, channels_last
 from torch.nn.functional import mse_loss
 
-from .common import check_batch, distillation_loss, unit
+from .common import check_batch, distillation_loss, gram, unit
 
 
 def _similarity(x: Tensor) -> Tensor:
+    if x.ndim == 4 and x.is_contiguous(memory_format=channels_last):
+        x = x.permute(0, 2, 3, 1)  # the order is of no matter: that of memory needs no copy
     x = x.flatten(1)
-    return unit(x @ x.T)
+    return unit(gram(x))
 
 
 @distillation_loss

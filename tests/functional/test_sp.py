@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from kd_plugins.functional import sp_loss
+from kd_plugins.functional.common import gram
 
 
 def by_loops(student, teacher):
@@ -64,3 +65,23 @@ def test_wrong_use():
     for shape in ((3,), (0, 4), (3, 0)):
         with pytest.raises(ValueError, match='two non-empty batches'):
             sp_loss(torch.ones(shape), torch.ones(shape))
+
+
+def test_gram_differentiates_as_a_product_does():
+    for shape in ((4, 3), (2, 3, 5)):
+        x = features(*shape, requires_grad=True)
+        assert torch.equal(gram(x), x @ x.mT)
+        weight = features(*gram(x).shape)  # not symmetric
+        expected = torch.autograd.grad((x @ x.mT * weight).sum(), x)
+        torch.testing.assert_close(torch.autograd.grad((gram(x) * weight).sum(), x), expected)
+        assert torch.autograd.gradgradcheck(gram, x)
+
+
+def test_the_layout_in_memory_changes_nothing():
+    student, teacher = features(4, 3, 5, 2), features(4, 6, 2, 2)
+    own = [x.contiguous(memory_format=torch.channels_last).requires_grad_() for x in (student, teacher)]
+    plain = [x.clone().requires_grad_() for x in (student, teacher)]
+    losses = [sp_loss(*pair) for pair in (own, plain)]
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-12)
+    grads = [torch.autograd.grad(loss, pair[0])[0] for loss, pair in zip(losses, (own, plain), strict=True)]
+    torch.testing.assert_close(*grads)

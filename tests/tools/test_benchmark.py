@@ -121,8 +121,8 @@ def test_the_memory_of_a_run_is_not_what_came_before_it(tmp_path):
 
 def test_loaders_are_measured_beside_the_stock_one(tmp_path, capsys):
     out = tmp_path / 'out.json'
-    tool.main(['loader', '--images', '1500', '--repeats', '2', '--workers', '0', '--device', 'cpu', '--threads', '1',
-               '--json', str(out)])
+    tool.main(['loader', '--images', '1500', '--repeats', '2', '--device', 'cpu', '--threads', '1', '--json',
+               str(out)])
     loaders = json.loads(out.read_text())['loaders']
     assert list(loaders) == ['stock', 'batched']
     assert loaders['stock']['ratio'] == 1

@@ -37,13 +37,13 @@ def draw_cifar(root: Path, images: int) -> None:
     (folder / 'batches.meta').write_bytes(pickle.dumps(meta, protocol=2))
 
 
-def endless(config: Config, root: Path, workers: int, device: str) -> Callable[[], None]:
-    """Return a call that makes some batches of a config's training loader, ready for a network."""
+def endless(config: Config, root: Path, device: str) -> Callable[[], None]:
+    """Return a call that makes some batches of a config's training loader, ready for a network, in this process."""
     record = config.train_dataloader
     inner = record.dataset.get('dataset', record.dataset)
     inner.data_root = str(root)
     batched = inner is not record.dataset
-    record.update(num_workers=0 if batched else workers, persistent_workers=workers > 0 and not batched)
+    record.update(num_workers=0, persistent_workers=False)
     if batched:
         record.dataset.device = device
     loader = Runner.build_dataloader(record, seed=0)
@@ -71,15 +71,13 @@ def loader(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         draw_cifar(Path(folder), args.images)
         runs = {}
-        for name, workers in (('stock', 0), ('stock', args.workers), ('batched', 0)):
-            config = Config.fromfile(DATASETS / f'cifar10{"_batched" * (name == "batched")}.py')
-            label = f'{name}, {workers} workers' if workers else name
-            runs[label] = endless(config, Path(folder), workers, args.device)
+        for name, file in (('stock', 'cifar10.py'), ('batched', 'cifar10_batched.py')):
+            runs[name] = endless(Config.fromfile(DATASETS / file), Path(folder), args.device)
         times: dict[str, list[float]] = {name: [] for name in runs}
         for repeat in range(args.repeats + 1):
             for name, run in runs.items():
                 taken = seconds(run, device)
-                if repeat:  # the first turn starts the workers
+                if repeat:  # the first one warms up
                     times[name].append(taken)
     results = {}
     table = Table('loader', 'images/s (min–max)', 'times the stock one',
