@@ -162,7 +162,7 @@ class _Similarities:
         norms = torch.linalg.vector_norm(x, dim=1)
         if self._metric == 'cosine':
             x /= norms.clamp_min(_TINY)[:, None]
-            norms.fill_(0.5 ** 0.5)
+            return x, torch.full_like(norms, 0.5)
         return x, norms * 0.5 ** 0.5
 
     def blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:

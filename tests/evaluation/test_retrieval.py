@@ -198,17 +198,17 @@ def test_matches_that_float32_knows_exactly_say_nothing_of_the_other_items(kind:
     rng = np.random.default_rng(seed)
     code = np.eye(1, 512, 7)[0] if kind == 'one-hot' else rng.choice([-1.0, 1.0], 512)
     dense = rng.random(512) + 1
-    near = dense + 1e-6 * rng.standard_normal((401, 512))
+    near = dense + 1e-3 * rng.standard_normal((401, 512))
     query = np.concatenate([np.repeat(code[None], 40, 0), dense[None]]).astype(np.float32)
     gallery = np.concatenate([np.repeat(code[None], 40, 0), near]).astype(np.float32)
     features = ReIDFeatures(query, np.repeat([1, 2], [40, 1]), np.full(41, 1), gallery,
                             np.repeat([1, 2, 0], [40, 1, 400]), np.full(441, 2))
     for metric in ('cosine', 'euclidean'):
-        ranks, _ = brute_force(features, metric)
-        found = np.split(rank_matches(features, metric).ranks, 40 * np.arange(1, 41))
-        similar = [distance(query[-1], x, metric) for x in gallery]
-        if metric == 'euclidean' or np.diff(np.sort(similar[40:])).min() > 1e-11:  # brute_force rounds to 1e-12
-            assert found[-1].tolist() == ranks[-1]
+        similar = [distance(query[-1], x, metric) for x in gallery[40:]]
+        if metric == 'cosine':  # float32 cannot tell them apart
+            assert np.ptp(similar) < 2e-7
+        expected = 1 + sum(x < similar[0] for x in similar[1:])
+        assert rank_matches(features, metric).ranks[-1] == expected
 
 
 @pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
