@@ -4,6 +4,7 @@
     python tools/benchmark.py reid
     python tools/benchmark.py loader
     python tools/benchmark.py step --amp --channels-last
+    python tools/benchmark.py teacher
 
 losses    every loss, forward and backward, beside its literal form: all pairs by broadcasting, as popular code does;
           and beside its floor: the time to read student and teacher and to write the gradient, or to compute the
@@ -16,8 +17,10 @@ reid      retrieval on drawn features, on the CPU: the evaluation at the size of
 loader    CIFAR-sized batches, augmented and normalised: from memory a whole batch at once, beside the stock pipeline.
 step      training steps: of the student alone, with the teacher's forward pass beside it, and with each method's terms;
           and the three operations that a distilled step spends most time in.
+teacher   a teacher's forward pass by layout and precision, and with --compile compiled, and its answers from disk.
 
-Time is the median of interleaved repetitions, a ratio of retrieval's the median of the single ratios. Of the losses,
+Time is the median of interleaved repetitions (on a CPU with --threads 1 the time that the thread ran, on which other
+programs have less influence), a ratio of retrieval's the median of the single ratios. Of the losses,
 memory is the peak that a forward and backward pass adds to its inputs: on CUDA by torch's own statistics; on a CPU the
 highest sum of the allocations and frees that torch.profiler sees, which is exact and free of what ran before, where a
 process's resident size is neither (it leaves out the scratch space of the matrix library). Of retrieval, memory is the
@@ -32,6 +35,7 @@ from benchmarks.loader import loader
 from benchmarks.losses import losses
 from benchmarks.reid import REID, REID_PARTS, reid, reid_run
 from benchmarks.step import STEP_PARTS, step
+from benchmarks.teacher import teacher
 
 from kd_plugins.errors import UserError, one_line_errors
 
@@ -64,6 +68,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.add_argument('--channels-last', action='store_true')
     command.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     command.set_defaults(run_command=step)
+    command = commands.add_parser('teacher', help="a teacher's ways to answer")
+    command.add_argument('--parts', nargs='+', choices=['cifar', 'imagenet'], default=['cifar'],
+                         help='(default: cifar)')
+    command.add_argument('--batch-size', type=int, default=128)
+    command.add_argument('--compile', action='store_true', help='also compiled, which takes minutes at first')
+    command.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    command.set_defaults(run_command=teacher)
     for command in commands.choices.values():
         command.add_argument('--repeats', type=int, default=5)
         command.add_argument('--json', metavar='FILE', help='also write the measurements here')

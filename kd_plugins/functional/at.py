@@ -1,14 +1,35 @@
 """Attention transfer."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .common import check_choice, check_maps, distillation_loss, match_size, unit
+from .common import as_float, check_choice, check_maps, distillation_loss, match_size, unit
 
 CONVENTIONS = ('paper', 'code')
 
+_PART = 2**18
 
-@distillation_loss
+
+class _Energy(torch.autograd.Function):
+    """Sum of the squares over the channels: the gradient is one product, where autograd's own makes two whole maps."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        # On a CPU some images at a time: large temporaries are slow to come by there, and these stay in its cache.
+        parts = x.split(max(_PART // x[0].numel(), 1)) if x.device.type == 'cpu' else (x,)
+        return torch.cat([as_float(part).square().sum(1) for part in parts])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return (2 * grad).to(x.dtype)[:, None] * x
+
+
+@partial(distillation_loss, takes_half=True)
 def at_loss(student: Tensor, teacher: Tensor, convention: str = 'paper', p: float = 2) -> Tensor:
     """Difference of two attention maps, i.e. of where in the image the activations are strong.
 
@@ -37,7 +58,7 @@ def at_loss(student: Tensor, teacher: Tensor, convention: str = 'paper', p: floa
     """
     check_choice('convention', convention, CONVENTIONS)
     check_maps('at_loss', student, teacher)
-    attention = ((x.square() if p == 2 else x.abs().pow(p)).sum(1) for x in (student, teacher))
+    attention = (_Energy.apply(x) if p == 2 else as_float(x).abs().pow(p).sum(1) for x in (student, teacher))
     student, teacher = (unit(x.flatten(1)) for x in match_size(*attention))
     if convention == 'paper':
         return torch.linalg.vector_norm(student - teacher, dim=1).mean()

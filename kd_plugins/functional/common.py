@@ -1,6 +1,7 @@
 """What the losses share: precision, the detached teacher, shape checks, meeting of spatial sizes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce, wraps
 from math import isfinite
 from typing import Any
@@ -20,17 +21,21 @@ def _map(function: Callable[[Tensor], Tensor], features: Features) -> Features:
     return function(features) if isinstance(features, Tensor) else tuple(map(function, features))
 
 
-def distillation_loss(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def distillation_loss(function: Callable[..., Tensor], takes_half: bool = False) -> Callable[..., Tensor]:
     """Compute ``function(student, teacher, ...)`` in float32 (float64 stays), autocast off, the teacher detached.
 
     A relational or Gram loss in half precision is off by tens of per cent; a teacher that needs gradients would keep
-    its whole graph alive.
+    its whole graph alive. A function that ``takes_half`` gets features of half precision as they are, and computes in
+    float32 what it makes of them.
     """
 
     @wraps(function)
     def loss(student: Features, teacher: Features, *args: Any, **kwargs: Any) -> Tensor:
         tensors = [*_flat(student), *_flat(teacher)]
-        dtype = reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
+        kinds = {x.dtype for x in tensors}
+        dtype = reduce(torch.promote_types, kinds)
+        if not takes_half or len(kinds) > 1:
+            dtype = torch.promote_types(dtype, torch.float32)
         with torch.autocast(tensors[0].device.type, enabled=False):
             return function(
                 _map(lambda x: x.to(dtype), student), _map(lambda x: x.detach().to(dtype), teacher), *args, **kwargs
@@ -99,20 +104,70 @@ def unit(x: Tensor, eps: float = 1e-12) -> Tensor:
     return x / norm.masked_fill(norm <= eps, torch.inf)
 
 
+def as_float(x: Tensor) -> Tensor:
+    """Convert half precision to float32; what is as precise or more stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@contextmanager
+def _products_of(dtype: torch.dtype) -> Iterator[None]:
+    """Let products of float32 tensors keep, of each factor, as many bits as ``dtype`` has; sums stay in float32.
+
+    For factors that were converted from ``dtype`` nothing is lost, and matrix units are several times as fast.
+    """
+    precisions = {torch.bfloat16: {'mkldnn': 'bf16', 'cuda': 'tf32'}, torch.float16: {'cuda': 'tf32'}}.get(dtype, {})
+    settings = {getattr(torch.backends, name).matmul: value for name, value in precisions.items()}
+    settings = {place: value for place, value in settings.items() if hasattr(place, 'fp32_precision')}  # torch >= 2.9
+    before = {place: place.fp32_precision for place in settings}
+    try:
+        for place, value in settings.items():
+            place.fp32_precision = value
+        yield
+    finally:
+        for place, value in before.items():
+            place.fp32_precision = value
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(x, y)
+        with _products_of(x.dtype):
+            return as_float(x) @ as_float(y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, y = ctx.saved_tensors
+        with _products_of(x.dtype):
+            return ((grad @ as_float(y).mT).to(x.dtype) if ctx.needs_input_grad[0] else None,
+                    (as_float(x).mT @ grad).to(y.dtype) if ctx.needs_input_grad[1] else None)
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """Return x y (..., N, M) of (..., N, D) and (..., D, M) of one type: in float32 of half precision, at its speed.
+
+    Gradients have the type of x and y, and are computed of an incoming one that is rounded to it.
+    """
+    return _Product.apply(x, y)
+
+
 class _Gram(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return x @ x.mT
+        with _products_of(x.dtype):
+            wide = as_float(x)
+            return wide @ wide.mT
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return (grad + grad.mT) @ x
+        with _products_of(x.dtype):
+            return ((grad + grad.mT) @ as_float(x)).to(x.dtype)
 
 
 def gram(x: Tensor) -> Tensor:
-    """Return x x' (..., N, N) of (..., N, D).
+    """Return x x' (..., N, N) of (..., N, D), of half precision as :func:`product` does.
 
     Its gradient is one product, where autograd's own takes two, and one of them along a long and thin transpose, which
     can cost several times the rest.

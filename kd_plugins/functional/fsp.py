@@ -1,19 +1,20 @@
 """Flow of the solution procedure."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool2d, mse_loss
 
-from .common import check_channels, check_maps, distillation_loss, match_size
+from .common import check_channels, check_maps, distillation_loss, match_size, product
 
 
 def _flow(first: Tensor, second: Tensor) -> Tensor:
     first, second = match_size(first, second, adaptive_max_pool2d)
-    return first.flatten(2) @ second.flatten(2).mT / first[0, 0].numel()
+    return product(first.flatten(2), second.flatten(2).mT) / first[0, 0].numel()
 
 
-@distillation_loss
+@partial(distillation_loss, takes_half=True)
 def fsp_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """Difference of how two networks go from the input of a stage to its output.
 

@@ -1,5 +1,7 @@
 """Similarity preservation."""
 
+from functools import partial
+
 from torch import Tensor, channels_last
 from torch.nn.functional import mse_loss
 
@@ -13,7 +15,7 @@ def _similarity(x: Tensor) -> Tensor:
     return unit(gram(x))
 
 
-@distillation_loss
+@partial(distillation_loss, takes_half=True)
 def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Difference of which samples of a batch two networks find alike.
 

@@ -14,7 +14,7 @@ sys.path.append(str(TOOLS))  # last, since tools/test.py must not hide the stand
 _spec = importlib.util.spec_from_file_location('benchmark', TOOLS / 'benchmark.py')
 tool = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tool)
-from benchmarks import losses, reid, step, timing  # noqa: E402
+from benchmarks import losses, reid, step, teacher, timing  # noqa: E402
 
 CASES = [case._replace(shape=(6, 3, 4, 4) if len(case.shape) == 4 else (6, 5)) for case in losses.loss_cases(False)]
 
@@ -157,3 +157,16 @@ def test_a_step_trains_with_what_it_says(monkeypatch):
     assert list(steps) == ['student', 'with teacher', 'distilled']
     assert asked == [2]  # the third one only
     assert totals[0] == totals[1] != totals[2]
+
+
+def test_a_teachers_ways_to_answer_are_measured(tmp_path, capsys):
+    out = tmp_path / 'out.json'
+    tool.main(['teacher', '--batch-size', '4', '--repeats', '2', '--device', 'cpu', '--threads', '1',
+               '--json', str(out)])
+    ways = json.loads(out.read_text())['parts']['cifar']
+    assert set(ways) == {name for name in teacher.PASSES if 'compiled' not in name} | {
+        f'from the cache: {name}' for name in teacher.TAPS}
+    for way in ways.values():
+        assert len(way['seconds']) == 2
+        assert way['ratio'] == pytest.approx(sum(ways['float32']['seconds']) / sum(way['seconds']))
+    assert 'from the cache' in capsys.readouterr().out

@@ -26,7 +26,8 @@ from kd_plugins.teacher import build_teacher
 ROOT = Path(__file__).parents[2]
 # What is measured, and the side of its images.
 STEP_PARTS = {
-    'cifar': (sorted((ROOT / 'configs/cifar10/wrn-40-2_to_wrn-16-2').glob('*.py')), 32),
+    'cifar': ([path for path in sorted((ROOT / 'configs/cifar10/wrn-40-2_to_wrn-16-2').glob('*.py'))
+               if 'stage' not in path.stem], 32),
     'imagenet': (sorted((ROOT / 'configs/imagenet').glob('*_resnet34.py')), 224),
     'voc': ([ROOT / 'configs/voc/nst_in_detector.py'], 320),
 }

@@ -1,0 +1,97 @@
+"""A teacher's forward pass: layouts, precisions, compiled or not, and its answers from disk."""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.step import STEP_PARTS, stripped, terms_of
+from benchmarks.timing import seconds
+from kd_plugins.cache import AnswerCache
+from kd_plugins.config import load_config
+from kd_plugins.recorder import Recorder
+from kd_plugins.teacher import build_teacher
+
+PASSES = {  # channels-last, bfloat16, inference mode, compiled
+    'float32': (False, False, False, False),
+    'float32, inference mode': (False, False, True, False),
+    'float32, channels-last': (True, False, False, False),
+    'bfloat16': (False, True, False, False),
+    'bfloat16, channels-last': (True, True, False, False),
+    'bfloat16, channels-last, compiled': (True, True, False, True),
+}
+TAPS = {'logits': ['head.fc'], 'logits and the last maps': ['head.fc', 'backbone']}
+
+
+def forward(record: dict[str, Any], inputs: Tensor, name: str) -> Callable[[], Any]:
+    """Return one way to run the teacher."""
+    channels_last, half, inference, compiled = PASSES[name]
+    network = stripped(build_teacher(**record)).to(inputs.device).eval().requires_grad_(False)
+    if channels_last:
+        network.to(memory_format=torch.channels_last)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    if compiled:
+        network.compile()
+    mode = torch.inference_mode if inference else torch.no_grad
+
+    def run() -> None:
+        with mode(), torch.autocast(inputs.device.type, torch.bfloat16, enabled=half):
+            network(inputs, mode='tensor')
+
+    return run
+
+
+@contextmanager
+def answers(record: dict[str, Any], inputs: Tensor, taps: list[str]) -> Iterator[Callable[[], Any]]:
+    """Give a call that reads the answers to a batch from a cache."""
+    network = stripped(build_teacher(**record)).to(inputs.device).eval()
+    recorder = Recorder(network, taps)
+    with torch.no_grad(), recorder.recording() as features, tempfile.TemporaryDirectory() as folder:
+        network(inputs, mode='tensor')
+        cache = AnswerCache(folder, network, taps)
+        cache.put(inputs, None, features)
+        assert cache.get(inputs, None) is not None
+        yield lambda: cache.get(inputs, None)
+
+
+def teacher(args: argparse.Namespace) -> None:
+    """Measure a teacher's ways to answer."""
+    device = torch.device(args.device)
+    results: dict[str, Any] = {}
+    for part in args.parts:
+        paths, side = STEP_PARTS[part]
+        record, _ = terms_of(load_config(str(paths[0])))
+        inputs = torch.randn(args.batch_size, 3, side, side, device=device)
+        times: dict[str, list[float]] = {}
+        first: dict[str, float] = {}
+
+        def measure(name: str, run: Callable[[], Any], times: Any = times, first: Any = first) -> None:
+            first[name] = seconds(run, device)
+            times[name] = [seconds(run, device) for _ in range(args.repeats)]
+
+        for name in PASSES:
+            if args.compile or not PASSES[name][3]:
+                measure(name, forward(record, inputs, name))
+        for name, taps in TAPS.items():
+            with answers(record, inputs, taps) as run:
+                measure(f'from the cache: {name}', run)
+        base = median(times['float32'])
+        title = f'{Path(record["config"]).name}, {args.batch_size} images, {device}, {args.threads} threads'
+        table = Table('way', 'ms (min–max)', 'times faster', 'first call, s', title=title)
+        for name, taken in times.items():
+            table.add_row(name, f'{1e3 * median(taken):.1f} ({1e3 * min(taken):.1f}–{1e3 * max(taken):.1f})',
+                          f'{base / median(taken):.2f}', f'{first[name]:.1f}')
+        Console(width=max(120, Console().width)).print(table)
+        results[part] = {name: dict(seconds=taken, first=first[name], ratio=base / median(taken))
+                         for name, taken in times.items()}
+    if args.json:
+        Path(args.json).write_text(json.dumps(dict(threads=args.threads, parts=results), indent=2) + '\n')
