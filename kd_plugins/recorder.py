@@ -49,7 +49,7 @@ class Recorder:
 
     def __init__(self, model: nn.Module, taps: Iterable[str]) -> None:
         modules = dict(model.named_modules())
-        self._model = model
+        self.model = model
         self._taps = list(dict.fromkeys(taps))
         for tap in self._taps:
             if not tap or tap not in modules:
@@ -63,7 +63,7 @@ class Recorder:
     def _listening(self, hook: Callable[[str, list[Tensor]], None]) -> Iterator[None]:
         """Call ``hook(tap, tensors)`` after every run of a tapped module inside the block."""
         handles = [  # looked up anew: mmengine may have put a SyncBatchNorm in a module's place
-            self._model.get_submodule(tap).register_forward_hook(
+            self.model.get_submodule(tap).register_forward_hook(
                 lambda module, args, output, tap=tap: hook(tap, list(_tensors(output))))
             for tap in self._taps
         ]

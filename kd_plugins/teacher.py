@@ -42,7 +42,7 @@ def build_teacher(
         model.setdefault('data_preprocessor', config.get('data_preprocessor'))
     else:
         model = config
-    if str(model['type']).rpartition('.')[2] == 'Distiller':  # a teacher that was itself distilled
+    if str(model['type']).rpartition('.')[2] in ('Distiller', 'MutualLearning', 'NativeEnsemble'):  # itself distilled
         model = model['student'] | {'data_preprocessor': model.get('data_preprocessor')}
     model = dict(model)
     if data_preprocessor is not None:
@@ -85,10 +85,12 @@ class _Renormalise(nn.Module):
         if self.identity:
             return inputs
         outputs = (inputs.flip(1) if self.flip else inputs) * self.scale + self.shift
-        for image, sample in zip(outputs, data_samples or (), strict=False):
-            height, width = getattr(sample, 'img_shape', image.shape[-2:])[:2]
-            image[..., height:, :] = 0
-            image[..., width:] = 0
+        samples = () if data_samples is None else data_samples
+        for number, sample in zip(range(len(outputs)), samples, strict=False):
+            height, width = getattr(sample, 'img_shape', outputs.shape[-2:])[:2]
+            if (height, width) != outputs.shape[-2:]:  # where gradient is wanted, each of these costs a copy of it
+                outputs[number, :, height:] = 0
+                outputs[number, :, :, width:] = 0
         return outputs
 
 
@@ -139,10 +141,15 @@ class Teacher:
         """Return the features at the taps for a batch that the student's preprocessor has normalised."""
         if self._cache is not None and (known := self._cache.get(inputs, data_samples)) is not None:
             return known
-        with self.recorder.recording(stop=True) as features:
-            self._forward(inputs, data_samples)
+        features = self.answer(inputs, data_samples)
         if self._cache is not None:
             self._cache.put(inputs, data_samples, features)
+        return features
+
+    def answer(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
+        """Return the same for inputs made up on the way: never from the cache, and differentiable in them."""
+        with self.recorder.recording(stop=True) as features:
+            self._forward(inputs, data_samples)
         return features
 
     def _forward(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> None:

@@ -69,15 +69,49 @@ def test_every_gradient_is_that_of_the_global_batch(ranks, way):
 
 
 @BOTH
-@pytest.mark.parametrize('name', ['adapters', 'accumulation'])
+@pytest.mark.parametrize('name', ['adapters', 'accumulation', 'critic'])
 def test_adapters_train_as_in_one_process(ranks, way, name):
     alone, together = runs(ranks, way, name)
     moved = [any(x.any() for x in step.values()) for step in steps(alone, 'adapters')]
-    assert moved == [True] * 7 if name == 'adapters' else moved == [False, True] * 3 + [True]
+    assert moved == [True] * 7 if name != 'accumulation' else moved == [False, True] * 3 + [True]
     for run in together:
         assert_close(run['adapters'], alone['adapters'])
         assert_close(run['states'], alone['states'])
     assert all(equal(*pair) for pair in zip(*(run['adapters'] for run in together), strict=True))
+
+
+@BOTH
+def test_a_process_without_samples_to_attack_waits_for_none(ranks, way):
+    """Class 0 is what both networks say, and by the order of the images only rank 0 has any of it."""
+    alone, (first, second) = runs(ranks, way, 'bss')
+    assert all(step['loss_bss'] > 0 for step in [*alone['losses'], *first['losses']])
+    assert all(step['loss_bss'] == 0 for step in second['losses'])
+    assert len(second['losses']) == 7
+    assert all(equal(*states) for states in zip(first['states'], second['states'], strict=True))
+    assert steps(first, 'states')[0]['maps.weight'].norm() > 1e-3
+
+
+def test_both_ways_attack_alike(ranks):
+    for rank in ranks:
+        hook, model = (rank['together'][way, 'bss'] for way in ('hook', 'model'))
+        assert hook['losses'] == model['losses']
+        assert equal(hook['states'][-1], model['states'][-1])
+
+
+@BOTH
+def test_hints_alone_leave_the_layers_above_as_they_were(ranks, way):
+    first, second = (rank['hints'][way] for rank in ranks)
+    assert equal(first['end'], second['end'])
+    assert equal(first['adapters'], second['adapters'])
+    moved = {name for name in first['end'] if not torch.equal(first['start'][name], first['end'][name])}
+    reached = {name for name in first['end'] if not any(x in name for x in ('backbone.stage3', 'head.'))}
+    assert moved == reached
+    assert 0 < len(moved) < len(first['end'])
+
+
+def test_hints_alone_say_what_data_parallel_needs(ranks):
+    for rank in ranks:
+        assert rank['refused'].endswith('set find_unused_parameters=True in the config')
 
 
 @BOTH

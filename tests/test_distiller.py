@@ -1,9 +1,12 @@
+import copy
+import pickle
 import random
 
 import numpy as np
 import pytest
 import torch
-from tiny import CLASSES, classifier, teacher_record
+from mmpretrain.structures import DataSample
+from tiny import CLASSES, PREPROCESSOR, classifier, teacher_record
 
 from kd_plugins import functional
 from kd_plugins.distiller import Distillation, preserved_rng
@@ -14,6 +17,8 @@ KD = dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', tea
 STAGES = ['backbone.stage1', 'backbone.stage2', 'backbone.stage3']
 PAIR = ['backbone.stage1.0.conv1', 'backbone.stage1']
 HINT = dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), adapter='auto')
+BSS = KD | dict(name='bss', loss=dict(type='kd_plugins.BSSLoss', attack_size=4), weight=2.0)
+GAN = dict(name='gan', loss=dict(type='kd_plugins.NSTGANLoss', hidden=8), student=STAGES[2], teacher=STAGES[2])
 
 
 @pytest.fixture
@@ -165,3 +170,262 @@ def test_logits_of_other_class_counts_cannot_meet(student, tmp_path, images):
     record['checkpoint'] = None
     with pytest.raises(UserError, match=r"student head.fc \(6, 4\) -> teacher head.fc \(6, 7\): these cannot meet"):
         Distillation(student, record, [KD]).dry_run(student, images, None)
+
+
+def two_teachers(folder, **second):
+    """Return the records of two teachers with weights of their own."""
+    records = []
+    for name, depth, width in (('a', 14, 4), ('b', 8, second.get('width', 4))):
+        (folder / name).mkdir()
+        records.append(teacher_record(folder / name, depth, width))
+    return records
+
+
+def test_mean_over_teachers_has_the_gradient_of_their_mean_probability(student, tmp_path, images):
+    tau = 3.0
+    term = KD | dict(loss=dict(type='kd_plugins.KDLoss', tau=tau), weight=2.0)
+    core, features, losses, _ = distil(student, two_teachers(tmp_path), [term], images)
+    logits, answers = features['head.fc'][0], [teacher(images, None)['head.fc'][0] for teacher in core.teachers]
+    assert not torch.allclose(*answers)
+    each = [functional.kd_loss(logits, answer, tau) for answer in answers]
+    torch.testing.assert_close(losses['loss_kd'], 2 * (each[0] + each[1]) / 2)
+    mean = sum((x / tau).softmax(1) for x in answers) / 2
+    divergence = tau ** 2 * (mean * (mean.log() - (logits / tau).log_softmax(1))).sum(1).mean()
+    assert divergence < losses['loss_kd'] / 2 - 1e-6  # the value is another, by a constant
+    own, expected = (torch.autograd.grad(x, logits, retain_graph=True)[0]
+                     for x in (losses['loss_kd'], 2 * divergence))
+    torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_every_teacher_has_adapters_of_its_own(student, tmp_path, images):
+    term = HINT | dict(student=STAGES[:2], teacher=STAGES[:2])
+    core, features, losses, lines = distil(student, two_teachers(tmp_path, width=6), [term], images)
+    adapters = core.terms[0].adapters
+    assert [x.out_channels for x in adapters] == [4, 8, 6, 12]
+    assert list(core.state_dict()) == [f'terms.0.adapters.{i}.{x}' for i in range(4) for x in ('weight', 'bias')]
+    answers = [teacher(images, None) for teacher in core.teachers]
+    expected = sum(functional.fitnet_loss(adapters[2 * i + j](features[tap][0]), answer[tap][0])
+                   for i, answer in enumerate(answers) for j, tap in enumerate(STAGES[:2])) / 2
+    torch.testing.assert_close(losses['loss_hint'], expected)
+    assert lines == [
+        'hint: FitNetLoss student backbone.stage1+backbone.stage2 (6, 4, 16, 16) (6, 8, 8, 8) -> '
+        'teacher 0 backbone.stage1+backbone.stage2 (6, 4, 16, 16) (6, 8, 8, 8), '
+        'teacher 1 backbone.stage1+backbone.stage2 (6, 6, 16, 16) (6, 12, 8, 8), adapter of 230 parameters']
+
+
+def test_a_term_may_keep_to_some_teachers(student, tmp_path, images):
+    terms = [KD, KD | dict(name='second', of=[1]), HINT | dict(student=STAGES[1], teacher='backbone.stage2.1', of=[0])]
+    core, features, losses, _ = distil(student, two_teachers(tmp_path), terms, images)
+    answers = [teacher(images, None) for teacher in core.teachers]
+    assert [set(answer) for answer in answers] == [{'head.fc', 'backbone.stage2.1'}, {'head.fc'}]
+    torch.testing.assert_close(
+        losses['loss_second'], functional.kd_loss(features['head.fc'][0], answers[1]['head.fc'][0]))
+    core.terms[0].weight = core.terms[2].weight = 0.0
+    core.teachers[0].model.forward = None  # no term with a weight asks it
+    torch.testing.assert_close(core(features, images, None)['loss_second'], losses['loss_second'])
+
+
+def test_a_list_of_one_teacher_is_the_teacher(student, teacher, images):
+    states = []
+    for record in (teacher, [teacher]):
+        torch.manual_seed(3)
+        core, _, losses, lines = distil(student, record, [KD | dict(adapter='auto')], images)
+        assert core.teacher is core.teachers[0]
+        states.append((lines, losses['loss_kd'].item(), list(core.state_dict())))
+    assert states[0] == states[1]
+
+
+@pytest.mark.parametrize(('terms', 'message'), [
+    ([KD | dict(of=[2])], r"term 'kd': of must list places of teachers, each once, from 0 to 1, got \[2\]"),
+    ([KD | dict(of=[])], r'of must list places of teachers'),
+    ([KD | dict(of=[0, 0])], r'of must list places of teachers'),
+    ([KD | dict(of=1)], r'of must list places of teachers.* got 1'),
+    ([KD | dict(of=[0])], r'teacher 1: no term learns from it'),
+    ([KD, KD | dict(name='x', teacher='backbone.stage2.1')],
+     r"teacher 1: ImageClassifier has no module 'backbone.stage2.1' to tap; .*of=\[\.\.\.\] keeps a term"),
+])
+def test_mistakes_with_teachers(student, tmp_path, terms, message):
+    with pytest.raises(UserError, match=message) as error:
+        Distillation(student, two_teachers(tmp_path), terms)
+    assert '\n' not in str(error.value)
+
+
+def test_no_teacher(student):
+    with pytest.raises(UserError, match='a distillation needs a teacher'):
+        Distillation(student, [], [KD])
+
+
+def labelled(labels):
+    return [DataSample().set_gt_label(label) for label in labels]
+
+
+@pytest.fixture
+def sure(student, tmp_path):
+    """Return a student and the record of a teacher, differently normalised, that both say class 1 of most images."""
+    record = teacher_record(tmp_path)
+    record['config'] = record['config'] | dict(data_preprocessor=PREPROCESSOR | dict(mean=[100.0, 120, 140]))
+    state = torch.load(record['checkpoint'])
+    state['state_dict']['head.fc.bias'][1] += 2
+    torch.save(state, record['checkpoint'])
+    with torch.no_grad():
+        student.head.fc.bias[1] += 2
+    return student.train(), record
+
+
+def test_bss_compares_on_samples_at_the_boundary(sure, images):
+    student, record = sure
+    labels = torch.tensor([1, 1, 0, 1, 1, 1])
+    core, features, _, lines = distil(student, record, [BSS | dict(weight=0)], images)
+    core.terms[0].weight = 2.0
+    passes = []
+    handle = student.register_forward_hook(lambda module, args, output: passes.append(args[0]))
+    torch.manual_seed(5)
+    losses = core(features, images, labelled(labels))
+    handle.remove()
+    teacher, (logits,) = core.teacher, features['head.fc']
+
+    def answer(x):
+        return teacher.model(teacher._convert(x, None), mode='tensor')
+
+    torch.manual_seed(5)
+    chosen = functional.base_samples(logits, answer(images), labels, 4)
+    made = functional.boundary_attack(
+        images[chosen], labels[chosen], functional.draw_targets(answer(images)[chosen], labels[chosen]), answer)
+    assert lines == ['bss: BSSLoss student head.fc (6, 4) -> teacher head.fc (6, 4)']
+    assert len(chosen) == 4
+    assert len(passes) == 1
+    assert torch.equal(passes[0], made)
+    assert (made - images[chosen]).abs().max() > 0.01
+    expected = functional.bss_loss(student(made, mode='tensor'), answer(made))
+    torch.testing.assert_close(losses['loss_bss'], 2 * expected)
+    losses['loss_bss'].backward()
+    assert student.backbone.stage1[0].conv1.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in teacher.model.parameters())
+    assert not any(module.training for module in teacher.model.modules())
+    state = torch.load(record['checkpoint'])['state_dict']
+    assert all(torch.equal(x, state[k]) for k, x in teacher.model.state_dict().items())
+
+
+def test_bss_asks_the_cache_for_the_batch_only(sure, tmp_path, images):
+    student, record = sure
+    core, features, _, _ = distil(student, record | dict(cache=str(tmp_path / 'cache')), [BSS | dict(weight=0)], images)
+    core.terms[0].weight = 2.0
+    asked = []
+    for name in ('get', 'put'):
+        method = getattr(core.teacher._cache, name)
+        setattr(core.teacher._cache, name, lambda x, *rest, name=name, method=method: (
+            asked.append((name, len(x))), method(x, *rest))[1])
+    values = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        values.append(core(features, images, labelled([1] * 6))['loss_bss'].item())
+    assert values[0] == values[1] > 0
+    assert asked == [('get', 6), ('put', 6), ('get', 6)]
+
+
+def test_bss_without_base_samples_is_0_and_reaches_everything(sure, images):
+    student, record = sure
+    core, *_ = distil(student, record, [BSS | dict(adapter='auto', weight=0)], images)
+    core.terms[0].weight = 2.0
+    with core.recorder.recording() as features:
+        student(images, mode='tensor')
+    statistics = {k: v.clone() for k, v in student.state_dict().items()}
+    losses = core(features, images, labelled([0, 2, 3, 0, 2, 3]))
+    assert losses['loss_bss'] == 0
+    losses['loss_bss'].backward()
+    for parameter in [*student.parameters(), *core.parameters()]:
+        assert parameter.grad.abs().max() == 0
+    assert all(torch.equal(v, statistics[k]) for k, v in student.state_dict().items())  # no second pass
+
+
+def test_bss_attacks_every_teacher_on_its_own(sure, tmp_path, images):
+    student, record = sure
+    (tmp_path / 'b').mkdir()
+    teachers = [record, teacher_record(tmp_path / 'b', 8)]
+    core, features, _, _ = distil(student, teachers, [BSS | dict(weight=0)], images)
+    core.terms[0].weight = 2.0
+    with torch.no_grad():
+        core.teachers[1].model.head.fc.bias.copy_(torch.tensor([-9.0, 9, -9, -9]))
+    torch.manual_seed(5)
+    loss = core(features, images, labelled([1] * 6))['loss_bss']
+    torch.manual_seed(5)
+    parts = []
+    for number in range(2):
+        core.terms[0].of = [number]
+        parts.append(core(features, images, labelled([1] * 6))['loss_bss'])
+    torch.testing.assert_close(loss, (parts[0] + parts[1]) / 2)
+
+
+@pytest.mark.parametrize(('samples', 'found'), [
+    (None, 'got None'), ([DataSample()] * 6, 'got None'),
+    ([DataSample().set_gt_label([1, 2])] * 6, r'got tensor\(\[1, 2'),
+    ([DataSample().set_gt_label(1).set_gt_score(torch.tensor([0.5, 0.5, 0, 0]))] * 6, 'got a gt_score'),
+    (torch.zeros(6), 'got None'),
+])
+def test_bss_needs_one_class_an_image(sure, images, samples, found):
+    core, features, _, _ = distil(*sure, [BSS | dict(weight=0)], images)
+    core.terms[0].weight = 2.0
+    with pytest.raises(UserError, match=f"term 'bss': BSSLoss needs images of one class each.* {found}.*") as error:
+        core(features, images, samples)
+    assert '\n' not in str(error.value)
+
+
+def test_bss_takes_one_tap(student, teacher, images):
+    with pytest.raises(UserError, match='BSSLoss takes one feature a network, its logits, got 2'):
+        Distillation(student, teacher, [BSS | dict(student=['head.fc'] * 2, teacher=['head.fc'] * 2)]).dry_run(
+            student, images, None)
+
+
+def test_critic_is_built_once_and_trained(student, teacher, images):
+    core, _, losses, lines = distil(student, teacher, [GAN | dict(weight=3.0)], images)
+    assert lines == ['gan: NSTGANLoss student backbone.stage3 (6, 16, 4, 4) -> teacher backbone.stage3 (6, 16, 4, 4), '
+                     'loss of 145 parameters']
+    assert list(core.state_dict()) == [f'terms.0.loss.critic.{x}.{y}' for x in ('hidden', 'out')
+                                       for y in ('weight', 'bias')]
+    losses['loss_gan'].backward()
+    assert all(p.grad.abs().sum() > 0 for p in core.parameters())
+    assert student.backbone.stage3[0].conv1.weight.grad.abs().sum() > 0
+    before = torch.get_rng_state()
+    Distillation(student, teacher, [GAN]).dry_run(student, images, None)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_critic_of_weight_0_is_touched(student, teacher, images):
+    core, _, losses, _ = distil(student, teacher, [GAN | dict(weight=0)], images)
+    assert losses['loss_gan'] == 0
+    losses['loss_gan'].backward()
+    assert all(p.grad.abs().max() == 0 for p in core.parameters())
+
+
+def test_without_the_task_its_losses_give_no_gradient(student, teacher, images):
+    core = Distillation(student, teacher, [HINT | dict(student=STAGES[1], teacher=STAGES[1])], task=False)
+    core.dry_run(student, images, None)
+    with core.recorder.recording() as features:
+        task = student(images, labelled([0] * 6), mode='loss')
+    task |= dict(loss_many=[task['loss'], task['loss']])
+    losses = core.add_to(task, features, images, None)
+    assert set(losses) == {'loss', 'loss_many', 'loss_hint'}
+    assert losses['loss'] == task['loss'] > 0
+    total, _ = student.parse_losses(losses)
+    total.backward()
+    reached = {name for name, p in student.named_parameters() if p.grad is not None}
+    above = ('backbone.stage3', 'head')
+    assert reached == {name for name, _ in student.named_parameters() if not name.startswith(above)}
+    core.terms[0].weight = 0.0
+    core.terms[0].adapters.requires_grad_(False)
+    with pytest.raises(UserError, match='with task=False the terms alone train, but all their weights are 0'):
+        core.add_to(task, features, images, None)
+
+
+def test_copies_have_a_student_of_their_own(sure, images):
+    student, record = sure
+    core = Distillation(student, record, [BSS, GAN])
+    core.dry_run(student, images, None)
+    owner = torch.nn.ModuleList([student])
+    owner.distillation = core
+    other = copy.deepcopy(owner)
+    assert other.distillation.recorder.model is other[0] is not student
+    assert other.distillation.teacher is core.teacher
+    loaded = pickle.loads(pickle.dumps(owner))
+    assert loaded.distillation.recorder.model is loaded[0]
+    assert not any(name.startswith('student') for name, _ in core.named_modules())

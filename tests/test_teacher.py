@@ -67,6 +67,21 @@ def test_padding_stays_zero():
     assert images[0, :, :, 7:].abs().max() == 0
 
 
+def test_answers_to_made_up_inputs_can_be_differentiated():
+    """Through the conversion too: of a border that batching padded, the answer does not depend."""
+    network = build(mean=[0.0] * 3, to_rgb=True)
+    teacher = Teacher(network, ['head.fc'], build().data_preprocessor)
+    images = torch.randn(2, 3, 8, 8, requires_grad=True)
+    samples = [BaseDataElement(metainfo=dict(img_shape=(5, 7))), BaseDataElement()]
+    answer = teacher.answer(images, samples)['head.fc'][0]
+    assert torch.equal(answer, teacher(images, samples)['head.fc'][0])
+    (gradient,) = torch.autograd.grad(answer.sum(), images)
+    assert gradient[0, :, :5, :7].abs().min() > 0
+    assert gradient[0, :, 5:].abs().max() == gradient[0, :, :, 7:].abs().max() == 0
+    assert gradient[1].abs().min() > 0
+    assert all(p.grad is None for p in network.parameters())
+
+
 def test_config_file_with_its_own_scope_and_preprocessor(tmp_path):
     record = teacher_record(tmp_path)
     model = record['config'] | dict(_scope_=None)

@@ -119,7 +119,8 @@ def use_cpu(config: Config, launcher: str) -> None:
     if launcher == 'pytorch':
         torch.distributed.init_process_group('gloo')
         config.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None)
+            type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None,
+            find_unused_parameters=config.get('find_unused_parameters', False))
 
 
 def print_comparison(config: Config, flags: Sequence[str]) -> None:

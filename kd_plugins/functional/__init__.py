@@ -1,23 +1,31 @@
 """The mathematics of the losses: tensors in, scalar out.
 
 A distillation loss takes the student first, the teacher second; ``batch_hard_triplet_loss`` is a task's loss.
+``base_samples``, ``draw_targets`` and ``boundary_attack`` make the inputs that ``bss_loss`` compares on.
 """
 
 from .at import at_loss
+from .bss import base_samples, boundary_attack, bss_loss, draw_targets
 from .fitnet import fitnet_loss
 from .fsp import fsp_loss
 from .kd import kd_loss
 from .nst import nst_loss
+from .nst_gan import nst_gan_loss
 from .rkd import rkd_angle_loss, rkd_distance_loss, rkd_loss
 from .sp import sp_loss
 from .triplet import batch_hard_triplet_loss
 
 __all__ = [
     'at_loss',
+    'base_samples',
     'batch_hard_triplet_loss',
+    'boundary_attack',
+    'bss_loss',
+    'draw_targets',
     'fitnet_loss',
     'fsp_loss',
     'kd_loss',
+    'nst_gan_loss',
     'nst_loss',
     'rkd_angle_loss',
     'rkd_distance_loss',

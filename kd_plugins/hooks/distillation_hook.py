@@ -22,20 +22,28 @@ from kd_plugins.registry import HOOKS
 class DistillationHook(Hook):
     """Adds distillation terms to the losses of a stock model.
 
-    The model stays the stock model: its checkpoint holds the stock student's keys. Trainable adapters join the
-    optimiser as a parameter group of their own (its base learning rate, its schedule), are averaged over processes
-    under data-parallel, and are kept in a checkpoint under ``distillation``, beside the weights.
+    The model stays the stock model: its checkpoint holds the stock student's keys. Trainable adapters, and what a loss
+    itself trains, join the optimiser as a parameter group of their own (its base learning rate, its schedule), are
+    averaged over processes under data-parallel, and are kept in a checkpoint under ``distillation``, beside the
+    weights.
 
     Args:
-        teacher: ``dict(config=..., checkpoint=...)``, see :func:`kd_plugins.teacher.build_teacher`.
+        teacher: ``dict(config=..., checkpoint=...)``, see :func:`kd_plugins.teacher.build_teacher`; or a list of them.
         terms: Records of :class:`kd_plugins.distiller.Term`.
+        task: False trains on the terms alone, as the first stage of FitNet and FSP does. The task's losses are computed
+            and logged still, but give no gradient: layers that no term reaches get none, not even 0, so that neither
+            weight decay nor momentum moves them. Their BatchNorm statistics go on to follow what passes through. Under
+            data-parallel such a run needs ``find_unused_parameters=True`` in the config.
 
     Raises:
         UserError: Before training, when a dry run on the first images finds something wrong with a term.
     """
 
-    def __init__(self, teacher: Mapping[str, Any], terms: Sequence[Mapping[str, Any]]) -> None:
-        self._teacher, self._terms = teacher, terms
+    def __init__(
+        self, teacher: Mapping[str, Any] | Sequence[Mapping[str, Any]], terms: Sequence[Mapping[str, Any]],
+        task: bool = True,
+    ) -> None:
+        self._teacher, self._terms, self._task = teacher, terms, task
         self.distillation: Distillation | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -45,8 +53,11 @@ class DistillationHook(Hook):
             return  # only val() or test(), or one of them after train()
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise UserError('DistillationHook needs one optimiser, this config has several: use a config with one')
+        if not self._task and not getattr(runner.model, 'find_unused_parameters', True):
+            raise UserError('with task=False parts of the student get no gradient, which data-parallel takes for an '
+                            'error: set find_unused_parameters=True in the config')
         student = _unwrapped(runner.model)
-        self.distillation = Distillation(student, self._teacher, self._terms)
+        self.distillation = Distillation(student, self._teacher, self._terms, self._task)
         self.distillation.to(next(student.parameters()).device)
         if any(p.dim() == 4 and not p.is_contiguous() for p in student.parameters()):
             self.distillation.to(memory_format=torch.channels_last)
@@ -124,8 +135,8 @@ class DistillationHook(Hook):
         if not runner._resume or self.distillation is None or not self.distillation.state_dict():
             return
         if 'distillation' not in checkpoint:
-            raise UserError('the checkpoint to resume from holds no adapters, but a term trains one: it was written '
-                            'without this DistillationHook; start anew with load_from instead of --resume')
+            raise UserError('the checkpoint to resume from holds no adapters or critics, but a term trains some: it '
+                            'was written without this DistillationHook; start anew with load_from instead of --resume')
         try:
             self.distillation.load_state_dict(checkpoint['distillation'])
         except RuntimeError as error:

@@ -23,25 +23,28 @@ class Distiller(BaseModel):
 
     Args:
         student: The student's model record.
-        teacher: ``dict(config=..., checkpoint=...)``, see :func:`kd_plugins.teacher.build_teacher`.
+        teacher: ``dict(config=..., checkpoint=...)``, see :func:`kd_plugins.teacher.build_teacher`; or a list of them.
         terms: Records of :class:`kd_plugins.distiller.Term`.
         input_shape: (C, H, W) of the images in the dry run that checks the terms and sizes the adapters.
         data_preprocessor: The student's, where its record has none (mmengine passes the config's here).
+        task: False trains on the terms alone, see :class:`kd_plugins.hooks.DistillationHook`; also for what
+            data-parallel then needs.
 
     Raises:
         UserError: The dry run finds something wrong with a term.
     """
 
     def __init__(
-        self, student: Mapping[str, Any], teacher: Mapping[str, Any], terms: Sequence[Mapping[str, Any]],
-        input_shape: Sequence[int] = (3, 224, 224), data_preprocessor: Mapping[str, Any] | None = None,
+        self, student: Mapping[str, Any], teacher: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        terms: Sequence[Mapping[str, Any]], input_shape: Sequence[int] = (3, 224, 224),
+        data_preprocessor: Mapping[str, Any] | None = None, task: bool = True,
     ) -> None:
         record = dict(student)
         record.setdefault('data_preprocessor', data_preprocessor)
         network = MODELS.build(record)
         super().__init__(network.data_preprocessor)
         self.student = network
-        self.distillation = Distillation(network, teacher, terms)
+        self.distillation = Distillation(network, teacher, terms, task)
         channels, height, width = input_shape
         sample = BaseDataElement(metainfo=dict(
             img_shape=(height, width), ori_shape=(height, width), pad_shape=(height, width),

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.hub import get_config
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
@@ -25,6 +26,9 @@ KD = dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', tea
 NST = dict(name='nst', loss=dict(type='kd_plugins.NSTLoss'), student=STAGES[2], teacher=STAGES[2], weight=5.0)
 AT = dict(name='at', loss=dict(type='kd_plugins.ATLoss'), student=STAGES, teacher=STAGES, weight=2.0)
 HINT = dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student=STAGES[1], teacher=STAGES[1], adapter='auto')
+BSS = KD | dict(name='bss', loss=dict(type='kd_plugins.BSSLoss'),
+                weight=dict(at=[0, 0.8], value=[2.0, 0], by='progress'))
+GAN = dict(name='gan', loss=dict(type='kd_plugins.NSTGANLoss', hidden=8), student=STAGES[2], teacher=STAGES[2])
 
 
 @pytest.fixture
@@ -37,13 +41,21 @@ def teacher(tmp_path):
     return teacher_record(tmp_path)
 
 
-def by_hook(teacher, terms):
-    return dict(custom_hooks=[dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms)])
+def by_hook(teacher, terms, **more):
+    return dict(custom_hooks=[dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms, **more)])
 
 
-def by_model(teacher, terms):
+def by_model(teacher, terms, **more):
     return dict(model=dict(type='kd_plugins.Distiller', student=classifier(), teacher=teacher, terms=terms,
-                           input_shape=(3, 16, 16)))
+                           input_shape=(3, 16, 16), **more))
+
+
+def biased(teacher):
+    """Let a teacher say class 1 of most images, so that one may agree with it."""
+    checkpoint = saved(teacher['checkpoint'])
+    checkpoint['state_dict']['head.fc.bias'][1] += 3
+    torch.save(checkpoint, teacher['checkpoint'])
+    return teacher
 
 
 BOTH = pytest.mark.parametrize('way', [by_hook, by_model])
@@ -61,14 +73,15 @@ def core_of(runner):
 @BOTH
 def test_zero_weights_equal_the_stock_run_bit_for_bit(tmp_path, data, teacher, way):
     stock = train(classification_config(data, tmp_path / 'stock'))
-    terms = [KD | dict(weight=0), NST | dict(weight=0.0), HINT | dict(weight=0)]
+    terms = [KD | dict(weight=0), NST | dict(weight=0.0), HINT | dict(weight=0), BSS | dict(weight=0),
+             GAN | dict(weight=0)]
     train(classification_config(data, tmp_path / 'run', **way(teacher, terms)))
     assert equal(saved(tmp_path / 'run/epoch_2.pth')['state_dict'], weights(stock.model))
 
 
 @BOTH
 def test_checkpoint_is_the_stock_students(tmp_path, data, teacher, way):
-    runner = train(classification_config(data, tmp_path / 'run', **way(teacher, [KD, NST, AT, HINT])))
+    runner = train(classification_config(data, tmp_path / 'run', **way(teacher, [KD, NST, AT, HINT, GAN])))
     checkpoint = saved(tmp_path / 'run/epoch_2.pth')
     student = MODELS.build(classifier())
     assert list(checkpoint['state_dict']) == list(student.state_dict())
@@ -78,9 +91,14 @@ def test_checkpoint_is_the_stock_students(tmp_path, data, teacher, way):
     assert torch.equal(student.eval()(images), trained.eval()(images))
 
 
-def test_both_ways_train_the_same_student(tmp_path, data, teacher):
+@pytest.mark.parametrize('terms', [[KD, NST, AT], [KD, BSS], [GAN]], ids=['no input of its own', 'bss', 'gan'])
+def test_both_ways_train_the_same_student(tmp_path, data, teacher, terms):
+    biased(teacher)
     for name, way in dict(hook=by_hook, model=by_model).items():
-        train(classification_config(data, tmp_path / name, **way(teacher, [KD, NST, AT])))
+        runner = train(classification_config(data, tmp_path / name, **way(teacher, terms)))
+        values = runner.message_hub.get_scalar(f'train/loss_{terms[-1]["name"]}').data[0]
+        assert (values[:4] > 0).any()
+        assert (values[5:] == 0).all() == (BSS in terms)
     states = [saved(tmp_path / name / 'epoch_2.pth')['state_dict'] for name in ('hook', 'model')]
     stock = train(classification_config(data, tmp_path / 'stock'))
     assert equal(*states)
@@ -131,14 +149,16 @@ def test_every_term_is_logged_and_summed(tmp_path, data, teacher, way, monkeypat
 
 @BOTH
 def test_adapters_learn_are_saved_and_resumed(tmp_path, data, teacher, way):
-    terms = [HINT | dict(student=STAGES, teacher=STAGES)]
+    terms = [HINT | dict(student=STAGES, teacher=STAGES), GAN, BSS | dict(weight=1.0)]  # the last draws at random
+    biased(teacher)
     whole = train(classification_config(data, tmp_path / 'whole', epochs=4, **way(teacher, terms)))
     config = classification_config(data, tmp_path / 'whole', epochs=4, **way(teacher, terms))
     config.work_dir = str(tmp_path / 'resumed')
     config.load_from, config.resume = str(tmp_path / 'whole/epoch_2.pth'), True
     resumed = train(config)
     adapters = [core_of(runner).state_dict() for runner in (whole, resumed)]
-    assert len(adapters[0]) == 6
+    assert len(adapters[0]) == 6 + 4
+    assert whole.message_hub.get_scalar('train/loss_bss').data[0][6:].max() > 0
     assert equal(*adapters)
     assert equal(weights(whole.model), weights(resumed.model))
 
@@ -201,10 +221,11 @@ def test_weight_schedule_runs_with_training(tmp_path, data, teacher, way):
     dict(default_hooks=dict(layout=dict(type='kd_plugins.ChannelsLastHook'))),
 ], ids=['bf16', 'accumulation', 'channels_last'])
 def test_works_with(tmp_path, data, teacher, way, change):
-    config = classification_config(data, tmp_path / 'run', **way(teacher, [KD, NST, AT, HINT]))
+    config = classification_config(data, tmp_path / 'run', **way(biased(teacher), [KD, NST, AT, HINT, BSS, GAN]))
     start = weights(MODELS.build(classifier()))
     config.merge_from_dict(change)
-    train(config)
+    runner = train(config)
+    assert runner.message_hub.get_scalar('train/loss_bss').data[0].max() > 0
     end = saved(tmp_path / 'run/epoch_2.pth')['state_dict']
     assert end.keys() == start.keys()
     assert all(x.isfinite().all() for x in end.values())
@@ -212,8 +233,10 @@ def test_works_with(tmp_path, data, teacher, way, change):
 
 @BOTH
 def test_compiled_run_trains_the_same(tmp_path, data, teacher, way):
+    biased(teacher)
     for name, compile_ in (('eager', False), ('compiled', dict(backend='eager'))):
-        train(classification_config(data, tmp_path / name, epochs=1, **way(teacher, [KD, AT, HINT]), compile=compile_))
+        train(classification_config(data, tmp_path / name, epochs=1, **way(teacher, [KD, AT, HINT, BSS]),
+                                    compile=compile_))
     eager, compiled = (saved(tmp_path / name / 'epoch_1.pth')['state_dict'] for name in ('eager', 'compiled'))
     for key in eager:
         torch.testing.assert_close(eager[key], compiled[key], rtol=1e-4, atol=1e-5)
@@ -299,3 +322,53 @@ def test_stock_mmdet_config_gains_distillation_on_backbone_and_fpn(tmp_path):
     for name in ('nst', 'fpn', 'head'):
         assert runner.message_hub.get_scalar(f'train/loss_{name}').data[0].max() > 0
     assert list(saved(tmp_path / 'run/epoch_1.pth')['state_dict']) == list(teacher.model.state_dict())
+
+
+@BOTH
+def test_two_teachers(tmp_path, data, teacher, way):
+    (tmp_path / 'other').mkdir()
+    teachers = [teacher, teacher_record(tmp_path / 'other', depth=8, width=6)]
+    terms = [KD, HINT, NST | dict(of=[0])]
+    runner = train(classification_config(data, tmp_path / 'run', **way(teachers, terms)))
+    networks = [x.model for x in core_of(runner).teachers]
+    for network, record in zip(networks, teachers, strict=True):
+        assert equal(network.state_dict(), saved(record['checkpoint'])['state_dict'])
+    assert [x.out_channels for x in core_of(runner).terms[1].adapters] == [8, 12]
+    checkpoint = saved(tmp_path / 'run/epoch_2.pth')['state_dict']
+    assert list(checkpoint) == list(MODELS.build(classifier()).state_dict())
+    train(classification_config(data, tmp_path / 'first', **way(teachers[:1], [KD, HINT, NST])))
+    assert not equal(checkpoint, saved(tmp_path / 'first/epoch_2.pth')['state_dict'])
+
+
+@BOTH
+def test_hints_alone_and_then_the_task(tmp_path, data, teacher, way):
+    class Start(Hook):
+        def before_train(self, runner):
+            states.append(weights(getattr(runner.model, 'student', runner.model)))
+
+    states = []
+    config = classification_config(
+        data, tmp_path / 'stage1', epochs=6, default_hooks=dict(export=dict(type='kd_plugins.ExportHook')),
+        **way(teacher, [HINT], task=False))
+    config.optim_wrapper.optimizer.weight_decay = 0.1
+    runner = Runner.from_cfg(config)
+    runner.register_hook(Start())
+    runner.train()
+    (start,), end = states, saved(tmp_path / 'stage1/student.pth')['state_dict']
+    above = [name for name, _ in MODELS.build(classifier()).named_parameters()
+             if name.startswith(('backbone.stage3', 'head'))]
+    assert len(above) > 5
+    assert all(torch.equal(start[name], end[name]) for name in above)
+    assert not torch.equal(start['backbone.stem.0.weight'], end['backbone.stem.0.weight'])
+    hints = runner.message_hub.get_scalar('train/loss_hint').data[0]
+    assert hints[-3:].mean() < 0.9 * hints[:3].mean()
+    assert (runner.message_hub.get_scalar('train/loss').data[0] > hints).all()  # the task's is still computed
+
+    second = classification_config(data, tmp_path / 'stage2', epochs=1, load_from=str(tmp_path / 'stage1/student.pth'),
+                                   **way(teacher, [KD]))
+    runner = Runner.from_cfg(second)
+    runner.register_hook(Start())
+    runner.train()
+    assert equal(states[1], end)
+    trained = saved(tmp_path / 'stage2/epoch_1.pth')['state_dict']
+    assert not any(torch.equal(trained[name], end[name]) for name in above if name.endswith('weight'))

@@ -18,6 +18,8 @@ CASES = [
     ('FitNetLoss', {'reduction': 'sum'}, F.fitnet_loss, MAPS),
     ('ATLoss', {}, F.at_loss, MAPS),
     ('ATLoss', {'convention': 'code', 'p': 1}, F.at_loss, MAPS),
+    ('BSSLoss', {}, F.bss_loss, VECTORS),
+    ('BSSLoss', {'tau': 1.5}, lambda s, t, tau: F.bss_loss(s, t, tau), VECTORS),
     ('FSPLoss', {}, F.fsp_loss, PAIRS),
     ('SPLoss', {}, F.sp_loss, MAPS),
     ('RKDLoss', {}, F.rkd_loss, VECTORS),
@@ -49,6 +51,7 @@ def test_what_the_terms_read():
     }
     assert flags == {
         'ATLoss': (False, False),
+        'BSSLoss': (False, False),
         'FSPLoss': (True, False),
         'FitNetLoss': (False, False),
         'KDLoss': (False, False),
@@ -64,6 +67,12 @@ def test_what_the_terms_read():
         ('KDLoss', {'tau': 0}, 'tau: expected a number above 0, got 0'),
         ('KDLoss', {'tau': float('inf')}, 'tau: expected a number above 0, got inf'),
         ('KDLoss', {'tau': '4'}, "tau: expected a number above 0, got '4'"),
+        ('BSSLoss', {'tau': 0}, 'tau: expected a number above 0, got 0'),
+        ('BSSLoss', {'attack_size': 0}, 'attack_size: expected a whole number of at least 1, got 0'),
+        ('BSSLoss', {'steps': 2.5}, 'steps: expected a whole number of at least 1, got 2.5'),
+        ('BSSLoss', {'step_size': 0}, 'step_size: expected a number above 0, got 0'),
+        ('BSSLoss', {'clamp': None}, 'clamp: expected a number above 0, got None'),
+        ('NSTGANLoss', {'hidden': 0}, 'hidden: expected a whole number of at least 1, got 0'),
         ('FitNetLoss', {'reduction': 'none'}, "reduction: expected one of 'mean', 'sum', got 'none'"),
         ('ATLoss', {'convention': 'official'}, "convention: expected one of 'paper', 'code', got 'official'"),
         ('ATLoss', {'p': 0.5}, 'p: expected a number of at least 1, got 0.5'),
@@ -87,6 +96,34 @@ def test_out_of_range(name, options, message):
     with pytest.raises(ValueError) as error:
         MODELS.get(f'kd_plugins.{name}')(**options)
     assert str(error.value) == message
+
+
+def test_bss_passes_its_options_on():
+    loss = MODELS.build(dict(type='kd_plugins.BSSLoss', attack_size=2, steps=3, step_size=0.5, clamp=1.0))
+    logits = torch.eye(4).repeat(2, 1) * torch.arange(1, 9)[:, None]
+    labels = torch.arange(4).repeat(2)
+    student = logits.flip(1).where(torch.arange(8)[:, None] < 3, logits)
+    chosen = loss.choose(student, logits, labels)
+    assert torch.equal(chosen, F.base_samples(student, logits, labels, 2))
+    assert len(chosen) == 2
+    inputs = torch.randn(2, 4)
+    results = []
+    for attack in (lambda: loss.adversaries(inputs, labels[chosen], logits[chosen], lambda x: 2 * x),
+                   lambda: F.boundary_attack(inputs, labels[chosen], F.draw_targets(logits[chosen], labels[chosen]),
+                                             lambda x: 2 * x, 3, 0.5, 1.0)):
+        torch.manual_seed(3)
+        results.append(attack())
+    assert torch.equal(*results)
+
+
+def test_nst_gan_is_the_function_with_its_critic():
+    loss = MODELS.build(dict(type='kd_plugins.NSTGANLoss', hidden=7))
+    assert not list(loss.parameters())
+    value = loss(*MAPS)
+    assert [tuple(p.shape) for p in loss.parameters()] == [(7, 25), (7,), (1, 7), (1,)]
+    assert torch.equal(value, F.nst_gan_loss(*MAPS, loss.critic))
+    with pytest.raises(ValueError, match='its critic was built for maps of 25 positions, got 16; give each stage a'):
+        loss(MAPS[0][..., :4, :4], MAPS[1])
 
 
 def test_misspelt_option():

@@ -20,6 +20,7 @@ from mmengine.dataset import DefaultSampler
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
 from tiny import classification_config, classifier, image_folder, teacher_record, weights
 from torch import nn
 
@@ -35,6 +36,9 @@ PER_SAMPLE = {name: dict(type=f'kd_plugins.{name.upper()}Loss') for name in ('kd
 ADAPTED = [dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student='maps', teacher='maps', adapter='auto'),
            dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), student='maps', teacher='maps', weight=100.0,
                 adapter='auto')]
+CRITIC = [dict(name='gan', loss=dict(type='kd_plugins.NSTGANLoss', hidden=8), student='maps', teacher='maps'),
+          dict(name='off', loss=dict(type='kd_plugins.NSTGANLoss', hidden=8), student='maps', teacher='maps', weight=0)]
+BSS = [dict(name='bss', loss=dict(type='kd_plugins.BSSLoss'), student='fc', teacher='fc', weight=5.0)]
 WAYS = ('hook', 'model')
 # The runner's own wrapper, but for the device number that it would add, which a CPU does not take.
 WRAPPER = dict(model_wrapper_cfg=dict(type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None))
@@ -42,16 +46,23 @@ RUNS = itertools.count()
 
 
 class Net(BaseModel):
-    """Convolution, pooling, classifier; without BatchNorm, whose statistics are a device's own."""
+    """Convolution, pooling, classifier; without BatchNorm, whose statistics are a device's own.
 
-    def __init__(self, width: int, data_preprocessor: dict | None = None) -> None:
+    With a ``bias``, it says class 0 of every image.
+    """
+
+    def __init__(self, width: int, bias: float = 0.0, data_preprocessor: dict | None = None) -> None:
         super().__init__(data_preprocessor)
         self.maps = nn.Conv2d(3, width, 3)
         self.fc = nn.Linear(width, 4)
+        with torch.no_grad():
+            self.fc.bias[0] += bias
 
     def forward(self, inputs: torch.Tensor, data_samples: Any = None, mode: str = 'tensor') -> Any:
         logits = self.fc(self.maps(inputs).relu().mean((2, 3)))
-        return dict(loss=nn.functional.cross_entropy(logits, data_samples)) if mode == 'loss' else logits
+        if mode != 'loss':
+            return logits
+        return dict(loss=nn.functional.cross_entropy(logits, torch.cat([x.gt_label for x in data_samples])))
 
 
 class Noise(torch.utils.data.Dataset):
@@ -65,7 +76,7 @@ class Noise(torch.utils.data.Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict:
-        return dict(inputs=self.images[index], data_samples=index % 4)
+        return dict(inputs=self.images[index], data_samples=BaseDataElement(gt_label=torch.tensor([index % 4])))
 
 
 class Watch(Hook):
@@ -102,12 +113,12 @@ def core_of(runner: Runner) -> nn.Module:
 
 
 def run(way: str, terms: list[dict], folder: Path, one_by_one: bool = False, accumulate: int = 1,
-        size: int = 7) -> dict:
+        size: int = 7, bias: float = 0.0) -> dict:
     """Train the small network on global batches of 8 and return what happened."""
     together = dist.is_initialized()
-    teacher = dict(config=dict(type=Net, width=6), checkpoint=str(folder / 'teacher.pth'))
+    teacher = dict(config=dict(type=Net, width=6), checkpoint=str(folder / f'teacher{bias:.0f}.pth'))
     distillation = dict(teacher=teacher, terms=terms)
-    model = dict(type=Net, width=5)
+    model = dict(type=Net, width=5, bias=bias)
     if way == 'model':
         model = dict(type=Distiller, student=model, input_shape=(3, 7, 7), **distillation)
     watch = Watch(one_by_one)
@@ -135,6 +146,8 @@ def scenarios(folder: Path, ways: Sequence[str] = WAYS) -> dict:
             for way in ways
             for name, terms, options in (('terms', every, dict(one_by_one=True)),
                                          ('adapters', ADAPTED, {}),
+                                         ('critic', CRITIC, {}),
+                                         ('bss', BSS, dict(bias=3.0)),
                                          ('accumulation', ADAPTED, dict(accumulate=2)))}
 
 
@@ -162,6 +175,40 @@ def real_run(way: str, folder: Path) -> dict:
                 parameters={k: v.detach() for k, v in runner.model.module.named_parameters()})
 
 
+def hints_alone(way: str, folder: Path, find_unused: bool) -> dict | str:
+    """Train a classifier on a hint at its second stage; return the weights before and after, or the error."""
+    tap = 'backbone.stage2'
+    distillation = dict(
+        teacher=dict(config=classifier(14), checkpoint=str(folder / 'teacher.pth')), task=False,
+        terms=[dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student=tap, teacher=tap, adapter='auto')])
+    wrapper = dict(WRAPPER['model_wrapper_cfg'], find_unused_parameters=find_unused)
+    more: dict = dict(launcher='pytorch', model_wrapper_cfg=wrapper)
+    if way == 'hook':
+        more |= dict(custom_hooks=[dict(type='kd_plugins.DistillationHook', **distillation)])
+    else:
+        more |= dict(model=dict(type='kd_plugins.Distiller', student=classifier(), input_shape=(3, 16, 16),
+                                **distillation))
+    config = classification_config(folder / 'images', folder / 'hints' / f'{way}{find_unused}', **more)
+    config.train_dataloader.batch_size = 4
+    config.optim_wrapper.optimizer.weight_decay = 0.1
+    runner = Runner.from_cfg(config)
+    start = {}
+
+    class Start(Hook):
+        """Notes the weights that training starts with."""
+
+        def before_train(self, runner: Runner) -> None:
+            start.update({k: v.detach().clone() for k, v in runner.model.module.named_parameters()})
+
+    runner.register_hook(Start())
+    try:
+        runner.train()
+    except UserError as error:
+        return str(error)
+    return dict(start=start, end={k: v.detach() for k, v in runner.model.module.named_parameters()},
+                adapters=weights(core_of(runner)))
+
+
 def error_of_unequal_shapes(way: str, folder: Path, rank: int) -> str:
     """Return the error of SP on maps whose size depends on the rank."""
     term = dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), student='maps', teacher='maps')
@@ -180,7 +227,8 @@ def main(folder: Path) -> None:
     torch.manual_seed(7)
     own = folder / f'own{rank}'
     own.mkdir()
-    torch.save({'state_dict': Net(6).state_dict()}, own / 'teacher.pth')
+    for bias in (0.0, 3.0):
+        torch.save({'state_dict': Net(6, bias).state_dict()}, own / f'teacher{bias:.0f}.pth')
     results: dict = dict(alone=scenarios(own, [WAYS[rank]]))
     if rank == 0:
         torch.set_default_dtype(torch.float32)
@@ -194,6 +242,8 @@ def main(folder: Path) -> None:
     results['shapes'] = {way: error_of_unequal_shapes(way, own, rank) for way in WAYS}
     torch.set_default_dtype(torch.float32)
     results['real'] = {way: real_run(way, folder) for way in WAYS}
+    results['hints'] = {way: hints_alone(way, folder, True) for way in WAYS}
+    results['refused'] = hints_alone('hook', folder, False)
     torch.save(results, folder / f'rank{rank}.pth')
     dist.barrier()
     dist.destroy_process_group()

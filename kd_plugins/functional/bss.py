@@ -1,0 +1,129 @@
+"""Boundary supporting samples."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .common import distillation_loss, require, unit
+from .kd import kd_loss
+
+
+def base_samples(student: Tensor, teacher: Tensor, labels: Tensor, size: int = 64) -> Tensor:
+    """Return the places in the batch of the samples that are worth an attack.
+
+    Those that both networks classify right; of more than ``size`` of them, the ``size`` with the largest
+    ``sum_{k != y} (p_T,k - p_S,k)^2`` over the wrong classes, p being the softmax at temperature 1.
+
+    Args:
+        student: Logits (N, K); a sample with one that is not finite is no base sample.
+        teacher: Logits (N, K).
+        labels: Classes y, (N,) integers.
+        size: Of how many samples at most.
+
+    Returns:
+        (M,) integers, M at most ``size``; none is possible.
+
+    Raises:
+        ValueError: Logits of different shapes, or of fewer than two classes.
+    """
+    require(
+        student.ndim == 2 and student.shape == teacher.shape and student.shape[1] > 1,
+        'base_samples',
+        'logits (N, K) of the same shape, of two classes or more',
+        student,
+        teacher,
+        'let both networks see the same images and tell the same classes apart',
+    )
+    student, teacher = (x.detach().to(torch.promote_types(x.dtype, torch.float32)) for x in (student, teacher))
+    right = (student.argmax(1) == labels) & (teacher.argmax(1) == labels)
+    chosen = (right & student.isfinite().all(1) & teacher.isfinite().all(1)).nonzero()[:, 0]
+    if len(chosen) > size:
+        gap = (teacher[chosen].softmax(1) - student[chosen].softmax(1)).square()
+        gap.scatter_(1, labels[chosen, None], 0)
+        chosen = chosen[gap.sum(1).topk(size).indices]
+    return chosen
+
+
+def draw_targets(teacher: Tensor, labels: Tensor) -> Tensor:
+    """Draw for each sample the class to be led to, by the teacher's softmax over the wrong classes.
+
+    Args:
+        teacher: Logits (M, K).
+        labels: Right classes, (M,).
+
+    Returns:
+        (M,) classes, from torch's generator of the logits' device.
+    """
+    # Without the right class before the softmax: a sure teacher leaves nothing of the others after it.
+    wrong = teacher.detach().float().scatter(1, labels[:, None], -torch.inf).softmax(1)
+    return torch.multinomial(wrong, 1)[:, 0]
+
+
+def boundary_attack(
+    inputs: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    teacher: Callable[[Tensor], Tensor],
+    steps: int = 10,
+    step_size: float = 0.3,
+    clamp: float = 2.5,
+) -> Tensor:
+    """Lead samples to where the teacher is about to take them for another class.
+
+    With z the teacher's **logits** (not its probabilities, whose gradient vanishes where it is sure), y the label and k
+    the target, ``x <- x + step_size (z_y - z_k + 1e-4) g / ||g||_2`` with ``g`` the gradient of ``z_k - z_y`` at x: the
+    step shrinks towards the boundary. A sample stops once the teacher no longer says y, or where g is 0.
+
+    Autocast is off: the samples wanted are those where two logits are nearly equal, and bfloat16 tells logits apart to
+    1 in 256 only.
+
+    Args:
+        inputs: Samples x, (M, ...).
+        labels: (M,).
+        targets: (M,).
+        teacher: Gives logits (M, K) that can be differentiated in the samples.
+        steps: How many at most.
+        step_size: Share of the margin that a step goes, in units of the inputs per logit.
+        clamp: No entry leaves [-clamp, clamp], in units of the (normalised) inputs.
+
+    Returns:
+        Adversarial samples (M, ...), outside the graph.
+    """
+    x = inputs.detach()
+    with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
+        for _ in range(steps):
+            x.requires_grad_()
+            logits = teacher(x)
+            margin = (logits.gather(1, labels[:, None]) - logits.gather(1, targets[:, None]))[:, 0]
+            (gradient,) = torch.autograd.grad(-margin.sum(), x)
+            size = step_size * (margin.detach() + 1e-4) * (logits.detach().argmax(1) == labels)
+            move = size[:, None] * unit(gradient.flatten(1))
+            x = (x.detach() + move.reshape(x.shape)).clamp(-clamp, clamp)
+    return x
+
+
+@distillation_loss
+def bss_loss(student: Tensor, teacher: Tensor, tau: float = 3.0) -> Tensor:
+    """Divergence of the class probabilities on boundary supporting samples.
+
+    ``KL(softmax(t / tau) || softmax(s / tau))``, summed over the classes and averaged over the samples, **without** the
+    factor tau^2. The authors minimise the cross entropy, which is larger by the teacher's entropy, a constant here.
+
+    Args:
+        student: Logits s of the adversarial samples, (M, K).
+        teacher: Logits t of the same shape; no gradient goes back to them.
+        tau: Temperature, above 0.
+
+    Returns:
+        Scalar, in nats.
+
+    Raises:
+        ValueError: The shapes differ or hold nothing.
+
+    References:
+        1. Heo et al.: Knowledge Distillation with Adversarial Samples Supporting Decision Boundary, AAAI 2019, arXiv
+           1805.05532.
+        2. github.com/bhheo/BSS_distillation
+    """
+    return kd_loss(student, teacher, tau) / tau**2
