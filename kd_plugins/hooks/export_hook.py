@@ -6,6 +6,7 @@ from typing import Any
 
 from mmengine.dist import master_only
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from kd_plugins.checkpoint import AtomicBackend, latest_checkpoint, read_checkpoint, save_weights
@@ -19,6 +20,10 @@ class ExportHook(Hook):
 
     ``student.pth`` holds the weights of the last checkpoint (the averaged ones under an ``EMAHook``) and no pickled
     code. ``result.json`` holds the metrics of the last epoch, never of the best one on the test set.
+
+    A model that trains several networks together offers ``deployable(state_dict)``, a dictionary of weights by name:
+    each is written as ``<name>.pth``. Its ``student.pth`` is the plain student's, to be scored with the plain student's
+    config (``tools/test.py configs/cifar10/resnet8.py work_dirs/cifar10/dml/resnet8/student.pth``).
     """
 
     priority = 'LOWEST'
@@ -49,7 +54,10 @@ class ExportHook(Hook):
         # A run that was resumed in another place knows its last checkpoint by the old one's path.
         checkpoint = read_checkpoint(last if Path(last).is_file() else latest_checkpoint(folder))
         meta = {key: checkpoint['meta'][key] for key in ('epoch', 'iter', 'dataset_meta') if key in checkpoint['meta']}
-        save_weights(checkpoint['state_dict'], folder / 'student.pth', meta)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        split = getattr(model, 'deployable', lambda weights: {'student': weights})
+        for name, weights in split(checkpoint['state_dict']).items():
+            save_weights(weights, folder / f'{name}.pth', meta)
         log = Path(runner.log_dir) / f'{runner.timestamp}.log'
         result = {'metrics': self._metrics, 'checkpoint': str(folder / 'student.pth'),
                   'config': str(runner.cfg.filename or ''), 'log': str(log)}

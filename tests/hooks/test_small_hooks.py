@@ -6,7 +6,7 @@ import torch
 from mmengine.runner import Runner
 from tiny import classification_config, classifier, equal, image_folder, train, weights
 
-from kd_plugins.checkpoint import read_checkpoint
+from kd_plugins.checkpoint import load_weights, read_checkpoint
 from kd_plugins.errors import UserError
 from kd_plugins.registry import MODELS
 
@@ -119,3 +119,35 @@ class TestHandover:
         config.train_cfg.max_epochs = 2
         config.load_from, config.resume = str(tmp_path / 'run/epoch_1.pth'), True
         train(config)
+
+
+@pytest.mark.parametrize(('record', 'names'), [
+    (dict(type='kd_plugins.MutualLearning', student=classifier(), peers=2), {'student', 'peer1', 'peer2'}),
+    (dict(type='kd_plugins.NativeEnsemble', student=classifier()), {'student', 'ensemble'}),
+])
+def test_export_of_networks_that_train_together(tmp_path, data, record, names):
+    """The student is a plain one, and all is averaged as the checkpoint is."""
+    config = classification_config(data, tmp_path / 'run', record, default_hooks=HOOKS, custom_hooks=[
+        dict(type='EMAHook', momentum=0.2)])
+    evaluated(config)
+    model = train(config).model
+    saved = read_checkpoint(tmp_path / 'run/epoch_2.pth')['state_dict']
+    assert {path.stem for path in (tmp_path / 'run').glob('*.pth')} == names | {'epoch_1', 'epoch_2'}
+    student = MODELS.build(classifier())
+    load_weights(student, tmp_path / 'run/student.pth')
+    own = {key.removeprefix('student.'): x for key, x in saved.items() if key.startswith('student.')}
+    assert equal(weights(student), own)
+    assert not equal(weights(student), weights(model.student))
+    if 'ensemble' in names:
+        load_weights(model, tmp_path / 'run/ensemble.pth')
+        assert equal(weights(model), saved)
+    else:
+        for number in range(2):
+            peer = read_checkpoint(tmp_path / f'run/peer{number + 1}.pth')
+            assert peer['meta']['epoch'] == 2
+            load_weights(model.peers[number], tmp_path / f'run/peer{number + 1}.pth')
+            assert torch.equal(model.peers[number].head.fc.weight, saved[f'peers.{number}.head.fc.weight'])
+    with pytest.raises(UserError, match='is missing'):
+        load_weights(MODELS.build(record), tmp_path / 'run/student.pth')
+    result = json.loads((tmp_path / 'run/result.json').read_text())
+    assert result['checkpoint'] == str(tmp_path / 'run/student.pth')

@@ -1,0 +1,2 @@
+_base_ = '../wrn-28-2.py'
+model = dict(_delete_=True, type='kd_plugins.MutualLearning', student=_base_.model)

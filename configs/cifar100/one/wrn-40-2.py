@@ -1,0 +1,2 @@
+_base_ = '../wrn-40-2.py'
+model = dict(_delete_=True, type='kd_plugins.NativeEnsemble', student=_base_.model)

@@ -1,0 +1,233 @@
+"""The native ensemble against plain loops, its sharing, a real run; data-parallel is in ``test_mutual_learning.py``."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
+from mmengine.runner import Runner
+from mmpretrain.structures import DataSample
+from tiny import CLASSES, classification_config, classifier, equal, image_folder, reid_config, train, weights
+from torch import nn
+
+from kd_plugins.checkpoint import load_weights, read_checkpoint
+from kd_plugins.errors import UserError
+from kd_plugins.models import NativeEnsemble
+from kd_plugins.registry import MODELS
+
+HOOKS = dict(export=dict(type='kd_plugins.ExportHook'), reseed=dict(type='kd_plugins.ReseedHook'))
+RESNET_PARTS = ('backbone.conv1', 'backbone.bn1', 'backbone.layer1', 'backbone.layer2', 'backbone.layer3')
+
+
+def resnet(style='ResNet', **backbone):
+    """Return one of mmpretrain's residual networks; between its stem and its stages there is a pooling."""
+    return classifier() | dict(
+        backbone=dict(type=style, depth=18, stem_channels=8, base_channels=8, **backbone),
+        head=classifier()['head'] | dict(in_channels=64))
+
+
+def build(**options):
+    torch.manual_seed(1)
+    model = NativeEnsemble(**dict(student=classifier(), ramp=0) | options)
+    model.init_weights()
+    for module in model.modules():  # so that branches disagree and gates differ
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight)
+        if isinstance(module, nn.BatchNorm1d):
+            nn.init.constant_(module.bias, 0.5)
+    return model
+
+
+def batch(dtype=torch.float32, size=16):
+    generator = torch.Generator().manual_seed(2)
+    return (torch.randn(5, 3, size, size, generator=generator).to(dtype),
+            [DataSample().set_gt_label(i % CLASSES) for i in range(5)])
+
+
+def softmax(row, tau=1.0):
+    powers = [torch.exp(x / tau) for x in row]
+    return [x / sum(powers) for x in powers]
+
+
+def looped(model, images, labels, weight, tau):
+    """Return the ensemble's logits and the losses, sample by sample; the BatchNorm of the gate is spelt out."""
+    backbone, n, k = model.student.backbone, len(images), len(model.branches) + 1
+    trunk = backbone.stage2(backbone.stage1(backbone.stem(images)))
+    logits = [net.head.fc(net.backbone.stage3(trunk).mean((2, 3))) for net in (model.student, *model.branches)]
+    linear, norm = model.gate[2], model.gate[3]
+    scores = [[sum(linear.weight[b, c] * trunk[i, c].mean() for c in range(trunk.shape[1])) + linear.bias[b]
+               for b in range(k)] for i in range(n)]
+    for b in range(k):
+        mean = sum(scores[i][b] for i in range(n)) / n
+        variance = sum((scores[i][b] - mean) ** 2 for i in range(n)) / n
+        for i in range(n):
+            x = (scores[i][b] - mean) / torch.sqrt(variance + norm.eps) * norm.weight[b] + norm.bias[b]
+            scores[i][b] = x if x > 0 else 0 * x
+    names = ['loss_ensemble', *(f'{name}_{b}' for name in ('loss', 'loss_kl') for b in range(k))]
+    ensemble, losses = [], dict.fromkeys(names, 0)
+    for i in range(n):
+        gates = softmax(scores[i])
+        ensemble.append([sum(gates[b] * logits[b][i, c] for b in range(k)) for c in range(CLASSES)])
+        losses['loss_ensemble'] -= torch.log(softmax(ensemble[i])[labels[i]]) / n
+        target = softmax([x.detach() for x in ensemble[i]], tau)
+        for b in range(k):
+            losses[f'loss_{b}'] -= torch.log(softmax(logits[b][i])[labels[i]]) / n
+            losses[f'loss_kl_{b}'] += weight * tau**2 / n * sum(
+                p * (torch.log(p) - torch.log(q)) for p, q in zip(target, softmax(logits[b][i], tau), strict=True))
+    return torch.stack([torch.stack(row) for row in ensemble]), losses
+
+
+def test_losses_and_gradients_are_those_of_plain_loops():
+    model = build(weight=0.7, tau=2.0).double()
+    images, samples = batch(torch.float64)
+    losses = model(images, samples, mode='loss')
+    model.parse_losses(losses)[0].backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    _, expected = looped(model, images, [int(s.gt_label) for s in samples], 0.7, 2.0)
+    assert losses.keys() == expected.keys()
+    for name, loss in losses.items():
+        assert loss > 1e-2
+        torch.testing.assert_close(loss, expected[name], rtol=1e-10, atol=0)
+    sum(expected.values()).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-8, atol=1e-12)
+        # A bias before BatchNorm has none but rounding.
+        assert (gradients[name].abs().max() > 1e-6) == (name != 'gate.2.bias'), name
+
+
+@pytest.mark.parametrize('record', [
+    (classifier(), ('backbone.stem', 'backbone.stage1', 'backbone.stage2')),
+    (classifier() | dict(backbone=dict(type='kd_plugins.WideResNet', depth=10, widen_factor=1),
+                         head=classifier()['head'] | dict(in_channels=64)),
+     ('backbone.stem', 'backbone.stage1')),
+    (resnet(), RESNET_PARTS), (resnet('ResNet_CIFAR', norm_eval=True), RESNET_PARTS[:3]),
+], ids=['CifarResNet', 'WideResNet', 'ResNet', 'ResNet_CIFAR'])
+def test_a_branch_with_the_students_weights_is_the_student(record):
+    student, shared = record
+    model = build(student=student, shared=shared).eval()
+    own = model.student.state_dict()
+    for branch in model.branches:
+        assert not any(key.startswith(shared) for key in branch.state_dict())
+        branch.load_state_dict({key: own[key] for key in branch.state_dict()})
+    images, samples = batch(size=64)
+    before = images.clone()
+    losses = model(images, samples, mode='loss')
+    assert losses['loss_0'] == losses['loss_1'] == losses['loss_2']
+    assert losses['loss_kl_0'].abs() < 1e-5  # an ensemble of equals is each of them
+    assert torch.equal(images, before)
+    plain = MODELS.build(student)
+    plain.load_state_dict(own)
+    assert losses['loss_0'] == plain.eval()(images, samples, mode='loss')['loss']
+
+
+def test_the_shared_part_exists_and_runs_once():
+    model = build()
+    plain = MODELS.build(classifier())
+    plain.load_state_dict(model.student.state_dict())
+
+    def size(*modules):
+        return sum(p.numel() for module in modules for p in module.parameters())
+
+    own = size(plain.backbone.stage3, plain.head)
+    assert size(model) == size(plain) + 2 * own + size(model.gate)
+    images, samples = batch()
+    calls = []
+    model.student.backbone.stage1.register_forward_hook(lambda *_: calls.append(1))
+    model(images, samples, mode='loss')
+    plain(images, samples, mode='loss')
+    assert len(calls) == 1
+    assert equal(weights(model.student), weights(plain))  # the running statistics among them
+    assert plain.backbone.stem[1].num_batches_tracked == 1
+    assert model.gate[3].num_batches_tracked == 1
+
+
+def test_predictions_of_branch_and_ensemble():
+    images, samples = batch(torch.float64)
+    model = build(predict='ensemble').double()
+    expected, _ = looped(model, images, [0] * 5, 1.0, 3.0)
+    torch.testing.assert_close(model(images), expected, rtol=1e-10, atol=1e-12)
+    answers = model.eval()(images, samples, mode='predict')
+    assert torch.equal(torch.stack([x.pred_score for x in answers]), model(images).softmax(1))
+    assert all(x.pred_label == x.pred_score.argmax() for x in answers)
+    student = build().double().eval()
+    student.load_state_dict(model.state_dict())
+    student.branches[0].forward = None
+    assert torch.equal(student(images), student.student(images))
+    answers = student(images, mode='predict')
+    assert torch.equal(torch.stack([x.pred_score for x in answers]), student.student(images).softmax(1))
+    assert not torch.allclose(student(images), model(images))
+
+
+@pytest.mark.parametrize(('options', 'weight'), [
+    (dict(ramp=80 / 300), lambda epoch: math.exp(-5 * (1 - min(epoch, 80) / 80) ** 2)),
+    (dict(ramp=80 / 300, weight=0.5), lambda epoch: 0.5 * math.exp(-5 * (1 - min(epoch, 80) / 80) ** 2)),
+    (dict(ramp=0, weight=2), lambda epoch: 2.0),
+    (dict(ramp=0, weight=dict(at=[0, 100], value=[4, 1])), lambda epoch: 4 - 0.03 * min(epoch, 100)),
+])
+def test_weight_follows_the_authors_ramp(options, weight, monkeypatch):
+    model = NativeEnsemble(student=classifier(), **options)
+    info = dict(max_iters=3000, max_epochs=300)
+    hub = SimpleNamespace(get_info=lambda key, default: info.get(key, default))
+    monkeypatch.setattr(MessageHub, 'get_current_instance', classmethod(lambda cls: hub))
+    for epoch in (0, 1, 40, 80, 200, 300):
+        info['iter'] = 10 * epoch
+        assert model.current_weight() == pytest.approx(weight(epoch))
+
+
+class NoteStart(Hook):
+    def before_train(self, runner):
+        self.weights = weights(runner.model)
+
+
+def test_run_starts_as_the_students_and_resumes_bit_for_bit(tmp_path):
+    data = image_folder(tmp_path / 'data')
+
+    def config(name, model, epochs=4):
+        return classification_config(data, tmp_path / name, model, epochs, default_hooks=HOOKS)
+
+    record = dict(type='kd_plugins.NativeEnsemble', student=classifier(), ramp=0.5)
+    starts = []
+    for name, model in (('plain', classifier()), ('whole', record)):
+        runner = Runner.from_cfg(config(name, model))
+        runner.register_hook(note := NoteStart())
+        runner.train()
+        starts.append(note.weights)
+    final, (plain, whole) = runner.model, starts
+    assert equal(plain, {key.removeprefix('student.'): x for key, x in whole.items() if key.startswith('student.')})
+    parts = [whole[f'{net}.backbone.stage3.0.conv1.weight'] for net in ('student', 'branches.0', 'branches.1')]
+    assert not any(torch.equal(parts[a], parts[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+
+    resumed = config('resumed', record)
+    resumed.load_from, resumed.resume = str(tmp_path / 'whole/epoch_2.pth'), True
+    assert equal(weights(train(resumed).model), weights(final))
+    ends = [read_checkpoint(tmp_path / run / 'ensemble.pth')['state_dict'] for run in ('whole', 'resumed')]
+    assert equal(*ends)
+    assert equal(ends[0], weights(final))
+    student = MODELS.build(classifier())
+    load_weights(student, tmp_path / 'whole/student.pth')
+    images, _ = batch()
+    assert torch.equal(student.eval()(images), final.eval()(images))
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    (dict(shared=('backbone.stage2',)), "before 'backbone.stage2' a branch runs weights of its own"),
+    (dict(shared=('backbone.stem', 'backbone.stage2', 'backbone.stage1')),
+     "before 'backbone.stage2' a branch runs weights of its own"),
+    (dict(shared=('backbone.stem', 'backbone.stage2')), "a branch cannot go on from 'backbone.stage2'"),
+    (dict(shared=('backbone.layer1',)), "no module 'backbone.layer1' to tap; nearest names: "),
+    (dict(shared=()), 'shared names no module'),
+    (dict(shared=('backbone', 'neck')), r"but 'neck' puts out \(1, 16\)"),
+    (dict(student=reid_config('', '').model), "with a head of mmpretrain's, got a ReIDHead"),
+    (dict(branches=1), 'branches: expected a whole number of at least 2'), (dict(tau=0), 'tau: expected'),
+    (dict(predict='all'), "predict: expected one of 'branch', 'ensemble'"), (dict(weight='1'), 'weight: expected'),
+    (dict(ramp=-1), 'ramp: expected'), (dict(tap='head.fx'), "no module 'head.fx'"),
+])
+def test_mistakes_are_told(options, message):
+    with pytest.raises(ValueError, match=message):
+        NativeEnsemble(**dict(student=classifier()) | options)
+    if 'shared' in options:
+        with pytest.raises(UserError):
+            NativeEnsemble(**dict(student=classifier()) | options)
