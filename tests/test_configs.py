@@ -1,5 +1,6 @@
 """Every config that a user can name loads, and what it describes fits together."""
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -11,19 +12,26 @@ from mmengine.structures import BaseDataElement
 
 from kd_plugins.config import default_work_dir
 from kd_plugins.distiller import Distillation
+from kd_plugins.registry import MODELS
+from kd_plugins.schedule import Schedule
 from kd_plugins.teacher import build_teacher
 
 ROOT = Path(__file__).parents[1]
-LEAVES = [
+ALL = [
     path.relative_to(ROOT).as_posix()
-    for path in sorted(ROOT.glob('configs/**/*.py')) if '_base_' not in path.parts
+    for path in sorted(ROOT.glob('configs/**/*.py')) if not {'_base_', 'studies'} & {*path.parts}
 ]
+ONLINE = [path for path in ALL if {'dml', 'one'} & {*re.split(r'[/._]', path)}]  # networks that teach each other
+ONLINE_MODELS = {'one': 'NativeEnsemble', 'dml': 'MutualLearning'}
+LEAVES = [path for path in ALL if path not in ONLINE]
 CLASSIFICATION = [path for path in LEAVES if path.startswith(('configs/cifar', 'configs/imagenet', 'configs/tiny_'))]
 REID = [path for path in LEAVES if path.startswith('configs/market1501')]
+TRANSFER = [path for path in LEAVES if path.startswith('configs/transfer')]
 PAIRS = [path for path in CLASSIFICATION if '_to_' in path]
 METHODS = {
     'kd', 'fitnet', 'at', 'fsp', 'sp', 'rkd-d', 'rkd-a', 'rkd-da', 'nst-linear', 'nst-poly', 'nst-gaussian',
-    'kd_nst', 'kd_at', 'kd_nst_at', 'fitnet_nst',
+    'kd_nst', 'kd_at', 'kd_nst_at', 'fitnet_nst', 'kd_fitnet', 'kd_fitnet_nst', 'at_nst', 'bss', 'nst-gan',
+    'fitnet_stage1', 'fitnet_two-stage', 'fsp_stage1', 'fsp_two-stage',
 }
 
 
@@ -45,8 +53,33 @@ def model_of(path: str) -> str | ConfigDict:
     return ConfigDict(config.model, data_preprocessor=config.data_preprocessor, _scope_='mmpretrain')
 
 
+def teachers_of(record: ConfigDict) -> list[ConfigDict]:
+    return [record.teacher] if isinstance(record.teacher, dict) else record.teacher
+
+
 def distillation_of(config: Config) -> ConfigDict | None:
     return next((x for x in config.get('custom_hooks', []) if x.type == 'kd_plugins.DistillationHook'), None)
+
+
+@pytest.mark.parametrize('path', ONLINE)
+def test_an_online_config_is_its_plain_networks_run(path: str) -> None:
+    config, folder = load(path), Path(path).parent
+    method = folder.name if folder.name in ONLINE_MODELS else re.split(r'[/._]', path)[-2]
+    assert config.model.type == f'kd_plugins.{ONLINE_MODELS[method]}'
+    if folder.name in ONLINE_MODELS:
+        plain = load(str(folder.parent / f'{Path(path).stem.partition("_")[0]}.py'))
+        assert config.model.student == plain.model
+        changed = {key for key in config.keys() | plain.keys() if config.get(key) != plain.get(key)}
+        assert changed <= {'model', 'resnet26'}
+    with MODELS.switch_scope_and_registry('mmpretrain'):
+        MODELS.build({**config.model, 'data_preprocessor': config.data_preprocessor})
+
+
+def test_both_online_methods_have_the_posters_networks() -> None:
+    networks = {'resnet8', 'resnet14', 'resnet20', 'resnet26', 'wrn-10-2', 'wrn-16-2', 'wrn-28-2', 'wrn-40-2'}
+    for data in ('cifar10', 'cifar100'):
+        for method in ONLINE_MODELS:
+            assert networks <= {Path(x).stem for x in ONLINE if x.startswith(f'configs/{data}/{method}/')}
 
 
 @pytest.mark.parametrize('path', [x for x in LEAVES if x not in CLASSIFICATION + REID])
@@ -87,7 +120,8 @@ def test_a_classification_config_is_a_whole_run(path: str) -> None:
     assert config.model.head.num_classes == config.data_preprocessor.num_classes
     # The share that KD takes in (1 - alpha) CE + alpha KD is the one that the task gives up.
     terms = (distillation_of(config) or {'terms': []})['terms']
-    alpha = sum(term.weight for term in terms if term.name == 'kd' and term.weight < 1)
+    alpha = sum(term.weight for term in terms
+                if term.name == 'kd' and not isinstance(term.weight, dict) and term.weight < 1)
     assert config.model.head.loss.loss_weight == pytest.approx(1 - alpha)
 
 
@@ -102,7 +136,7 @@ def test_networks_and_terms_of_a_config_meet(path: str) -> None:
             logits = student.eval()(images)
         assert logits.shape == (2, config.model.head.num_classes)
         return
-    teacher = {**record.teacher, 'config': model_of(record.teacher.config), 'checkpoint': None}
+    teacher = [{**x, 'config': model_of(x.config), 'checkpoint': None} for x in teachers_of(record)]
     distillation = Distillation(student, teacher, record.terms)
     lines = distillation.dry_run(student, images, None)
     assert [line.split(':')[0] for line in lines] == [term.name for term in record.terms]
@@ -111,22 +145,55 @@ def test_networks_and_terms_of_a_config_meet(path: str) -> None:
 def test_every_pair_has_every_method() -> None:
     for data in ('cifar10', 'cifar100'):
         for pair in ('resnet26_to_resnet8', 'wrn-40-2_to_wrn-16-2'):
-            assert {Path(x).stem for x in PAIRS if x.startswith(f'configs/{data}/{pair}/')} == METHODS
+            one_of_a_kind = {'kd_two-teachers'} if (data, pair) == ('cifar10', 'resnet26_to_resnet8') else set()
+            assert {Path(x).stem for x in PAIRS if x.startswith(f'configs/{data}/{pair}/')} == METHODS | one_of_a_kind
 
 
 @pytest.mark.parametrize('path', PAIRS)
 def test_a_pair_is_its_baselines_and_the_teacher_comes_from_its_own_run(path: str) -> None:
     config, folder = load(path), Path(path).parent
     teacher, student = (load(str(folder.parent / f'{name}.py')) for name in folder.name.split('_to_'))
-    (required,) = config.requires
-    assert required == distillation_of(config).teacher
-    assert Path(required.config) == folder.parent / f'{folder.name.split("_to_")[0]}.py'
-    assert required.checkpoint == f'{default_work_dir(required.config)}/student.pth'
+    taught, stages = distillation_of(config), [x for x in config.requires if x.config.endswith('_stage1.py')]
+    assert [x for x in config.requires if x not in stages] == (teachers_of(taught) if taught else [])
+    first = config.requires[0]
+    assert Path(first.config) in (folder.parent / f'{folder.name.split("_to_")[0]}.py', folder / 'fsp_stage1.py')
+    for required in config.requires:
+        assert required.checkpoint == f'{default_work_dir(required.config)}/student.pth'
     assert teacher.train_dataloader == config.train_dataloader
     assert teacher.model.head.num_classes == config.model.head.num_classes
     for key in ('train_dataloader', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'randomness'):
         assert student[key] == config[key]
     assert student.model.backbone == config.model.backbone
+
+
+TWO_STAGE = [path for path in CLASSIFICATION if path.endswith('_two-stage.py')]
+
+
+@pytest.mark.parametrize('path', TWO_STAGE)
+def test_a_second_stage_goes_on_from_the_hints_of_the_first(path: str) -> None:
+    config, first = load(path), load(path.replace('_two-stage', '_stage1'))
+    joint = load(path.replace('_two-stage', ''))
+    assert config.load_from == config.requires[-1].checkpoint
+    assert config.requires[-1].config == path.replace('_two-stage', '_stage1')
+    assert (distillation_of(first).task, first.find_unused_parameters) == (False, True)
+    assert distillation_of(first).terms == distillation_of(joint).terms
+    assert distillation_of(first).teacher == distillation_of(joint).teacher
+    assert config.model == first.model == joint.model
+    terms = (distillation_of(config) or {'terms': []})['terms']
+    assert [term.name for term in terms] == (['kd'] if 'fitnet' in path else [])
+
+
+def test_every_stage_is_there() -> None:
+    assert len(TWO_STAGE) == 2 * 5
+
+
+def test_weights_of_bss_are_the_authors() -> None:
+    """w_KD = 3 (1 - e / E) + 1, w_BSS = max(2 (1 - 4 e / (3 E)), 0), beside a KDLoss that includes tau^2."""
+    kd, bss = distillation_of(load('configs/cifar10/resnet26_to_resnet8/bss.py')).terms
+    assert kd.loss.tau == bss.loss.tau == 3
+    for progress in (0, 0.2, 0.5, 0.75, 0.9, 1):
+        values = [Schedule(**term.weight).value_at(progress) for term in (kd, bss)]
+        assert values == pytest.approx([(3 * (1 - progress) + 1) / 9, max(2 * (1 - 4 * progress / 3), 0)])
 
 
 @pytest.mark.parametrize('path', [x for x in CLASSIFICATION if x.startswith('configs/imagenet/')])
@@ -191,3 +258,35 @@ def test_data_sets_and_hooks_are_found_by_name(name: str) -> None:
         assert len(data.pipeline.transforms) == len(loader.dataset.pipeline)
     for hook in config.default_hooks.values():
         HOOKS.build(hook)
+
+
+@pytest.mark.parametrize('path', TRANSFER)
+def test_a_transfer_config_takes_its_backbone_over_from_its_student(path: str) -> None:
+    config = load(path)
+    hooks, source = config.default_hooks, config.model.backbone.init_cfg
+    assert (hooks.export.type, hooks.handover.type) == ('kd_plugins.ExportHook', 'kd_plugins.HandoverHook')
+    assert (source.type, source.prefix) == ('Pretrained', 'backbone.')
+    assert config.model.head.num_classes == config.data_preprocessor.num_classes
+    network = build_teacher(path, None)
+    if 'frozen' not in hooks:  # fine-tuning, from public weights
+        assert source.checkpoint.startswith('https://')
+        split = load(path).split
+        assert split == '1'
+        assert config.work_dir == f'work_dirs/transfer/dtd/split{split}/' + path[len('configs/transfer/dtd/'):-3]
+        assert config.train_dataloader.dataset.ann_file == f'lists/trainval{split}.txt'
+        assert config.val_dataloader.dataset.ann_file == f'lists/test{split}.txt'
+        for required in config.get('requires', []):
+            assert required == distillation_of(config).teacher
+            assert required.checkpoint == f'{load(required.config).work_dir}/student.pth'
+            teacher = dict(required, config=required.config, checkpoint=None)
+            Distillation(network, teacher, distillation_of(config).terms).dry_run(
+                network, torch.randn(2, 3, 64, 64), None)
+        return
+    assert hooks.frozen.modules == ['backbone']
+    for required in config.get('requires', []):
+        assert required.checkpoint == source.checkpoint == f'{default_work_dir(required.config)}/student.pth'
+        student = build_teacher(required.config, None)
+        shapes = [{k: v.shape for k, v in net.backbone.state_dict().items()} for net in (network, student)]
+        assert shapes[0] == shapes[1]
+    for other in config.get('compare', {}).values():
+        assert other in TRANSFER

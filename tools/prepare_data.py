@@ -14,6 +14,9 @@ from kd_plugins.errors import UserError, one_line_errors
 
 TINY_IMAGENET_URL = 'http://cs231n.stanford.edu/tiny-imagenet-200.zip'
 TINY_IMAGENET_MD5 = '90528d7ca1a48142e341f4ef8d21d0de'
+DTD_URL = 'https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz'
+DTD_MD5 = 'fff73e5086ae6bdbea199a49dfb8a4c1'
+DTD_SPLITS = range(1, 11)
 MARKET1501_NAME = 'Market-1501-v15.09.15'
 MARKET1501_DRIVE_ID = '0B8-rUzbwVRk0c054eEozWG9COHM'
 MARKET1501_MD5 = '65005ab7d12ec1c44de4eeafe813e68a'
@@ -94,6 +97,57 @@ def sort_validation(folder: Path) -> None:
         raise UserError(f'{images}: holds files that {annotations} does not list; move them away') from None
 
 
+def prepare_stl10(args: argparse.Namespace) -> None:
+    """Download STL-10 where it is missing, and read its training and test files."""
+    from torchvision.datasets.stl10 import STL10 as OFFICIAL
+    from torchvision.datasets.utils import download_and_extract_archive
+
+    from kd_plugins.datasets.stl10 import STL10
+
+    folder = args.root / OFFICIAL.base_folder
+    if not folder.is_dir():
+        download(folder, lambda: download_and_extract_archive(OFFICIAL.url, str(args.root), md5=OFFICIAL.tgz_md5))
+    sizes = {split: len(STL10(str(args.root), split)) for split in ('train', 'test')}
+    print(f'{args.root}: {sizes["train"]} training and {sizes["test"]} test images')
+
+
+def prepare_dtd(args: argparse.Namespace) -> None:
+    """Download Describable Textures where it is missing, and write the lists of its ten splits."""
+    if not args.root.is_dir():
+        if args.root.name != 'dtd':
+            raise UserError(f'{args.root}: the archive unpacks to dtd; name --root so')
+        from torchvision.datasets.utils import download_and_extract_archive
+
+        parent = str(args.root.parent)
+        download(args.root, lambda: download_and_extract_archive(DTD_URL, parent, md5=DTD_MD5))
+    again = f'delete {args.root} and run this again'
+    images = args.root / 'images'
+    classes = sorted(path.name for path in images.iterdir() if path.is_dir()) if images.is_dir() else []
+    if not classes:
+        raise UserError(f'{images}: expected a folder for each class, found none; {again}')
+    target = args.root / 'lists'
+    target.mkdir(exist_ok=True)
+    for split in DTD_SPLITS:
+        parts = {}
+        for part in ('train', 'val', 'test'):
+            listed = args.root / 'labels' / f'{part}{split}.txt'
+            if not listed.is_file():
+                raise UserError(f'{listed}: missing; {again}')
+            parts[part] = listed.read_text().split()
+            for name in parts[part]:
+                if not (images / name).is_file():
+                    raise UserError(f'{images / name}: missing, though {listed} lists it; {again}')
+        parts['trainval'] = parts.pop('train') + parts.pop('val')
+        if both := sorted({*parts['trainval']} & {*parts['test']}):
+            raise UserError(f'{args.root / "labels"}: split {split} has {both[0]} both in training and in test; '
+                            f'{again}')
+        for part, names in parts.items():
+            lines = [f'{name} {classes.index(name.partition("/")[0])}\n' for name in names]
+            (target / f'{part}{split}.txt').write_text(''.join(lines))
+    print(f'{args.root}: {len(classes)} classes, {len(DTD_SPLITS)} splits, the last of {len(parts["trainval"])} '
+          f'training and {len(parts["test"])} test images; lists in {target}')
+
+
 def prepare_market1501(args: argparse.Namespace) -> None:
     """Download Market-1501 where it is missing; read the names of all its images and count."""
     from kd_plugins.datasets.market1501 import Market1501
@@ -151,6 +205,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ('voc2007', prepare_voc, 'data'),
         ('voc2012', prepare_voc, 'data'),
         ('tiny-imagenet', prepare_tiny_imagenet, 'data/tiny-imagenet-200'),
+        ('stl10', prepare_stl10, 'data/stl10'),
+        ('dtd', prepare_dtd, 'data/dtd'),
         ('market1501', prepare_market1501, f'data/{MARKET1501_NAME}'),
         ('drawn', prepare_drawn, 'data/drawn'),
     ):

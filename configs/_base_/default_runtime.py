@@ -13,6 +13,7 @@ default_hooks = dict(
     export=dict(type='kd_plugins.ExportHook'),
     reseed=dict(type='kd_plugins.ReseedHook'),
     handover=dict(type='kd_plugins.HandoverHook'),
+    corruption=dict(type='kd_plugins.CorruptionHook'),
 )
 
 env_cfg = dict(

@@ -2,12 +2,15 @@ from typing import Any
 
 from kd_plugins.datasets.batched import BatchedImages, whole_batch
 from kd_plugins.datasets.cifar import CIFAR10, CIFAR100
+from kd_plugins.datasets.corruption import corrupted
 from kd_plugins.datasets.loading import LoadImage
 from kd_plugins.datasets.market1501 import Market1501
 from kd_plugins.datasets.samplers import PKSampler
+from kd_plugins.datasets.stl10 import STL10
 from kd_plugins.registry import DATASETS
 
-__all__ = ['CIFAR10', 'CIFAR100', 'BatchedImages', 'LoadImage', 'Market1501', 'PKSampler', 'whole_batch']
+__all__ = ['CIFAR10', 'CIFAR100', 'STL10', 'BatchedImages', 'LoadImage', 'Market1501', 'PKSampler', 'corrupted',
+           'whole_batch']
 
 
 @DATASETS.register_module(name='VOCDataset')

@@ -59,11 +59,12 @@ class BatchedImages:
                             'expected padding and seed of at least 0, a probability, and replay of at least 1 or None')
         source = DATASETS.build(dataset)
         infos = [source.get_data_info(i) for i in range(len(source))]
-        kinds = sorted({_kind(info) for info in infos})
+        kinds = sorted(f'{x} {y}'.strip() for x, y in {_kind(info) for info in infos})
         if len(kinds) != 1 or not re.fullmatch(r'uint8 \(\d+, \d+, 3\)', kinds[0]):
             raise UserError(f'BatchedImages: the data set holds {" and ".join(kinds[:3]) or "nothing"}; expected img, '
                             'uint8 (H, W, 3) of one size, and gt_label; use the data set itself, with a pipeline')
         self.metainfo = source.metainfo
+        self.corruption = getattr(source, 'corruption', None)  # for the CorruptionHook; the source itself is let go
         self._labels = torch.tensor([info['gt_label'] for info in infos], dtype=torch.int64)[:, None]
         images = torch.from_numpy(np.stack([info['img'] for info in infos])).permute(0, 3, 1, 2)
         height, width = images.shape[2:]
@@ -132,6 +133,6 @@ class BatchedImages:
         return dict(inputs=inputs, data_samples=samples)
 
 
-def _kind(info: Mapping[str, Any]) -> str:
+def _kind(info: Mapping[str, Any]) -> tuple[Any, Any]:
     missing = [f'no {key}' for key in ('img', 'gt_label') if key not in info]
-    return ' and '.join(missing) or f'{info["img"].dtype} {info["img"].shape}'
+    return (' and '.join(missing), '') if missing else (info['img'].dtype, info['img'].shape)

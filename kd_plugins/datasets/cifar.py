@@ -1,15 +1,19 @@
 """CIFAR-10 and CIFAR-100 in the official pickle layout, official or re-encoded."""
 
+import hashlib
 import io
 import pickle
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from mmengine import dist
 from mmengine.fileio import exists, get, join_path
 from mmengine.logging import MMLogger
 from mmpretrain import datasets as mmpretrain_datasets
-from mmpretrain.datasets.utils import check_md5, download_and_extract_archive
+from mmpretrain.datasets.utils import download_and_extract_archive
 
+from kd_plugins.datasets.corruption import refuse_test, report, rewrite
 from kd_plugins.errors import UserError
 from kd_plugins.registry import DATASETS
 
@@ -39,10 +43,21 @@ class CIFAR10(mmpretrain_datasets.CIFAR10):
     dicts with ``data``, (N, 3072) uint8, each picture's red, green and blue plane, and ``labels``, N integers.
     Where that folder is missing and ``download`` is true, mmpretrain's own code fetches and verifies the archive.
     A file whose MD5 is not the official one is used, with one logged warning per split; only arrays and plain values
-    are unpickled. Samples hold ``img``, (32, 32, 3) uint8 in RGB, and ``gt_label``. Arguments are mmpretrain's.
+    are unpickled. Samples hold ``img``, (32, 32, 3) uint8 in RGB, and ``gt_label``.
+
+    Args:
+        label_noise: ``dict(rate=0.4, include_true=True, seed=0)``: wrong labels, see
+            :func:`~kd_plugins.datasets.corruption.noisy_labels`.
+        imbalance: ``dict(gamma=0.2, most=None, least=None, seed=0)``: rare classes, see
+            :func:`~kd_plugins.datasets.corruption.kept_samples`.
+        validation: ``dict(size=5000, seed=0, part='train')`` leaves so many samples out, ``part='val'`` has them alone,
+            see :func:`~kd_plugins.datasets.corruption.held_out`.
+        **kwargs: mmpretrain's. ``indices`` applies last: ``indices=20000`` takes the first 20,000 of what is left (all
+            where fewer are), each with the label that it has in the whole corrupted set.
 
     Raises:
-        UserError: If the folder or one of its files is missing, cannot be fetched, or does not hold what is expected.
+        UserError: If the folder or one of its files is missing, cannot be fetched, or does not hold what is expected;
+            or if a test split is to be corrupted.
 
     Sources:
         1. Krizhevsky: Learning Multiple Layers of Features from Tiny Images, 2009.
@@ -51,8 +66,19 @@ class CIFAR10(mmpretrain_datasets.CIFAR10):
 
     label_key = 'labels'
 
+    def __init__(
+        self, *args: Any, label_noise: Mapping[str, Any] | None = None, imbalance: Mapping[str, Any] | None = None,
+        validation: Mapping[str, Any] | None = None, **kwargs: Any,
+    ) -> None:
+        options = dict(label_noise=label_noise, imbalance=imbalance, validation=validation)
+        self._corruption = {key: value for key, value in options.items() if value is not None}
+        self.corruption: dict[str, Any] | None = None
+        super().__init__(*args, **kwargs)
+
     def load_data_list(self) -> list[dict]:
         """Return one record a picture, in the order of the files."""
+        if self._corruption and self.split != 'train':
+            refuse_test(type(self).__name__)
         if dist.is_main_process():
             self._provide()
         dist.barrier()
@@ -61,17 +87,32 @@ class CIFAR10(mmpretrain_datasets.CIFAR10):
         missing = [path for path in files if not exists(path)]
         if missing:
             raise UserError(f'{", ".join(missing)}: missing; {self._remedy}')
-        changed = sum(not check_md5(path, md5) for path, md5 in files.items())
+        # With indices=10000 the first file is enough; corruption looks at the whole split.
+        whole = self._corruption or not isinstance(self._indices, int) or self._indices < 0
+        infos, read, changed = [], 0, 0
+        for path, md5 in files.items():
+            if not whole and len(infos) >= self._indices:
+                break
+            content = get(path)
+            read, changed = read + 1, changed + (hashlib.md5(content, usedforsecurity=False).hexdigest() != md5)
+            infos += [{'img': img.reshape(3, 32, 32).transpose(1, 2, 0), 'gt_label': label}
+                      for img, label in zip(*self._unpickled(path, content), strict=True)]
         if changed:
             MMLogger.get_current_instance().warning(
-                f'{folder}: {changed} of {len(files)} files of split {self.split} are not the official bytes (MD5); '
+                f'{folder}: {changed} of {read} files of split {self.split} are not the official bytes (MD5); '
                 'accuracies cannot be compared with published ones'
             )
-        return [
-            {'img': img.reshape(3, 32, 32).transpose(1, 2, 0), 'gt_label': label}
-            for path in files
-            for img, label in zip(*self._load_file(path), strict=True)
-        ]
+        if not self._corruption:
+            return infos
+        infos, self.corruption = rewrite(infos, len(self.CLASSES), **self._corruption)
+        return infos
+
+    def full_init(self) -> None:
+        """Load the samples, and settle what ``corruption.json`` says of those that ``indices`` leaves."""
+        if not self._fully_initialized:
+            super().full_init()
+            if self.corruption is not None:
+                self.corruption = report(self.corruption, [self.get_data_info(i) for i in range(len(self))])
 
     @property
     def _root(self) -> str:
@@ -100,9 +141,9 @@ class CIFAR10(mmpretrain_datasets.CIFAR10):
                 f'{root}: {expected}, and {self.url} could not be fetched ({error}); unpack it there by hand'
             ) from error
 
-    def _load_file(self, path: str) -> tuple[np.ndarray, list[int]]:
+    def _unpickled(self, path: str, content: bytes) -> tuple[np.ndarray, list[int]]:
         try:
-            entry = _ArrayUnpickler(io.BytesIO(get(path)), encoding='latin1').load()
+            entry = _ArrayUnpickler(io.BytesIO(content), encoding='latin1').load()
         except Exception as error:  # a damaged pickle raises almost anything
             raise UserError(f'{path}: not a whole pickle of plain arrays ({error}); {self._remedy}') from error
         classes = len(self.CLASSES)

@@ -1,7 +1,10 @@
 from kd_plugins.hooks.channels_last_hook import ChannelsLastHook
+from kd_plugins.hooks.corruption_hook import CorruptionHook
 from kd_plugins.hooks.distillation_hook import DistillationHook
 from kd_plugins.hooks.export_hook import ExportHook
+from kd_plugins.hooks.freeze_hook import FreezeHook
 from kd_plugins.hooks.handover_hook import HandoverHook
 from kd_plugins.hooks.reseed_hook import ReseedHook
 
-__all__ = ['ChannelsLastHook', 'DistillationHook', 'ExportHook', 'HandoverHook', 'ReseedHook']
+__all__ = ['ChannelsLastHook', 'CorruptionHook', 'DistillationHook', 'ExportHook', 'FreezeHook', 'HandoverHook',
+           'ReseedHook']

@@ -165,6 +165,85 @@ def test_tiny_imagenet_is_unpacked_from_an_archive_that_is_there(
     assert (data / 'tiny-imagenet-200' / 'val' / 'n2' / 'v0.JPEG').is_file()
 
 
+def write_stl10(root: Path) -> None:
+    folder = root / 'stl10_binary'
+    folder.mkdir(parents=True)
+    for split, labels in (('train', [1, 10, 3]), ('test', [2, 2])):
+        (folder / f'{split}_X.bin').write_bytes(bytes(3 * 96 * 96 * len(labels)))
+        (folder / f'{split}_y.bin').write_bytes(bytes(labels))
+
+
+def test_stl10_is_unpacked_once_from_an_archive_and_read_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from torchvision.datasets.stl10 import STL10
+
+    write_stl10(tmp_path / 'source')
+    data = tmp_path / 'data'
+    archive = Path(shutil.make_archive(str(data / 'stl10_binary'), 'gztar', tmp_path / 'source'))
+    monkeypatch.setattr(STL10, 'url', (tmp_path / 'stl10_binary.tar.gz').as_uri())  # which is not there
+    assert 'the download failed' in refused('stl10', '--root', str(data))  # the archive beside it is another one
+    assert not (data / 'stl10_binary').exists()
+    monkeypatch.setattr(STL10, 'tgz_md5', hashlib.md5(archive.read_bytes()).hexdigest())
+    tool.main(['stl10', '--root', str(data)])
+    assert f'{data}: 3 training and 2 test images' in capsys.readouterr().out
+    archive.unlink()
+    tool.main(['stl10', '--root', str(data)])  # finds its work done
+    (data / 'stl10_binary' / 'test_y.bin').unlink()
+    assert refused('stl10', '--root', str(data)).startswith(f'{data}/stl10_binary/test_y.bin: missing')
+
+
+def write_dtd(root: Path) -> None:
+    names = [f'{name}/{name}_{i}.jpg' for name in ('woven', 'banded', 'dotted') for i in range(3)]
+    for name in names:
+        write(root / 'images' / name)
+    for split in range(1, 11):
+        for i, part in enumerate(('train', 'val', 'test')):
+            write(root / 'labels' / f'{part}{split}.txt', ''.join(f'{x}\n' for x in names[(i + split) % 3::3]))
+
+
+def test_the_ten_splits_of_dtd_become_lists_that_mmpretrain_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from mmpretrain.datasets import CustomDataset
+
+    write_dtd(tmp_path / 'source' / 'dtd')
+    root = tmp_path / 'data' / 'dtd'
+    archive = Path(shutil.make_archive(str(root.parent / 'dtd-r1.0.1'), 'gztar', tmp_path / 'source'))
+    monkeypatch.setattr(tool, 'DTD_MD5', hashlib.md5(archive.read_bytes()).hexdigest())
+    for _ in range(2):
+        tool.main(['dtd', '--root', str(root)])
+        assert '3 classes, 10 splits, the last of 6 training and 3 test images' in capsys.readouterr().out
+    labels = {'banded': 0, 'dotted': 1, 'woven': 2}
+    for split in (1, 2, 10):
+        sides = []
+        for part in ('trainval', 'test'):
+            data = CustomDataset(data_root=str(root), data_prefix='images', ann_file=f'lists/{part}{split}.txt')
+            infos = [data.get_data_info(i) for i in range(len(data))]
+            assert all(Path(x['img_path']).is_file() for x in infos)
+            assert all(labels[Path(x['img_path']).parent.name] == x['gt_label'] for x in infos)
+            sides.append({Path(x['img_path']).name for x in infos})
+        assert sides[1] == {f'{name}_{(2 + split) % 3}.jpg' for name in labels}
+        assert len(sides[0]) == 6
+        assert not sides[0] & sides[1]
+
+
+def test_what_is_wrong_with_dtd_is_named(tmp_path: Path) -> None:
+    root = tmp_path / 'dtd'
+    argv = ['dtd', '--root', str(root)]
+    write_dtd(root)
+    (root / 'images' / 'dotted' / 'dotted_1.jpg').unlink()
+    assert refused(*argv).startswith(f'{root}/images/dotted/dotted_1.jpg: missing, though {root}/labels/')
+    write(root / 'images' / 'dotted' / 'dotted_1.jpg')
+    write(root / 'labels' / 'val4.txt', 'woven/woven_0.jpg\n')
+    assert 'split 4 has woven/woven_0.jpg both in training and in test' in refused(*argv)
+    (root / 'labels' / 'val4.txt').unlink()
+    assert refused(*argv).startswith(f'{root}/labels/val4.txt: missing')
+    shutil.rmtree(root / 'images')
+    assert 'expected a folder for each class' in refused(*argv)
+    assert 'name --root so' in refused('dtd', '--root', str(tmp_path / 'elsewhere'))
+
+
 def test_market1501_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root = tmp_path / 'market'
     write_market1501(root)

@@ -8,15 +8,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import to_hex
+from tiny import CLASSES, classification_config, classifier, image_folder
 
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation import ReIDFeatures, rank_matches, save_features
+from kd_plugins.functional import at_loss, nst_loss, sp_loss
+from kd_plugins.registry import MODELS
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'visualize.py'
+sys.path.append(str(TOOL.parent))  # last, since tools/test.py must not hide the standard library's test
 _spec = importlib.util.spec_from_file_location('visualize', TOOL)
 tool = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tool)
+from visuals import attention, networks, ranking, similarity, tsne  # noqa: E402
 
 
 def along_a_line(
@@ -58,27 +64,27 @@ def brute_force(features: ReIDFeatures, query: int, metric: str) -> list[tuple[f
 
 
 def test_the_best_the_median_and_the_worst_are_chosen():
-    chosen = tool.choose(np.array([0.5, 0.9, 0.1, 0.7, 0.3]), 2)
+    chosen = ranking.choose(np.array([0.5, 0.9, 0.1, 0.7, 0.3]), 2)
     assert {name: rows.tolist() for name, rows in chosen.items()} == {
         'best': [1, 3], 'median': [3, 0], 'worst': [2, 4]}
-    chosen = tool.choose(np.array([0.5, 0.9, 0.1]), 1)
+    chosen = ranking.choose(np.array([0.5, 0.9, 0.1]), 1)
     assert [rows.tolist() for rows in chosen.values()] == [[1], [0], [2]]
 
 
 def test_equal_average_precisions_and_few_queries_give_a_fixed_choice():
-    chosen = tool.choose(np.full(6, 0.5), 2)
+    chosen = ranking.choose(np.full(6, 0.5), 2)
     assert [rows.tolist() for rows in chosen.values()] == [[0, 1], [2, 3], [5, 4]]
-    chosen = tool.choose(np.array([0.2, 0.8]), 4)
+    chosen = ranking.choose(np.array([0.2, 0.8]), 4)
     assert [rows.tolist() for rows in chosen.values()] == [[1, 0], [1, 0], [0, 1]]
 
 
 def test_the_first_items_are_ranked_without_what_the_evaluation_leaves_out(tmp_path: Path):
     features = people(tmp_path)
-    items, distances, right = tool.rank_items(features, 0, 3, 'euclidean')
+    items, distances, right = ranking.rank_items(features, 0, 3, 'euclidean')
     assert (items.tolist(), distances.tolist(), right.tolist()) == ([1, 2, 3], [0.5, 3, 9], [True, True, False])
-    items, distances, right = tool.rank_items(features, 2, 3, 'euclidean')
+    items, distances, right = ranking.rank_items(features, 2, 3, 'euclidean')
     assert (items.tolist(), distances.tolist(), right.tolist()) == ([6, 7, 8], [0.5, 0.5, 1.5], [False, False, True])
-    items, _, right = tool.rank_items(features, 1, 50, 'euclidean')  # fewer items than asked for
+    items, _, right = ranking.rank_items(features, 1, 50, 'euclidean')  # fewer items than asked for
     assert items.tolist() == [4, 3, 5, 2, 1, 6, 0, 7, 8]  # of equal ones the wrong one first
     assert right.tolist() == [True, False, True, False, False, True, False, False, False]
 
@@ -86,7 +92,7 @@ def test_the_first_items_are_ranked_without_what_the_evaluation_leaves_out(tmp_p
 def test_of_many_equal_items_the_wrong_ones_come_first():
     features = along_a_line([(1., 1, 1)], [(1., 1, 2)] * 40 + [(1., 2, 2)] * 3 + [(1., -1, 2)] * 2)
     for metric in ('cosine', 'euclidean'):
-        items, _, right = tool.rank_items(features, 0, 4, metric)
+        items, _, right = ranking.rank_items(features, 0, 4, metric)
         assert items.tolist() == [40, 41, 42, 0]
         assert right.tolist() == [False, False, False, True]
 
@@ -96,7 +102,7 @@ def test_of_many_equal_items_the_wrong_ones_come_first():
 def test_rankings_agree_with_plain_loops_and_with_the_evaluation(
     seed: int, metric: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(tool, 'BLOCK', 7)
+    monkeypatch.setattr(ranking, 'BLOCK', 7)
     rng = np.random.default_rng(seed)
     levels = 3 if seed % 2 else 1000  # few levels make many ties
 
@@ -110,7 +116,7 @@ def test_rankings_agree_with_plain_loops_and_with_the_evaluation(
     for query, start, end in zip(retrieval.queries, ends - retrieval.counts, ends, strict=True):
         expected = brute_force(features, query, metric)
         for top in (1, 5, 100):
-            items, distances, right = tool.rank_items(features, query, top, metric)
+            items, distances, right = ranking.rank_items(features, query, top, metric)
             assert right.tolist() == [x[1] for x in expected[:top]]
             np.testing.assert_allclose(distances, [x[0] for x in expected[:top]], rtol=1e-9, atol=1e-9)
             assert items.tolist() == [x[2] for x in expected[:top]]
@@ -145,8 +151,8 @@ def test_a_folder_of_arrays_is_read_and_one_query_is_enough(tmp_path: Path, caps
 
 def test_a_row_shows_the_query_and_its_items_in_frames(tmp_path: Path):
     features = people(tmp_path)
-    rankings = [tool.rank_items(features, query, 2, 'euclidean') for query in (0, 1)]
-    figure = tool.draw_rankings(features, [0, 1], [1, 0.72222], rankings, 'title')
+    rankings = [ranking.rank_items(features, query, 2, 'euclidean') for query in (0, 1)]
+    figure = ranking.draw_rankings(features, [0, 1], [1, 0.72222], rankings, 'title')
     assert [axes.get_title() for axes in figure.axes] == [
         'id 1, cam 1\nAP 1.00', '1:  0.5000\nid 1, cam 2', '2:  3.000\nid 1, cam 3',
         'id 2, cam 1\nAP 0.722', '1:  0.5000\nid 2, cam 2', '2:  1.000\nid 5, cam 2']
@@ -154,7 +160,7 @@ def test_a_row_shows_the_query_and_its_items_in_frames(tmp_path: Path):
     frames = {(axes.get_title()[0], to_hex(axes.spines['left'].get_edgecolor()), axes.spines['left'].get_linestyle())
               for axes in figure.axes[4:]}
     assert frames == {('1', '#009e73', 'solid'), ('2', '#d7301f', (0, (2.5, 1.5)))}
-    assert figure.texts[0].get_text() == f'title\n{tool.LEGEND}'
+    assert figure.texts[0].get_text() == f'title\n{ranking.LEGEND}'
     # Nothing reaches over the edge, no title into its neighbour.
     figure.draw_without_rendering()
     boxes = [axes.title.get_window_extent() for axes in figure.axes]
@@ -170,16 +176,16 @@ def test_a_row_shows_the_query_and_its_items_in_frames(tmp_path: Path):
 def test_images_are_read_as_rgb_and_made_smaller(tmp_path: Path):
     path = tmp_path / 'large.png'
     cv2.imwrite(str(path), np.full((1000, 500, 3), (10, 20, 30), np.uint8))
-    image = tool.read_image(np.str_(path))
+    image = ranking.read_image(np.str_(path))
     assert image.shape == (320, 160, 3)
     assert image[0, 0].tolist() == [30, 20, 10]
     cv2.imwrite(str(path), np.zeros((1, 2000), np.uint8))
-    assert tool.read_image(np.str_(path)).shape == (1, 320, 3)
+    assert ranking.read_image(np.str_(path)).shape == (1, 320, 3)
 
 
-def refused(*argv: object) -> str:
+def refused(*argv: object, command: str = 'ranking') -> str:
     with pytest.raises(UserError) as error:
-        tool.main(['ranking', *map(str, argv)])
+        tool.main([command, *map(str, argv)])
     message = str(error.value)
     assert '\n' not in message
     return message
@@ -212,3 +218,269 @@ def test_the_command_line_ends_with_one_line_and_status_1(tmp_path: Path):
     (line,) = run.stderr.strip().splitlines()
     assert line.startswith(f'error: {tmp_path / "none.npz"} does not exist')
     assert run.stdout == ''
+
+
+# Pictures of networks.
+
+PICTURES = ('tsne', 'attention', 'similarity')
+
+
+def write_network(folder: Path, name: str, data: Path, seed: int, model: dict) -> list[str]:
+    """Write a config with a test set and a checkpoint of drawn weights; return both paths."""
+    torch.manual_seed(seed)
+    network = MODELS.build(model)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    torch.save(dict(state_dict=network.state_dict()), folder / f'{name}.pth')
+    config = classification_config(data, folder / 'run', model)
+    config.test_dataloader = dict(
+        config.train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False), dataset=dict(
+            config.train_dataloader.dataset, pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]))
+    config.dump(str(folder / f'{name}.py'))
+    return [str(folder / f'{name}.py'), str(folder / f'{name}.pth')]
+
+
+@pytest.fixture
+def argv(tmp_path: Path) -> list[str]:
+    """The options of a teacher and two students on 24 images of four classes."""
+    data = image_folder(tmp_path / 'data')
+    wide = classifier(8, 8) | dict(data_preprocessor=dict(mean=[90.0] * 3, std=[30.0] * 3, num_classes=CLASSES))
+    return ['--teacher', *write_network(tmp_path, 'teacher', data, 1, wide),
+            '--student', *write_network(tmp_path, 'plain', data, 2, classifier()),
+            '--student', *write_network(tmp_path, 'nst', data, 3, classifier()), 'with NST',
+            '--tap', 'backbone.stage3', '--images', '8', '--out', str(tmp_path / 'new' / 'picture.png')]
+
+
+def answers_of(argv: list[str], command: str = 'tsne') -> tuple:
+    args = tool.parse_args([command, *argv])
+    networks.check_options(args)
+    loader = networks.test_set(args.student[0][0])
+    rows = networks.draw_rows(loader.dataset, args.images, args.seed)
+    return rows, loader.dataset, *networks.answers(args, loader, rows)
+
+
+def overlapping(figure) -> list[tuple[str, str]]:
+    """Return the pairs of texts that lie on each other, and those that reach over the edge."""
+    figure.draw_without_rendering()
+    texts = [*figure.texts]
+    for axes in figure.axes:
+        texts += [axes.title, axes.xaxis.label, *axes.get_yticklabels(), *axes.get_xticklabels()]
+    boxes = [(x.get_text(), x.get_window_extent()) for x in texts if x.get_text()]
+    edge = figure.bbox
+    over = [(name, 'edge') for name, box in boxes
+            if box.x0 < -1 or box.y0 < -1 or box.x1 > edge.x1 + 1 or box.y1 > edge.y1 + 1]
+    return over + [(a, b) for i, (a, x) in enumerate(boxes) for b, y in boxes[:i] if x.overlaps(y)]
+
+
+def test_networks_answer_through_their_own_normalisation_and_images_are_as_stored(argv: list[str], tmp_path: Path):
+    rows, dataset, images, teacher, students = answers_of(argv)
+    assert (teacher.name, [x.name for x in students]) == ('teacher', ['plain', 'with NST'])
+    paths = [Path(dataset.get_data_info(i)['img_path']) for i in rows]
+    stored = [cv2.imread(str(path)) for path in paths]
+    # The students' preprocessor does not swap the channels: they learned from what the file holds, in that order.
+    assert all(np.array_equal(a, b) for a, b in zip(images.pixels, stored, strict=True))
+    assert [f'class{label}' for label in images.labels] == [path.parent.name for path in paths]
+    assert [images.name(label) for label in images.labels] == [path.parent.name for path in paths]
+    for name, mean, std, width, found in (('teacher', 90, 30, 8, teacher), ('plain', 120, 60, 4, students[0])):
+        network = MODELS.build(classifier(8, width)).eval()
+        network.load_state_dict(torch.load(tmp_path / f'{name}.pth')['state_dict'])
+        inputs = (torch.tensor(np.stack(stored)).permute(0, 3, 1, 2).float() - mean) / std
+        with torch.no_grad():
+            torch.testing.assert_close(found.features, network.backbone(inputs)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_images_of_a_network_that_reads_rgb_are_shown_in_their_colours(argv: list[str], tmp_path: Path):
+    model = classifier() | dict(
+        data_preprocessor=dict(mean=[120.0] * 3, std=[60.0] * 3, num_classes=CLASSES, to_rgb=True))
+    argv[4:6] = write_network(tmp_path, 'rgb', tmp_path / 'data', 2, model)
+    rows, dataset, images, *_ = answers_of(argv)
+    for i, pixels in zip(rows, images.pixels, strict=True):
+        assert np.array_equal(pixels, cv2.imread(dataset.get_data_info(i)['img_path'])[..., ::-1])
+
+
+def test_a_point_of_the_embedding_is_a_channel_and_its_linear_mmd_is_the_loss():
+    maps = [torch.randn(5, 3, 4, 4).double(), torch.randn(5, 6, 8, 8).double()]
+    student, teacher = (networks.Network(x, f) for x, f in zip('st', maps, strict=True))
+    points = tsne.channel_points([student, teacher])
+    assert [x.shape for x in points] == [(3, 5 * 16), (6, 5 * 16)]
+    pooled = maps[1].view(5, 6, 4, 2, 4, 2).mean((3, 5))
+    for found, x in zip(points, (maps[0], pooled), strict=True):
+        for channel in range(x.shape[1]):
+            expected = [x[n, channel].flatten() / x[n, channel].square().sum().sqrt() / 5 ** 0.5 for n in range(5)]
+            np.testing.assert_allclose(found[channel], torch.cat(expected), atol=1e-12)
+    linear = float(((points[0].mean(0) - points[1].mean(0)) ** 2).sum())
+    assert linear == pytest.approx(nst_loss(maps[0], maps[1], 'linear').item(), rel=1e-9)
+
+
+def test_channels_that_are_never_active_are_no_points():
+    maps = torch.rand(2, 4, 3, 3)
+    maps[:, 1] = 0
+    maps[0, 2] = 0
+    (points,) = tsne.channel_points([networks.Network('x', maps)])
+    assert len(points) == 3
+    maps[:, 2:] = 0
+    with pytest.raises(UserError, match='x: at this tap fewer than 2 channels are active'):
+        tsne.channel_points([networks.Network('x', maps)])
+
+
+def test_an_embedding_is_joint_and_keeps_equal_channels_together():
+    rng = np.random.default_rng(0)
+    teacher, other = rng.normal(size=(2, 12, 20)).astype(np.float32)
+    places = tsne.embed([teacher, teacher + 1e-6, other + 5], 0)
+    assert [x.shape for x in places] == [(12, 2)] * 3
+    spread = np.ptp(np.concatenate(places), axis=0).max()
+    assert np.linalg.norm(places[0] - places[1], axis=1).max() < 0.05 * spread
+    assert np.linalg.norm(places[0].mean(0) - places[2].mean(0)) > 0.2 * spread
+    again = tsne.embed([teacher, teacher + 1e-6, other + 5], 0)
+    assert all(np.array_equal(a, b) for a, b in zip(places, again, strict=True))
+
+
+def test_attention_is_the_normalised_sum_of_squares_and_cosines_go_with_the_loss():
+    a, b = torch.randn(3, 5, 4, 4), torch.randn(3, 2, 8, 8)
+    maps = attention.attention_maps(a)
+    for n in range(3):
+        expected = sum(a[n, c] ** 2 for c in range(5))
+        torch.testing.assert_close(maps[n], expected / float((expected ** 2).sum()) ** 0.5)
+    # ||q - p||^2 = 2 - 2 cos of unit vectors; AT's own loss is the mean norm.
+    distances = (2 - 2 * attention.agreement(a, b)).sqrt()
+    assert float(distances.mean()) == pytest.approx(at_loss(a, b).item(), rel=1e-4)
+    assert attention.agreement(a, 3 * a).tolist() == pytest.approx([1.0] * 3)
+    large = attention.enlarge(maps, (12, 16))
+    assert large.shape == (3, 12, 16)
+    assert large.max() <= maps.max()
+    np.testing.assert_allclose(attention.enlarge(torch.full((1, 2, 2), 3.0), (5, 5)), 3)
+
+
+def test_a_similarity_matrix_has_unit_rows_and_goes_with_the_loss():
+    a, b = torch.randn(6, 5, 4, 4), torch.randn(6, 7)
+    matrices = [similarity.similarity_matrix(x) for x in (a, b)]
+    for x, matrix in zip((a, b), matrices, strict=True):
+        for i in range(6):
+            row = [float((x[i] * x[j]).sum()) for j in range(6)]
+            np.testing.assert_allclose(matrix[i], np.array(row) / np.linalg.norm(row), rtol=1e-4, atol=1e-6)
+    assert float((matrices[0] - matrices[1]).square().mean()) == pytest.approx(sp_loss(a, b).item(), rel=1e-5)
+
+
+def test_a_batch_is_sorted_by_class_with_equally_many_of_each():
+    labels = np.array([2, 0, 1, 0, 2, 1, 0, 2, 1, 0, 5, 5])
+    rows = similarity.draw_sorted_rows(labels, 8, 10, 0)
+    assert labels[rows].tolist() == [0, 0, 1, 1, 2, 2, 5, 5]
+    assert len(set(rows)) == 8
+    assert labels[similarity.draw_sorted_rows(labels, 6, 2, 0)].tolist() == [0, 0, 0, 0, 5, 5]
+    draws = {tuple(similarity.draw_sorted_rows(labels, 4, 10, seed)) for seed in range(8)}
+    assert len(draws) > 1
+    with pytest.raises(UserError, match='at most the 12 test images of 4 classes, got 13'):
+        similarity.draw_sorted_rows(labels, 13, 10, 0)
+
+
+def test_no_texts_lie_on_each_other():
+    rng = np.random.default_rng(0)
+    long = 'a name that is longer than its place'
+    about = 'backbone.stage3.0.conv1 (teacher: backbone.stage3.2): channels\nanother line'
+    for count in (1, 2, 4):
+        titles = [f'{networks.cut(long, 36)}\nMMD² to the teacher 0.0416'] * count
+        figure = tsne.draw_embedding(rng.normal(size=(9, 2)), rng.normal(size=(count, 9, 2)), titles, about)
+        assert len(figure.axes) == count
+        assert not overlapping(figure)
+        images = networks.Images(list(rng.integers(0, 255, (3, 32, 16 * count, 3), np.uint8)), [0, 1, None], [long])
+        maps = rng.random((count + 1, 3, 32, 16 * count))
+        figure = attention.draw_attention(
+            images, maps, rng.random((count, 3)), ['input', 'teacher', *[long] * count], about)
+        assert len(figure.axes) == 3 * (count + 2)
+        assert figure.axes[0].get_xlabel() == 'a name that is lo…'
+        assert not overlapping(figure)
+        figure = similarity.draw_matrices(
+            rng.random((count + 1, 20, 20)), ['teacher', *titles[:count]], [(long, 5)] * 4, about)
+        assert not overlapping(figure)
+
+
+@pytest.mark.parametrize('command', PICTURES)
+def test_a_picture_is_written_and_the_same_each_time(
+    command: str, argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    out = Path(argv[-1])
+    written = []
+    for _ in range(2):
+        tool.main([command, *argv])
+        written.append(out.read_bytes())
+        (line,) = [x for x in capsys.readouterr().out.splitlines() if str(out) in x]
+    assert written[0] == written[1]
+    assert min(cv2.imread(str(out)).shape[:2]) > 300
+    _, _, _, teacher, students = answers_of(argv)
+    told = [float(part.rpartition(' ')[2]) for part in line.split(', ')]
+    if command == 'tsne':
+        expected = [nst_loss(x.features, teacher.features).item() for x in students]
+        assert told == pytest.approx(expected, rel=1e-3)
+    elif command == 'attention':
+        expected = [attention.agreement(x.features, teacher.features).mean().item() for x in students]
+        assert told == pytest.approx(expected, abs=6e-4)
+    else:
+        assert len(told) == 2
+    assert all(name in line for name in ('plain', 'with NST'))
+
+
+def test_the_teacher_may_be_tapped_elsewhere_and_vectors_have_similarities(argv: list[str], tmp_path: Path):
+    _, _, _, teacher, students = answers_of([*argv, '--teacher-tap', 'backbone.stage1'])
+    assert teacher.features.shape[1:] == (8, 16, 16)
+    assert students[0].features.shape[1:] == (16, 4, 4)
+    tool.main(['similarity', *argv, '--tap', 'neck', '--out', str(tmp_path / 'neck.svg')])
+    assert 'SP loss' in (tmp_path / 'neck.svg').read_text()
+
+
+def test_pictures_held_in_memory_are_drawn_too(tmp_path: Path):
+    """BatchedImages collates whole batches and has no records."""
+    import pickle
+
+    rng = np.random.default_rng(0)
+    folder = tmp_path / 'cifar-10-batches-py'
+    folder.mkdir()
+    rows = rng.integers(0, 256, (20, 3072), np.uint8)
+    (folder / 'test_batch').write_bytes(pickle.dumps({'data': rows, 'labels': [*range(10)] * 2}, protocol=2))
+    data = dict(type='kd_plugins.BatchedImages', dataset=dict(
+        type='kd_plugins.CIFAR10', data_root=str(tmp_path), split='test', _scope_='mmpretrain'))
+    (tmp_path / 'set.py').write_text(
+        f'custom_imports = dict(imports=["kd_plugins"])\ndefault_scope = "mmpretrain"\ntest_dataloader = dict('
+        f'batch_size=8, num_workers=0, sampler=dict(type="DefaultSampler", shuffle=False), '
+        f'collate_fn=dict(type="kd_plugins.whole_batch"), dataset={data!r})')
+    loader = networks.test_set(str(tmp_path / 'set.py'))
+    labels = networks.labels_of(loader.dataset)
+    assert labels.tolist() == [*range(10)] * 2
+    batch = loader.collate_fn([loader.dataset[3], loader.dataset[14]])
+    assert np.array_equal(batch['inputs'].flatten(1), rows[[3, 14]])
+
+
+def test_mistakes_in_pictures_of_networks_are_told(argv: list[str], tmp_path: Path):
+    def told(*more: object, command: str = 'tsne', start: int = 0) -> str:
+        return refused(*argv[start:], *more, command=command)
+
+    assert "no module 'backbone.stage4' to tap; nearest names: backbone.stage" in told('--tap', 'backbone.stage4')
+    for command in ('tsne', 'attention'):
+        message = told('--tap', 'neck', command=command)
+        assert 'teacher: expected feature maps (N, C, H, W), got (8, 32)' in message
+    assert '--images: expected at most the 24 images' in told('--images', 25)
+    assert '--images: expected at most the 24 test images of 4 classes' in told('--images', 25, command='similarity')
+    assert '--images: expected at most 24 rows' in told('--images', 25, command='attention')
+    assert told('--images', 1) == '--images: expected at least 2, got 1'
+    assert told('--seed', -1) == '--seed: expected at least 0, got -1'
+    assert told('--classes', 1, command='similarity') == '--classes: expected at least 2, got 1'
+    assert 'expected a file ending in .png, .pdf, .svg' in told('--out', tmp_path / 'picture.doc')
+    assert 'expected a config, a checkpoint and, if you like, a name' in told('--student', 'one.py')
+    assert "two students are named 'plain'" in told('--student', *argv[4:6])
+    assert told('--student', tmp_path / 'none.py', argv[5]) == (
+        f'config {tmp_path / "none.py"} does not exist: give the path of a .py file, as in configs/nst_voc.py')
+    message = told('--student', argv[4], tmp_path / 'none.pth', 'x')
+    assert f'checkpoint {tmp_path / "none.pth"} does not exist' in message
+    assert 'does not fit ImageClassifier' in told('--student', argv[4], argv[2], 'x')
+    (tmp_path / 'bare.py').write_text('model = dict()')
+    argv[4] = str(tmp_path / 'bare.py')
+    assert 'bare.py has no test_dataloader' in told()
+
+
+def test_a_mistake_in_a_picture_of_networks_ends_in_one_line(argv: list[str]):
+    run = subprocess.run([sys.executable, str(TOOL), 'attention', *argv, '--tap', 'backbon'], capture_output=True,
+                         text=True, check=False, env={'PYTHONPATH': str(TOOL.parents[1]), 'PATH': ''})
+    assert run.returncode == 1
+    assert run.stderr.strip().splitlines()[-1].startswith("error: ImageClassifier has no module 'backbon' to tap")
+    assert 'Traceback' not in run.stderr

@@ -1,0 +1,5 @@
+# A linear probe on STL-10 of any student that is there already; for another network than WRN-16-2 say which:
+#
+#     python tools/train.py configs/transfer/stl10/probe.py --work-dir work_dirs/probe \
+#         --cfg-options model.backbone.init_cfg.checkpoint=student.pth model.backbone.depth=40
+_base_ = ['../_base_/probe.py', '../../_base_/datasets/stl10.py']

@@ -1,0 +1,266 @@
+"""Training data made worse on purpose: wrong labels, rare classes; and a clean part held out to choose by."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from mmengine.dataset import BaseDataset
+
+from kd_plugins.errors import UserError
+from kd_plugins.registry import DATASETS
+
+_DRAWS = dict(noise=2, imbalance=3, validation=4)  # streams of their own under one seed
+
+
+def noisy_labels(
+    labels: Sequence[int], classes: int, rate: float, include_true: bool = True, seed: int = 0,
+) -> np.ndarray:
+    """Replace each label, with a probability, by a class drawn uniformly (symmetric noise).
+
+    Every label's draw follows from the seed and its place alone, in every process.
+
+    Args:
+        labels: (N,) integers below ``classes``.
+        classes: Number of classes K, at least 2.
+        rate: Probability of a draw, 0 to 1.
+        include_true: Draw from all K classes, so that a fraction ``rate * (K - 1) / K`` of the labels gets wrong (the
+            mixture ``(1 - rate) I + rate 11'/K`` of [1]); else from the K - 1 others, and a fraction ``rate`` does.
+        seed: Seed of the draws.
+
+    Returns:
+        (N,) int64.
+
+    Raises:
+        UserError: The rate is no probability, or there is no other class.
+
+    Sources:
+        1. hendrycks/pre-training, ``load_corrupted_ours_hierarchical.py``, ``uniform_mix_C``.
+    """
+    if not 0 <= rate <= 1 or classes < 2 or seed < 0:
+        raise UserError(f'label_noise: rate={rate}, seed={seed}, {classes} classes; expected a probability, a seed '
+                        'of at least 0, and two classes')
+    labels = np.asarray(labels, np.int64)
+    rng = np.random.default_rng((seed, _DRAWS['noise']))
+    replaced = rng.random(len(labels)) < rate
+    if include_true:
+        drawn = rng.integers(classes, size=len(labels))
+    else:
+        drawn = (labels + rng.integers(1, classes, size=len(labels))) % classes
+    return np.where(replaced, drawn, labels)
+
+
+def class_sizes(classes: int, gamma: float, most: int, least: int) -> list[int]:
+    """Return how many samples of each class an imbalanced set has, falling from ``most`` to ``least`` by a power law.
+
+    n_c = floor(a / (b + (c - 1)^gamma)) for c = 1 to K, with b = least (K - 1)^gamma / (most - least) and a = most b;
+    so n_1 = most and n_K = least, and the smaller gamma, the fewer samples there are between the two.
+
+    The sign of the exponent is deduced. With (c - 1)^(-gamma), as the law is told elsewhere, the first class would be
+    empty; and the accuracies in Table VI of Sarfraz et al. (2020) rise with gamma, as they must under this form.
+
+    Raises:
+        UserError: Not 0 < least < most, gamma is not positive, or there are fewer than two classes.
+    """
+    if classes < 2 or not gamma > 0 or not 0 < least < most:
+        raise UserError(f'imbalance: gamma={gamma}, most={most}, least={least}, {classes} classes; expected a positive '
+                        'gamma, 0 < least < most, and two classes')
+    b = least * (classes - 1)**gamma / (most - least)
+    # A product that is whole but for rounding must not lose its last one.
+    return [math.floor(most * b / (b + c**gamma) * (1 + 1e-12)) for c in range(classes)]
+
+
+def kept_samples(
+    labels: Sequence[int], classes: int, gamma: float, most: int | None = None, least: int | None = None, seed: int = 0,
+) -> np.ndarray:
+    """Return the places of the samples that an imbalanced set keeps, in order.
+
+    Which ones of a class: drawn by the seed.
+
+    Args:
+        labels: (N,) integers below ``classes``.
+        classes: Number of classes; class 0 stays the largest.
+        gamma: Exponent, see :func:`class_sizes`.
+        most: Samples of class 0; None: as many as the largest class has.
+        least: Samples of the last class; None: a twentieth of ``most``.
+        seed: Seed of the draw.
+
+    Raises:
+        UserError: A class has fewer samples than are to be kept, or as :func:`class_sizes`.
+    """
+    if seed < 0:
+        raise UserError(f'imbalance: seed={seed}; expected at least 0')
+    labels = np.asarray(labels, np.int64)
+    found = np.bincount(labels, minlength=classes)
+    most = int(found.max()) if most is None else most
+    sizes = class_sizes(classes, gamma, most, most // 20 if least is None else least)
+    for c, (size, there) in enumerate(zip(sizes, found, strict=True)):
+        if there < size:
+            raise UserError(f'imbalance: class {c} is to keep {size} samples, but has {there}: give a smaller most '
+                            f'(it is {most}) or least')
+    rank = np.empty(len(labels), np.int64)  # of each sample within its class, in drawn order
+    order = np.random.default_rng((seed, _DRAWS['imbalance'])).permutation(len(labels))
+    for c in range(classes):
+        rank[order[labels[order] == c]] = np.arange(found[c])
+    return np.flatnonzero(rank < np.array(sizes)[labels])
+
+
+def held_out(labels: Sequence[int], size: int, seed: int = 0) -> np.ndarray:
+    """Return the places of a validation part, in order, drawn by the seed within each class (stratified).
+
+    Each class gives in proportion to its samples; what rounding leaves goes to the largest remainders.
+
+    Raises:
+        UserError: Not 0 < size < the number of samples.
+    """
+    labels = np.asarray(labels, np.int64)
+    if not 0 < size < len(labels) or seed < 0:
+        raise UserError(f'validation: size={size}, seed={seed}, {len(labels)} samples; expected a size between 0 and '
+                        'that, and a seed of at least 0')
+    found = np.bincount(labels)
+    shares = found * size / len(labels)
+    counts = np.floor(shares).astype(np.int64)
+    counts[np.argsort(counts - shares, kind='stable')[:size - counts.sum()]] += 1
+    order = np.random.default_rng((seed, _DRAWS['validation'])).permutation(len(labels))
+    return np.sort(np.concatenate([order[labels[order] == c][:count] for c, count in enumerate(counts)]))
+
+
+class Corruption(NamedTuple):
+    """What became of a data set.
+
+    Attributes:
+        kept: (M,) places of the samples that are left, in order.
+        given: (M,) their labels.
+        record: The options and what follows from them, for ``corruption.json``; None where only a part is held out.
+    """
+
+    kept: np.ndarray
+    given: np.ndarray
+    record: dict[str, Any] | None
+
+
+def corrupt(
+    labels: Sequence[int], classes: int, label_noise: Mapping[str, Any] | None = None,
+    imbalance: Mapping[str, Any] | None = None, validation: Mapping[str, Any] | None = None,
+) -> Corruption:
+    """Hold out a validation part, then imbalance the rest, then make the labels of what is kept noisy.
+
+    Noise is drawn for every place of the whole set and used for those kept, so that a sample gets the same label
+    whatever else is left out. What is held out stays clean.
+
+    Args:
+        labels: (N,) labels of the whole training split.
+        classes: Number of classes.
+        label_noise: Arguments of :func:`noisy_labels`: ``dict(rate=0.4, include_true=True, seed=0)``.
+        imbalance: Arguments of :func:`kept_samples`: ``dict(gamma=0.2, most=None, least=None, seed=0)``.
+        validation: ``dict(size=5000, seed=0, part='train')``, or ``part='val'`` for the samples held out, see
+            :func:`held_out`.
+
+    Raises:
+        UserError: An option is unknown or out of range, or noise or imbalance is asked of the held-out part.
+    """
+    given = labels = np.asarray(labels, np.int64)
+    kept = np.arange(len(labels))
+    if validation is not None:
+        options = _checked('validation', validation, size=..., seed=0, part='train')
+        part = options.pop('part')
+        if part not in ('train', 'val') or (part == 'val' and (label_noise or imbalance)):
+            raise UserError(f"validation: part='{part}'; expected 'train', or 'val' without label_noise and imbalance: "
+                            'the held-out part stays clean')
+        out = held_out(labels, **options)
+        kept = out if part == 'val' else np.setdiff1d(kept, out)
+    record = {}
+    if imbalance is not None:
+        record['imbalance'] = _checked('imbalance', imbalance, gamma=..., most=None, least=None, seed=0)
+        kept = kept[kept_samples(labels[kept], classes, **record['imbalance'])]
+    if label_noise is not None:
+        record['label_noise'] = _checked('label_noise', label_noise, rate=..., include_true=True, seed=0)
+        given = noisy_labels(labels, classes, **record['label_noise'])
+    return Corruption(kept, given[kept], record or None)
+
+
+def _checked(name: str, options: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
+    complete = {**defaults, **options}
+    missing = [key for key, value in complete.items() if value is ...]
+    if missing or set(options) - set(defaults):
+        wrong = sorted(set(options) - set(defaults))
+        raise UserError(f'{name}: {f"no option {wrong[0]!r}" if wrong else f"{missing[0]!r} is missing"}; options are '
+                        f'{", ".join(defaults)}')
+    return complete
+
+
+def report(record: Mapping[str, Any] | None, infos: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return what ``corruption.json`` says of the samples that a data set has in the end.
+
+    Args:
+        record: Of :class:`Corruption`.
+        infos: The samples, with ``gt_label``, and with ``true_label`` and ``source_idx`` where there is a record.
+    """
+    if record is None:
+        return None
+    labels = [int(info['true_label']) for info in infos]
+    changed = [[int(info['source_idx']), true, int(info['gt_label'])]
+               for info, true in zip(infos, labels, strict=True) if int(info['gt_label']) != true]
+    return dict(record, samples=len(infos), samples_per_class=np.bincount(labels).tolist(),
+                changed_columns=['index in the whole split', 'true label', 'given label'], changed=changed)
+
+
+def rewrite(
+    infos: Sequence[dict[str, Any]], classes: int, **options: Mapping[str, Any] | None,
+) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Return the records of a corrupted data set and what to report: :func:`corrupt` on their ``gt_label``.
+
+    A corrupted record also holds ``true_label`` and ``source_idx``, its place among the given ones.
+    """
+    labels = [int(info['gt_label']) for info in infos]
+    kept, given, record = corrupt(labels, classes, **options)
+    chosen = [dict(infos[i], gt_label=label) for i, label in zip(kept.tolist(), given.tolist(), strict=True)]
+    if record is not None:
+        for info, i in zip(chosen, kept.tolist(), strict=True):
+            info.update(true_label=labels[i], source_idx=i)
+    return chosen, record
+
+
+@DATASETS.register_module(name='Corrupted')
+def corrupted(
+    dataset: Mapping[str, Any], label_noise: Mapping[str, Any] | None = None,
+    imbalance: Mapping[str, Any] | None = None, validation: Mapping[str, Any] | None = None,
+) -> BaseDataset:
+    """Build a data set with an integer ``gt_label``, corrupted; see :func:`corrupt` for the options.
+
+    It is the data set itself that comes back, pipeline and all. Its own ``indices`` apply first. It also goes inside
+    ``kd_plugins.BatchedImages(dataset=...)``. The classes are those that the data set names, or 0 to the largest label.
+
+    Raises:
+        UserError: It is a test set, or not of mmengine's kind, or its samples have no integer label.
+    """
+    data = DATASETS.build(dataset)
+    name = type(data).__name__
+    if not isinstance(data, BaseDataset):
+        raise UserError(f"Corrupted: {name} is no mmengine data set; put Corrupted inside it: dict(type='{name}', "
+                        "dataset=dict(type='kd_plugins.Corrupted', dataset=...))")
+    if data.test_mode or getattr(data, 'split', 'train') in ('test', 'val', 'valid'):
+        refuse_test(name)
+    data.full_init()
+    infos = [data.get_data_info(i) for i in range(len(data))]
+    if not infos or not all(isinstance(info.get('gt_label'), (int, np.integer)) for info in infos):
+        raise UserError(f'Corrupted: {name} has samples without an integer gt_label, or none; expected single labels')
+    for info in infos:
+        info.pop('sample_idx', None)  # get_data_info adds it
+    classes = len(data.metainfo.get('classes', ())) or 1 + max(info['gt_label'] for info in infos)
+    data.data_list, record = rewrite(
+        infos, classes, label_noise=label_noise, imbalance=imbalance, validation=validation)
+    data.corruption = report(record, data.data_list)
+    if data.serialize_data:
+        data.data_bytes, data.data_address = data._serialize_data()
+    return data
+
+
+def refuse_test(name: str) -> None:
+    """Refuse to corrupt a test set.
+
+    Raises:
+        UserError: Always.
+    """
+    raise UserError(f'{name}: label_noise, imbalance and validation are for the training split; a test set stays as it '
+                    'is')
