@@ -257,7 +257,8 @@ class Distillation(nn.Module):
     Args:
         student: The network to train; it is listened to, not changed.
         teacher: Record for :func:`~kd_plugins.teacher.build_teacher`, or a list of such records; with
-            ``cache='folder'`` a teacher's answers are kept in a :class:`~kd_plugins.cache.AnswerCache`.
+            ``cache='folder'`` a teacher's answers are kept in a :class:`~kd_plugins.cache.AnswerCache`, with
+            ``bf16=True`` it answers in bfloat16, see :class:`~kd_plugins.teacher.Teacher`.
         terms: Records for :class:`Term`.
         task: Whether the task's losses train. If not, they are computed and logged still, but give no gradient.
 
@@ -296,11 +297,11 @@ class Distillation(nn.Module):
         if several and not taps:
             raise UserError(f'{whose}: no term learns from it: add its place to an of=[...], or leave it out')
         record = dict(record)
-        cache = record.pop('cache', None)
+        ways = {name: record.pop(name) for name in ('cache', 'bf16') if name in record}
         _checked_arguments(whose, build_teacher, record)
         try:
             return Teacher(
-                build_teacher(**record), taps, getattr(self.recorder.model, 'data_preprocessor', None), cache)
+                build_teacher(**record), taps, getattr(self.recorder.model, 'data_preprocessor', None), **ways)
         except UserError as error:
             if not several:
                 raise

@@ -1,6 +1,7 @@
 """The frozen teacher."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import mmengine
@@ -106,13 +107,18 @@ class Teacher:
         taps: Names of the submodules whose outputs are wanted.
         student_preprocessor: The student's data preprocessor, which has normalised the inputs that come.
         cache: Folder of an :class:`kd_plugins.cache.AnswerCache`; None always runs the network.
+        bf16: Answer in bfloat16 and channels-last, whatever the student trains in: on a CPU with bfloat16 units, three
+            times as fast. By default the student's precision and layout are the teacher's.
     """
 
     def __init__(
         self, model: nn.Module, taps: Iterable[str], student_preprocessor: nn.Module | None = None,
-        cache: str | None = None,
+        cache: str | None = None, bf16: bool = False,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
+        self._bf16 = bf16
+        if bf16:
+            self.model.to(memory_format=torch.channels_last)
         self.recorder = Recorder(model, taps := list(taps))
         self._convert = _Renormalise(student_preprocessor, getattr(model, 'data_preprocessor', None))
         self._cache = None
@@ -139,12 +145,14 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
         """Return the features at the taps for a batch that the student's preprocessor has normalised."""
-        if self._cache is not None and (known := self._cache.get(inputs, data_samples)) is not None:
-            return known
-        features = self.answer(inputs, data_samples)
-        if self._cache is not None:
-            self._cache.put(inputs, data_samples, features)
-        return features
+        with torch.autocast(inputs.device.type, torch.bfloat16) if self._bf16 else nullcontext():
+            if self._cache is not None and (known := self._cache.get(inputs, data_samples)) is not None:
+                return known
+            layout = torch.channels_last if self._bf16 and inputs.dim() == 4 else torch.preserve_format
+            features = self.answer(inputs.to(memory_format=layout), data_samples)
+            if self._cache is not None:
+                self._cache.put(inputs, data_samples, features)
+            return features
 
     def answer(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
         """Return the same for inputs made up on the way: never from the cache, and differentiable in them."""

@@ -114,3 +114,22 @@ def test_checkpoint_of_another_network(tmp_path):
         build_teacher(classifier(8), record['checkpoint'])
     with pytest.raises(UserError, match=r'backbone.* is \(.*\), the model has \('):
         build_teacher(classifier(14, width=8), record['checkpoint'])
+
+
+def test_answers_in_bfloat16_where_it_is_told_to(tmp_path):
+    network = build_teacher(**teacher_record(tmp_path))
+    taps, images = ['head.fc', 'backbone.stage2'], torch.randn(4, 3, 16, 16)
+    exact = Teacher(network, taps)(images, None)
+    teacher = Teacher(copy.deepcopy(network), taps, bf16=True)
+    answer = teacher(images, None)
+    for tap in taps:
+        (near,), (right,) = answer[tap], exact[tap]
+        assert near.dtype == torch.bfloat16
+        assert 0 < (near - right).norm() < 0.03 * right.norm()
+    assert answer['backbone.stage2'][0].is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(a, b) for a, b in zip(
+        teacher.model.state_dict().values(), network.state_dict().values(), strict=True))
+    assert not torch.is_autocast_enabled('cpu')
+    # What is differentiated keeps its precision: an attack has to tell nearly equal logits apart.
+    (precise,) = teacher.answer(images, None)['head.fc']
+    torch.testing.assert_close(precise, exact['head.fc'][0])

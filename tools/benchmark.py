@@ -15,8 +15,9 @@ reid      retrieval on drawn features, on the CPU: the evaluation at the size of
           argsort and a loop over the queries); re-ranking beside its dense form; and a memory-mapped gallery of a
           million items. The exit status is 1 where the mAPs disagree.
 loader    CIFAR-sized batches, augmented and normalised: from memory a whole batch at once, beside the stock pipeline.
-step      training steps: of the student alone, with the teacher's forward pass beside it, and with each method's terms;
-          and the three operations that a distilled step spends most time in.
+step      training steps: of the student alone, with the teacher's forward pass beside it, with each method's terms,
+          and these with the teacher's answers from disk; and the three operations that a distilled step spends most
+          time in.
 teacher   a teacher's forward pass by layout and precision, and with --compile compiled, and its answers from disk.
 
 Time is the median of interleaved repetitions (on a CPU with --threads 1 the time that the thread ran, on which other

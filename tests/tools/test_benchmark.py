@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kd_plugins.errors import UserError
+from kd_plugins.teacher import Teacher
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 sys.path.append(str(TOOLS))  # last, since tools/test.py must not hide the standard library's test
@@ -138,6 +139,7 @@ def test_steps_are_measured_in_three_forms(tmp_path, capsys):
     results = json.loads(out.read_text())['parts']['cifar']
     assert set(results) == {'kd', 'fitnet'}
     for result in results.values():
+        assert set(result['seconds']) == {'student', 'with teacher', 'distilled', 'cached'}
         (alone,), (beside,), (distilled,) = (result['seconds'][x] for x in ('student', 'with teacher', 'distilled'))
         assert result['student'] == pytest.approx(4 / alone)
         assert result['over_percent'] == pytest.approx(100 * (distilled / beside - 1))
@@ -145,18 +147,24 @@ def test_steps_are_measured_in_three_forms(tmp_path, capsys):
     assert 'over teacher' in capsys.readouterr().out
 
 
-def test_a_step_trains_with_what_it_says(monkeypatch):
+def test_a_step_trains_with_what_it_says(monkeypatch, tmp_path):
     args = tool.argparse.Namespace(device='cpu', channels_last=False, amp=False)
     path = next(path for path in step.STEP_PARTS['cifar'][0] if path.stem == 'kd')
     totals, asked, run = [], [], step.Distillation.__call__
     monkeypatch.setattr(step.OptimWrapper, 'update_params', lambda self, loss: totals.append(loss.item()))
     monkeypatch.setattr(step.Distillation, '__call__', lambda self, *x: asked.append(len(totals)) or run(self, *x))
-    steps = step.steps_of(step.load_config(str(path)), 4, 32, args)
+    steps = step.steps_of(step.load_config(str(path)), 4, 32, args, str(tmp_path))
     for measured in steps.values():
         measured()
-    assert list(steps) == ['student', 'with teacher', 'distilled']
-    assert asked == [2]  # the third one only
+    assert list(steps) == ['student', 'with teacher', 'distilled', 'cached']
+    assert asked == [2, 3]  # the distilled ones only
     assert totals[0] == totals[1] != totals[2]
+    answers = []
+    monkeypatch.setattr(step.Distillation, '__call__', run)
+    monkeypatch.setattr(Teacher, '_forward', lambda self, *x: answers.append(x))
+    steps['cached']()
+    assert not answers
+    assert totals[4] == totals[3]
 
 
 def test_a_teachers_ways_to_answer_are_measured(tmp_path, capsys):
