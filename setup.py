@@ -24,6 +24,7 @@ setup(
         'detection': ['onedl-mmdetection>=3.5'],
         'reid': ['faiss-gpu>=1.8', 'scipy'],
         'pictures': ['matplotlib', 'scikit-learn'],
+        'study-cluster': ['ray'],
         'test': ['pytest', 'ruff'],
     },
 )

@@ -1,0 +1,297 @@
+"""Runs what is missing of a study, several at once."""
+
+import fcntl
+import json
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from kd_plugins.checkpoint import AtomicBackend
+from kd_plugins.errors import UserError
+from studies.plan import Run, Study
+from studies.worker import PRELOAD, TRAIN, train
+
+
+class Launcher(Protocol):
+    """Starts runs and tells which have ended."""
+
+    def start(self, run: Run) -> Any:
+        """Start a run; return what it is known by."""
+
+    def wait(self, handles: Sequence[Any], seconds: float) -> list[tuple[Any, int]]:
+        """Return those that have ended with their exit status, after at most so many seconds."""
+
+    def stop(self, handles: Sequence[Any]) -> None:
+        """End those that still run."""
+
+
+class LocalLauncher:
+    """Processes of this machine, forked from a server that has imported everything and computed nothing.
+
+    Args:
+        threads: Threads of a run; the matrix libraries read their number when they are loaded.
+    """
+
+    def __init__(self, threads: int) -> None:
+        for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
+            os.environ.setdefault(name, str(threads))
+        self._context = multiprocessing.get_context('forkserver')
+        self._context.set_forkserver_preload(PRELOAD)
+
+    def start(self, run: Run) -> multiprocessing.Process:
+        """Fork a process for the run."""
+        process = self._context.Process(target=train, args=(str(run.folder / 'config.py'), str(run.folder / 'log.txt')))
+        process.start()
+        return process
+
+    def wait(
+        self, handles: Sequence[multiprocessing.Process], seconds: float,
+    ) -> list[tuple[multiprocessing.Process, int]]:
+        """Wait for the processes' sentinels."""
+        ended = connection.wait([handle.sentinel for handle in handles], seconds)
+        done = [handle for handle in handles if handle.sentinel in ended]
+        for handle in done:
+            handle.join()
+        return [(handle, handle.exitcode) for handle in done]
+
+    def stop(self, handles: Sequence[multiprocessing.Process]) -> None:
+        """Terminate the processes, and kill those that do not mind."""
+        for handle in handles:
+            handle.terminate()
+        for handle in handles:
+            handle.join(10)
+            if handle.is_alive():
+                handle.kill()
+                handle.join()
+
+
+class RayLauncher:
+    """Tasks of a Ray cluster whose machines share the working folder.
+
+    Args:
+        threads: CPUs that a run reserves, and its number of threads.
+        gpus: GPUs that a run reserves.
+
+    Raises:
+        UserError: Ray is not installed.
+    """
+
+    def __init__(self, threads: int, gpus: float) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise UserError("--launcher ray needs Ray: pip install -e '.[study-cluster]', or leave the option out to "
+                            'run on this machine') from error
+        self._ray = ray
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False)
+        folder = os.getcwd()
+
+        def task(config: str, log: str) -> int:
+            environment = os.environ | dict(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+            with open(os.path.join(folder, log), 'a') as output:
+                return subprocess.run([sys.executable, str(TRAIN), config, '--resume'], cwd=folder, stdout=output,
+                                      stderr=output, env=environment, check=False).returncode
+
+        # A run that fails is reported; one whose machine is lost goes on elsewhere.
+        self._task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=2)(task)
+
+    def start(self, run: Run) -> Any:
+        """Submit the run."""
+        return self._task.remote(str(run.folder / 'config.py'), str(run.folder / 'log.txt'))
+
+    def wait(self, handles: Sequence[Any], seconds: float) -> list[tuple[Any, int]]:
+        """Ask Ray for finished tasks."""
+        done, _ = self._ray.wait(list(handles), num_returns=1, timeout=seconds)
+        ended = []
+        for handle in done:
+            try:
+                ended.append((handle, self._ray.get(handle)))
+            except self._ray.exceptions.RayError:
+                ended.append((handle, 1))
+        return ended
+
+    def stop(self, handles: Sequence[Any]) -> None:
+        """Cancel the tasks."""
+        for handle in handles:
+            self._ray.cancel(handle, force=True)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on, and the commit of this working tree where there is one."""
+    found = {}
+    for package in ('torch', 'onedl-mmengine', 'onedl-mmpretrain', 'kd_plugins'):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = 'not installed as a package'
+    git = ['git', '-C', str(TRAIN.parent)]
+    try:
+        commit = subprocess.run([*git, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run([*git, 'status', '--porcelain', '--untracked-files=no'], capture_output=True, text=True,
+                               check=True).stdout.strip()
+        found['commit'] = commit + (' with changes' if dirty else '')
+    except (OSError, subprocess.CalledProcessError):
+        found['commit'] = 'unknown'
+    return found
+
+
+def last_error(run: Run, status: int) -> str:
+    """Return the last line of a failed run's log that says why."""
+    if status < 0:
+        return f'killed by signal {-status}'
+    lines = [x.strip() for x in (run.folder / 'log.txt').read_text(errors='replace').splitlines() if x.strip()]
+    told = [x for x in lines if x.startswith('error: ')]
+    return (told or lines or ['no output'])[-1]
+
+
+def check_unchanged(runs: Sequence[Run], changed: str) -> None:
+    """Deal with folders that hold runs of another config.
+
+    Raises:
+        UserError: There are such, and they are neither to be kept nor to be made again.
+    """
+    others = [run for run in runs if run.changed]
+    if others and changed == 'stop':
+        raise UserError(f'{len(others)} runs were made with another config than the study now has, the first in '
+                        f'{others[0].folder}: give --changed redo to make them again, --changed keep to use them as '
+                        'they are, or another --root')
+    if changed == 'redo':
+        for run in others:
+            shutil.rmtree(run.folder)
+
+
+@contextmanager
+def alone_in(root: Path) -> Iterator[None]:
+    """Hold the study's folder: two calls at once would train the same runs.
+
+    Raises:
+        UserError: Another call holds it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / '.lock').open('w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f'{root}: another call is at work on this study: wait for it, or give another --root'
+                            ) from None
+        yield
+
+
+def _write(path: Path, text: str) -> None:
+    AtomicBackend().put(text.encode(), str(path))
+
+
+class Execution:
+    """Makes the missing ones of some runs.
+
+    Args:
+        study: The study.
+        runs: The runs to make, each after those that it needs.
+        launcher: Where they run.
+        jobs: How many at once.
+    """
+
+    def __init__(self, study: Study, runs: Sequence[Run], launcher: Launcher, jobs: int) -> None:
+        self._study, self._launcher, self._jobs = study, launcher, jobs
+        self._total = len(runs)
+        self._waiting = [run for run in runs if not run.finished]
+        self._active: dict[Any, tuple[Run, float]] = {}
+        self._versions = versions()
+        self._console = Console(soft_wrap=True)
+        self.failed: dict[Run, str] = {}
+
+    def run(self) -> None:
+        """Run to the end; an interrupt stops what runs, and the next call goes on."""
+        columns = ('{task.description}', BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), '{task.fields[left]}')
+        columns = [TextColumn(x) if isinstance(x, str) else x for x in columns]
+        with Progress(*columns, console=self._console) as progress:
+            bar = progress.add_task(self._study.name, total=self._total, completed=self._total - len(self._waiting),
+                                    left='')
+            try:
+                while self._waiting or self._active:
+                    self._start_ready()
+                    if not self._active:
+                        break
+                    for handle, status in self._launcher.wait(list(self._active), 2.0):
+                        run, began = self._active.pop(handle)
+                        self._finish(run, status, time.time() - began, progress)
+                        progress.advance(bar)
+                    progress.update(bar, left=self._time_left())
+            finally:
+                self._launcher.stop(list(self._active))
+                for run, began in self._active.values():
+                    self._record(run, 'stopped', time.time() - began)
+
+    def _start_ready(self) -> None:
+        for run in list(self._waiting):
+            if len(self._active) >= self._jobs:
+                return
+            if run.problem:
+                self._waiting.remove(run)
+                self.failed[run] = run.problem
+            elif lost := [needed for needed in run.needs if needed in self.failed]:
+                self._waiting.remove(run)
+                self.failed[run] = f'not started, since {lost[0].name} failed'
+            elif all(needed.finished for needed in run.needs):
+                self._waiting.remove(run)
+                run.folder.mkdir(parents=True, exist_ok=True)
+                _write(run.folder / 'config.py', run.text)
+                _write(run.folder / 'run.json', json.dumps(
+                    dict(study=self._study.name, network=run.network, corruption=run.corruption, method=run.method,
+                         seed=run.seed, part=run.part, digest=run.digest, versions=self._versions,
+                         sessions=run.record.get('sessions', [])), indent=2) + '\n')
+                self._active[self._launcher.start(run)] = run, time.time()
+
+    def _record(self, run: Run, status: str, seconds: float) -> None:
+        record = run.record
+        if record:
+            record['sessions'].append(dict(status=status, seconds=round(seconds, 2)))
+            _write(run.folder / 'run.json', json.dumps(record, indent=2) + '\n')
+        _write(run.folder / 'config.py', run.text)  # in place of the runner's, which may say where it went on from
+
+    def _finish(self, run: Run, status: int, seconds: float, progress: Progress) -> None:
+        if not status and not run.finished:
+            status = 1
+        self._record(run, 'failed' if status else 'finished', seconds)
+        if status:
+            self.failed[run] = last_error(run, status)
+            progress.console.print(f'{run.name}: failed: {self.failed[run]}', markup=False, highlight=False)
+            return
+        metrics = json.loads((run.folder / 'result.json').read_text())['metrics']
+        value = metrics.get(self._study.options['metric'])
+        progress.console.print(f'{run.name}: {value if value is None else format(value, ".2f")} in {seconds:.0f} s, '
+                               f'{len(self._waiting) + len(self._active)} to go{self._time_left()}',
+                               markup=False, highlight=False)
+
+    def _time_left(self) -> str:
+        """Estimate from the runs of the same network that are finished, or else from all."""
+        seconds: dict[tuple[str, str], list[float]] = {}
+        for run in self._study.runs:
+            if run.finished and (sessions := run.record.get('sessions')):
+                seconds.setdefault((run.network, run.part), []).append(sum(x['seconds'] for x in sessions))
+        if not seconds:
+            return ''
+        overall = statistics.fmean(x for values in seconds.values() for x in values)
+
+        def expected(run: Run) -> float:
+            return statistics.fmean(seconds.get((run.network, run.part), [overall]))
+
+        now = time.time()
+        left = sum(map(expected, self._waiting))
+        left += sum(max(expected(run) - (now - began), 0) for run, began in self._active.values())
+        minutes, rest = divmod(round(left / self._jobs), 60)
+        return f', {minutes // 60} h {minutes % 60} min left' if minutes >= 60 else f', {minutes} min {rest} s left'

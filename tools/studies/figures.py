@@ -1,0 +1,116 @@
+"""Figures of a study: accuracy against the rate of noise and the degree of imbalance, and the course of training."""
+
+import statistics
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from studies.plan import Run, Study
+from studies.results import Result, scalars
+
+# What a condition's place on an axis is, by the only data option that it has.
+_AXES = {'label_noise': ('rate', 'rate of label noise, σ', 'noise.png'),
+         'imbalance': ('gamma', 'exponent of class imbalance, γ', 'imbalance.png')}
+
+
+def place(options: Mapping[str, Any], name: str) -> float | None:
+    """Return where a condition lies on the axis of a data option; clean data are noise of rate 0."""
+    if name == 'label_noise' and not options:
+        return 0.
+    return options[name][_AXES[name][0]] if list(options) == [name] else None
+
+
+def curves(run: Run, metric: str) -> tuple[dict[int, float], dict[int, float]]:
+    """Return a run's test and training accuracy by epoch; training's is the last value logged in each.
+
+    Training accuracy is there where the head was given ``cal_acc=True``, which logs and trains nothing.
+    """
+    test, train = {}, {}
+    for line in scalars(run):
+        if metric in line:
+            test[line['step']] = line[metric]
+        elif 'epoch' in line:
+            train.update((line['epoch'], value) for key, value in line.items() if key.endswith('accuracy_top-1'))
+    return test, train
+
+
+def figures(study: Study, results: Mapping[Run, Result]) -> Iterator[Path]:
+    """Draw into the study's folder what its finished runs allow."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("figures need matplotlib: pip install -e '.[pictures]'")
+        return
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    colours = dict(zip(study.options['methods'], pyplot.get_cmap('tab20').colors, strict=False))
+    for name in _AXES:
+        yield from _against(study, results, name, colours, pyplot)
+    yield from _courses(study, results, colours, pyplot)
+
+
+def _against(
+    study: Study, results: Mapping[Run, Result], name: str, colours: Mapping[str, Any], pyplot: Any,
+) -> Iterator[Path]:
+    places = {condition: x for condition, options in study.options['corruptions'].items()
+              if (x := place(options, name)) is not None}
+    networks = list(study.options['networks'])
+    values: dict[tuple[str, str, float], list[float]] = {}
+    for run, result in results.items():
+        if run.part == 'student' and run.corruption in places:
+            values.setdefault((run.network, run.method, places[run.corruption]), []).append(result.last)
+    if len({x for _, _, x in values}) < 2:
+        return
+    figure, axes = pyplot.subplots(1, len(networks), figsize=(5 * len(networks) + 2, 4), squeeze=False)
+    for axis, network in zip(axes[0], networks, strict=True):
+        for method in study.options['methods']:
+            points = sorted((x, found) for (n, m, x), found in values.items() if (n, m) == (network, method))
+            if points:
+                axis.errorbar([x for x, _ in points], [statistics.fmean(y) for _, y in points],
+                              [statistics.stdev(y) if len(y) > 1 else 0 for _, y in points],
+                              label=method, color=colours.get(method), marker='o', markersize=3, capsize=2)
+        axis.set(title=network, xlabel=_AXES[name][1], ylabel=_label(study))
+    yield _save(study, figure, axes[0][-1], _AXES[name][2], pyplot)
+
+
+def _courses(
+    study: Study, results: Mapping[Run, Result], colours: Mapping[str, Any], pyplot: Any,
+) -> Iterator[Path]:
+    networks, corruptions = list(study.options['networks']), list(study.options['corruptions'])
+    figure, axes = pyplot.subplots(
+        len(corruptions), len(networks), figsize=(5 * len(networks) + 2, 3.5 * len(corruptions)), squeeze=False)
+    for row, corruption in zip(axes, corruptions, strict=True):
+        for axis, network in zip(row, networks, strict=True):
+            for method in study.options['methods']:
+                cell = ('student', network, corruption, method)
+                found = [curves(run, study.options['metric']) for run in results
+                         if (run.part, run.network, run.corruption, run.method) == cell]
+                for part, style in ((0, 'o-'), (1, '--')):
+                    course: dict[int, list[float]] = {}
+                    for one in found:
+                        for epoch, value in one[part].items():
+                            course.setdefault(epoch, []).append(100 - value if study.options['error'] else value)
+                    if course:
+                        epochs = sorted(course)
+                        axis.plot(epochs, [statistics.fmean(course[x]) for x in epochs], style, markersize=3,
+                                  color=colours.get(method), label=None if part else method)
+            axis.set(title=f'{network}, {corruption}', xlabel='epoch (solid: test, dashed: training)',
+                     ylabel=_label(study))
+    yield _save(study, figure, axes[0][-1], 'curves.png', pyplot)
+
+
+def _label(study: Study) -> str:
+    return 'error (%)' if study.options['error'] else f'{study.options["metric"]} (%)'
+
+
+def _save(study: Study, figure: Any, last: Any, name: str, pyplot: Any) -> Path:
+    handles: dict[str, Any] = {}
+    for axis in figure.axes:
+        handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    last.legend(handles.values(), handles.keys(), bbox_to_anchor=(1.02, 1), loc='upper left', fontsize=8)
+    figure.tight_layout()
+    path = study.root / name
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+    return path

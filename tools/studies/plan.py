@@ -1,0 +1,302 @@
+"""What a study consists of: every run with its folder, its complete config and what it builds on."""
+
+import copy
+import hashlib
+import json
+import pprint
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from kd_plugins.config import load_config
+from kd_plugins.errors import UserError
+
+# The keys of a study's records; a misspelt one would be left out in silence.
+_KEYS = {
+    'networks': {'config', 'teacher', 'replace', 'overrides'},
+    'teachers': {'config', 'replace', 'overrides'},
+    'methods': {'terms', 'wrap', 'overrides', 'first', 'hook'},
+}
+# Options of a study and their values where it states none.
+DEFAULTS = dict(
+    title=None, root=None, teachers={}, corruptions={'clean': {}}, seeds=[0], replace=[], common={}, teacher_common={},
+    teacher_data='clean', teacher_seeds='one', terms_from='configs/_base_/methods.py', metric='accuracy/top1',
+    average='mean', error=False, references=[], notes='', columns=None, baseline=None,
+)
+
+
+@dataclass(eq=False)
+class Run:
+    """One training.
+
+    Attributes:
+        network: Name of the trained network, a teacher's for a teacher.
+        corruption: Name of the condition of its training data.
+        method: Name of the method, ``'teacher'`` for a teacher.
+        seed: Seed of the run.
+        folder: Where it lives.
+        config: Its complete config, plain values.
+        needs: The runs whose ``student.pth`` it reads.
+        part: 'student', 'teacher' or 'first' (the first of two stages).
+        problem: Why it cannot be made, where the study names what is not there.
+    """
+
+    network: str
+    corruption: str
+    method: str
+    seed: int
+    folder: Path
+    config: dict[str, Any]
+    needs: list['Run'] = field(default_factory=list)
+    part: str = 'student'
+    problem: str = ''
+
+    @property
+    def name(self) -> str:
+        """The run in one word, for messages."""
+        stage = ' (first stage)' if self.part == 'first' else ''
+        return f'{self.network} / {self.corruption} / {self.method} / seed {self.seed}{stage}'
+
+    @property
+    def text(self) -> str:
+        """The config as a Python file."""
+        return ''.join(f'{key} = {pprint.pformat(value, width=119, sort_dicts=False)}\n'
+                       for key, value in self.config.items())
+
+    @property
+    def digest(self) -> str:
+        """A short digest of the config and of those that it builds on."""
+        whole = self.text + ''.join(run.digest for run in self.needs)
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What ``run.json`` says; empty before the first start."""
+        try:
+            return json.loads((self.folder / 'run.json').read_text())
+        except (FileNotFoundError, ValueError):  # a kill can leave it empty
+            return {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has a result, of whatever config."""
+        return (self.folder / 'result.json').is_file()
+
+    @property
+    def changed(self) -> bool:
+        """Whether the folder holds a run of another config."""
+        return self.record.get('digest', self.digest) != self.digest
+
+
+@dataclass
+class Study:
+    """A study file, read and spelt out.
+
+    Attributes:
+        name: Stem of the file.
+        root: Folder of its runs and tables.
+        options: Its keys, complete.
+        runs: All runs; each comes after those that it needs.
+    """
+
+    name: str
+    root: Path
+    options: dict[str, Any]
+    runs: list[Run]
+
+    @property
+    def students(self) -> list[Run]:
+        """The runs that make the table."""
+        return [run for run in self.runs if run.part == 'student']
+
+    @property
+    def teachers(self) -> list[Run]:
+        """The teachers' runs."""
+        return [run for run in self.runs if run.part == 'teacher']
+
+    def only(self, patterns: Iterable[str]) -> list[Run]:
+        """Return the runs whose folder below the root matches a pattern, and what they need."""
+        chosen = {run for run in self.students for pattern in patterns
+                  if fnmatchcase(run.folder.relative_to(self.root).as_posix(), pattern)}
+        if not chosen:
+            example = self.students[0].folder.relative_to(self.root).as_posix()
+            raise UserError(f"--only: no run matches {' '.join(patterns)}; runs are named as {example}, and * stands "
+                            'for any part of that')
+        wanted = set(chosen)
+        for run in reversed(self.runs):
+            if run in wanted:
+                wanted.update(run.needs)
+        return [run for run in self.runs if run in wanted]
+
+
+def slug(name: str) -> str:
+    """Return a name fit for a folder."""
+    return re.sub(r'[^a-z0-9.=+]+', '-', name.lower()).strip('-')
+
+
+def load_study(path: str, root: str | None = None) -> Study:
+    """Read a study file and spell out its runs.
+
+    Raises:
+        UserError: The file is missing, or something in it names what is not there.
+    """
+    config = load_config(path)
+    options = {key: config.get(key, default) for key, default in DEFAULTS.items()}
+    for key in ('networks', 'methods'):
+        if not config.get(key):
+            raise UserError(f'{path}: a study needs {key}, as in configs/studies/quick.py')
+        options[key] = config[key]
+    options = Config(options)._cfg_dict.to_dict()
+    for part, allowed in _KEYS.items():
+        for name, record in options[part].items():
+            if wrong := set(record) - allowed:
+                raise UserError(f"{path}: {part}['{name}'] has no option '{sorted(wrong)[0]}'; options are "
+                                f'{", ".join(sorted(allowed))}')
+    for key, allowed in (('teacher_data', ('clean', 'same')), ('teacher_seeds', ('one', 'each')),
+                         ('average', ('mean', 'median')), ('columns', (None, 'network', 'corruption'))):
+        if options[key] not in allowed:
+            raise UserError(f"{path}: {key} is '{options[key]}', expected one of {', '.join(map(repr, allowed))}")
+    for part in ('networks', 'teachers', 'methods', 'corruptions'):
+        names = [slug(name) for name in options[part]]
+        if len(set(names)) < len(names) or not all(names):
+            raise UserError(f'{path}: the names in {part} must differ in more than signs and capitals, since they '
+                            f'name folders: {", ".join(names)}')
+    stem = Path(path).stem
+    folder = Path(root or options['root'] or Path('work_dirs', 'studies', stem))
+    return Study(stem, folder, options, _Plan(path, folder, options).runs())
+
+
+class _Plan:
+    """Spells out the runs of a study."""
+
+    def __init__(self, path: str, root: Path, options: dict[str, Any]) -> None:
+        self._path, self._root, self._options = path, root, options
+        self._terms = None
+        self._read: dict[str, dict[str, Any]] = {}
+        self._teachers: dict[Path, Run] = {}
+
+    def runs(self) -> list[Run]:
+        """Return all runs, the first seed of every method before the second of any."""
+        students = []
+        for seed in self._options['seeds']:
+            for corruption in self._options['corruptions']:
+                for network in self._options['networks']:
+                    for method in self._options['methods']:
+                        run = self._student(network, corruption, method, seed)
+                        students += [*(r for r in run.needs if r.part == 'first'), run]
+        return [*self._teachers.values(), *students]
+
+    def _base(self, record: Mapping[str, Any], *more: Mapping[str, Any]) -> Config:
+        config = Config(self._file(record['config']))
+        for piece in [*record.get('replace', []), *self._options['replace']]:
+            for key, value in self._file(piece).items():
+                config[key] = value
+        for overrides in (self._options['common'], *more, record.get('overrides', {})):
+            config.merge_from_dict(overrides)
+        return config
+
+    def _file(self, path: str) -> dict[str, Any]:
+        if path not in self._read:
+            self._read[path] = _plain(load_config(path))
+            for key in ('work_dir', 'compare', 'teacher'):
+                self._read[path].pop(key, None)
+        return copy.deepcopy(self._read[path])
+
+    def _complete(self, config: Config, folder: Path, corruption: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        plain = _plain(config)
+        corrupt(plain['train_dataloader'], corruption)
+        plain['randomness'] = dict(plain.get('randomness', {}), seed=seed)
+        plain['work_dir'] = folder.as_posix()
+        return plain
+
+    def _teacher(self, name: str, corruption: str, seed: int) -> Run:
+        if name not in self._options['teachers']:
+            raise UserError(f"{self._path}: there is no teacher '{name}' among {', '.join(self._options['teachers'])}")
+        conditions = self._options['corruptions']
+        if self._options['teacher_data'] == 'clean':  # which a study of corrupted data alone does not name
+            corruption = next((name for name, data in conditions.items() if not data), 'clean')
+        seed = self._options['seeds'][0] if self._options['teacher_seeds'] == 'one' else seed
+        folder = self._root / 'teachers' / slug(name) / slug(corruption) / f'seed{seed}'
+        if folder not in self._teachers:
+            config = self._base(self._options['teachers'][name], self._options['teacher_common'])
+            config = self._complete(config, folder, conditions.get(corruption, {}), seed)
+            self._teachers[folder] = Run(name, corruption, 'teacher', seed, folder, config, part='teacher')
+        return self._teachers[folder]
+
+    def _student(self, network: str, corruption: str, method: str, seed: int) -> Run:
+        record = self._options['methods'][method]
+        folder = self._root / slug(network) / slug(corruption) / slug(method) / f'seed{seed}'
+        run = self._stage(network, corruption, method, record, seed, folder)
+        if 'first' in record:
+            first = self._stage(network, corruption, method, record['first'], seed, folder / 'first')
+            first.part = 'first'
+            run.needs.append(first)
+            run.config['load_from'] = (first.folder / 'student.pth').as_posix()
+            run.config['requires'] = [*run.config.get('requires', []), _required(first)]
+        return run
+
+    def _stage(
+        self, network: str, corruption: str, method: str, record: Mapping[str, Any], seed: int, folder: Path,
+    ) -> Run:
+        source = self._options['networks'][network]
+        config = self._base(source)
+        config.merge_from_dict(record.get('overrides', {}))
+        config = self._complete(config, folder, self._options['corruptions'][corruption], seed)
+        needs, problem = [], ''
+        try:
+            terms = self._terms_of(record.get('terms', []))
+        except UserError as error:  # the other methods can be made
+            terms, problem = [], str(error)
+        if terms:
+            if not source.get('teacher'):
+                raise UserError(f"{self._path}: method '{method}' needs a teacher, but network '{network}' names none")
+            needs = [self._teacher(source['teacher'], corruption, seed)]
+            teacher = _required(needs[0])
+            config['requires'] = [*config.get('requires', []), teacher]
+            hook = dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms, **record.get('hook', {}))
+            config['custom_hooks'] = [*config.get('custom_hooks', []), hook]
+        if 'wrap' in record:
+            config['model'] = dict(record['wrap'], student=config['model'])
+        return Run(network, corruption, method, seed, folder, config, needs, problem=problem)
+
+    def _terms_of(self, names: Iterable[str | dict[str, Any]]) -> list[dict[str, Any]]:
+        found = []
+        for name in names:
+            if isinstance(name, Mapping):
+                found.append(name)
+                continue
+            if self._terms is None:
+                self._terms = self._file(self._options['terms_from'])['methods']
+            if name not in self._terms:
+                raise UserError(f"{self._options['terms_from']} has no terms '{name}': it has {', '.join(self._terms)}")
+            found += self._terms[name]
+        return found
+
+
+def _plain(config: Config) -> dict[str, Any]:
+    return config._cfg_dict.to_dict()
+
+
+def _required(run: Run) -> dict[str, str]:
+    return dict(config=(run.folder / 'config.py').as_posix(), checkpoint=(run.folder / 'student.pth').as_posix())
+
+
+def corrupt(loader: dict[str, Any], options: Mapping[str, Any]) -> None:
+    """Give the data options of a condition to the innermost data set of a loader.
+
+    CIFAR takes ``label_noise`` and ``imbalance`` itself; any other data set is wrapped for them.
+    """
+    if not options:
+        return
+    holder = loader
+    while 'dataset' in holder['dataset']:
+        holder = holder['dataset']
+    if holder['dataset']['type'] in ('kd_plugins.CIFAR10', 'kd_plugins.CIFAR100'):
+        holder['dataset'].update(options)
+    else:
+        holder['dataset'] = dict(type='kd_plugins.Corrupted', dataset=holder['dataset'], **options)

@@ -1,0 +1,271 @@
+"""Tables and figures of a study."""
+
+import csv
+import io
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from kd_plugins.checkpoint import AtomicBackend
+from kd_plugins.errors import UserError
+from studies.figures import figures
+from studies.plan import Run, Study
+from studies.results import Result, result_of
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One field of a table: the values of the seeds that are done, and how many there should be."""
+
+    values: tuple[float, ...]
+    planned: int
+    reference: str = ''
+    median: bool = False
+
+    @property
+    def centre(self) -> float | None:
+        """Mean, or median where the study asks for it."""
+        if not self.values:
+            return None
+        return (statistics.median if self.median else statistics.fmean)(self.values)
+
+    @property
+    def spread(self) -> float | None:
+        """Sample standard deviation (n - 1); None for fewer than two values."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One table: ``cells[row][column]``."""
+
+    title: str
+    rows: list[str]
+    columns: list[str]
+    cells: list[list[Cell | None]]
+    marked: set[tuple[int, int]]  # worse than the baseline
+    best: set[tuple[int, int]]
+
+
+def references(study: Study) -> dict[tuple[str, str, str], str]:
+    """Return published values by network, corruption and method.
+
+    Each record has the table as text, a method a line, columns parted by tabs or two blanks and named in its first
+    line; beside it ``network`` or ``corruption``, the one that does not change from column to column.
+
+    Raises:
+        UserError: A line has another number of columns than the first.
+    """
+    found = {}
+    for record in study.options['references']:
+        header, *lines = [re.split(r'\t| {2,}', x.strip()) for x in record['table'].splitlines() if x.strip()]
+        for method, *values in lines:
+            if len(values) != len(header) - 1:
+                raise UserError(f"references: line '{method}' has {len(values)} values for {len(header) - 1} columns")
+            for column, value in zip(header[1:], values, strict=True):
+                network, corruption = record.get('network', column), record.get('corruption', column)
+                found[network, corruption, method] = re.sub(r'\s*±\s*', ' ± ', value)
+    return found
+
+
+def grids(study: Study, results: dict[Run, Result]) -> list[Grid]:
+    """Return the study's tables.
+
+    Columns are the networks, one table for each corruption; or the other way round, with one network or where the study
+    says so.
+    """
+    options = study.options
+    networks, corruptions = list(options['networks']), list(options['corruptions'])
+    by = options['columns'] or ('corruption' if len(networks) == 1 else 'network')
+    published = references(study)
+    baseline = options['baseline'] or next(iter(options['methods']))
+    values: dict[tuple[str, str, str], list[Run]] = {}
+    for run in study.students:
+        values.setdefault((run.network, run.corruption, run.method), []).append(run)
+
+    def cell(network: str, corruption: str, method: str) -> Cell:
+        runs = values[network, corruption, method]
+        return Cell(tuple(results[run].last for run in runs if run in results), len(runs),
+                    published.get((network, corruption, method), ''), options['average'] == 'median')
+
+    tables = []
+    for outer in corruptions if by == 'network' else networks:
+        keys = [(x, outer) if by == 'network' else (outer, x) for x in (networks if by == 'network' else corruptions)]
+        rows = list(options['methods'])
+        cells = [[cell(*key, method) for key in keys] for method in rows]
+        marked, best = set(), set()
+        better = (lambda a, b: a < b) if options['error'] else (lambda a, b: a > b)
+        for c in range(len(keys)):
+            column = [(r, cells[r][c].centre) for r in range(len(rows)) if cells[r][c].values]
+            if column:
+                top = (min if options['error'] else max)(value for _, value in column)
+                best |= {(r, c) for r, value in column if value == top}
+            base = dict(column).get(rows.index(baseline))
+            if base is not None:
+                marked |= {(r, c) for r, value in column if better(base, value)}
+        if options['teachers']:
+            rows.append('Teacher')
+            cells.append([_teacher(study, results, *key, published) for key in keys])
+        others = corruptions if by == 'network' else networks
+        title = options['title'] or study.name
+        tables.append(Grid(f'{title}, {outer}' if len(others) > 1 else title, rows,
+                           networks if by == 'network' else corruptions, cells, marked, best))
+    return tables
+
+
+def _teacher(
+    study: Study, results: dict[Run, Result], network: str, corruption: str, published: dict[tuple[str, str, str], str],
+) -> Cell | None:
+    runs = {needed for run in study.students if (run.network, run.corruption) == (network, corruption)
+            for needed in run.needs if needed.part == 'teacher'}
+    if not runs:
+        return None
+    return Cell(tuple(results[run].last for run in sorted(runs, key=lambda run: run.seed) if run in results), len(runs),
+                published.get((network, corruption, 'Teacher'), ''), study.options['average'] == 'median')
+
+
+def plain(cell: Cell | None, planned: int) -> str:
+    """Return a cell as text: ``centre ± spread``; how many values, where not all planned ones."""
+    if cell is None:
+        return ''
+    missing = cell.planned - len(cell.values)
+    if cell.centre is None:
+        text = f'— ({missing} missing)'
+    else:
+        text = f'{cell.centre:.2f}' + (f' ± {cell.spread:.2f}' if cell.spread is not None else '')
+        if missing:
+            text += f' (n={len(cell.values)}, {missing} missing)'
+        elif cell.planned != planned:
+            text += f' (n={cell.planned})'
+    return text
+
+
+def caption(study: Study) -> str:
+    """Say what the figures are."""
+    options = study.options
+    what = f'{options["metric"]}, error (%)' if options['error'] else f'{options["metric"]} (%)'
+    parts = [f'{what} after the last epoch, on the test set',
+             f'{options["average"]} ± sample standard deviation over n = {len(options["seeds"])} seeds'
+             if len(options['seeds']) > 1 else 'one seed (n = 1)',
+             'bold: the best of a column; ↓: worse than ' + (options['baseline'] or next(iter(options['methods'])))]
+    if options['teachers']:
+        each = 'each seed' if options['teacher_seeds'] == 'each' else 'all seeds'
+        data = 'clean data' if options['teacher_data'] == 'clean' else "the student's own, also where corrupted"
+        parts.append(f'one teacher for {each}, trained on {data}')
+    if two := [name for name, record in options['methods'].items() if 'first' in record]:
+        parts.append(f'{", ".join(two)}: a first stage of its own before this one')
+    if any(options['corruptions'].values()):
+        parts.append('the corrupted data are the same for all methods and seeds')
+    if options['references']:
+        parts.append('in brackets: the published value')
+    return '; '.join(parts) + '.' + (f' {options["notes"]}' if options['notes'] else '')
+
+
+def markdown(study: Study, tables: Sequence[Grid]) -> str:
+    """Return the tables in Markdown."""
+    planned = len(study.options['seeds'])
+    blocks = []
+    for grid in tables:
+        lines = [f'**{grid.title}**', '', f'| | {" | ".join(grid.columns)} |', '|---' * (len(grid.columns) + 1) + '|']
+        for r, row in enumerate(grid.rows):
+            fields = []
+            for c, cell in enumerate(grid.cells[r]):
+                text = plain(cell, planned)
+                text = f'**{text}**' if (r, c) in grid.best else text
+                text += ' ↓' if (r, c) in grid.marked else ''
+                fields.append(text + (f' [{cell.reference}]' if cell is not None and cell.reference else ''))
+            lines.append(f'| {row} | {" | ".join(fields)} |')
+        blocks.append('\n'.join(lines))
+    return '\n\n'.join([*blocks, caption(study)]) + '\n'
+
+
+_LATEX = {'±': r'$\pm$', '—': '---', '%': r'\%', '_': r'\_', '&': r'\&', '#': r'\#', '↓': r'$\downarrow$',
+          'σ': r'$\sigma$', 'γ': r'$\gamma$', '<': r'$<$', '>': r'$>$'}
+
+
+def _tex(text: str) -> str:
+    return ''.join(_LATEX.get(x, x) for x in text)
+
+
+def latex(study: Study, tables: Sequence[Grid]) -> str:
+    """Return the tables in LaTeX, for the packages booktabs and xcolor."""
+    planned = len(study.options['seeds'])
+    blocks = []
+    for grid in tables:
+        lines = [r'\begin{table}', r'\centering', rf'\caption{{{_tex(grid.title)}. {_tex(caption(study))}}}',
+                 rf'\begin{{tabular}}{{l{"c" * len(grid.columns)}}}', r'\toprule',
+                 ' & '.join(['', *map(_tex, grid.columns)]).strip() + r' \\', r'\midrule']
+        for r, row in enumerate(grid.rows):
+            fields = [_tex(row)]
+            for c, cell in enumerate(grid.cells[r]):
+                text = _tex(plain(cell, planned))
+                text = rf'\textbf{{{text}}}' if (r, c) in grid.best else text
+                text = rf'\textcolor{{blue}}{{{text}}}$\downarrow$' if (r, c) in grid.marked else text
+                if cell is not None and cell.reference:
+                    text += rf' {{\scriptsize[{_tex(cell.reference)}]}}'
+                fields.append(text)
+            if row == 'Teacher':
+                lines.append(r'\midrule')
+            lines.append(' & '.join(fields) + r' \\')
+        blocks.append('\n'.join([*lines, r'\bottomrule', r'\end{tabular}', r'\end{table}']))
+    return '\n\n'.join(blocks) + '\n'
+
+
+def long_form(study: Study, results: dict[Run, Result]) -> str:
+    """Return one line a finished run, as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['part', 'network', 'corruption', 'method', 'seed', 'last', 'best_epoch', 'seconds', 'folder'])
+    for run, result in results.items():
+        writer.writerow([run.part, run.network, run.corruption, run.method, run.seed, f'{result.last:.4f}',
+                         f'{result.best:.4f}', f'{result.seconds:.1f}', run.folder.as_posix()])
+    return text.getvalue()
+
+
+def show(study: Study, tables: Sequence[Grid], console: Console) -> None:
+    """Print the tables."""
+    for grid in tables:
+        table = Table('', *grid.columns, title=grid.title)
+        for r, row in enumerate(grid.rows):
+            fields = []
+            for c, cell in enumerate(grid.cells[r]):
+                text = escape(plain(cell, len(study.options['seeds'])))
+                text = f'[bold]{text}[/bold]' if (r, c) in grid.best else text
+                text += ' ↓' if (r, c) in grid.marked else ''
+                fields.append(text + (f' \\[{cell.reference}]' if cell is not None and cell.reference else ''))
+            table.add_row(row, *fields)
+        console.print(table)
+    console.print(caption(study), markup=False, highlight=False)
+
+
+def _written(root: Path, files: dict[str, str]) -> Iterator[Path]:
+    root.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        AtomicBackend().put(text.encode(), str(root / name))
+        yield root / name
+
+
+def report(study: Study, keep_changed: bool) -> None:
+    """Print the tables, and write them and the figures into the study's folder.
+
+    Args:
+        study: The study.
+        keep_changed: Count runs that were made with another config than the study now has; else they are missing.
+    """
+    results = {run: result for run in study.runs if run.part != 'first' and (keep_changed or not run.changed)
+               and (result := result_of(study, run)) is not None}
+    tables = grids(study, results)
+    console = Console(width=max(120, 22 * (1 + len(tables[0].columns)), Console().width), soft_wrap=True)
+    show(study, tables, console)
+    for path in _written(study.root, {'table.md': markdown(study, tables), 'table.tex': latex(study, tables),
+                                      'runs.csv': long_form(study, results)}):
+        console.print(path.as_posix(), highlight=False)
+    if results:
+        for path in figures(study, results):
+            console.print(path.as_posix(), highlight=False)

@@ -1,0 +1,48 @@
+"""What the runs of a study have left."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from kd_plugins.errors import UserError
+from studies.plan import Run, Study
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run reached; ``best`` is the best epoch's value on the test set, for the CSV alone."""
+
+    last: float
+    best: float
+    seconds: float
+
+
+def scalars(run: Run) -> list[dict[str, Any]]:
+    """Return the lines of a run's ``scalars.json``, its sessions in order."""
+    lines = []
+    for path in sorted(run.folder.glob('*/vis_data/scalars.json')):
+        for line in path.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:  # a kill can cut the last line
+                continue
+    return lines
+
+
+def result_of(study: Study, run: Run) -> Result | None:
+    """Return a run's result, None where it has none yet.
+
+    Raises:
+        UserError: Its result lacks the study's metric.
+    """
+    if not run.finished:
+        return None
+    metric, sign = study.options['metric'], -1 if study.options['error'] else 1
+    metrics = json.loads((run.folder / 'result.json').read_text())['metrics']
+    if metric not in metrics:
+        raise UserError(f"{run.folder / 'result.json'} has no metric '{metric}': give the study one of "
+                        f'{", ".join(metrics)}')
+    best = max([metrics[metric], *(line[metric] for line in scalars(run) if metric in line)])
+    seconds = sum(session['seconds'] for session in run.record.get('sessions', []))
+    offset = 100 if study.options['error'] else 0
+    return Result(offset + sign * metrics[metric], offset + sign * best, seconds)

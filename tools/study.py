@@ -1,0 +1,80 @@
+"""Train every method on every network and every kind of training data, and make the tables and figures of a paper.
+
+    python tools/study.py configs/studies/quick.py --jobs 2
+    python tools/study.py configs/studies/quick.py --table
+
+A call trains what has no result yet and goes on where an earlier one was interrupted, by Ctrl-C or by a kill. A run
+that fails does not stop the others: it is told at the end, with the last error in its log, and the exit status is 1.
+
+A study is a config with these keys (configs/studies/ has examples):
+
+networks      name=dict(config='configs/...py', teacher=<name of a teacher>, overrides=dict(...))
+teachers      name=dict(config='configs/...py', overrides=dict(...)); trained first
+methods       name=dict(terms=[...], hook=dict(...), wrap=dict(type=...), overrides=dict(...), first=dict(...)); a term
+              is a key of configs/_base_/methods.py or a record, hook more options of the DistillationHook; wrap makes
+              the model dict(wrap, student=<the network>); first is a method that trains the weights from which this
+              one starts
+corruptions   name=dict(label_noise=..., imbalance=...), options of the training data; clean=dict() by default
+seeds         of the runs
+replace       configs whose keys take the place of the networks' own, also in single networks and teachers; common,
+              teacher_common: overrides of all runs, of teachers
+teacher_data  'clean' or 'same': what teachers learn from; teacher_seeds 'one' or 'each': one for all seeds or one each
+metric, error, average, references, columns, baseline, title, notes    what the table shows, and how
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from studies.execute import Execution, LocalLauncher, RayLauncher, alone_in, check_unchanged
+from studies.plan import load_study
+from studies.report import report
+
+from kd_plugins.errors import UserError, one_line_errors
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('study')
+    parser.add_argument('--jobs', type=int, default=1, help='runs at once (default: %(default)s)')
+    parser.add_argument('--threads', type=int, help='CPU threads of a run (default: cores / jobs)')
+    parser.add_argument('--only', nargs='+', metavar='PATTERN',
+                        help="runs by folder, as '*/clean/*/seed0', and the teachers that they need")
+    parser.add_argument('--table', action='store_true', help='train nothing, only make tables and figures')
+    parser.add_argument('--list', action='store_true', help='train nothing, only say what would be trained')
+    parser.add_argument('--root', help='folder of runs and tables (default: work_dirs/studies/<study>)')
+    parser.add_argument('--changed', choices=['stop', 'keep', 'redo'], default='stop',
+                        help='what to do with runs made before the study was changed (default: %(default)s)')
+    parser.add_argument('--launcher', choices=['local', 'ray'], default='local')
+    parser.add_argument('--gpus', type=float, default=0., help='GPUs that a run reserves, under Ray')
+    args = parser.parse_args(argv)
+    if args.jobs < 1 or (args.threads or 1) < 1:
+        raise UserError(f'--jobs {args.jobs}, --threads {args.threads}: expected at least 1')
+    study = load_study(args.study, args.root)
+    runs = study.only(args.only) if args.only else study.runs
+    if not args.table:
+        check_unchanged(runs, args.changed)
+    if args.list:
+        for run in runs:
+            print('done   ' if run.finished else 'missing', run.folder.relative_to(study.root).as_posix())
+        return
+    failed = {}
+    if not args.table:
+        threads = args.threads or max(len(os.sched_getaffinity(0)) // args.jobs, 1)
+        with alone_in(study.root):
+            launcher = RayLauncher(threads, args.gpus) if args.launcher == 'ray' else LocalLauncher(threads)
+            execution = Execution(study, runs, launcher, args.jobs)
+            execution.run()
+        failed = execution.failed
+    report(study, args.changed == 'keep')
+    if failed:
+        for run, reason in failed.items():
+            print(f'{run.name}: {reason} ({run.folder / "log.txt"})', file=sys.stderr)
+        raise UserError(f'{len(failed)} of {len(runs)} runs failed, see above; the same command tries them again')
+
+
+if __name__ == '__main__':
+    with one_line_errors():
+        main()
