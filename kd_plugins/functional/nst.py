@@ -1,15 +1,20 @@
 """Neuron selectivity transfer."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import mse_loss
 
 from .common import check_choice, check_maps, distillation_loss, gram, match_size, unit
 
 KERNELS = ('poly', 'linear', 'gaussian')
 BANDWIDTHS = ('cross', 'all')
+
+# Numbers in the largest temporary: what a CPU's cache holds; elsewhere few calls count for more.
+_BLOCK_ELEMENTS, _LARGE_BLOCK = 2**18, 2**26
 
 
 def _inverse_norm(squared: Tensor, eps: float = 1e-24) -> Tensor:
@@ -56,20 +61,59 @@ def _poly(student: Tensor, teacher: Tensor, degree: int, c: float) -> Tensor:
     return loss + 2 * c * _linear(student, teacher) if c else loss
 
 
+class _GaussianSum(torch.autograd.Function):
+    """Sum over the batch of MMD^2 under a Gaussian kernel, from maps (B, C_S, N) and (B, C_T, N).
+
+    Samples have nothing to do with each other, so some are taken at a time, and the gradient is computed along with the
+    value. For the normalised x_i it is ``g_i = 2 / (C_S^2 v) sum_j k(x_i, x_j) x_j - 2 / (C_S C_T v) sum_j k(x_i, y_j)
+    y_j``, where ``k(x, y) = exp((x'y - (|x|^2 + |y|^2) / 2) / v)`` and the norms are constants; for the map itself, of
+    norm n, ``(g_i - x_i x_i'g_i) / n``. Nothing of size B C^2 is kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, bandwidth: str | float) -> Tensor:
+        c_s, c_t = student.shape[1], teacher.shape[1]
+        gradient = torch.empty_like(student) if ctx.needs_input_grad[0] else None
+        total = student.new_zeros((), dtype=torch.float64)
+        elements = _BLOCK_ELEMENTS if student.device.type == 'cpu' else _LARGE_BLOCK
+        block = max(elements // (max(c_s, c_t) * max(c_s, c_t, student.shape[2])), 1)
+        for part in (slice(start, start + block) for start in range(0, len(student), block)):
+            # 0 for a zero map, which makes it the zero vector and leaves it without gradient.
+            scales = [1 / norm.masked_fill(norm <= 1e-12, torch.inf) for norm in (
+                torch.linalg.vector_norm(z[part], dim=2, keepdim=True) for z in (student, teacher))]
+            x, y = student[part] * scales[0], teacher[part] * scales[1]
+            s, t = ((scale > 0).to(x.dtype) / 2 for scale in scales)  # half the squared norms
+            pairs = (x, x, s, s), (y, y, t, t), (x, y, s, t)
+            own, other, cross = ((a @ b.mT).sub_(left).sub_(right.mT) for a, b, left, right in pairs)
+            variance = _variance(own, other, cross, bandwidth)
+            own, other, cross = (z.div_(variance).exp_() for z in (own, other, cross))
+            # The three means nearly cancel where the sets are alike.
+            means = [z.mean((1, 2), dtype=torch.float64).sum() for z in (own, other, cross)]
+            total += means[0] + means[1] - 2 * means[2]
+            if gradient is not None:
+                g = (own @ x / c_s - cross @ y / c_t) * (2 / (c_s * variance))
+                gradient[part] = g.sub_(x * (x * g).sum(2, keepdim=True)).mul_(scales[0])
+        ctx.save_for_backward(gradient)
+        return total.to(student.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad * ctx.saved_tensors[0], None, None
+
+
+def _variance(own: Tensor, other: Tensor, cross: Tensor, bandwidth: str | float) -> Tensor | float:
+    """Return sigma^2, one a sample (B, 1, 1) where it is measured, from minus half the squared distances."""
+    if not isinstance(bandwidth, str):
+        return bandwidth
+    blocks = (cross,) if bandwidth == 'cross' else (own, other, cross, cross)
+    variance = sum(x.sum((1, 2), keepdim=True) for x in blocks) / sum(x[0].numel() for x in blocks) * -2
+    # Equal maps have no distance to measure by; rounding must not take its place.
+    return variance.clamp_min(torch.finfo(cross.dtype).eps ** 0.5)
+
+
 def _gaussian(student: Tensor, teacher: Tensor, bandwidth: str | float) -> Tensor:
-    # Half the squared norms: 1/2, but 0 for a zero map.
-    s, t = ((torch.linalg.vector_norm(x.detach(), dim=2) > 1e-12) / 2 for x in (student, teacher))
-    pairs = zip(_cosines(student, teacher), (s, t, s), (s, t, t), strict=True)
-    own, other, cross = (cosine - (left[:, :, None] + right[:, None, :]) for cosine, left, right in pairs)
-    if isinstance(bandwidth, str):
-        blocks = (cross,) if bandwidth == 'cross' else (own, other, cross, cross)
-        variance = sum(x.detach().sum((1, 2), keepdim=True) for x in blocks) / sum(x[0].numel() for x in blocks) * -2
-        # Equal maps have no distance to measure by; rounding must not take its place.
-        variance = variance.clamp_min(torch.finfo(student.dtype).eps ** 0.5)
-    else:
-        variance = bandwidth
-    own, other, cross = ((x / variance).exp().mean() for x in (own, other, cross))  # x is minus half a squared distance
-    return own + other - 2 * cross
+    return _GaussianSum.apply(student, teacher, bandwidth) / len(student)
 
 
 @distillation_loss
@@ -92,7 +136,8 @@ def nst_loss(
     * ``'gaussian'``: ``exp(-||x - y||^2 / (2 sigma^2))``.
 
     The value can fall below 0 by rounding. A map of zeros is the zero vector and gets no gradient. Tap both networks
-    on the same side of the ReLU: signed and non-negative maps are different sets (the authors tap before it).
+    on the same side of the ReLU: signed and non-negative maps are different sets (the authors tap before it). With the
+    Gaussian kernel it can be differentiated once.
 
     Args:
         student: Maps (B, C_S, H_S, W_S).
