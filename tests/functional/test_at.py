@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
-from kd_plugins.functional import at_loss
+from kd_plugins.functional import at, at_loss
 
 
 def by_loops(student, teacher, convention, p):
@@ -70,3 +70,13 @@ def test_wrong_use():
         at_loss(torch.ones(2, 3), torch.ones(2, 3, 1, 1))
     with pytest.raises(ValueError, match="convention: expected one of 'paper', 'code', got 'sum'"):
         at_loss(torch.ones(2, 3, 1, 1), torch.ones(2, 3, 1, 1), 'sum')
+
+
+def test_some_images_at_a_time_agree(monkeypatch):
+    student, teacher = torch.randn(7, 3, 4, 4, requires_grad=True), torch.randn(7, 5, 4, 4)
+    whole = at_loss(student, teacher)
+    (gradient,) = torch.autograd.grad(whole, student)
+    monkeypatch.setattr(at, '_PART', 2 * 3 * 16)
+    parts = at_loss(student, teacher)
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(torch.autograd.grad(parts, student)[0], gradient)

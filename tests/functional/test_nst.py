@@ -198,3 +198,22 @@ def test_wrong_use():
         nst_loss(x, x, 'rbf')
     with pytest.raises(ValueError, match="bandwidth: expected one of 'cross', 'all', got 'median'"):
         nst_loss(x, x, 'gaussian', bandwidth='median')
+
+
+@pytest.mark.parametrize('bandwidth', ['cross', 'all', 0.7])
+def test_a_gaussian_kernel_some_samples_at_a_time_agrees(monkeypatch, bandwidth):
+    student, teacher = torch.randn(7, 3, 2, 2).double().requires_grad_(), torch.randn(7, 5, 2, 2).double()
+    whole = nst_loss(student, teacher, 'gaussian', bandwidth=bandwidth)
+    (gradient,) = torch.autograd.grad(whole, student)
+    monkeypatch.setattr(nst, '_BLOCK_ELEMENTS', 3 * 5**2)
+    parts = nst_loss(student, teacher, 'gaussian', bandwidth=bandwidth)
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(torch.autograd.grad(parts, student)[0], gradient)
+
+
+def test_alike_sets_lose_nothing_to_float32():
+    # Three means of about 0.4 whose sum is a thousandth of that.
+    student, teacher = torch.randn(4, 256, 4, 4).relu(), (torch.randn(4, 256, 4, 4) + 0.5).relu()
+    exact = nst_loss(student.double(), teacher.double(), 'gaussian')
+    assert exact < 0.1
+    assert nst_loss(student, teacher, 'gaussian').item() == pytest.approx(exact.item(), rel=2e-6)

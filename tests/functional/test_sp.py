@@ -85,3 +85,14 @@ def test_the_layout_in_memory_changes_nothing():
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-12)
     grads = [torch.autograd.grad(loss, pair[0])[0] for loss, pair in zip(losses, (own, plain), strict=True)]
     torch.testing.assert_close(*grads)
+
+
+def test_long_features_are_summed_as_exactly():
+    # Two images whose features are so many that float32 sums of their products differ by more than the loss allows.
+    student, teacher = torch.randn(2, 3_000_000).relu(), (torch.randn(2, 3_000_000) + 0.5).relu()
+    wide = student.double().requires_grad_()
+    student.requires_grad_()
+    value, exact = sp_loss(student, teacher), sp_loss(wide, teacher.double())
+    (value + exact).backward()
+    assert value.item() == pytest.approx(exact.item(), rel=1e-5)
+    assert (student.grad - wide.grad).norm() < 1e-5 * wide.grad.norm()
