@@ -2,7 +2,8 @@
 #
 #     python tools/study.py configs/studies/quick.py --jobs 2
 #
-# The schedule is in _base_/quick.py; quick_imbalance.py has the imbalanced data. Published values are of full trainings, for orientation alone.
+# The schedule is in _base_/quick.py; quick_imbalance.py has the imbalanced data. Published values are of full
+# trainings, for orientation alone.
 _base_ = ['./_base_/poster.py', './_base_/quick.py']
 
 title = 'CIFAR-10, a short schedule'
