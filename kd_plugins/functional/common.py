@@ -128,6 +128,12 @@ def _products_of(dtype: torch.dtype) -> Iterator[None]:
             place.fp32_precision = value
 
 
+def _in_layout_of(like: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    # Channels-last maps are transposed matrices; a gradient laid out otherwise would be copied to be added to others.
+    transposed = like.stride(-2) < like.stride(-1)
+    return ((y.mT @ x.mT).mT if transposed else x @ y).to(like.dtype)
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
@@ -139,8 +145,8 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, y = ctx.saved_tensors
         with _products_of(x.dtype):
-            return ((grad @ as_float(y).mT).to(x.dtype) if ctx.needs_input_grad[0] else None,
-                    (as_float(x).mT @ grad).to(y.dtype) if ctx.needs_input_grad[1] else None)
+            return (_in_layout_of(x, grad, as_float(y).mT) if ctx.needs_input_grad[0] else None,
+                    _in_layout_of(y, as_float(x).mT, grad) if ctx.needs_input_grad[1] else None)
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:
