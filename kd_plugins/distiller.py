@@ -391,11 +391,12 @@ class Distillation(nn.Module):
 
         The loss has ``choose(student logits, teacher logits, labels) -> places in the batch`` and
         ``adversaries(inputs, labels, teacher logits, teacher) -> inputs``, these for the chosen alone, where
-        ``teacher(inputs)`` gives logits that can be differentiated. It is 0 where none is chosen.
+        ``teacher(inputs, places)`` gives logits that can be differentiated, for inputs at some places among them. It is
+        0 where fewer than two are chosen: of one, a BatchNorm has no statistics.
 
         The student runs in mode ``tensor``, which no recording but this one listens to. Processes may choose different
         numbers of images: gradients are averaged over processes after the backward pass, which takes part in it with
-        zeros where none is chosen.
+        zeros where fewer are chosen.
         """
         student = self.recorder.model
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 and any(
@@ -408,13 +409,14 @@ class Distillation(nn.Module):
             with term.meeting(features, targets):
                 (own,), (other,) = term.of_student(features), term.of_teacher(targets[number])
                 chosen = term.loss.choose(own, other, labels)
-            if not len(chosen):
+            if len(chosen) < 2:
                 losses.append(0.0 * own.float().sum() + term.untouched())
                 continue
             samples = [data_samples[i] for i in chosen.tolist()]
 
-            def logits(x: Tensor, number: int = number, samples: Sequence[Any] = samples) -> Tensor:
-                return term.of_teacher(self.teachers[number].answer(x, samples))[0]
+            def logits(x: Tensor, places: Tensor, number: int = number, samples: Sequence[Any] = samples) -> Tensor:
+                theirs = [samples[i] for i in places.tolist()]
+                return term.of_teacher(self.teachers[number].answer(x, theirs))[0]
 
             made = term.loss.adversaries(inputs[chosen], labels[chosen], other[chosen], logits)
             with torch.no_grad():

@@ -284,7 +284,7 @@ def test_bss_compares_on_samples_at_the_boundary(sure, images):
     handle.remove()
     teacher, (logits,) = core.teacher, features['head.fc']
 
-    def answer(x):
+    def answer(x, places=None):
         return teacher.model(teacher._convert(x, None), mode='tensor')
 
     torch.manual_seed(5)
@@ -336,6 +336,23 @@ def test_bss_without_base_samples_is_0_and_reaches_everything(sure, images):
     for parameter in [*student.parameters(), *core.parameters()]:
         assert parameter.grad.abs().max() == 0
     assert all(torch.equal(v, statistics[k]) for k, v in student.state_dict().items())  # no second pass
+
+
+def test_bss_needs_two_base_samples(sure, images):
+    student, record = sure
+    term = dict(name='bss', loss=dict(type='kd_plugins.BSSLoss', attack_size=1), student='head.fc', teacher='head.fc')
+    core = Distillation(student, record, [term])
+    core.dry_run(student, images, None)
+    with core.recorder.recording() as features:
+        student(images, mode='tensor')
+    labels, passes = torch.ones(len(images), dtype=torch.long), []
+    assert len(core.terms[0].loss.choose(
+        features['head.fc'][0], core.teacher(images, None)['head.fc'][0], labels)) == 1
+    student.register_forward_hook(lambda *x: passes.append(x))
+    loss = core(features, images, labelled(labels))['loss_bss']
+    loss.backward()
+    assert loss == 0
+    assert not passes
 
 
 def test_bss_attacks_every_teacher_on_its_own(sure, tmp_path, images):

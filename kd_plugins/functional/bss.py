@@ -64,7 +64,7 @@ def boundary_attack(
     inputs: Tensor,
     labels: Tensor,
     targets: Tensor,
-    teacher: Callable[[Tensor], Tensor],
+    teacher: Callable[[Tensor, Tensor], Tensor],
     steps: int = 10,
     step_size: float = 0.3,
     clamp: float = 2.5,
@@ -82,7 +82,8 @@ def boundary_attack(
         inputs: Samples x, (M, ...).
         labels: (M,).
         targets: (M,).
-        teacher: Gives logits (M, K) that can be differentiated in the samples.
+        teacher: Gives logits (m, K) for some samples (m, ...) and their places (m,) among the M; they can be
+            differentiated in the samples. It is asked for those alone that have not stopped.
         steps: How many at most.
         step_size: Share of the margin that a step goes, in units of the inputs per logit.
         clamp: No entry leaves [-clamp, clamp], in units of the (normalised) inputs.
@@ -90,17 +91,22 @@ def boundary_attack(
     Returns:
         Adversarial samples (M, ...), outside the graph.
     """
-    x = inputs.detach()
+    samples = inputs.detach().clone()
+    places = torch.arange(len(samples), device=samples.device)  # of those that go on
     with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
         for _ in range(steps):
-            x.requires_grad_()
-            logits = teacher(x)
-            margin = (logits.gather(1, labels[:, None]) - logits.gather(1, targets[:, None]))[:, 0]
+            x = samples[places].requires_grad_()
+            logits = teacher(x, places)
+            margin = logits.gather(1, labels[places, None]) - logits.gather(1, targets[places, None])
             (gradient,) = torch.autograd.grad(-margin.sum(), x)
-            size = step_size * (margin.detach() + 1e-4) * (logits.detach().argmax(1) == labels)
-            move = size[:, None] * unit(gradient.flatten(1))
-            x = (x.detach() + move.reshape(x.shape)).clamp(-clamp, clamp)
-    return x
+            going = logits.detach().argmax(1) == labels[places]
+            move = step_size * (margin.detach() + 1e-4) * unit(gradient.flatten(1))
+            moved = (x.detach() + move.reshape(x.shape)).clamp(-clamp, clamp)
+            places = places[going]
+            if not len(places):
+                break
+            samples[places] = moved[going]
+    return samples.clamp(-clamp, clamp)
 
 
 @distillation_loss

@@ -53,7 +53,7 @@ class BSSLoss(nn.Module):
         return base_samples(student, teacher, labels, self.attack_size)
 
     def adversaries(
-        self, inputs: Tensor, labels: Tensor, logits: Tensor, teacher: Callable[[Tensor], Tensor]
+        self, inputs: Tensor, labels: Tensor, logits: Tensor, teacher: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
         """Return the chosen inputs, led to classes drawn by the teacher's logits on them."""
         targets = draw_targets(logits, labels)

@@ -33,6 +33,18 @@ class _Shared(nn.Module):
         return x if self.feature is None else self.feature
 
 
+def _untrained(record: Any) -> Any:
+    """Return a copy of a model's record without the pretrained weights that it names."""
+    def pretrained(value: Any) -> bool:
+        return isinstance(value, Mapping) and str(value.get('type')).endswith('Pretrained')
+
+    if isinstance(record, Mapping):
+        return {key: _untrained(value) for key, value in record.items() if not pretrained(value)}
+    if isinstance(record, (list, tuple)):
+        return type(record)(_untrained(value) for value in record if not pretrained(value))
+    return copy.deepcopy(record)
+
+
 @MODELS.register_module()
 class NativeEnsemble(BaseModel):
     """On-the-fly native ensemble (ONE): a network whose last part exists several times, and a gate that joins them.
@@ -50,8 +62,8 @@ class NativeEnsemble(BaseModel):
     iteration, in the authors' code with every epoch. The log shows ``loss_0`` and ``loss_kl_0`` for the student, the
     same for the branches, and ``loss_ensemble``.
 
-    The student starts from the weights that it would have alone with the same seed. A shared module exists and runs
-    once.
+    The student starts from the weights that it would have alone with the same seed, pretrained ones too; what belongs
+    to a branch starts from random weights. A shared module exists and runs once.
 
     Scored is the student (``predict='branch'``), at its plain cost, or the ensemble (``predict='ensemble'``). At the
     end of training ``ExportHook`` writes ``student.pth``, the plain network, to be scored with its plain config, and
@@ -111,7 +123,7 @@ class NativeEnsemble(BaseModel):
         self._weight, self._ramp = Schedule(**weight), Schedule([0, ramp], [0, 1], by='progress')
         self._recorders = [Recorder(network, [self.last_shared, tap])]
         with preserved_rng():
-            self.branches = nn.ModuleList(MODELS.build(copy.deepcopy(record)) for _ in range(branches - 1))
+            self.branches = nn.ModuleList(MODELS.build(_untrained(record)) for _ in range(branches - 1))
             for branch in self.branches:
                 for name in shared:
                     parent, _, own = name.rpartition('.')
@@ -130,6 +142,9 @@ class NativeEnsemble(BaseModel):
 
     def forward(self, inputs: Tensor, data_samples: Sequence[Any] | None = None, mode: str = 'tensor') -> Any:
         """Answer as the student or the ensemble does; in mode ``loss``, with the losses of all branches."""
+        if mode == 'loss' and len(inputs) == 1:
+            raise UserError("NativeEnsemble: a batch of one image, which the gate's BatchNorm cannot learn from: give "
+                            'train_dataloader.drop_last=True, or another batch size')
         if mode != 'loss' and self.predicts == 'branch':
             return self.student(inputs, data_samples, mode=mode)
         tasks, logits, feature = self._run(inputs, data_samples, 'loss' if mode == 'loss' else 'tensor')

@@ -1,3 +1,4 @@
+from itertools import pairwise
 from math import exp, log, sqrt
 
 import pytest
@@ -35,7 +36,7 @@ class Bowls:
         self.slopes = torch.randn(classes, size, dtype=torch.float64) / 2
         self.curves = torch.randn(classes, dtype=torch.float64) / 4
 
-    def __call__(self, x):
+    def __call__(self, x, places=None):
         x = x.flatten(1)
         return x @ self.slopes.to(x).T + self.curves.to(x) * x.square().sum(1, keepdim=True) / 2
 
@@ -72,6 +73,27 @@ def test_attack_by_loops():
     assert not made.requires_grad
 
 
+def test_only_samples_that_go_on_are_asked_for():
+    teacher, asked = Bowls(5, 12), []
+    inputs = torch.randn(40, 12, dtype=torch.float64)
+    labels = teacher(inputs).argmax(1)
+    labels[:3] = (labels[:3] + 1) % 5
+    targets = (labels + torch.randint(1, 5, (40,))) % 5
+
+    def ask(x, places):
+        asked.append(places.tolist())
+        assert len(x) == len(places)
+        if len(asked) == 1:
+            assert torch.equal(x, inputs)
+        return teacher(x)
+
+    boundary_attack(inputs, labels, targets, ask, steps=6)
+    assert asked[0] == list(range(40))
+    assert set(asked[0]) - set(asked[1]) == {0, 1, 2}
+    assert all(set(later) <= set(earlier) for earlier, later in pairwise(asked))
+    assert len(asked[-1]) < len(asked[1])
+
+
 def test_attack_ends_at_the_boundary():
     teacher = Bowls(4, 12)
     inputs = torch.randn(64, 12, dtype=torch.float64) / 2
@@ -87,20 +109,21 @@ def test_attack_ends_at_the_boundary():
 
 
 def test_attack_needs_no_gradient_mode_and_ignores_autocast():
-    teacher = torch.nn.Linear(6, 3).requires_grad_(False)
+    linear = torch.nn.Linear(6, 3).requires_grad_(False)
     inputs = torch.randn(8, 6)
-    labels = teacher(inputs).argmax(1)
+    labels = linear(inputs).argmax(1)
+    teacher = lambda x, places: linear(x)  # noqa: E731
     targets = (labels + 1) % 3
     made = boundary_attack(inputs, labels, targets, teacher)
     with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
         assert torch.equal(boundary_attack(inputs, labels, targets, teacher), made)
-    assert teacher.weight.grad is None
+    assert linear.weight.grad is None
     assert not inputs.requires_grad
 
 
 def test_no_gradient_is_no_step():
     inputs = torch.randn(2, 3)
-    teacher = lambda x: 0 * x + torch.tensor([2.0, 1.0, 0.0])  # noqa: E731
+    teacher = lambda x, places: 0 * x + torch.tensor([2.0, 1.0, 0.0])  # noqa: E731
     assert torch.equal(boundary_attack(inputs, torch.zeros(2).long(), torch.ones(2).long(), teacher), inputs)
 
 

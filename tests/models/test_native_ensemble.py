@@ -1,5 +1,7 @@
 """The native ensemble against plain loops, its sharing, a real run; data-parallel is in ``test_mutual_learning.py``."""
 
+import itertools
+import logging
 import math
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ from torch import nn
 
 from kd_plugins.checkpoint import load_weights, read_checkpoint
 from kd_plugins.errors import UserError
+from kd_plugins.hooks import HandoverHook
 from kd_plugins.models import NativeEnsemble
 from kd_plugins.registry import MODELS
 
@@ -231,3 +234,23 @@ def test_mistakes_are_told(options, message):
     if 'shared' in options:
         with pytest.raises(UserError):
             NativeEnsemble(**dict(student=classifier()) | options)
+
+
+def test_branches_start_at_random_where_the_student_is_pretrained(tmp_path):
+    source = MODELS.build(dict(resnet()['backbone'], _scope_='mmpretrain'))
+    torch.save({'state_dict': {f'backbone.{name}': x for name, x in source.state_dict().items()}}, tmp_path / 'net.pth')
+    init = dict(type='Pretrained', checkpoint=str(tmp_path / 'net.pth'), prefix='backbone.')
+    model = NativeEnsemble(resnet(init_cfg=init), shared=RESNET_PARTS)
+    model.init_weights()
+    last = 'layer4.1.conv2.weight'
+    weights = [net.backbone.state_dict()[last] for net in (model.student, *model.branches)]
+    assert torch.equal(weights[0], source.state_dict()[last])
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(weights, 2))
+    logger = logging.getLogger('test')
+    HandoverHook().before_train(SimpleNamespace(iter=0, _load_from=None, model=model, logger=logger))
+
+
+def test_a_batch_of_one_image_is_refused():
+    model = NativeEnsemble(classifier())
+    with pytest.raises(UserError, match='drop_last=True'):
+        model(torch.zeros(1, 3, 16, 16), [DataSample().set_gt_label(0)], mode='loss')
