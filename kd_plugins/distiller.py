@@ -348,13 +348,24 @@ class Distillation(nn.Module):
                 lines.append(term.describe(features, targets))
         return lines
 
-    def forward(self, features: Features, inputs: Tensor, data_samples: Sequence[Any] | None) -> dict[str, Tensor]:
-        """Return the weighted losses of a step, under ``loss_<term>``.
+    def ask(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> list[Features]:
+        """Return what each teacher's taps put out for a batch; nothing of one all of whose terms have weight 0.
 
-        A term whose weight is 0 is not computed, and a teacher not run where all of its terms are.
+        Best before the student runs: what the teacher's layers need meanwhile is then free again for the student's,
+        instead of lying beside what these keep for the backward pass.
+        """
+        asked = {number for term in self.terms if term.current_weight() for number in term.of}
+        return [teacher(inputs, data_samples) if number in asked else {}
+                for number, teacher in enumerate(self.teachers)]
+
+    def forward(
+        self, features: Features, targets: Sequence[Features], inputs: Tensor, data_samples: Sequence[Any] | None,
+    ) -> dict[str, Tensor]:
+        """Return the weighted losses of a step, under ``loss_<term>``; a term whose weight is 0 is not computed.
 
         Args:
             features: What the student's taps put out for this batch.
+            targets: What the teachers' did, from :meth:`ask`.
             inputs: The batch as the student's preprocessor returned it.
             data_samples: Its annotations.
 
@@ -362,9 +373,6 @@ class Distillation(nn.Module):
             UserError: A loss is not finite.
         """
         weights = {term.name: term.current_weight() for term in self.terms}
-        asked = {number for term in self.terms if weights[term.name] for number in term.of}
-        targets = [teacher(inputs, data_samples) if number in asked else {}
-                   for number, teacher in enumerate(self.teachers)]
         losses = {}
         for term in self.terms:
             weight = weights[term.name]
@@ -426,13 +434,16 @@ class Distillation(nn.Module):
             losses.append(term.against(number, found, target))
         return term.mean(losses)
 
-    def add_to(self, losses: dict[str, Any], features: Features, inputs: Tensor, data_samples: Any) -> dict[str, Any]:
-        """Return the task's losses with the distillation's beside them.
+    def add_to(
+        self, losses: dict[str, Any], features: Features, targets: Sequence[Features], inputs: Tensor,
+        data_samples: Sequence[Any] | None,
+    ) -> dict[str, Any]:
+        """Return the task's losses with the distillation's beside them; the arguments are those of :meth:`forward`.
 
         Raises:
             UserError: Names collide, or nothing trains.
         """
-        own = self(features, inputs, data_samples)
+        own = self(features, targets, inputs, data_samples)
         for name in own:
             if name in losses:
                 raise UserError(f"the student already has a '{name}': rename the term '{name.removeprefix('loss_')}'")

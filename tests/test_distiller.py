@@ -42,7 +42,7 @@ def distil(student, teacher, terms, images):
     lines = core.dry_run(student, images, None)
     with core.recorder.recording() as features:
         student(images, mode='tensor')
-    return core, features, core(features, images, None), lines
+    return core, features, core(features, core.ask(images, None), images, None), lines
 
 
 def test_losses_are_the_functions_of_the_features(student, teacher, images):
@@ -90,7 +90,7 @@ def test_weight_zero_is_not_computed(student, teacher, images):
     core, features, losses, _ = distil(student, teacher, [KD | dict(weight=0, adapter='auto')], images)
     assert losses['loss_kd'] == 0
     core.teacher.model.forward = None  # the teacher is not even asked
-    core(features, images, None)['loss_kd'].backward()
+    core(features, core.ask(images, None), images, None)['loss_kd'].backward()
     assert all(p.grad.abs().max() == 0 for p in core.parameters())
 
 
@@ -122,13 +122,13 @@ def test_loss_that_is_not_finite_stops_with_its_name(student, teacher, images, v
     core, features, _, _ = distil(student, teacher, [KD, KD | dict(name='other')], images)
     core.terms[1].weight = value
     with pytest.raises(UserError, match=r'^loss_other is (nan|inf) at iteration \d+: training stops'):
-        core(features, images, None)
+        core(features, core.ask(images, None), images, None)
 
 
 def test_name_that_the_student_uses_already(student, teacher, images):
     core, features, *_ = distil(student, teacher, [KD | dict(name='cls')], images)
     with pytest.raises(UserError, match="already has a 'loss_cls': rename the term 'cls'"):
-        core.add_to({'loss_cls': torch.zeros(())}, features, images, None)
+        core.add_to({'loss_cls': torch.zeros(())}, features, core.ask(images, None), images, None)
 
 
 @pytest.mark.parametrize(('change', 'message'), [
@@ -222,7 +222,8 @@ def test_a_term_may_keep_to_some_teachers(student, tmp_path, images):
         losses['loss_second'], functional.kd_loss(features['head.fc'][0], answers[1]['head.fc'][0]))
     core.terms[0].weight = core.terms[2].weight = 0.0
     core.teachers[0].model.forward = None  # no term with a weight asks it
-    torch.testing.assert_close(core(features, images, None)['loss_second'], losses['loss_second'])
+    again = core(features, core.ask(images, None), images, None)
+    torch.testing.assert_close(again['loss_second'], losses['loss_second'])
 
 
 def test_a_list_of_one_teacher_is_the_teacher(student, teacher, images):
@@ -280,7 +281,7 @@ def test_bss_compares_on_samples_at_the_boundary(sure, images):
     passes = []
     handle = student.register_forward_hook(lambda module, args, output: passes.append(args[0]))
     torch.manual_seed(5)
-    losses = core(features, images, labelled(labels))
+    losses = core(features, core.ask(images, labelled(labels)), images, labelled(labels))
     handle.remove()
     teacher, (logits,) = core.teacher, features['head.fc']
 
@@ -318,7 +319,7 @@ def test_bss_asks_the_cache_for_the_batch_only(sure, tmp_path, images):
     values = []
     for _ in range(2):
         torch.manual_seed(5)
-        values.append(core(features, images, labelled([1] * 6))['loss_bss'].item())
+        values.append(core(features, core.ask(images, labelled([1] * 6)), images, labelled([1] * 6))['loss_bss'].item())
     assert values[0] == values[1] > 0
     assert asked == [('get', 6), ('put', 6), ('get', 6)]
 
@@ -330,7 +331,7 @@ def test_bss_without_base_samples_is_0_and_reaches_everything(sure, images):
     with core.recorder.recording() as features:
         student(images, mode='tensor')
     statistics = {k: v.clone() for k, v in student.state_dict().items()}
-    losses = core(features, images, labelled([0, 2, 3, 0, 2, 3]))
+    losses = core(features, core.ask(images, labelled([0, 2, 3, 0, 2, 3])), images, labelled([0, 2, 3, 0, 2, 3]))
     assert losses['loss_bss'] == 0
     losses['loss_bss'].backward()
     for parameter in [*student.parameters(), *core.parameters()]:
@@ -349,7 +350,7 @@ def test_bss_needs_two_base_samples(sure, images):
     assert len(core.terms[0].loss.choose(
         features['head.fc'][0], core.teacher(images, None)['head.fc'][0], labels)) == 1
     student.register_forward_hook(lambda *x: passes.append(x))
-    loss = core(features, images, labelled(labels))['loss_bss']
+    loss = core(features, core.ask(images, labelled(labels)), images, labelled(labels))['loss_bss']
     loss.backward()
     assert loss == 0
     assert not passes
@@ -364,12 +365,12 @@ def test_bss_attacks_every_teacher_on_its_own(sure, tmp_path, images):
     with torch.no_grad():
         core.teachers[1].model.head.fc.bias.copy_(torch.tensor([-9.0, 9, -9, -9]))
     torch.manual_seed(5)
-    loss = core(features, images, labelled([1] * 6))['loss_bss']
+    loss = core(features, core.ask(images, labelled([1] * 6)), images, labelled([1] * 6))['loss_bss']
     torch.manual_seed(5)
     parts = []
     for number in range(2):
         core.terms[0].of = [number]
-        parts.append(core(features, images, labelled([1] * 6))['loss_bss'])
+        parts.append(core(features, core.ask(images, labelled([1] * 6)), images, labelled([1] * 6))['loss_bss'])
     torch.testing.assert_close(loss, (parts[0] + parts[1]) / 2)
 
 
@@ -383,7 +384,7 @@ def test_bss_needs_one_class_an_image(sure, images, samples, found):
     core, features, _, _ = distil(*sure, [BSS | dict(weight=0)], images)
     core.terms[0].weight = 2.0
     with pytest.raises(UserError, match=f"term 'bss': BSSLoss needs images of one class each.* {found}.*") as error:
-        core(features, images, samples)
+        core(features, core.ask(images, samples), images, samples)
     assert '\n' not in str(error.value)
 
 
@@ -420,7 +421,7 @@ def test_without_the_task_its_losses_give_no_gradient(student, teacher, images):
     with core.recorder.recording() as features:
         task = student(images, labelled([0] * 6), mode='loss')
     task |= dict(loss_many=[task['loss'], task['loss']])
-    losses = core.add_to(task, features, images, None)
+    losses = core.add_to(task, features, core.ask(images, None), images, None)
     assert set(losses) == {'loss', 'loss_many', 'loss_hint'}
     assert losses['loss'] == task['loss'] > 0
     total, _ = student.parse_losses(losses)
@@ -431,7 +432,7 @@ def test_without_the_task_its_losses_give_no_gradient(student, teacher, images):
     core.terms[0].weight = 0.0
     core.terms[0].adapters.requires_grad_(False)
     with pytest.raises(UserError, match='with task=False the terms alone train, but all their weights are 0'):
-        core.add_to(task, features, images, None)
+        core.add_to(task, features, core.ask(images, None), images, None)
 
 
 def test_copies_have_a_student_of_their_own(sure, images):

@@ -99,22 +99,24 @@ class DistillationHook(Hook):
         """Start to listen."""
         student, distillation = _unwrapped(runner.model), self.distillation
         signature = inspect.signature(student.forward)
-        recording = features = None
+        step: tuple[Any, ...] | None = None
 
         def start(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            nonlocal recording, features
-            if signature.bind(*args, **kwargs).arguments.get('mode') == 'loss':
+            nonlocal step
+            arguments = signature.bind(*args, **kwargs).arguments
+            if arguments.get('mode') == 'loss':
+                targets = distillation.ask(arguments['inputs'], arguments.get('data_samples'))
                 recording = distillation.recorder.recording()
-                features = recording.__enter__()
+                step = recording, recording.__enter__(), targets
 
         def finish(module: nn.Module, args: tuple, kwargs: dict[str, Any], losses: Any) -> Any:
-            nonlocal recording, features
-            if recording is None:
+            nonlocal step
+            if step is None:
                 return losses
+            (recording, features, targets), step = step, None
             recording.__exit__(None, None, None)
-            found, recording, features = features, None, None
             arguments = signature.bind(*args, **kwargs).arguments
-            return distillation.add_to(losses, found, arguments['inputs'], arguments.get('data_samples'))
+            return distillation.add_to(losses, features, targets, arguments['inputs'], arguments.get('data_samples'))
 
         self._handles = [student.register_forward_pre_hook(start, with_kwargs=True),
                          student.register_forward_hook(finish, with_kwargs=True)]

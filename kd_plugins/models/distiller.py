@@ -64,9 +64,10 @@ class Distiller(BaseModel):
         """Answer as the student; in mode ``loss``, with the distillation's losses added."""
         if mode != 'loss':
             return self.student(inputs, data_samples, mode=mode)
+        targets = self.distillation.ask(inputs, data_samples)
         with self.distillation.recorder.recording() as features:
             losses = self.student(inputs, data_samples, mode='loss')
-        return self.distillation.add_to(losses, features, inputs, data_samples)
+        return self.distillation.add_to(losses, features, targets, inputs, data_samples)
 
 
 def _keep_student(

@@ -21,7 +21,7 @@ from kd_plugins import functional
 from kd_plugins.errors import UserError
 
 Loss = Callable[[Any, Any], Tensor]
-TOLERANCE = 1e-4
+TOLERANCE = 3e-4  # of a literal form in float32, whose long sums are themselves off by 1e-4
 LEAST = 0.05  # seconds that a measurement takes
 PATIENCE = 10  # seconds, after which a case is not repeated again
 

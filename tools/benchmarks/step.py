@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import random
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -106,9 +107,10 @@ def steps_of(
         return alone()
 
     def distilled(distillation: Distillation) -> dict[str, Any]:
+        targets = distillation.ask(inputs, samples)
         with distillation.recorder.recording() as features:
             losses = alone()
-        return distillation.add_to(losses, features, inputs, samples)
+        return distillation.add_to(losses, features, targets, inputs, samples)
 
     return {'student': step(alone), 'with teacher': step(beside), 'distilled': step(partial(distilled, distillation)),
             'cached': step(partial(distilled, cached))}
@@ -143,7 +145,7 @@ def step(args: argparse.Namespace) -> None:
                 runs = steps_of(load_config(str(path)), args.batch_size, side, args, folder)
                 times: dict[str, list[float]] = {name: [] for name in runs}
                 for repeat in range(args.repeats + 1):
-                    for name, run in runs.items():
+                    for name, run in random.sample(list(runs.items()), len(runs)):  # none always after the same one
                         taken = seconds(run, device)
                         if repeat:  # the first one warms up, and fills the cache
                             times[name].append(taken)
