@@ -3,8 +3,9 @@
     python tools/study.py configs/studies/quick.py --jobs 2
     python tools/study.py configs/studies/quick.py --table
 
-A call trains what has no result yet and goes on where an earlier one was interrupted, by Ctrl-C or by a kill. A run
-that fails does not stop the others: it is told at the end, with the last error in its log, and the exit status is 1.
+A call trains what has no result yet and goes on where an earlier one was interrupted, by Ctrl-C or by a kill (SIGTERM
+does what Ctrl-C does). A run that fails does not stop the others: it is told at the end, with the last error in its
+log, and the exit status is 1.
 
 A study is a config with these keys (configs/studies/ has examples):
 
@@ -15,7 +16,7 @@ methods       name=dict(terms=[...], hook=dict(...), wrap=dict(type=...), overri
               the model dict(wrap, student=<the network>); first is a method that trains the weights from which this
               one starts
 corruptions   name=dict(label_noise=..., imbalance=...), options of the training data; clean=dict() by default
-seeds         of the runs
+seeds         of the runs, whole numbers below 1000; a teacher's is 1000 more than its students'
 replace       configs whose keys take the place of the networks' own, also in single networks and teachers; common,
               teacher_common: overrides of all runs, of teachers
 teacher_data  'clean' or 'same': what teachers learn from; teacher_seeds 'one' or 'each': one for all seeds or one each
@@ -39,14 +40,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('study')
     parser.add_argument('--jobs', type=int, default=1, help='runs at once (default: %(default)s)')
-    parser.add_argument('--threads', type=int, help='CPU threads of a run (default: cores / jobs)')
+    parser.add_argument('--threads', type=int,
+                        help='CPU threads of a run (default: OMP_NUM_THREADS, or else cores / jobs)')
     parser.add_argument('--only', nargs='+', metavar='PATTERN',
                         help="runs by folder, as '*/clean/*/seed0', and the teachers that they need")
     parser.add_argument('--table', action='store_true', help='train nothing, only make tables and figures')
-    parser.add_argument('--list', action='store_true', help='train nothing, only say what would be trained')
+    parser.add_argument('--list', action='store_true',
+                        help='train nothing, only say which runs are done, missing, or changed since')
     parser.add_argument('--root', help='folder of runs and tables (default: work_dirs/studies/<study>)')
     parser.add_argument('--changed', choices=['stop', 'keep', 'redo'], default='stop',
-                        help='what to do with runs made before the study was changed (default: %(default)s)')
+                        help='what to do with runs made before the study was changed: keep keeps the finished ones '
+                             '(default: %(default)s)')
     parser.add_argument('--launcher', choices=['local', 'ray'], default='local')
     parser.add_argument('--gpus', type=float, default=0., help='GPUs that a run reserves, under Ray')
     args = parser.parse_args(argv)
@@ -54,17 +58,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f'--jobs {args.jobs}, --threads {args.threads}: expected at least 1')
     study = load_study(args.study, args.root)
     runs = study.only(args.only) if args.only else study.runs
-    if not args.table:
-        check_unchanged(runs, args.changed)
     if args.list:
         for run in runs:
-            print('done   ' if run.finished else 'missing', run.folder.relative_to(study.root).as_posix())
+            state = 'changed' if run.changed else 'done   ' if run.finished else 'missing'
+            print(state, run.folder.relative_to(study.root).as_posix())
         return
     failed = {}
     if not args.table:
         threads = args.threads or max(len(os.sched_getaffinity(0)) // args.jobs, 1)
         with alone_in(study.root):
-            launcher = RayLauncher(threads, args.gpus) if args.launcher == 'ray' else LocalLauncher(threads)
+            check_unchanged(runs, args.changed)
+            launcher = RayLauncher(threads, args.gpus) if args.launcher == 'ray' else LocalLauncher(
+                threads, exported=args.threads is None)
             execution = Execution(study, runs, launcher, args.jobs)
             execution.run()
         failed = execution.failed
@@ -77,4 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 if __name__ == '__main__':
     with one_line_errors():
-        main()
+        try:
+            main()
+        except KeyboardInterrupt:
+            print('stopped; the same command goes on', file=sys.stderr)
+            raise SystemExit(130) from None

@@ -4,7 +4,9 @@ _base_ = './_base_/poster.py'
 
 title = 'CIFAR-10 with class imbalance, WRN-16-2'
 teachers = {'WRN-40-2': dict(config='configs/cifar10/wrn-40-2.py')}
-networks = {'WRN-16-2': dict(config='configs/cifar10/wrn-16-2.py', teacher='WRN-40-2')}
+networks = {
+    'WRN-16-2': dict(config='configs/cifar10/wrn-16-2.py', teacher='WRN-40-2', overrides=_base_.curves),
+}
 corruptions = {
     'gamma=0.2': dict(imbalance=dict(gamma=0.2)),
     'gamma=0.6': dict(imbalance=dict(gamma=0.6)),

@@ -4,7 +4,9 @@ _base_ = './_base_/poster.py'
 
 title = 'CIFAR-10 with label noise, WRN-16-2'
 teachers = {'WRN-40-2': dict(config='configs/cifar10/wrn-40-2.py')}
-networks = {'WRN-16-2': dict(config='configs/cifar10/wrn-16-2.py', teacher='WRN-40-2')}
+networks = {
+    'WRN-16-2': dict(config='configs/cifar10/wrn-16-2.py', teacher='WRN-40-2', overrides=_base_.curves),
+}
 corruptions = {
     'sigma=0': dict(),
     'sigma=0.2': dict(label_noise=dict(rate=0.2)),

@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
 
 from kd_plugins.datasets.cifar import CIFAR10
 from kd_plugins.errors import UserError
@@ -26,7 +29,7 @@ sys.path.append(str(TOOLS))  # last, since tools/test.py must not hide the stand
 _spec = importlib.util.spec_from_file_location('study', TOOLS / 'study.py')
 tool = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tool)
-from studies import execute, plan, report, results  # noqa: E402
+from studies import execute, figures, plan, report, results  # noqa: E402
 
 NETWORK = '''
 _base_ = {root!r}
@@ -127,7 +130,7 @@ def test_two_jobs_make_all_runs_the_tables_and_the_figures_and_a_second_call_mak
         assert {'torch', 'onedl-mmengine', 'kd_plugins', 'commit'} <= record['versions'].keys()
         assert [x['status'] for x in record['sessions']] == ['finished']
         config = Config.fromfile(run.folder / 'config.py')
-        assert config.randomness.seed == run.seed
+        assert config.randomness.seed == run.seed + (1000 if run.part == 'teacher' else 0)
         noise = config.train_dataloader.dataset.dataset.get('label_noise')
         assert noise == (dict(rate=0.4) if run.corruption == 'sigma=0.4' else None)
         assert 'label_noise' not in config.val_dataloader.dataset.dataset
@@ -171,7 +174,7 @@ def test_two_jobs_make_all_runs_the_tables_and_the_figures_and_a_second_call_mak
         values = [json.loads(x)['accuracy/top1'] for path in Path(row['folder']).glob('*/vis_data/scalars.json')
                   for x in path.read_text().splitlines() if 'accuracy/top1' in x]
         assert len(values) == 2
-        assert float(row['best_epoch']) == round(max(values), 4)
+        assert float(row['best']) == round(max(values), 4)
         assert float(row['seconds']) > 0
     for name in ('noise.png', 'curves.png'):
         assert (root / name).stat().st_size > 5000
@@ -186,6 +189,13 @@ def test_two_jobs_make_all_runs_the_tables_and_the_figures_and_a_second_call_mak
     with pytest.raises(UserError, match=r'17 runs were made with another config .*--changed redo'):
         tool.main([study])
     capsys.readouterr()
+    tool.main([study, '--list', '--changed', 'redo'])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 17
+    assert all(line.startswith('changed ') for line in lines)
+    with execute.alone_in(root), pytest.raises(UserError, match='another call is at work'):
+        tool.main([study, '--changed', 'redo'])
+    assert {path: path.stat().st_mtime_ns for path in root.rglob('result.json')} == times
     tool.main([study, '--table'])
     assert '— (2 missing)' in (root / 'table.md').read_text()
     tool.main([study, '--table', '--changed', 'keep'])
@@ -252,7 +262,8 @@ common = dict(train_cfg=dict(max_epochs=12, val_interval=12))
     assert metrics_of(run) == metrics_of(whole)
 
 
-def test_an_interrupt_stops_the_runs_and_is_recorded(here, data):
+@pytest.mark.parametrize('by', ['Ctrl-C', 'SIGTERM'])
+def test_an_interrupt_stops_the_runs_and_is_recorded(here, data, by):
     path = write_study(here, data, 'common = dict(train_cfg=dict(max_epochs=500))\nseeds = [0]\n')
     study = plan.load_study(str(path))
     runs = study.only(['*/clean/baseline/*'])
@@ -262,12 +273,22 @@ def test_an_interrupt_stops_the_runs_and_is_recorded(here, data):
             self.handles = handles
             while not (runs[0].folder / 'log.txt').exists():
                 time.sleep(0.05)
-            raise KeyboardInterrupt
+            if by == 'Ctrl-C':
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
+            return []
 
     launcher = Interrupted(1)
     execution = execute.Execution(study, runs, launcher, 1)
-    with pytest.raises(KeyboardInterrupt):
-        execution.run()
+    missed = []
+    before = signal.signal(signal.SIGTERM, lambda *_: missed.append(1) or execution._active.clear())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            execution.run()
+        assert signal.getsignal(signal.SIGTERM) is not signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not missed
     assert not any(handle.is_alive() for handle in launcher.handles)
     assert [x['status'] for x in runs[0].record['sessions']] == ['stopped']
     assert not runs[0].finished
@@ -277,6 +298,173 @@ def test_no_two_calls_work_on_one_study(here):
     with execute.alone_in(here / 'root'), pytest.raises(UserError, match='another call is at work'), \
             execute.alone_in(here / 'root'):
         pass
+
+
+class Pretended:
+    """A launcher whose runs end at once with a result; those of a method in ``cut`` are interrupted half-way."""
+
+    cut: tuple[str, ...] = ()
+
+    def __init__(self, *_, **__):
+        self.started = []
+
+    def start(self, run):
+        self.started.append(run.folder.as_posix())
+        (run.folder / 'epoch_1.pth').write_text('half of it')
+        if run.method not in self.cut or run.part != 'student':
+            (run.folder / 'result.json').write_text('{"metrics": {"accuracy/top1": 50.0, "epoch": 1}}')
+        return run
+
+    def wait(self, handles, seconds):
+        if not handles[0].finished:
+            raise KeyboardInterrupt
+        return [(handles[0], 0)]
+
+    def stop(self, handles):
+        pass
+
+
+def pretend(path: Path, changed: str = 'stop', only: str = '*', cut: tuple[str, ...] = ()) -> list[str]:
+    """Make a study's missing runs as the command line does, but train none; return those that were started."""
+    study = plan.load_study(str(path))
+    runs = study.only([only])
+    launcher = Pretended()
+    launcher.cut = cut
+    execute.check_unchanged(runs, changed)
+    try:
+        execute.Execution(study, runs, launcher, 1).run()
+    except KeyboardInterrupt:
+        assert cut
+    return [Path(x).relative_to(study.root).as_posix() for x in launcher.started]
+
+
+FEW = """
+methods = {'Baseline': dict(), 'KD': dict(terms=['kd']), 'AT': dict(terms=['kd_alpha'])}
+corruptions = {'clean': dict()}
+seeds = [0]
+"""
+
+
+def test_a_run_remembers_the_teacher_that_it_was_trained_from(here, data):
+    path = write_study(here, data, FEW)
+    pretend(path, only='*/kd/*')
+    path.write_text(path.read_text() + "teachers['big']['overrides']['model']['backbone']['depth'] = 8\n")
+    assert pretend(path, 'keep') == ['small/clean/baseline/seed0', 'small/clean/at/seed0']  # AT from the old teacher
+    with pytest.raises(UserError, match='3 runs were made with another config'):
+        pretend(path)
+    assert pretend(path, 'redo') == [f'{x}/clean/{y}' for x, y in (
+        ('teachers/big', 'seed0'), ('small', 'kd/seed0'), ('small', 'at/seed0'))]
+    assert pretend(path) == []
+
+
+def test_keep_starts_anew_what_was_half_trained_with_another_config(here, data):
+    path = write_study(here, data, FEW + "methods['Two'] = dict(first=dict(terms=['kd']), terms=['kd'])\n")
+    pretend(path, only='*/two/*', cut=('Two', ))
+    two, half = 'small/clean/two/seed0', here / 'work_dirs/studies/tiny/small/clean/two/seed0/epoch_1.pth'
+    # Another teacher than the kept one changes nothing for what began with it.
+    path.write_text(path.read_text() + "teachers['big']['overrides']['model']['backbone']['depth'] = 8\n")
+    for _ in range(2):
+        half.write_text('goes on')
+        execute.check_unchanged(plan.load_study(str(path)).only(['*/two/*']), 'keep')
+        assert half.read_text() == 'goes on'
+        assert pretend(path, 'keep', '*/two/*', ('Two', )) == [two]
+    path.write_text(path.read_text() + "common['train_cfg'] = dict(max_epochs=3)\n")
+    runs = plan.load_study(str(path)).only(['*/two/*'])
+    execute.check_unchanged(runs, 'keep')
+    assert not half.exists()
+    assert not runs[-1].record
+    assert (half.parent / 'first/result.json').is_file()
+    assert pretend(path, 'keep', '*/two/*') == [two]
+
+
+def test_a_wrong_metric_is_told_at_the_first_result(here, data):
+    path = write_study(here, data, FEW + "metric = 'accuracy/top5'\n")
+    with pytest.raises(UserError, match="no metric 'accuracy/top5': give the study one of accuracy/top1, epoch"):
+        pretend(path)
+    assert len(list(here.rglob('result.json'))) == 1
+    with pytest.raises(UserError, match='no metric'):
+        pretend(path)
+    assert len(list(here.rglob('result.json'))) == 1
+
+
+@pytest.mark.parametrize(('options', 'threads'), [(['--threads', '3'], '3'), ([], '1')])
+def test_given_threads_go_before_exported_ones(here, data, monkeypatch, options, threads):
+    monkeypatch.setenv('MKL_NUM_THREADS', '1')
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(*_):
+        raise StoppedError
+
+    monkeypatch.setattr(tool, 'Execution', stop)
+    with pytest.raises(StoppedError):
+        tool.main([str(write_study(here, data)), *options])
+    assert (os.environ['OMP_NUM_THREADS'], os.environ['MKL_NUM_THREADS']) == (threads, threads)
+
+
+def test_a_teacher_of_the_students_own_architecture_is_another_run(here, data):
+    path = write_study(here, data, "teachers['big']['overrides'] = dict()\nteacher_seeds = 'each'\n")
+    study = plan.load_study(str(path))
+    seeds = {run.seed: run.config['randomness']['seed'] for run in study.teachers}
+    assert seeds == {0: 1000, 1: 1001}
+    assert {run.config['randomness']['seed'] for run in study.students} == {0, 1}
+    assert 'one teacher for each seed, of seed 1000 + that, trained on clean data' in report.caption(study)
+    path.write_text(path.read_text() + "teacher_seeds = 'one'\nseeds = [7, 8]\n")
+    assert 'one teacher for all seeds, of seed 1007, ' in report.caption(plan.load_study(str(path)))
+
+
+def drawn(study: plan.Study, values: dict[plan.Run, results.Result], monkeypatch) -> dict[str, list]:
+    """Return the axes of every figure by its file's name."""
+    axes = {}
+    monkeypatch.setattr(figures, '_save', lambda study, figure, last, name, pyplot: axes.update({name: figure.axes}))
+    list(figures.figures(study, values))
+    return axes
+
+
+@pytest.mark.parametrize(('average', 'centre'), [('mean', 7.), ('median', 6.)])
+def test_figures_show_the_average_that_the_study_asks_for(here, data, monkeypatch, average, centre):
+    study = plan.load_study(str(write_study(here, data, f"seeds = [0, 1, 2]\naverage = '{average}'\n")))
+    values = finished(study, {(c, 'Baseline', s): x for c in ('clean', 'sigma=0.4')
+                              for s, x in enumerate((5., 6., 10.))})
+    for run in values:
+        log = run.folder / 'time/vis_data/scalars.json'
+        log.parent.mkdir(parents=True)
+        log.write_text(json.dumps({'accuracy/top1': values[run].last, 'step': 1}) + '\n')
+    axes = drawn(study, values, monkeypatch)
+    assert list(axes['noise.png'][0].lines[0].get_ydata()) == [centre, centre]
+    assert list(axes['curves.png'][0].lines[0].get_ydata()) == [centre]
+
+
+def test_dashed_lines_are_named_where_there_are_some(here, data, monkeypatch):
+    study = plan.load_study(str(write_study(here, data, 'seeds = [0]\n')))
+    values = finished(study, {(c, 'Baseline', 0): 50. for c in ('clean', 'sigma=0.4')})
+    for run in values:
+        train = {'accuracy_top-1_0': 70., 'accuracy_top-1_1': 1., 'accuracy_top-1_ensemble': 2.}
+        lines = [{'epoch': 1, 'step': 9, **(train if run.corruption == 'clean' else {})},
+                 {'accuracy/top1': 50., 'step': 1}]
+        log = run.folder / 'time/vis_data/scalars.json'
+        log.parent.mkdir(parents=True)
+        log.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    clean, noisy = drawn(study, values, monkeypatch)['curves.png']
+    assert [(x.get_linestyle(), list(x.get_ydata())) for x in clean.lines] == [('-', [50.]), ('--', [70.])]
+    assert len(noisy.lines) == 1
+    assert (clean.get_xlabel(), noisy.get_xlabel()) == ('epoch (solid: test, dashed: training)', 'epoch')
+
+
+def test_full_poster_studies_log_the_training_accuracy(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name in ('table3', 'table4', 'noise', 'imbalance'):
+        study = plan.load_study(f'configs/studies/poster_{name}.py')
+        for run in study.students:
+            model = run.config['model']
+            assert model.get('student', model)['head']['cal_acc'] is True
+    samples = [DataSample().set_gt_label(x) for x in (0, 1)]
+    for method, key in (('Baseline', 'accuracy_top-1'), ('ONE', 'accuracy_top-1_0'), ('DML', 'accuracy_top-1_0')):
+        run = next(run for run in study.students if run.method == method)
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            model = MODELS.build(run.config['model'] | dict(data_preprocessor=None))
+        assert key in model(torch.randn(2, 3, 32, 32), samples, mode='loss')
 
 
 def test_a_teacher_for_each_seed_and_kind_of_data(here, data):
@@ -316,6 +504,19 @@ def test_wrapping_keeps_the_networks_record_and_the_overrides(here, data):
 
 @pytest.mark.parametrize(('more', 'told'), [
     ("methods = {'A': dict(term=['kd'])}", "has no option 'term'"),
+    ("methods = {'A': dict(first=dict(term=['kd']))}", r"methods\['A'\]\['first'\] has no option 'term'"),
+    ("methods = {'A': dict(first=dict(first=dict()))}", r"\['first'\] has no option 'first'"),
+    ("methodes = {}", "a study has no option 'methodes'; the nearest is 'methods'"),
+    ("teachers_common = {}", "the nearest is 'teacher_common'"),
+    ('seeds = [0, 0]', r'seeds is \[0, 0\], expected a list of different whole numbers from 0 to 999'),
+    ('seeds = []', r'seeds is \[\], expected'),
+    ('seeds = 3', 'seeds is 3, expected'),
+    ('seeds = [0, -1]', 'expected a list of different'),
+    ('seeds = [0.5]', 'expected a list of different'),
+    ('seeds = [1000]', 'expected a list of different'),  # a teacher's
+    ("baseline = 'Student'", "baseline is 'Student', expected one of the methods Baseline, Hinton, Two stages"),
+    ("networks = dict(small=dict(teacher='big'))", r"networks\['small'\] names no config"),
+    ("teachers = dict(big=dict())", r"teachers\['big'\] names no config"),
     ("methods = {'A-b': dict(), 'a b': dict()}", 'must differ'),
     ("teacher_data = 'dirty'", "teacher_data is 'dirty', expected one of 'clean', 'same'"),
     ("networks = dict(small=dict(config='net.py'))", "needs a teacher, but network 'small' names none"),
@@ -416,7 +617,7 @@ def test_shipped_studies_spell_out(path, monkeypatch):
     known = {(n, c, m) for n in options['networks'] for c in options['corruptions']
              for m in [*options['methods'], 'Teacher']}
     assert known & published.keys()
-    if not path.stem.endswith('quick'):
+    if 'quick' not in path.stem:
         assert published.keys() <= known
     for run in {(x.network, x.method): x for x in study.runs}.values():  # the texts are configs
         namespace = {}

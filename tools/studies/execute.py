@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from kd_plugins.checkpoint import AtomicBackend
 from kd_plugins.errors import UserError
 from studies.plan import Run, Study
+from studies.results import metrics_of
 from studies.worker import PRELOAD, TRAIN, train
 
 
@@ -43,11 +45,13 @@ class LocalLauncher:
 
     Args:
         threads: Threads of a run; the matrix libraries read their number when they are loaded.
+        exported: Whether a number that the environment has goes before.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, exported: bool = False) -> None:
         for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
-            os.environ.setdefault(name, str(threads))
+            if not exported or name not in os.environ:
+                os.environ[name] = str(threads)
         self._context = multiprocessing.get_context('forkserver')
         self._context.set_forkserver_preload(PRELOAD)
 
@@ -159,7 +163,10 @@ def last_error(run: Run, status: int) -> str:
 
 
 def check_unchanged(runs: Sequence[Run], changed: str) -> None:
-    """Deal with folders that hold runs of another config.
+    """Deal with folders that hold runs of another config; the caller holds the study's folder.
+
+    To keep them is to keep finished runs: one that was interrupted would go on with another config, or on other runs,
+    than it began with, and so starts anew.
 
     Raises:
         UserError: There are such, and they are neither to be kept nor to be made again.
@@ -167,11 +174,22 @@ def check_unchanged(runs: Sequence[Run], changed: str) -> None:
     others = [run for run in runs if run.changed]
     if others and changed == 'stop':
         raise UserError(f'{len(others)} runs were made with another config than the study now has, the first in '
-                        f'{others[0].folder}: give --changed redo to make them again, --changed keep to use them as '
-                        'they are, or another --root')
-    if changed == 'redo':
-        for run in others:
-            shutil.rmtree(run.folder)
+                        f'{others[0].folder}: give --changed redo to make them again, --changed keep to use the '
+                        'finished ones as they are, or another --root')
+    for run in runs:
+        if (record := run.record) and (run.changed if changed == 'redo' else not run.finished
+                                       and record.get('digest', run.actual_digest) != run.actual_digest):
+            _clear(run)
+
+
+def _clear(run: Run) -> None:
+    """Empty a run's folder but for a first stage in it; its record goes last, so that a kill leaves it changed."""
+    first = {needed.folder for needed in run.needs}
+    for path in sorted(run.folder.iterdir(), key=lambda path: path.name == 'run.json'):
+        if path.is_dir() and path not in first:
+            shutil.rmtree(path)
+        elif not path.is_dir():
+            path.unlink()
 
 
 @contextmanager
@@ -207,7 +225,7 @@ class Execution:
 
     def __init__(self, study: Study, runs: Sequence[Run], launcher: Launcher, jobs: int) -> None:
         self._study, self._launcher, self._jobs = study, launcher, jobs
-        self._total = len(runs)
+        self._runs = runs
         self._waiting = [run for run in runs if not run.finished]
         self._active: dict[Any, tuple[Run, float]] = {}
         self._versions = versions()
@@ -215,12 +233,21 @@ class Execution:
         self.failed: dict[Run, str] = {}
 
     def run(self) -> None:
-        """Run to the end; an interrupt stops what runs, and the next call goes on."""
+        """Run to the end; an interrupt or SIGTERM stops what runs, and the next call goes on.
+
+        Raises:
+            UserError: A result lacks the study's metric.
+            KeyboardInterrupt: Ctrl-C, or SIGTERM.
+        """
+        for run in self._runs:
+            if run.finished and run.part != 'first':
+                metrics_of(self._study, run)
         columns = ('{task.description}', BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), '{task.fields[left]}')
         columns = [TextColumn(x) if isinstance(x, str) else x for x in columns]
         with Progress(*columns, console=self._console) as progress:
-            bar = progress.add_task(self._study.name, total=self._total, completed=self._total - len(self._waiting),
-                                    left='')
+            bar = progress.add_task(self._study.name, total=len(self._runs), left='',
+                                    completed=len(self._runs) - len(self._waiting))
+            before = signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:
                 while self._waiting or self._active:
                     self._start_ready()
@@ -235,6 +262,7 @@ class Execution:
                 self._launcher.stop(list(self._active))
                 for run, began in self._active.values():
                     self._record(run, 'stopped', time.time() - began)
+                signal.signal(signal.SIGTERM, before)
 
     def _start_ready(self) -> None:
         for run in list(self._waiting):
@@ -252,7 +280,7 @@ class Execution:
                 _write(run.folder / 'config.py', run.text)
                 _write(run.folder / 'run.json', json.dumps(
                     dict(study=self._study.name, network=run.network, corruption=run.corruption, method=run.method,
-                         seed=run.seed, part=run.part, digest=run.digest, versions=self._versions,
+                         seed=run.seed, part=run.part, digest=run.actual_digest, versions=self._versions,
                          sessions=run.record.get('sessions', [])), indent=2) + '\n')
                 self._active[self._launcher.start(run)] = run, time.time()
 
@@ -271,9 +299,8 @@ class Execution:
             self.failed[run] = last_error(run, status)
             progress.console.print(f'{run.name}: failed: {self.failed[run]}', markup=False, highlight=False)
             return
-        metrics = json.loads((run.folder / 'result.json').read_text())['metrics']
-        value = metrics.get(self._study.options['metric'])
-        progress.console.print(f'{run.name}: {value if value is None else format(value, ".2f")} in {seconds:.0f} s, '
+        value = '' if run.part == 'first' else f'{metrics_of(self._study, run)[self._study.options["metric"]]:.2f} '
+        progress.console.print(f'{run.name}: {value}in {seconds:.0f} s, '
                                f'{len(self._waiting) + len(self._active)} to go{self._time_left()}',
                                markup=False, highlight=False)
 

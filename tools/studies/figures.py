@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.plan import Run, Study
-from studies.results import Result, scalars
+from studies.results import Result, centre_of, scalars
 
 # What a condition's place on an axis is, by the only data option that it has.
 _AXES = {'label_noise': ('rate', 'rate of label noise, σ', 'noise.png'),
@@ -23,14 +23,16 @@ def place(options: Mapping[str, Any], name: str) -> float | None:
 def curves(run: Run, metric: str) -> tuple[dict[int, float], dict[int, float]]:
     """Return a run's test and training accuracy by epoch; training's is the last value logged in each.
 
-    Training accuracy is there where the head was given ``cal_acc=True``, which logs and trains nothing.
+    Training accuracy is there where the head was given ``cal_acc=True``, which logs and trains nothing; of networks
+    that learn together it is the student's, number 0.
     """
     test, train = {}, {}
     for line in scalars(run):
         if metric in line:
             test[line['step']] = line[metric]
         elif 'epoch' in line:
-            train.update((line['epoch'], value) for key, value in line.items() if key.endswith('accuracy_top-1'))
+            train.update((line['epoch'], value) for key, value in line.items()
+                         if key.endswith(('accuracy_top-1', 'accuracy_top-1_0')))
     return test, train
 
 
@@ -55,7 +57,7 @@ def _against(
 ) -> Iterator[Path]:
     places = {condition: x for condition, options in study.options['corruptions'].items()
               if (x := place(options, name)) is not None}
-    networks = list(study.options['networks'])
+    networks, centre = list(study.options['networks']), centre_of(study.options['average'])
     values: dict[tuple[str, str, float], list[float]] = {}
     for run, result in results.items():
         if run.part == 'student' and run.corruption in places:
@@ -67,7 +69,7 @@ def _against(
         for method in study.options['methods']:
             points = sorted((x, found) for (n, m, x), found in values.items() if (n, m) == (network, method))
             if points:
-                axis.errorbar([x for x, _ in points], [statistics.fmean(y) for _, y in points],
+                axis.errorbar([x for x, _ in points], [centre(y) for _, y in points],
                               [statistics.stdev(y) if len(y) > 1 else 0 for _, y in points],
                               label=method, color=colours.get(method), marker='o', markersize=3, capsize=2)
         axis.set(title=network, xlabel=_AXES[name][1], ylabel=_label(study))
@@ -78,10 +80,12 @@ def _courses(
     study: Study, results: Mapping[Run, Result], colours: Mapping[str, Any], pyplot: Any,
 ) -> Iterator[Path]:
     networks, corruptions = list(study.options['networks']), list(study.options['corruptions'])
+    centre = centre_of(study.options['average'])
     figure, axes = pyplot.subplots(
         len(corruptions), len(networks), figsize=(5 * len(networks) + 2, 3.5 * len(corruptions)), squeeze=False)
     for row, corruption in zip(axes, corruptions, strict=True):
         for axis, network in zip(row, networks, strict=True):
+            drawn = set()
             for method in study.options['methods']:
                 cell = ('student', network, corruption, method)
                 found = [curves(run, study.options['metric']) for run in results
@@ -93,10 +97,11 @@ def _courses(
                             course.setdefault(epoch, []).append(100 - value if study.options['error'] else value)
                     if course:
                         epochs = sorted(course)
-                        axis.plot(epochs, [statistics.fmean(course[x]) for x in epochs], style, markersize=3,
+                        drawn.add(part)
+                        axis.plot(epochs, [centre(course[x]) for x in epochs], style, markersize=3,
                                   color=colours.get(method), label=None if part else method)
-            axis.set(title=f'{network}, {corruption}', xlabel='epoch (solid: test, dashed: training)',
-                     ylabel=_label(study))
+            axis.set(title=f'{network}, {corruption}', ylabel=_label(study),
+                     xlabel='epoch (solid: test, dashed: training)' if 1 in drawn else 'epoch')
     yield _save(study, figure, axes[0][-1], 'curves.png', pyplot)
 
 

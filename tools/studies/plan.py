@@ -1,6 +1,7 @@
 """What a study consists of: every run with its folder, its complete config and what it builds on."""
 
 import copy
+import difflib
 import hashlib
 import json
 import pprint
@@ -28,6 +29,8 @@ DEFAULTS = dict(
     teacher_data='clean', teacher_seeds='one', terms_from='configs/_base_/methods.py', metric='accuracy/top1',
     average='mean', error=False, references=[], notes='', columns=None, baseline=None,
 )
+# A teacher's seed is this much more than the students': one of a student's own architecture would be its baseline.
+TEACHER_SEED = 1000
 
 
 @dataclass(eq=False)
@@ -38,7 +41,7 @@ class Run:
         network: Name of the trained network, a teacher's for a teacher.
         corruption: Name of the condition of its training data.
         method: Name of the method, ``'teacher'`` for a teacher.
-        seed: Seed of the run.
+        seed: Seed of the run; a teacher's is that of its first student, and its config has ``TEACHER_SEED`` more.
         folder: Where it lives.
         config: Its complete config, plain values.
         needs: The runs whose ``student.pth`` it reads.
@@ -71,8 +74,12 @@ class Run:
     @property
     def digest(self) -> str:
         """A short digest of the config and of those that it builds on."""
-        whole = self.text + ''.join(run.digest for run in self.needs)
-        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+        return self._digest_on(run.digest for run in self.needs)
+
+    @property
+    def actual_digest(self) -> str:
+        """The same of a run started now: where other runs of what it needs were kept, it builds on these."""
+        return self._digest_on(run.record.get('digest') or run.actual_digest for run in self.needs)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -91,6 +98,9 @@ class Run:
     def changed(self) -> bool:
         """Whether the folder holds a run of another config."""
         return self.record.get('digest', self.digest) != self.digest
+
+    def _digest_on(self, needs: Iterable[str]) -> str:
+        return hashlib.sha256((self.text + ''.join(needs)).encode()).hexdigest()[:16]
 
 
 @dataclass
@@ -143,9 +153,14 @@ def load_study(path: str, root: str | None = None) -> Study:
     """Read a study file and spell out its runs.
 
     Raises:
-        UserError: The file is missing, or something in it names what is not there.
+        UserError: The file is missing, something in it names what is not there, or an option has no fit value.
     """
     config = load_config(path)
+    known = {'networks', 'methods', *DEFAULTS}
+    for key in config.keys() - known - {'work_dir'}:  # a file may define names of its own
+        if near := difflib.get_close_matches(key, known, 1, .8):
+            raise UserError(f"{path}: a study has no option '{key}'; the nearest is '{near[0]}': correct it, or give a "
+                            'name of your own that is less alike')
     options = {key: config.get(key, default) for key, default in DEFAULTS.items()}
     for key in ('networks', 'methods'):
         if not config.get(key):
@@ -154,9 +169,19 @@ def load_study(path: str, root: str | None = None) -> Study:
     options = Config(options)._cfg_dict.to_dict()
     for part, allowed in _KEYS.items():
         for name, record in options[part].items():
-            if wrong := set(record) - allowed:
-                raise UserError(f"{path}: {part}['{name}'] has no option '{sorted(wrong)[0]}'; options are "
-                                f'{", ".join(sorted(allowed))}')
+            _check_options(f"{path}: {part}['{name}']", record, allowed)
+            if 'first' in record:
+                _check_options(f"{path}: {part}['{name}']['first']", record['first'], allowed - {'first'})
+            if 'config' in allowed and not record.get('config'):
+                raise UserError(f"{path}: {part}['{name}'] names no config: give config='configs/...py'")
+    seeds = options['seeds']
+    if not isinstance(seeds, (list, tuple)) or not seeds or len(set(map(repr, seeds))) < len(seeds) or any(
+            type(seed) is not int or not 0 <= seed < TEACHER_SEED for seed in seeds):
+        raise UserError(f'{path}: seeds is {seeds}, expected a list of different whole numbers from 0 to '
+                        f'{TEACHER_SEED - 1}, as [0, 1, 2]')
+    if options['baseline'] not in (None, *options['methods']):
+        raise UserError(f"{path}: baseline is '{options['baseline']}', expected one of the methods "
+                        f'{", ".join(options["methods"])}')
     for key, allowed in (('teacher_data', ('clean', 'same')), ('teacher_seeds', ('one', 'each')),
                          ('average', ('mean', 'median')), ('columns', (None, 'network', 'corruption'))):
         if options[key] not in allowed:
@@ -169,6 +194,11 @@ def load_study(path: str, root: str | None = None) -> Study:
     stem = Path(path).stem
     folder = Path(root or options['root'] or Path('work_dirs', 'studies', stem))
     return Study(stem, folder, options, _Plan(path, folder, options).runs())
+
+
+def _check_options(where: str, record: Mapping[str, Any], allowed: set[str]) -> None:
+    if wrong := set(record) - allowed:
+        raise UserError(f"{where} has no option '{min(wrong)}'; options are {', '.join(sorted(allowed))}")
 
 
 class _Plan:
@@ -224,7 +254,7 @@ class _Plan:
         folder = self._root / 'teachers' / slug(name) / slug(corruption) / f'seed{seed}'
         if folder not in self._teachers:
             config = self._base(self._options['teachers'][name], self._options['teacher_common'])
-            config = self._complete(config, folder, conditions.get(corruption, {}), seed)
+            config = self._complete(config, folder, conditions.get(corruption, {}), TEACHER_SEED + seed)
             self._teachers[folder] = Run(name, corruption, 'teacher', seed, folder, config, part='teacher')
         return self._teachers[folder]
 

@@ -15,8 +15,8 @@ from rich.table import Table
 from kd_plugins.checkpoint import AtomicBackend
 from kd_plugins.errors import UserError
 from studies.figures import figures
-from studies.plan import Run, Study
-from studies.results import Result, result_of
+from studies.plan import TEACHER_SEED, Run, Study
+from studies.results import Result, centre_of, result_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Cell:
         """Mean, or median where the study asks for it."""
         if not self.values:
             return None
-        return (statistics.median if self.median else statistics.fmean)(self.values)
+        return centre_of('median' if self.median else 'mean')(self.values)
 
     @property
     def spread(self) -> float | None:
@@ -155,9 +155,10 @@ def caption(study: Study) -> str:
              if len(options['seeds']) > 1 else 'one seed (n = 1)',
              'bold: the best of a column; ↓: worse than ' + (options['baseline'] or next(iter(options['methods'])))]
     if options['teachers']:
-        each = 'each seed' if options['teacher_seeds'] == 'each' else 'all seeds'
+        each, seed = ('each seed', f'{TEACHER_SEED} + that') if options['teacher_seeds'] == 'each' else (
+            'all seeds', TEACHER_SEED + options['seeds'][0])
         data = 'clean data' if options['teacher_data'] == 'clean' else "the student's own, also where corrupted"
-        parts.append(f'one teacher for {each}, trained on {data}')
+        parts.append(f'one teacher for {each}, of seed {seed}, trained on {data}')
     if two := [name for name, record in options['methods'].items() if 'first' in record]:
         parts.append(f'{", ".join(two)}: a first stage of its own before this one')
     if any(options['corruptions'].values()):
@@ -221,7 +222,7 @@ def long_form(study: Study, results: dict[Run, Result]) -> str:
     """Return one line a finished run, as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['part', 'network', 'corruption', 'method', 'seed', 'last', 'best_epoch', 'seconds', 'folder'])
+    writer.writerow(['part', 'network', 'corruption', 'method', 'seed', 'last', 'best', 'seconds', 'folder'])
     for run, result in results.items():
         writer.writerow([run.part, run.network, run.corruption, run.method, run.seed, f'{result.last:.4f}',
                          f'{result.best:.4f}', f'{result.seconds:.1f}', run.folder.as_posix()])

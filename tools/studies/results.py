@@ -1,6 +1,8 @@
 """What the runs of a study have left."""
 
 import json
+import statistics
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,11 @@ class Result:
     seconds: float
 
 
+def centre_of(average: str) -> Callable[[Iterable[float]], float]:
+    """Return the function for a study's ``average``, 'mean' or 'median'."""
+    return dict(mean=statistics.fmean, median=statistics.median)[average]
+
+
 def scalars(run: Run) -> list[dict[str, Any]]:
     """Return the lines of a run's ``scalars.json``, its sessions in order."""
     lines = []
@@ -29,6 +36,19 @@ def scalars(run: Run) -> list[dict[str, Any]]:
     return lines
 
 
+def metrics_of(study: Study, run: Run) -> dict[str, float]:
+    """Return a finished run's metrics.
+
+    Raises:
+        UserError: They lack the study's metric.
+    """
+    metrics = json.loads((run.folder / 'result.json').read_text())['metrics']
+    if study.options['metric'] not in metrics:
+        raise UserError(f"{run.folder / 'result.json'} has no metric '{study.options['metric']}': give the study one "
+                        f'of {", ".join(metrics)}')
+    return metrics
+
+
 def result_of(study: Study, run: Run) -> Result | None:
     """Return a run's result, None where it has none yet.
 
@@ -38,10 +58,7 @@ def result_of(study: Study, run: Run) -> Result | None:
     if not run.finished:
         return None
     metric, sign = study.options['metric'], -1 if study.options['error'] else 1
-    metrics = json.loads((run.folder / 'result.json').read_text())['metrics']
-    if metric not in metrics:
-        raise UserError(f"{run.folder / 'result.json'} has no metric '{metric}': give the study one of "
-                        f'{", ".join(metrics)}')
+    metrics = metrics_of(study, run)
     best = max([metrics[metric], *(line[metric] for line in scalars(run) if metric in line)])
     seconds = sum(session['seconds'] for session in run.record.get('sessions', []))
     offset = 100 if study.options['error'] else 0

@@ -24,6 +24,10 @@ methods = {
     'DML': dict(wrap=dict(type='kd_plugins.MutualLearning')),
 }
 
+# Logs the accuracy on the training data, for the curves: for the single networks, since the short schedule has the
+# common overrides.
+curves = dict(model=dict(head=dict(cal_acc=True)))
+
 # Table III, CIFAR-10.
 poster_table3 = '''
 method    ResNet-8    ResNet-14   ResNet-20   ResNet-26   WRN-10-2    WRN-16-2    WRN-28-2    WRN-40-2
