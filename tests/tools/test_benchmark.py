@@ -129,6 +129,7 @@ def test_loaders_are_measured_beside_the_stock_one(tmp_path, capsys):
     assert loaders['stock']['ratio'] == 1
     rates = [loaders[name]['images_per_second'] for name in loaders]
     assert loaders['batched']['ratio'] == pytest.approx(sum(b / s for s, b in zip(*rates, strict=True)) / 2)
+    assert all(x['times_floor'] > 1 and x['peak_bytes'] > 0 for x in loaders.values())
     assert 'batched' in capsys.readouterr().out
 
 
@@ -144,6 +145,8 @@ def test_steps_are_measured_in_three_forms(tmp_path, capsys):
         assert result['student'] == pytest.approx(4 / alone)
         assert result['over_percent'] == pytest.approx(100 * (distilled / beside - 1))
         assert len(result['costs']) == 3
+        assert 0 < result['peak_bytes']['with teacher'] < 2**30
+        assert result['times_floor'] > 1
     assert 'over teacher' in capsys.readouterr().out
 
 

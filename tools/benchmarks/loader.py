@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import seconds
+from benchmarks.timing import machine_of, peak_memory, seconds
 
 DATASETS = Path(__file__).parents[2] / 'configs/_base_/datasets'
 BATCHES = 10  # in a turn
@@ -67,6 +67,8 @@ def endless(config: Config, root: Path, device: str) -> Callable[[], None]:
 def loader(args: argparse.Namespace) -> None:
     """Measure how many pictures a second come out, normalised."""
     device = torch.device(args.device)
+    # A picture's bytes are read once, and written as float32.
+    floor = BATCHES * 128 * 3 * 32 * 32 * (1 + 4) / machine_of(device).bandwidth
     DefaultScope.get_instance('loader', scope_name='mmpretrain')
     with tempfile.TemporaryDirectory() as folder:
         draw_cifar(Path(folder), args.images)
@@ -79,14 +81,17 @@ def loader(args: argparse.Namespace) -> None:
                 taken = seconds(run, device)
                 if repeat:  # the first one warms up
                     times[name].append(taken)
+        memory = {name: peak_memory(run, device) for name, run in runs.items()}
     results = {}
-    table = Table('loader', 'images/s (min–max)', 'times the stock one',
+    table = Table('loader', 'images/s (min–max)', 'times the stock one', 'MiB', 'times the floor',
                   title=f'batches of 128, {device}, {args.threads} threads')
     for name, values in times.items():
         rates = [BATCHES * 128 / value for value in values]
         ratio = median(a / b for a, b in zip(times['stock'], values, strict=True))
-        results[name] = dict(images_per_second=rates, ratio=ratio)
-        table.add_row(name, f'{median(rates):,.0f} ({min(rates):,.0f}–{max(rates):,.0f})', f'{ratio:.1f}')
+        results[name] = dict(images_per_second=rates, ratio=ratio, peak_bytes=memory[name],
+                             times_floor=median(values) / floor)
+        table.add_row(name, f'{median(rates):,.0f} ({min(rates):,.0f}–{max(rates):,.0f})', f'{ratio:.1f}',
+                      f'{memory[name] / 2**20:.1f}', f'{median(values) / floor:.1f}')
     Console(width=max(100, Console().width)).print(table)
     if args.json:
         Path(args.json).write_text(json.dumps(dict(device=str(device), threads=args.threads, loaders=results), indent=2)

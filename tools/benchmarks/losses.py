@@ -16,7 +16,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.timing import peak_memory, seconds
+from benchmarks.timing import Machine, machine_of, peak_memory, seconds
 from kd_plugins import functional
 from kd_plugins.errors import UserError
 
@@ -42,22 +42,6 @@ class Case(NamedTuple):
     pairs: bool = False
     literal: int = 0
     products: int = 0
-
-
-class Machine(NamedTuple):
-    """What a device was seen to do in a second: bytes read or written, operations of float32 products."""
-
-    bandwidth: float
-    operations: float
-
-
-def machine_of(device: torch.device) -> Machine:
-    """Measure a device: the best of some copies of 256 MiB, and of some products of 2048 x 2048."""
-    source, target = torch.ones(2, 2 ** 26, device=device)
-    a, b = torch.randn(2, 2048, 2048, device=device)
-    copying = min(seconds(lambda: target.copy_(source), device) for _ in range(8))
-    product = min(seconds(lambda: a @ b, device) for _ in range(8))
-    return Machine(2 * source.nbytes / copying, 2 * 2048 ** 3 / product)
 
 
 def nst_reference(kernel: str) -> Loss:

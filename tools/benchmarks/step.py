@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.timing import seconds
+from benchmarks.timing import machine_of, peak_memory, seconds
 from kd_plugins.config import load_config
 from kd_plugins.distiller import Distillation
 from kd_plugins.errors import UserError
@@ -130,11 +131,12 @@ def costs(run: Callable[[], None], device: torch.device) -> list[str]:
 def step(args: argparse.Namespace) -> None:
     """Measure training steps."""
     device = torch.device(args.device)
+    machine = machine_of(device, torch.bfloat16 if args.amp else torch.float32)
     results = {}
     for part in args.parts:
         paths, side = STEP_PARTS[part]
         table = Table('config', 'student alone, images/s', 'with teacher', 'distilled', 'teacher cached',
-                      'distilled over teacher, %', 'costs most',
+                      'distilled over teacher, %', 'MiB, with teacher', 'distilled', 'times the floor', 'costs most',
                       title=f'{part}: {args.batch_size} images of {side}x{side}, {device}, {args.threads} threads'
                             f'{", bfloat16" * args.amp}{", channels-last" * args.channels_last}')
         results[part] = {}
@@ -150,13 +152,20 @@ def step(args: argparse.Namespace) -> None:
                         if repeat:  # the first one warms up, and fills the cache
                             times[name].append(taken)
                 most = costs(runs['distilled'], device)
+                memory = {name: peak_memory(runs[name], device) for name in ('with teacher', 'distilled')}
+                with FlopCounterMode(display=False) as counter:
+                    runs['distilled']()
+            floor = counter.get_total_flops() / machine.operations
             over = [100 * (c / b - 1) for b, c in zip(times['with teacher'], times['distilled'], strict=True)]
             result = {name: args.batch_size / median(values) for name, values in times.items()}
-            result |= dict(seconds=times, over_percent=median(over), costs=most)
+            result |= dict(seconds=times, over_percent=median(over), peak_bytes=memory, costs=most,
+                           times_floor=median(times['distilled']) / floor)
             results[part][path.stem] = result
             table.add_row(path.stem, *(f'{result[name]:.1f}' for name in runs),
-                          f'{median(over):+.1f} ({min(over):+.1f} to {max(over):+.1f})', ', '.join(result['costs']))
-        Console(width=max(160, Console().width)).print(table)
+                          f'{median(over):+.1f} ({min(over):+.1f} to {max(over):+.1f})',
+                          *(f'{x / 2**20:.0f}' for x in memory.values()), f'{result["times_floor"]:.1f}',
+                          ', '.join(most))
+        Console(width=max(240, Console().width)).print(table)
     if args.json:
         about = dict(device=torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu',
                      threads=torch.get_num_threads(), torch=torch.__version__, batch_size=args.batch_size)

@@ -7,10 +7,26 @@ from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+
+class Machine(NamedTuple):
+    """What a device was seen to do in a second: bytes read or written, operations of matrix products."""
+
+    bandwidth: float
+    operations: float
+
+
+def machine_of(device: torch.device, dtype: torch.dtype = torch.float32) -> Machine:
+    """Measure a device: the best of some copies of 256 MiB, and of some products of 2048 x 2048 in a precision."""
+    source, target = torch.ones(2, 2 ** 26, device=device)
+    a, b = torch.randn(2, 2048, 2048, device=device, dtype=dtype)
+    copying = min(seconds(lambda: target.copy_(source), device) for _ in range(8))
+    product = min(seconds(lambda: a @ b, device) for _ in range(8))
+    return Machine(2 * source.nbytes / copying, 2 * 2048 ** 3 / product)
 
 
 def seconds(step: Callable[[], Any], device: torch.device) -> float:
