@@ -22,7 +22,7 @@ teacher   a teacher's forward pass by layout and precision, and with --compile c
 
 Time is the median of interleaved repetitions (on a CPU with --threads 1 the time that the thread ran, on which other
 programs have less influence), a ratio of retrieval's the median of the single ratios. The floor is the time to read and
-write at the least what a loss or a batch is made of, at the measured bandwidth, or to compute the products that it cannot
+write what a loss or a batch is made of, at the measured bandwidth, or to compute the products that it cannot
 do without, at the rate measured of large products; a step's has all its convolutions and products. Of losses, batches
 and steps, memory is the peak that a call adds to what is held: on CUDA by torch's own statistics; on a CPU the highest
 sum of the allocations and frees that torch.profiler sees, which is exact and free of what ran before, where a process's
