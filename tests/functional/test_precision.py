@@ -104,3 +104,16 @@ def test_channels_last_is_the_same(loss, student, teacher):
 def test_nan_is_not_hidden(loss, student, teacher):
     student[3, 2, 1, 1] = torch.nan
     assert loss(student, teacher).isnan()
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize('name', ['sp', 'fsp'])
+def test_the_precision_of_other_products_is_left_alone(name, dtype, student, teacher):
+    places = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    before = [place.fp32_precision for place in places]
+    student = student.to(dtype).requires_grad_()
+    MAPS[name](student, teacher.to(dtype)).backward()
+    assert [place.fp32_precision for place in places] == before
+    with pytest.raises(ValueError, match='batch'):
+        MAPS[name](student, teacher[:2].to(dtype))
+    assert [place.fp32_precision for place in places] == before
