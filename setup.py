@@ -25,6 +25,6 @@ setup(
         'reid': ['faiss-gpu>=1.8', 'scipy'],
         'pictures': ['matplotlib', 'scikit-learn'],
         'study-cluster': ['ray'],
-        'test': ['pytest', 'ruff'],
+        'test': ['pytest', 'pytest-xdist', 'ruff'],
     },
 )
