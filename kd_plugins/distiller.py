@@ -192,11 +192,7 @@ class Term(nn.Module):
 
     def forward(self, student: Features, targets: Sequence[Features]) -> Tensor:
         """Return the unweighted loss, a scalar."""
-        return self.mean([self.against(number, student, targets[number]) for number in self.of])
-
-    def mean(self, losses: list[Tensor]) -> Tensor:
-        """Return the mean of the losses against each teacher."""
-        return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+        return _mean([self.against(number, student, targets[number]) for number in self.of])
 
     def against(self, number: int, student: Features, target: Features) -> Tensor:
         """Return the unweighted loss against one of the teachers."""
@@ -234,6 +230,11 @@ class Term(nn.Module):
     def untouched(self) -> Tensor | float:
         """Return 0 with a gradient of 0 for what the term trains, so that data-parallel finds no parameter unused."""
         return sum(0.0 * p.sum() for p in self.parameters())
+
+
+def _mean(losses: Sequence[Tensor]) -> Tensor:
+    """Return the mean over the teachers; with one, its loss to the bit."""
+    return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
 
 
 def _labels(term: Term, data_samples: Sequence[Any] | None) -> Tensor:
@@ -432,7 +433,7 @@ class Distillation(nn.Module):
             with self.recorder.recording() as found:
                 student(made, samples, mode='tensor')
             losses.append(term.against(number, found, target))
-        return term.mean(losses)
+        return _mean(losses)
 
     def add_to(
         self, losses: dict[str, Any], features: Features, targets: Sequence[Features], inputs: Tensor,
