@@ -20,6 +20,8 @@ seeds         of the runs, whole numbers below 1000; a teacher's is 1000 more th
 replace       configs whose keys take the place of the networks' own, also in single networks and teachers; common,
               teacher_common: overrides of all runs, of teachers
 teacher_data  'clean' or 'same': what teachers learn from; teacher_seeds 'one' or 'each': one for all seeds or one each
+teacher_cache True keeps the teachers' answers on disk, for all runs whose pictures come again: give networks the
+              override train_dataloader=dict(dataset=dict(seed=0)) of BatchedImages, so that all seeds draw the same
 metric, error, average, references, columns, baseline, title, notes    what the table shows, and how
 """
 

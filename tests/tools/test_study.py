@@ -6,10 +6,12 @@ import json
 import os
 import pickle
 import signal
+import sqlite3
 import statistics
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -412,6 +414,28 @@ def test_a_teacher_of_the_students_own_architecture_is_another_run(here, data):
     assert 'one teacher for each seed, of seed 1000 + that, trained on clean data' in report.caption(study)
     path.write_text(path.read_text() + "teacher_seeds = 'one'\nseeds = [7, 8]\n")
     assert 'one teacher for all seeds, of seed 1007, ' in report.caption(plan.load_study(str(path)))
+
+
+def test_a_teacher_answers_once_for_all_seeds_and_methods(here, data):
+    path = write_study(here, data, FEW + """
+methods['Two'] = dict(first=dict(), terms=['kd'])
+teacher_cache = True
+networks['small']['overrides'] = dict(train_dataloader=dict(dataset=dict(seed=0)))
+seeds = [0, 1]
+""")
+    tool.main([str(path), '--only', '*/kd/seed0'])
+    folder = here / 'work_dirs/studies/tiny/teachers/big/clean/seed0/answers'
+    (file, ) = folder.glob('*.sqlite')
+
+    def answers() -> int:
+        with closing(sqlite3.connect(file)) as connection:
+            return connection.execute('SELECT COUNT(*) FROM answers').fetchone()[0]
+
+    first = answers()
+    assert 190 < first <= 200  # 100 pictures in 2 epochs; a crop may be drawn twice
+    tool.main([str(path), '--only', '*/two/seed1'])
+    assert answers() == first
+    assert list(folder.glob('*.sqlite')) == [file]
 
 
 def drawn(study: plan.Study, values: dict[plan.Run, results.Result], monkeypatch) -> dict[str, list]:

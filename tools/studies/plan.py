@@ -26,8 +26,8 @@ _KEYS = {
 # Options of a study and their values where it states none.
 DEFAULTS = dict(
     title=None, root=None, teachers={}, corruptions={'clean': {}}, seeds=[0], replace=[], common={}, teacher_common={},
-    teacher_data='clean', teacher_seeds='one', terms_from='configs/_base_/methods.py', metric='accuracy/top1',
-    average='mean', error=False, references=[], notes='', columns=None, baseline=None,
+    teacher_data='clean', teacher_seeds='one', teacher_cache=False, terms_from='configs/_base_/methods.py',
+    metric='accuracy/top1', average='mean', error=False, references=[], notes='', columns=None, baseline=None,
 )
 # A teacher's seed is this much more than the students': one of a student's own architecture would be its baseline.
 TEACHER_SEED = 1000
@@ -288,6 +288,8 @@ class _Plan:
             needs = [self._teacher(source['teacher'], corruption, seed)]
             teacher = _required(needs[0])
             config['requires'] = [*config.get('requires', []), teacher]
+            if self._options['teacher_cache']:
+                teacher = dict(teacher, cache=(needs[0].folder / 'answers').as_posix())
             hook = dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms, **record.get('hook', {}))
             config['custom_hooks'] = [*config.get('custom_hooks', []), hook]
         if 'wrap' in record:
