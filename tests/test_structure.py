@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / 'kd_plugins'
 LEAVES = {'errors', 'registry'}  # anyone may use them
-CORE = {'cache', 'recorder', 'teacher', 'distiller', 'schedule', 'checkpoint'}
+CORE = {'cache', 'recorder', 'teacher', 'distiller', 'schedule', 'checkpoint', 'term'}
 # A room, the rooms it may import from, and the packages outside; both beside its own room and the standard library.
 ROOMS = {
     'functional': (set(), {'torch'}),
@@ -19,6 +19,7 @@ ROOMS = {
     'schedule': (LEAVES, {'mmengine'}),
     'checkpoint': (LEAVES, {'mmengine', 'numpy', 'torch'}),
     'teacher': (LEAVES | {'cache', 'checkpoint', 'recorder'}, {'mmengine', 'torch'}),
+    'term': (LEAVES | {'recorder', 'schedule'}, {'torch'}),
     'distiller': (LEAVES | CORE, {'mmengine', 'numpy', 'torch'}),
     'models': (LEAVES | CORE | {'losses', 'functional'}, {'mmengine', 'mmpretrain', 'torch'}),
     'hooks': (LEAVES | CORE | {'losses', 'functional'}, {'mmengine', 'torch'}),

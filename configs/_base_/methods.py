@@ -18,13 +18,6 @@ methods = dict(
         dict(name='bss', loss=dict(type='kd_plugins.BSSLoss', tau=3., attack_size=64), student='head.fc',
              teacher='head.fc', weight=dict(at=[0., 0.75], value=[2., 0.], by='progress')),
     ],
-    # A quarter of the images attacked: an attack is ten passes of the teacher, forward and back, most of BSS's time.
-    bss_quick=[
-        dict(name='kd', loss=dict(type='kd_plugins.KDLoss', tau=3.), student='head.fc', teacher='head.fc',
-             weight=dict(at=[0., 1.], value=[4. / 9, 1. / 9], by='progress')),
-        dict(name='bss', loss=dict(type='kd_plugins.BSSLoss', tau=3., attack_size=16), student='head.fc',
-             teacher='head.fc', weight=dict(at=[0., 0.75], value=[2., 0.], by='progress')),
-    ],
     # One joint stage; *_stage1.py has the same alone, as the first of the paper's two stages. RepDistiller weighs the
     # mean square with 100; the loss halves it.
     fitnet=[dict(
@@ -78,3 +71,6 @@ methods = dict(
         name='nst_gan', loss=dict(type='kd_plugins.NSTGANLoss', hidden=128),
         student='backbone.stage3', teacher='backbone.stage3', weight=1.)],
 )
+# A quarter of the images attacked: an attack is ten passes of the teacher, forward and back, most of BSS's time.
+methods['bss_quick'] = [
+    methods['bss'][0], methods['bss'][1] | dict(loss=dict(type='kd_plugins.BSSLoss', tau=3., attack_size=16))]

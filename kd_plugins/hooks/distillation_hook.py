@@ -29,7 +29,7 @@ class DistillationHook(Hook):
 
     Args:
         teacher: ``dict(config=..., checkpoint=...)``, see :func:`kd_plugins.teacher.build_teacher`; or a list of them.
-        terms: Records of :class:`kd_plugins.distiller.Term`.
+        terms: Records of :class:`kd_plugins.term.Term`.
         task: False trains on the terms alone, as the first stage of FitNet and FSP does. The task's losses are computed
             and logged still, but give no gradient: layers that no term reaches get none, not even 0, so that neither
             weight decay nor momentum moves them. Their BatchNorm statistics go on to follow what passes through. Under

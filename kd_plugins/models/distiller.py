@@ -24,7 +24,7 @@ class Distiller(BaseModel):
     Args:
         student: The student's model record.
         teacher: ``dict(config=..., checkpoint=...)``, see :func:`kd_plugins.teacher.build_teacher`; or a list of them.
-        terms: Records of :class:`kd_plugins.distiller.Term`.
+        terms: Records of :class:`kd_plugins.term.Term`.
         input_shape: (C, H, W) of the images in the dry run that checks the terms and sizes the adapters.
         data_preprocessor: The student's, where its record has none (mmengine passes the config's here).
         task: False trains on the terms alone, see :class:`kd_plugins.hooks.DistillationHook`; also for what

@@ -9,10 +9,10 @@ from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kd_plugins.distiller import gathered
 from kd_plugins.errors import UserError
 from kd_plugins.functional import batch_hard_triplet_loss
 from kd_plugins.registry import MODELS
+from kd_plugins.term import gathered
 
 
 @MODELS.register_module()

@@ -1,0 +1,226 @@
+"""One summand of the distillation loss: taps, adapter, loss and weight."""
+
+import copy
+import difflib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+
+from kd_plugins.errors import UserError
+from kd_plugins.recorder import Features
+from kd_plugins.registry import MODELS
+from kd_plugins.schedule import Schedule
+
+
+def checked_arguments(what: str, callable_: Any, record: Mapping[str, Any]) -> None:
+    """Check a record against what it is for.
+
+    Raises:
+        UserError: An option is misspelt (the nearest is offered) or missing.
+    """
+    options = {
+        name: p for name, p in inspect.signature(callable_).parameters.items() if p.kind is not p.VAR_KEYWORD
+    }
+    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(callable_).parameters.values()):
+        return
+    for name in record:
+        if name not in options:
+            near = difflib.get_close_matches(name, options, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f'options are {", ".join(options)}'
+            raise UserError(f"{what} has no option '{name}': {hint}")
+    for name, parameter in options.items():
+        if parameter.default is parameter.empty and name not in record:
+            raise UserError(f"{what} needs the option '{name}'")
+
+
+def build_part(what: str, record: Mapping[str, Any] | nn.Module) -> nn.Module:
+    """Build a loss or an adapter from its record.
+
+    Raises:
+        UserError: The type is unknown (near names are offered), or an option is misspelt or out of range.
+    """
+    if isinstance(record, nn.Module):
+        return record
+    if not isinstance(record, Mapping) or 'type' not in record:
+        raise UserError(f"{what} must be a record with a 'type', as in dict(type='kd_plugins.NSTLoss'), got {record!r}")
+    name = record['type']
+    try:
+        class_ = MODELS.get(name) if isinstance(name, str) else name
+    except (RuntimeError, ImportError):
+        class_ = None
+    if class_ is None:
+        near = difflib.get_close_matches(str(name).rpartition('.')[2], MODELS.module_dict, n=3)
+        raise UserError(f"{what}: '{name}' is no registered module; nearest names: "
+                        f'{", ".join(f"kd_plugins.{x}" for x in near) or "none"}')
+    options = {key: value for key, value in record.items() if key != 'type'}
+    checked_arguments(f'{what} ({class_.__name__})', class_, options)
+    try:
+        return class_(**options)
+    except ValueError as error:
+        raise UserError(f'{what}: {error}') from error
+
+
+def _auto_adapter(student: Tensor, teacher: Tensor) -> nn.Module:
+    """Return a linear map from the student's channels to the teacher's: a 1x1 convolution on maps."""
+    if student.dim() == teacher.dim() == 4:
+        return nn.Conv2d(student.shape[1], teacher.shape[1], kernel_size=1)
+    return nn.Linear(student.shape[-1], teacher.shape[-1])
+
+
+def gathered(feature: Tensor) -> Tensor:
+    """Return the feature of the global batch, with gradient; the tensor itself in a single process."""
+    # A dry run, which needs no gradient, is each process's own; its tensors may lie where the backend does not reach.
+    alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+    if alone or not torch.is_grad_enabled():
+        return feature
+    shape = torch.tensor(feature.shape, device=feature.device)
+    shapes = [torch.empty_like(shape) for _ in range(dist.get_world_size())]
+    dist.all_gather(shapes, shape)
+    if any(not torch.equal(shape, other) for other in shapes):
+        raise UserError(f'a relational loss compares the samples of all processes, whose shapes differ here '
+                        f'({[tuple(s.tolist()) for s in shapes]}): tap a pooled feature, or train at a fixed size')
+    if not feature.requires_grad:
+        parts = [torch.empty_like(feature) for _ in shapes]
+        dist.all_gather(parts, feature.contiguous())
+        return torch.cat(parts)
+    return torch.cat(all_gather(feature.contiguous()))
+
+
+class Term(nn.Module):
+    """One summand of the distillation loss: ``weight(t) * loss(adapter(student tap), teacher tap)``.
+
+    Several taps, or a tap with several levels, are matched in order and their losses summed; over several teachers the
+    mean is taken. With :class:`~kd_plugins.losses.KDLoss`, that has the gradient of the divergence from the teachers'
+    mean probability. A loss whose class says ``takes_pairs`` (FSP) gets its two taps together; one that has
+    ``adversaries`` (BSS) compares on inputs of its own making.
+
+    Args:
+        name: The loss appears in the log as ``loss_<name>``.
+        loss: Loss module or its record.
+        student: Tap of the student, or a list of taps.
+        teacher: Tap of the teacher, or a list of as many.
+        weight: A number, or the record of a :class:`~kd_plugins.schedule.Schedule`.
+        adapter: ``None``; ``'auto'``, a trainable 1x1 convolution (a linear layer for vectors) from the student's
+            channels to the teacher's; or the record of a module, built once a level (and a teacher).
+        of: Of several teachers, those that have this tap: their places in the list, from 0. ``None`` for all.
+    """
+
+    def __init__(
+        self, name: str, loss: Mapping[str, Any] | nn.Module, student: str | Sequence[str],
+        teacher: str | Sequence[str], weight: float | Mapping[str, Any] = 1.0,
+        adapter: str | Mapping[str, Any] | None = None, of: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.loss = build_part(f"the loss of term '{name}'", loss)
+        self.student_taps = [student] if isinstance(student, str) else list(student)
+        self.teacher_taps = [teacher] if isinstance(teacher, str) else list(teacher)
+        if isinstance(weight, Mapping):
+            checked_arguments(f"the weight of term '{name}'", Schedule, weight)
+            weight = Schedule(**weight)
+        elif not isinstance(weight, (int, float)):
+            raise UserError(f"the weight of term '{name}' must be a number or dict(at=[...], value=[...]), "
+                            f'got {weight!r}')
+        self.weight = weight
+        if isinstance(adapter, str) and adapter != 'auto':
+            raise UserError(f"the adapter of term '{name}' must be None, 'auto' or a module record, got '{adapter}'")
+        self._adapter = adapter
+        self.adapters = nn.ModuleList()
+        self.of = of
+
+    def choose_teachers(self, count: int) -> None:
+        """Settle which of so many teachers the term has."""
+        if self.of is None:
+            self.of = range(count)
+        known = isinstance(self.of, Sequence) and all(x in range(count) for x in self.of)
+        if not known or not self.of or len(set(self.of)) < len(self.of):
+            raise UserError(f"term '{self.name}': of must list places of teachers, each once, from 0 to {count - 1}, "
+                            f'got {self.of!r}')
+
+    def current_weight(self) -> float:
+        """Return the weight at this point of training."""
+        return self.weight() if isinstance(self.weight, Schedule) else float(self.weight)
+
+    def build_adapters(self, student: Features, targets: Sequence[Features]) -> None:
+        """Create the adapters, for the shapes seen in a dry run."""
+        if self._adapter is None:
+            return
+        for number in self.of:
+            for s, t in zip(self.of_student(student), self.of_teacher(targets[number]), strict=True):
+                self.adapters.append(
+                    _auto_adapter(s, t) if self._adapter == 'auto'
+                    else build_part(f"the adapter of term '{self.name}'", copy.deepcopy(self._adapter)))
+
+    def of_student(self, features: Features) -> list[Tensor]:
+        """Return all levels of the student's taps, in order."""
+        return [x for tap in self.student_taps for x in features[tap]]
+
+    def of_teacher(self, features: Features) -> list[Tensor]:
+        """Return all levels of a teacher's taps, in order."""
+        return [x for tap in self.teacher_taps for x in features[tap]]
+
+    def describe(self, student: Features, targets: Sequence[Features]) -> str:
+        """Say what meets what, in one line."""
+        def side(taps: list[str], levels: list[Tensor]) -> str:
+            return f'{"+".join(taps)} {" ".join(str(tuple(x.shape)) for x in levels)}'
+
+        names = [f'teacher {number}' for number in self.of] if len(targets) > 1 else ['teacher']
+        theirs = [f'{name} {side(self.teacher_taps, self.of_teacher(targets[number]))}'
+                  for name, number in zip(names, self.of, strict=True)]
+        sizes = {name: sum(p.numel() for p in module.parameters())
+                 for name, module in (('adapter', self.adapters), ('loss', self.loss))}
+        trained = ''.join(f', {name} of {size:,} parameters' for name, size in sizes.items() if size)
+        return (f'{self.name}: {type(self.loss).__name__} student '
+                f'{side(self.student_taps, self.of_student(student))} -> {", ".join(theirs)}{trained}')
+
+    def forward(self, student: Features, targets: Sequence[Features]) -> Tensor:
+        """Return the unweighted loss, a scalar."""
+        return mean_over_teachers([self.against(number, student, targets[number]) for number in self.of])
+
+    def against(self, number: int, student: Features, target: Features) -> Tensor:
+        """Return the unweighted loss against one of the teachers."""
+        levels, targets = self.of_student(student), self.of_teacher(target)
+        if len(levels) != len(targets):
+            raise UserError(f"term '{self.name}': the student's taps give {len(levels)} feature(s), the teacher's "
+                            f'{len(targets)}: name as many on both sides')
+        if self.adapters:
+            first = list(self.of).index(number) * len(levels)
+            adapters = self.adapters[first:first + len(levels)]
+            levels = [adapter(level) for adapter, level in zip(adapters, levels, strict=True)]
+        if getattr(self.loss, 'batch_relational', False):
+            levels, targets = [gathered(x) for x in levels], [gathered(x) for x in targets]
+        if hasattr(self.loss, 'adversaries') and len(levels) != 1:
+            raise UserError(f"term '{self.name}': {type(self.loss).__name__} takes one feature a network, its logits, "
+                            f'got {len(levels)}: give one tap')
+        if getattr(self.loss, 'takes_pairs', False):
+            if len(levels) != 2:
+                raise UserError(f"term '{self.name}': {type(self.loss).__name__} takes two features a network (the "
+                                f'in- and output of a stage), got {len(levels)}: give a list of two taps')
+            return self.loss(levels, targets)
+        return sum(self.loss(s, t) for s, t in zip(levels, targets, strict=True))
+
+    @contextmanager
+    def meeting(self, student: Features, targets: Sequence[Features]) -> Iterator[None]:
+        """Say what meets what where, inside the block, the two cannot."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (ValueError, RuntimeError) as error:
+            reason = ' '.join(str(error).split())
+            raise UserError(f'{self.describe(student, targets)}: these cannot meet: {reason}') from error
+
+    def untouched(self) -> Tensor | float:
+        """Return 0 with a gradient of 0 for what the term trains, so that data-parallel finds no parameter unused."""
+        return sum(0.0 * p.sum() for p in self.parameters())
+
+
+def mean_over_teachers(losses: Sequence[Tensor]) -> Tensor:
+    """Return the mean over the teachers; with one, its loss to the bit."""
+    return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
