@@ -454,10 +454,31 @@ def test_figures_show_the_average_that_the_study_asks_for(here, data, monkeypatc
     for run in values:
         log = run.folder / 'time/vis_data/scalars.json'
         log.parent.mkdir(parents=True)
-        log.write_text(json.dumps({'accuracy/top1': values[run].last, 'step': 1}) + '\n')
+        log.write_text(''.join(
+            json.dumps({'accuracy/top1': values[run].last - 2 + x, 'step': x}) + '\n' for x in (1, 2)))
     axes = drawn(study, values, monkeypatch)
     assert list(axes['noise.png'][0].lines[0].get_ydata()) == [centre, centre]
-    assert list(axes['curves.png'][0].lines[0].get_ydata()) == [centre]
+    assert list(axes['curves.png'][0].lines[0].get_ydata()) == [centre - 1, centre]
+
+
+def test_figures_have_no_panel_without_a_line(here, data, monkeypatch):
+    study = plan.load_study(str(write_study(here, data, """
+networks['later'] = networks['small']
+seeds = [0]
+""")))
+    values = finished(study, {(c, 'Baseline', 0): 50. for c in ('clean', 'sigma=0.4')})
+    values = {run: value for run, value in values.items() if run.network == 'small'}
+    for run in values:
+        scores = 2 if run.corruption == 'clean' else 1
+        log = run.folder / 'time/vis_data/scalars.json'
+        log.parent.mkdir(parents=True)
+        log.write_text(''.join(json.dumps({'accuracy/top1': 50., 'step': x + 1}) + '\n' for x in range(scores)))
+    axes = drawn(study, values, monkeypatch)
+    assert [x.get_title() for x in axes['noise.png']] == ['small']
+    assert [x.get_title() for x in axes['curves.png']] == ['small, clean']
+    log = next(run for run in values if run.corruption == 'clean').folder / 'time/vis_data/scalars.json'
+    log.write_text(log.read_text().splitlines()[0])
+    assert 'curves.png' not in drawn(study, values, monkeypatch)
 
 
 def test_dashed_lines_are_named_where_there_are_some(here, data, monkeypatch):
@@ -466,12 +487,12 @@ def test_dashed_lines_are_named_where_there_are_some(here, data, monkeypatch):
     for run in values:
         train = {'accuracy_top-1_0': 70., 'accuracy_top-1_1': 1., 'accuracy_top-1_ensemble': 2.}
         lines = [{'epoch': 1, 'step': 9, **(train if run.corruption == 'clean' else {})},
-                 {'accuracy/top1': 50., 'step': 1}]
+                 {'accuracy/top1': 50., 'step': 1}, {'accuracy/top1': 60., 'step': 2}]
         log = run.folder / 'time/vis_data/scalars.json'
         log.parent.mkdir(parents=True)
         log.write_text(''.join(json.dumps(line) + '\n' for line in lines))
     clean, noisy = drawn(study, values, monkeypatch)['curves.png']
-    assert [(x.get_linestyle(), list(x.get_ydata())) for x in clean.lines] == [('-', [50.]), ('--', [70.])]
+    assert [(x.get_linestyle(), list(x.get_ydata())) for x in clean.lines] == [('-', [50., 60.]), ('--', [70.])]
     assert len(noisy.lines) == 1
     assert (clean.get_xlabel(), noisy.get_xlabel()) == ('epoch (solid: test, dashed: training)', 'epoch')
 

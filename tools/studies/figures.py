@@ -37,7 +37,7 @@ def curves(run: Run, metric: str) -> tuple[dict[int, float], dict[int, float]]:
 
 
 def figures(study: Study, results: Mapping[Run, Result]) -> Iterator[Path]:
-    """Draw into the study's folder what its finished runs allow."""
+    """Draw into the study's folder what its finished runs allow; courses of those that were scored more than once."""
     try:
         import matplotlib
     except ImportError:
@@ -57,13 +57,14 @@ def _against(
 ) -> Iterator[Path]:
     places = {condition: x for condition, options in study.options['corruptions'].items()
               if (x := place(options, name)) is not None}
-    networks, centre = list(study.options['networks']), centre_of(study.options['average'])
+    centre = centre_of(study.options['average'])
     values: dict[tuple[str, str, float], list[float]] = {}
     for run, result in results.items():
         if run.part == 'student' and run.corruption in places:
             values.setdefault((run.network, run.method, places[run.corruption]), []).append(result.last)
     if len({x for _, _, x in values}) < 2:
         return
+    networks = [x for x in study.options['networks'] if x in {network for network, _, _ in values}]
     figure, axes = pyplot.subplots(1, len(networks), figsize=(5 * len(networks) + 2, 4), squeeze=False)
     for axis, network in zip(axes[0], networks, strict=True):
         for method in study.options['methods']:
@@ -79,20 +80,24 @@ def _against(
 def _courses(
     study: Study, results: Mapping[Run, Result], colours: Mapping[str, Any], pyplot: Any,
 ) -> Iterator[Path]:
-    networks, corruptions = list(study.options['networks']), list(study.options['corruptions'])
     centre = centre_of(study.options['average'])
+    found = {run: curves(run, study.options['metric']) for run in results if run.part == 'student'}
+    found = {run: both for run, both in found.items() if len(both[0]) > 1}  # one epoch's score is no course
+    if not found:
+        return
+    networks, corruptions = ([x for x in study.options[part] if x in {getattr(run, attribute) for run in found}]
+                             for part, attribute in (('networks', 'network'), ('corruptions', 'corruption')))
     figure, axes = pyplot.subplots(
         len(corruptions), len(networks), figsize=(5 * len(networks) + 2, 3.5 * len(corruptions)), squeeze=False)
     for row, corruption in zip(axes, corruptions, strict=True):
         for axis, network in zip(row, networks, strict=True):
             drawn = set()
             for method in study.options['methods']:
-                cell = ('student', network, corruption, method)
-                found = [curves(run, study.options['metric']) for run in results
-                         if (run.part, run.network, run.corruption, run.method) == cell]
+                seeds = [both for run, both in found.items()
+                         if (run.network, run.corruption, run.method) == (network, corruption, method)]
                 for part, style in ((0, 'o-'), (1, '--')):
                     course: dict[int, list[float]] = {}
-                    for one in found:
+                    for one in seeds:
                         for epoch, value in one[part].items():
                             course.setdefault(epoch, []).append(100 - value if study.options['error'] else value)
                     if course:
