@@ -9,12 +9,12 @@ log, and the exit status is 1.
 
 A study is a config with these keys (configs/studies/ has examples):
 
-networks      name=dict(config='configs/...py', teacher=<name of a teacher>, overrides=dict(...))
+networks      name=dict(config='configs/...py', teacher=<name of a teacher>, terms_from=..., overrides=dict(...))
 teachers      name=dict(config='configs/...py', overrides=dict(...)); trained first
 methods       name=dict(terms=[...], hook=dict(...), wrap=dict(type=...), overrides=dict(...), first=dict(...)); a term
-              is a key of configs/_base_/methods.py or a record, hook more options of the DistillationHook; wrap makes
-              the model dict(wrap, student=<the network>); first is a method that trains the weights from which this
-              one starts
+              is a key of terms_from (configs/_base_/methods.py, or what a network names) or a record, hook more options
+              of the DistillationHook; wrap makes the model dict(wrap, student=<the network>); first is a method that
+              trains the weights from which this one starts
 corruptions   name=dict(label_noise=..., imbalance=...), options of the training data; clean=dict() by default
 seeds         of the runs, whole numbers below 1000; a teacher's is 1000 more than its students'
 replace       configs whose keys take the place of the networks' own, also in single networks and teachers; common,

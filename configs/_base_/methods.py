@@ -2,7 +2,7 @@
 # loss, whose own weight is head.loss.loss_weight: 1 unless a leaf says otherwise.
 #
 # A stage of CifarResNet yields post-ReLU maps, one of WideResNet the signed residual sum before BN-ReLU. Each pair here
-# is of one family, so that the two sides of a term are alike.
+# is of one family, so that the two sides of a term are alike. WideResNet has methods_wrn.py.
 methods = dict(
     # CE + tau^2 KL, as in TuSimple/neuron-selectivity-transfer (weight 16 = tau^2 there; tau^2 is in the loss here).
     kd=[dict(name='kd', loss=dict(type='kd_plugins.KDLoss', tau=4.), student='head.fc', teacher='head.fc', weight=1.)],

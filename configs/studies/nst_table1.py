@@ -4,6 +4,7 @@ teachers = {
     'WRN-40-2, CIFAR-10': dict(config='configs/cifar10/wrn-40-2.py'),
     'WRN-40-2, CIFAR-100': dict(config='configs/cifar100/wrn-40-2.py'),
 }
+terms_from = 'configs/_base_/methods_wrn.py'
 networks = {
     'CIFAR-10': dict(config='configs/cifar10/wrn-16-2.py', teacher='WRN-40-2, CIFAR-10'),
     'CIFAR-100': dict(config='configs/cifar100/wrn-16-2.py', teacher='WRN-40-2, CIFAR-100'),

@@ -9,15 +9,16 @@ teachers = {
     'ResNet-26': dict(config='configs/cifar100/resnet26.py', overrides=wide),
     'WRN-40-2': dict(config='configs/cifar100/wrn-40-2.py'),
 }
+wrn = dict(teacher='WRN-40-2', terms_from='configs/_base_/methods_wrn.py', overrides=_base_.curves)
 networks = {
     'ResNet-8': dict(config='configs/cifar100/resnet8.py', teacher='ResNet-26', overrides=wide),
     'ResNet-14': dict(config='configs/cifar100/resnet14.py', teacher='ResNet-26', overrides=wide),
     'ResNet-20': dict(config='configs/cifar100/resnet20.py', teacher='ResNet-26', overrides=wide),
     'ResNet-26': dict(config='configs/cifar100/resnet26.py', teacher='ResNet-26', overrides=wide),
-    'WRN-10-2': dict(config='configs/cifar100/wrn-10-2.py', teacher='WRN-40-2', overrides=_base_.curves),
-    'WRN-16-2': dict(config='configs/cifar100/wrn-16-2.py', teacher='WRN-40-2', overrides=_base_.curves),
-    'WRN-28-2': dict(config='configs/cifar100/wrn-28-2.py', teacher='WRN-40-2', overrides=_base_.curves),
-    'WRN-40-2': dict(config='configs/cifar100/wrn-40-2.py', teacher='WRN-40-2', overrides=_base_.curves),
+    'WRN-10-2': dict(wrn, config='configs/cifar100/wrn-10-2.py'),
+    'WRN-16-2': dict(wrn, config='configs/cifar100/wrn-16-2.py'),
+    'WRN-28-2': dict(wrn, config='configs/cifar100/wrn-28-2.py'),
+    'WRN-40-2': dict(wrn, config='configs/cifar100/wrn-40-2.py'),
 }
 seeds = [0, 1, 2, 3, 4]
 references = [dict(corruption='clean', table=_base_.poster_table4)]

@@ -22,7 +22,7 @@ networks = {
     'ResNet-8': dict(config='configs/cifar10/resnet8.py', teacher='ResNet-26', overrides=draws),
     # Eight times the arithmetic of ResNet-8, and its teacher four times that of ResNet-26: fewer images for both.
     'WRN-16-2': dict(
-        config='configs/cifar10/wrn-16-2.py', teacher='WRN-28-2',
+        config='configs/cifar10/wrn-16-2.py', teacher='WRN-28-2', terms_from='configs/_base_/methods_wrn.py',
         overrides=dict(train_dataloader=dict(batch_size=64, dataset=dict(seed=0, dataset=dict(indices=2000))))),
 }
 methods = {

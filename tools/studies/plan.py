@@ -19,7 +19,7 @@ from kd_plugins.errors import UserError
 
 # The keys of a study's records; a misspelt one would be left out in silence.
 _KEYS = {
-    'networks': {'config', 'teacher', 'replace', 'overrides'},
+    'networks': {'config', 'teacher', 'terms_from', 'replace', 'overrides'},
     'teachers': {'config', 'replace', 'overrides'},
     'methods': {'terms', 'wrap', 'overrides', 'first', 'hook'},
 }
@@ -206,7 +206,6 @@ class _Plan:
 
     def __init__(self, path: str, root: Path, options: dict[str, Any]) -> None:
         self._path, self._root, self._options = path, root, options
-        self._terms = None
         self._read: dict[str, dict[str, Any]] = {}
         self._teachers: dict[Path, Run] = {}
 
@@ -279,7 +278,7 @@ class _Plan:
         config = self._complete(config, folder, self._options['corruptions'][corruption], seed)
         needs, problem = [], ''
         try:
-            terms = self._terms_of(record.get('terms', []))
+            terms = self._terms_of(record.get('terms', []), source.get('terms_from', self._options['terms_from']))
         except UserError as error:  # the other methods can be made
             terms, problem = [], str(error)
         if terms:
@@ -296,17 +295,16 @@ class _Plan:
             config['model'] = dict(record['wrap'], student=config['model'])
         return Run(network, corruption, method, seed, folder, config, needs, problem=problem)
 
-    def _terms_of(self, names: Iterable[str | dict[str, Any]]) -> list[dict[str, Any]]:
+    def _terms_of(self, names: Iterable[str | dict[str, Any]], path: str) -> list[dict[str, Any]]:
         found = []
         for name in names:
             if isinstance(name, Mapping):
                 found.append(name)
                 continue
-            if self._terms is None:
-                self._terms = self._file(self._options['terms_from'])['methods']
-            if name not in self._terms:
-                raise UserError(f"{self._options['terms_from']} has no terms '{name}': it has {', '.join(self._terms)}")
-            found += self._terms[name]
+            known = self._file(path)['methods']
+            if name not in known:
+                raise UserError(f"{path} has no terms '{name}': it has {', '.join(known)}")
+            found += known[name]
         return found
 
 

@@ -1,5 +1,5 @@
 # FitNet as published: after the hints alone (stage 1, which is trained first), CE + KD on the whole network.
-_base_ = ['../../_base_/pairs/cifar100_wrn-40-2_wrn-16-2.py', '../../_base_/methods.py']
+_base_ = ['../../_base_/pairs/cifar100_wrn-40-2_wrn-16-2.py', '../../_base_/methods_wrn.py']
 requires = [_base_.teacher, dict(
     config='configs/cifar100/wrn-40-2_to_wrn-16-2/fitnet_stage1.py',
     checkpoint='work_dirs/cifar100/wrn-40-2_to_wrn-16-2/fitnet_stage1/student.pth')]

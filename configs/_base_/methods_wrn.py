@@ -1,0 +1,19 @@
+# methods.py for WideResNet. Two losses compare sizes, not only directions: they get the maps after BN-ReLU, as the next
+# stage sees them. On the raw residual sums, which a BatchNorm has yet to scale, either diverges within ten iterations
+# with the weights of methods.py (WRN-16-2 from WRN-28-2, learning rate 0.1).
+_base_ = './methods.py'
+methods = dict(
+    fitnet=[dict(
+        name='fitnet', loss=dict(type='kd_plugins.FitNetLoss'), adapter='auto',
+        student='backbone.stage3.0.relu1', teacher='backbone.stage3.0.relu1', weight=200.)],
+    fsp=[
+        dict(name='fsp1', loss=dict(type='kd_plugins.FSPLoss'), weight=1e-3,
+             student=['backbone.stage1.0.relu1', 'backbone.stage2.0.relu1'],
+             teacher=['backbone.stage1.0.relu1', 'backbone.stage2.0.relu1']),
+        dict(name='fsp2', loss=dict(type='kd_plugins.FSPLoss'), weight=1e-3,
+             student=['backbone.stage2.0.relu1', 'backbone.stage3.0.relu1'],
+             teacher=['backbone.stage2.0.relu1', 'backbone.stage3.0.relu1']),
+        dict(name='fsp3', loss=dict(type='kd_plugins.FSPLoss'), weight=1e-3,
+             student=['backbone.stage3.0.relu1', 'backbone.relu'],
+             teacher=['backbone.stage3.0.relu1', 'backbone.relu']),
+    ])
