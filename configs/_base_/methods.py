@@ -19,10 +19,11 @@ methods = dict(
              teacher='head.fc', weight=dict(at=[0., 0.75], value=[2., 0.], by='progress')),
     ],
     # One joint stage; *_stage1.py has the same alone, as the first of the paper's two stages. RepDistiller weighs the
-    # mean square with 100; the loss halves it.
+    # mean square with 100, behind a BatchNorm; the loss halves it. Behind the convolution alone that (200), and 50 too,
+    # diverge at the first step of a learning rate of 0.1 (ResNet-8 from ResNet-26).
     fitnet=[dict(
         name='fitnet', loss=dict(type='kd_plugins.FitNetLoss'), adapter='auto',
-        student='backbone.stage2', teacher='backbone.stage2', weight=200.)],
+        student='backbone.stage2', teacher='backbone.stage2', weight=20.)],
     # beta = 1000, summed over the ends of the three groups, as in szagoruyko/attention-transfer.
     at=[dict(
         name='at', loss=dict(type='kd_plugins.ATLoss', convention='code'),

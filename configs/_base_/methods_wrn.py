@@ -5,7 +5,7 @@ _base_ = './methods.py'
 methods = dict(
     fitnet=[dict(
         name='fitnet', loss=dict(type='kd_plugins.FitNetLoss'), adapter='auto',
-        student='backbone.stage3.0.relu1', teacher='backbone.stage3.0.relu1', weight=200.)],
+        student='backbone.stage3.0.relu1', teacher='backbone.stage3.0.relu1', weight=20.)],
     fsp=[
         dict(name='fsp1', loss=dict(type='kd_plugins.FSPLoss'), weight=1e-3,
              student=['backbone.stage1.0.relu1', 'backbone.stage2.0.relu1'],

@@ -3,17 +3,13 @@
 
 # The weights are those of configs/_base_/methods.py: the paper's are not published. FitNet and FSP train in two stages,
 # the second with Hinton's loss: a deduction from the tables, in which both stay within 0.5 of Hinton on almost every
-# column, also where the others are ten points away. FitNet's first stage has a learning rate of its own: in 160
-# iterations (ResNet-8 from a ResNet-20) its loss falls to 41 with 0.01, and to 95 with 0.1; FSP's falls lower with 0.1.
+# column, also where the others are ten points away.
 hinton = dict(terms=['kd_alpha'], overrides=dict(model=dict(head=dict(loss=dict(loss_weight=0.1)))))
 methods = {
     'Baseline': dict(),
     'Hinton': hinton,
     'BSS': dict(terms=['bss']),
-    'FitNet': dict(
-        first=dict(
-            terms=['fitnet'], hook=dict(task=False), overrides=dict(optim_wrapper=dict(optimizer=dict(lr=0.01)))),
-        **hinton),
+    'FitNet': dict(first=dict(terms=['fitnet'], hook=dict(task=False)), **hinton),
     'FSP': dict(first=dict(terms=['fsp'], hook=dict(task=False)), **hinton),
     'AT': dict(terms=['at']),
     'SP': dict(terms=['sp']),
