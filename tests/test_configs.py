@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, HOOKS
 from mmengine.structures import BaseDataElement
+from mmpretrain.structures import DataSample
 
 from kd_plugins.config import default_work_dir
 from kd_plugins.distiller import Distillation
@@ -140,6 +141,48 @@ def test_networks_and_terms_of_a_config_meet(path: str) -> None:
     distillation = Distillation(student, teacher, record.terms)
     lines = distillation.dry_run(student, images, None)
     assert [line.split(':')[0] for line in lines] == [term.name for term in record.terms]
+
+
+def normalise(network: torch.nn.Module, images: torch.Tensor) -> None:
+    """Give an untrained network the BatchNorm statistics of its own maps, so that these are of a trained one's size."""
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+    with torch.no_grad():
+        network.train()(images)
+    network.eval()
+
+
+@pytest.mark.parametrize('path', [x for x in CLASSIFICATION if re.match(
+    r'configs/(cifar10/(resnet26|wrn-40-2)_to_.*/(fitnet|fsp|at|sp|kd|nst-poly|rkd-da)[_.]|imagenet/.*_fitnet_)', x)
+    and not re.search('two-(stage|teachers)', x)])
+def test_a_method_survives_the_first_steps_of_its_own_learning_rate(path: str) -> None:
+    """The full schedules have no warm-up: a weight that is too large diverges at once."""
+    torch.manual_seed(0)
+    config, side = load(path), 64 if 'imagenet' in path else 32
+    images = torch.randn(4, 32, 3, side, side)
+    samples = [DataSample().set_gt_label(x) for x in range(8)] * 4
+    student, record = build_teacher(model_of(path), None), distillation_of(config)
+    student.init_weights()
+    teachers = [{**x, 'config': model_of(x.config), 'checkpoint': None} for x in teachers_of(record)]
+    distillation = Distillation(student, teachers, record.terms, record.get('task', True))
+    for teacher in distillation.teachers:
+        normalise(teacher.model, images[0])
+    distillation.dry_run(student, images[0], samples)
+    options = {key: value for key, value in config.optim_wrapper.optimizer.items() if key not in ('type', '_scope_')}
+    optimizer = torch.optim.SGD([*student.parameters(), *distillation.parameters()], **options)
+    sizes = []
+    for batch in images:
+        targets = distillation.ask(batch, samples)
+        with distillation.recorder.recording() as features:
+            losses = student.train()(batch, samples, mode='loss')
+        losses = distillation.add_to(losses, features, targets, batch, samples)
+        total = sum(losses.values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        sizes.append(sum(losses[f'loss_{term.name}'].item() for term in record.terms))
+    assert max(sizes) < 20 * sizes[0]
 
 
 def test_every_pair_has_every_method() -> None:
