@@ -20,7 +20,8 @@ networks = {
     'WRN-28-2': dict(wrn, config='configs/cifar100/wrn-28-2.py'),
     'WRN-40-2': dict(wrn, config='configs/cifar100/wrn-40-2.py'),
 }
-# At 0.1 the matrices of so many channels do not come nearer in FSP's first stage.
+# FSP's first stage: in the first 30 steps of a ResNet-8 of that width its largest term falls to a fifth with 0.01, and
+# not at all with 0.1.
 methods = {'FSP': dict(first=dict(overrides=dict(optim_wrapper=dict(optimizer=dict(lr=0.01)))))}
 seeds = [0, 1, 2, 3, 4]
 references = [dict(corruption='clean', table=_base_.poster_table4)]

@@ -669,4 +669,24 @@ def test_shipped_studies_spell_out(path, monkeypatch):
         exec(run.text, {}, namespace)
         assert namespace['train_cfg']['max_epochs'] > 0
         assert ('teachers' in run.folder.parts) == (run.part == 'teacher')
+    raw = {'backbone.stem', 'backbone.stage1', 'backbone.stage2', 'backbone.stage3'}
+    for run in study.runs:  # on a WRN these are sums of no fixed size, on which the two losses diverge
+        if run.config['model'].get('backbone', {}).get('type') != 'kd_plugins.WideResNet':
+            continue
+        for term in (term for hook in run.config.get('custom_hooks', []) for term in hook.get('terms', [])):
+            if term['loss']['type'] in ('kd_plugins.FitNetLoss', 'kd_plugins.FSPLoss'):
+                assert not raw & {*np.ravel([term['student'], term['teacher']])}
     os.fspath(study.root)
+
+
+def test_a_networks_own_terms_go_before_the_studys(here, data):
+    (here / 'own.py').write_text("methods = dict(kd=[dict(name='own')])")
+    path = write_study(here, data, FEW + "networks['other'] = dict(networks['small'], terms_from='own.py')\n")
+    terms = {(run.network, run.method): run.config['custom_hooks'][-1]['terms']
+             for run in plan.load_study(str(path)).students if run.method == 'KD'}
+    assert [term['name'] for term in terms['small', 'KD']] == ['kd']
+    assert terms['small', 'KD'][0]['loss']['type'] == 'kd_plugins.KDLoss'
+    assert terms['other', 'KD'] == [dict(name='own')]
+    problems = {(run.network, run.method): run.problem for run in plan.load_study(str(path)).students}
+    assert problems['other', 'AT'] == "own.py has no terms 'kd_alpha': it has kd"
+    assert not problems['small', 'AT']
