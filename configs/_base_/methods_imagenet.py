@@ -23,5 +23,5 @@ methods = dict(
         student='neck', teacher='neck')],
     nst_poly=[dict(
         name='nst', loss=dict(type='kd_plugins.NSTLoss', kernel='poly'),
-        student='backbone.layer4', teacher='backbone.layer4', weight=25.)],
+        student='backbone.layer4', teacher='backbone.layer4', weight=50.)],
 )

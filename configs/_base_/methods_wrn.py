@@ -1,7 +1,9 @@
 # methods.py for WideResNet. Two losses compare sizes, not only directions: they get the maps after BN-ReLU, as the next
 # stage sees them. On the raw residual sums, which a BatchNorm has yet to scale, either diverges within ten iterations
 # with the weights of methods.py (WRN-16-2 from WRN-28-2, learning rate 0.1).
+# NST taps the last BatchNorm, before its ReLU, as its authors' code does.
 _base_ = './methods.py'
+norm = dict(student='backbone.norm', teacher='backbone.norm')
 methods = dict(
     fitnet=[dict(
         name='fitnet', loss=dict(type='kd_plugins.FitNetLoss'), adapter='auto',
@@ -16,4 +18,8 @@ methods = dict(
         dict(name='fsp3', loss=dict(type='kd_plugins.FSPLoss'), weight=1e-3,
              student=['backbone.stage3.0.relu1', 'backbone.relu'],
              teacher=['backbone.stage3.0.relu1', 'backbone.relu']),
-    ])
+    ],
+    nst_linear=[dict(_base_.methods.nst_linear[0], **norm)],
+    nst_poly=[dict(_base_.methods.nst_poly[0], **norm)],
+    nst_gaussian=[dict(_base_.methods.nst_gaussian[0], **norm)],
+    nst_gan=[dict(_base_.methods.nst_gan[0], **norm)])

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from studies.plan import Run, Study
+from studies.plan import Run, Study, data_options
 from studies.results import Result, centre_of, scalars
 
 # What a condition's place on an axis is, by the only data option that it has.
@@ -56,7 +56,7 @@ def _against(
     study: Study, results: Mapping[Run, Result], name: str, colours: Mapping[str, Any], pyplot: Any,
 ) -> Iterator[Path]:
     places = {condition: x for condition, options in study.options['corruptions'].items()
-              if (x := place(options, name)) is not None}
+              if (x := place(data_options(options), name)) is not None}
     centre = centre_of(study.options['average'])
     values: dict[tuple[str, str, float], list[float]] = {}
     for run, result in results.items():

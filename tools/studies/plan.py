@@ -22,6 +22,7 @@ _KEYS = {
     'networks': {'config', 'teacher', 'terms_from', 'replace', 'overrides'},
     'teachers': {'config', 'replace', 'overrides'},
     'methods': {'terms', 'wrap', 'overrides', 'first', 'hook'},
+    'corruptions': {'label_noise', 'imbalance', 'common', 'teacher_common'},
 }
 # Options of a study and their values where it states none.
 DEFAULTS = dict(
@@ -168,12 +169,17 @@ def load_study(path: str, root: str | None = None) -> Study:
         options[key] = config[key]
     options = Config(options)._cfg_dict.to_dict()
     for part, allowed in _KEYS.items():
+        _check_record(f'{path}: {part}', options[part])
         for name, record in options[part].items():
-            _check_options(f"{path}: {part}['{name}']", record, allowed)
-            if 'first' in record:
-                _check_options(f"{path}: {part}['{name}']['first']", record['first'], allowed - {'first'})
-            if 'config' in allowed and not record.get('config'):
-                raise UserError(f"{path}: {part}['{name}'] names no config: give config='configs/...py'")
+            where = f"{path}: {part}['{name}']"
+            _check_record(where, record, allowed)
+            if isinstance(first := record.get('first'), str):
+                if first not in list(options[part])[:list(options[part]).index(name)]:
+                    raise UserError(f"{where}: first is '{first}', expected a method that stands above it, or a record")
+            elif 'first' in record:
+                _check_record(f"{where}['first']", first, allowed - {'first'})
+            if 'config' in allowed and not isinstance(record.get('config'), str):
+                raise UserError(f"{where} names no config: give config='configs/...py'")
     seeds = options['seeds']
     if not isinstance(seeds, (list, tuple)) or not seeds or len(set(map(repr, seeds))) < len(seeds) or any(
             type(seed) is not int or not 0 <= seed < TEACHER_SEED for seed in seeds):
@@ -196,8 +202,10 @@ def load_study(path: str, root: str | None = None) -> Study:
     return Study(stem, folder, options, _Plan(path, folder, options).runs())
 
 
-def _check_options(where: str, record: Mapping[str, Any], allowed: set[str]) -> None:
-    if wrong := set(record) - allowed:
+def _check_record(where: str, record: Any, allowed: set[str] | None = None) -> None:
+    if not isinstance(record, Mapping):
+        raise UserError(f'{where} is {record!r}, expected a dict')
+    if allowed is not None and (wrong := set(record) - allowed):
         raise UserError(f"{where} has no option '{min(wrong)}'; options are {', '.join(sorted(allowed))}")
 
 
@@ -208,6 +216,7 @@ class _Plan:
         self._path, self._root, self._options = path, root, options
         self._read: dict[str, dict[str, Any]] = {}
         self._teachers: dict[Path, Run] = {}
+        self._students: dict[tuple[str, str, str, int], Run] = {}
 
     def runs(self) -> list[Run]:
         """Return all runs, the first seed of every method before the second of any."""
@@ -220,12 +229,14 @@ class _Plan:
                         students += [*(r for r in run.needs if r.part == 'first'), run]
         return [*self._teachers.values(), *students]
 
-    def _base(self, record: Mapping[str, Any], *more: Mapping[str, Any]) -> Config:
+    def _base(self, record: Mapping[str, Any], corruption: str, *parts: str) -> Config:
         config = Config(self._file(record['config']))
         for piece in [*record.get('replace', []), *self._options['replace']]:
             for key, value in self._file(piece).items():
                 config[key] = value
-        for overrides in (self._options['common'], *more, record.get('overrides', {})):
+        condition = self._options['corruptions'].get(corruption, {})
+        for overrides in (*(source.get(part, {}) for source in (self._options, condition) for part in parts),
+                          record.get('overrides', {})):
             config.merge_from_dict(overrides)
         return config
 
@@ -236,9 +247,9 @@ class _Plan:
                 self._read[path].pop(key, None)
         return copy.deepcopy(self._read[path])
 
-    def _complete(self, config: Config, folder: Path, corruption: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    def _complete(self, config: Config, folder: Path, corruption: str, seed: int) -> dict[str, Any]:
         plain = _plain(config)
-        corrupt(plain['train_dataloader'], corruption)
+        corrupt(plain['train_dataloader'], data_options(self._options['corruptions'].get(corruption, {})))
         plain['randomness'] = dict(plain.get('randomness', {}), seed=seed)
         plain['work_dir'] = folder.as_posix()
         return plain
@@ -248,12 +259,12 @@ class _Plan:
             raise UserError(f"{self._path}: there is no teacher '{name}' among {', '.join(self._options['teachers'])}")
         conditions = self._options['corruptions']
         if self._options['teacher_data'] == 'clean':  # which a study of corrupted data alone does not name
-            corruption = next((name for name, data in conditions.items() if not data), 'clean')
+            corruption = next((name for name, record in conditions.items() if not data_options(record)), 'clean')
         seed = self._options['seeds'][0] if self._options['teacher_seeds'] == 'one' else seed
         folder = self._root / 'teachers' / slug(name) / slug(corruption) / f'seed{seed}'
         if folder not in self._teachers:
-            config = self._base(self._options['teachers'][name], self._options['teacher_common'])
-            config = self._complete(config, folder, conditions.get(corruption, {}), TEACHER_SEED + seed)
+            config = self._base(self._options['teachers'][name], corruption, 'common', 'teacher_common')
+            config = self._complete(config, folder, corruption, TEACHER_SEED + seed)
             self._teachers[folder] = Run(name, corruption, 'teacher', seed, folder, config, part='teacher')
         return self._teachers[folder]
 
@@ -261,9 +272,13 @@ class _Plan:
         record = self._options['methods'][method]
         folder = self._root / slug(network) / slug(corruption) / slug(method) / f'seed{seed}'
         run = self._stage(network, corruption, method, record, seed, folder)
+        self._students[network, corruption, method, seed] = run
         if 'first' in record:
-            first = self._stage(network, corruption, method, record['first'], seed, folder / 'first')
-            first.part = 'first'
+            if isinstance(record['first'], str):
+                first = self._students[network, corruption, record['first'], seed]
+            else:
+                first = self._stage(network, corruption, method, record['first'], seed, folder / 'first')
+                first.part = 'first'
             run.needs.append(first)
             run.config['load_from'] = (first.folder / 'student.pth').as_posix()
             run.config['requires'] = [*run.config.get('requires', []), _required(first)]
@@ -273,9 +288,9 @@ class _Plan:
         self, network: str, corruption: str, method: str, record: Mapping[str, Any], seed: int, folder: Path,
     ) -> Run:
         source = self._options['networks'][network]
-        config = self._base(source)
+        config = self._base(source, corruption, 'common')
         config.merge_from_dict(record.get('overrides', {}))
-        config = self._complete(config, folder, self._options['corruptions'][corruption], seed)
+        config = self._complete(config, folder, corruption, seed)
         needs, problem = [], ''
         try:
             terms = self._terms_of(record.get('terms', []), source.get('terms_from', self._options['terms_from']))
@@ -314,6 +329,11 @@ def _plain(config: Config) -> dict[str, Any]:
 
 def _required(run: Run) -> dict[str, str]:
     return dict(config=(run.folder / 'config.py').as_posix(), checkpoint=(run.folder / 'student.pth').as_posix())
+
+
+def data_options(condition: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a condition does to the training data; none where they are clean."""
+    return {key: value for key, value in condition.items() if key not in ('common', 'teacher_common')}
 
 
 def corrupt(loader: dict[str, Any], options: Mapping[str, Any]) -> None:

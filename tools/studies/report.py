@@ -15,7 +15,7 @@ from rich.table import Table
 from kd_plugins.checkpoint import AtomicBackend
 from kd_plugins.errors import UserError
 from studies.figures import figures
-from studies.plan import TEACHER_SEED, Run, Study
+from studies.plan import TEACHER_SEED, Run, Study, data_options
 from studies.results import Result, centre_of, result_of
 
 
@@ -161,7 +161,7 @@ def caption(study: Study) -> str:
         parts.append(f'one teacher for {each}, of seed {seed}, trained on {data}')
     if two := [name for name, record in options['methods'].items() if 'first' in record]:
         parts.append(f'{", ".join(two)}: a first stage of its own before this one')
-    if any(options['corruptions'].values()):
+    if any(map(data_options, options['corruptions'].values())):
         parts.append('the corrupted data are the same for all methods and seeds')
     if options['references']:
         parts.append('in brackets: the published value')

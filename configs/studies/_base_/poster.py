@@ -20,9 +20,14 @@ methods = {
     'DML': dict(wrap=dict(type='kd_plugins.MutualLearning')),
 }
 
-# Logs the accuracy on the training data, for the curves: for the single networks, since the short schedule has the
-# common overrides.
-curves = dict(model=dict(head=dict(cal_acc=True)))
+# Logs the accuracy on the training data, for the curves: an epoch's mean over its batches, as they were trained on. For
+# the single networks, since the short schedule has the common overrides.
+curves = dict(
+    model=dict(head=dict(cal_acc=True)),
+    log_processor=dict(custom_cfg=[
+        dict(data_src=name, method_name='mean', window_size='epoch')
+        for name in ('accuracy_top-1', 'accuracy_top-1_0')]),
+    default_hooks=dict(logger=dict(ignore_last=False)))
 
 # Table III, CIFAR-10.
 poster_table3 = '''

@@ -1,25 +1,22 @@
 # A schedule for a laptop, of every *_quick.py and of quick.py: images from memory, bfloat16, channels-last, one warm-up
 # epoch and one cosine, scored at the end alone. Its numbers, all of them:
-images, epochs = 10000, 4  # of a student
-teacher_images, teacher_epochs = 50000, 4
+images, epochs = 8000, 4  # of a student
+teacher_images, teacher_epochs = 30000, 4
 lr = 0.1
 
 replace = ['configs/_base_/datasets/cifar10_batched.py', 'configs/_base_/schedules/cifar_quick.py']
+warm_up = dict(type='LinearLR', start_factor=0.1, by_epoch=True, begin=0, end=1, convert_to_iter_based=True)
+cosine = dict(type='CosineAnnealingLR', by_epoch=True, begin=1, end=epochs, convert_to_iter_based=True)
 common = dict(
     optim_wrapper=dict(optimizer=dict(lr=lr)),
     # Not to be pickled one by one: the images go into one tensor.
     train_dataloader=dict(dataset=dict(dataset=dict(indices=images, serialize_data=False))),
     val_dataloader=dict(dataset=dict(dataset=dict(serialize_data=False))),
-    param_scheduler=[
-        dict(type='LinearLR', start_factor=0.1, by_epoch=True, begin=0, end=1, convert_to_iter_based=True),
-        dict(type='CosineAnnealingLR', by_epoch=True, begin=1, end=epochs, convert_to_iter_based=True),
-    ],
+    param_scheduler=[warm_up, cosine],
     train_cfg=dict(max_epochs=epochs, val_interval=epochs),
+    val_cfg=dict(fp16=True),  # mmengine's name for autocast: bfloat16 on a CPU
     default_hooks=dict(layout=dict(type='kd_plugins.ChannelsLastHook'), checkpoint=dict(max_keep_ckpts=1)))
 teacher_common = dict(
     train_dataloader=dict(dataset=dict(dataset=dict(indices=teacher_images))),
-    param_scheduler=[
-        dict(type='LinearLR', start_factor=0.1, by_epoch=True, begin=0, end=1, convert_to_iter_based=True),
-        dict(type='CosineAnnealingLR', by_epoch=True, begin=1, end=teacher_epochs, convert_to_iter_based=True),
-    ],
+    param_scheduler=[warm_up, dict(cosine, end=teacher_epochs)],
     train_cfg=dict(max_epochs=teacher_epochs, val_interval=teacher_epochs))
