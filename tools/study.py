@@ -14,14 +14,17 @@ teachers      name=dict(config='configs/...py', overrides=dict(...)); trained fi
 methods       name=dict(terms=[...], hook=dict(...), wrap=dict(type=...), overrides=dict(...), first=dict(...)); a term
               is a key of terms_from (configs/_base_/methods.py, or what a network names) or a record, hook more options
               of the DistillationHook; wrap makes the model dict(wrap, student=<the network>); first is a method that
-              trains the weights from which this one starts
-corruptions   name=dict(label_noise=..., imbalance=...), options of the training data; clean=dict() by default
+              trains the weights from which this one starts, or the name of one above it
+corruptions   name=dict(label_noise=..., imbalance=..., common=..., teacher_common=...): options of the training data;
+              common and teacher_common go before the study's. clean=dict() by default
 seeds         of the runs, whole numbers below 1000; a teacher's is 1000 more than its students'
 replace       configs whose keys take the place of the networks' own, also in single networks and teachers; common,
               teacher_common: overrides of all runs, of teachers
 teacher_data  'clean' or 'same': what teachers learn from; teacher_seeds 'one' or 'each': one for all seeds or one each
 teacher_cache True keeps the teachers' answers on disk, for all runs whose pictures come again: give networks the
               override train_dataloader=dict(dataset=dict(seed=0)) of BatchedImages, so that all seeds draw the same
+validation    dict(size=5000): images held out of all training and scored beside the test set; runs.csv then tells the
+              test accuracy of the epoch that was best on them
 metric, error, average, references, columns, baseline, title, notes    what the table shows, and how
 """
 
@@ -32,7 +35,7 @@ from collections.abc import Sequence
 
 from studies.execute import Execution, LocalLauncher, RayLauncher, alone_in, check_unchanged
 from studies.plan import load_study
-from studies.report import report
+from studies.report import references, report
 
 from kd_plugins.errors import UserError, one_line_errors
 
@@ -59,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.jobs < 1 or (args.threads or 1) < 1:
         raise UserError(f'--jobs {args.jobs}, --threads {args.threads}: expected at least 1')
     study = load_study(args.study, args.root)
+    references(study)  # what is wrong in them is told now, not after the training
     runs = study.only(args.only) if args.only else study.runs
     if args.list:
         for run in runs:

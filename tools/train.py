@@ -165,6 +165,7 @@ def main() -> None:
         config.optim_wrapper.type = 'kd_plugins.BF16OptimWrapper'
     hooks = config.setdefault('default_hooks', {})
     hooks.setdefault('reseed', dict(type='kd_plugins.ReseedHook'))
+    hooks.setdefault('corruption', dict(type='kd_plugins.CorruptionHook'))
     if hooks.get('checkpoint', {}) is not None:  # without checkpoints there is none to export
         hooks.setdefault('export', dict(type='kd_plugins.ExportHook'))
     if not torch.cuda.is_available():

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,13 @@ from kd_plugins.errors import UserError
 from kd_plugins.registry import DATASETS
 
 _DRAWS = dict(noise=2, imbalance=3, validation=4)  # streams of their own under one seed
+# The options of each kind, what values they take, and the value where none is given (...: one must be).
+_OPTIONS = dict(
+    label_noise=dict(rate=(Real, ...), include_true=(bool, True), seed=(Integral, 0)),
+    imbalance=dict(gamma=(Real, ...), most=(Integral, None), least=(Integral, None), seed=(Integral, 0)),
+    validation=dict(size=(Integral, ...), seed=(Integral, 0), part=(str, 'train')),
+)
+_KINDS = {Real: 'a number', Integral: 'a whole number', bool: 'True or False', str: 'a text'}
 
 
 def noisy_labels(
@@ -157,12 +165,13 @@ def corrupt(
             :func:`held_out`.
 
     Raises:
-        UserError: An option is unknown or out of range, or noise or imbalance is asked of the held-out part.
+        UserError: An option is unknown, of another kind or out of range, or noise or imbalance is asked of the held-out
+            part.
     """
     given = labels = np.asarray(labels, np.int64)
     kept = np.arange(len(labels))
     if validation is not None:
-        options = _checked('validation', validation, size=..., seed=0, part='train')
+        options = complete_options('validation', validation)
         part = options.pop('part')
         if part not in ('train', 'val') or (part == 'val' and (label_noise or imbalance)):
             raise UserError(f"validation: part='{part}'; expected 'train', or 'val' without label_noise and imbalance: "
@@ -171,22 +180,50 @@ def corrupt(
         kept = out if part == 'val' else np.setdiff1d(kept, out)
     record = {}
     if imbalance is not None:
-        record['imbalance'] = _checked('imbalance', imbalance, gamma=..., most=None, least=None, seed=0)
+        record['imbalance'] = complete_options('imbalance', imbalance)
         kept = kept[kept_samples(labels[kept], classes, **record['imbalance'])]
     if label_noise is not None:
-        record['label_noise'] = _checked('label_noise', label_noise, rate=..., include_true=True, seed=0)
+        record['label_noise'] = complete_options('label_noise', label_noise)
         given = noisy_labels(labels, classes, **record['label_noise'])
     return Corruption(kept, given[kept], record or None)
 
 
-def _checked(name: str, options: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
-    complete = {**defaults, **options}
-    missing = [key for key, value in complete.items() if value is ...]
-    if missing or set(options) - set(defaults):
-        wrong = sorted(set(options) - set(defaults))
-        raise UserError(f'{name}: {f"no option {wrong[0]!r}" if wrong else f"{missing[0]!r} is missing"}; options are '
-                        f'{", ".join(defaults)}')
+def complete_options(name: str, options: Any) -> dict[str, Any]:
+    """Return the options of ``'label_noise'``, ``'imbalance'`` or ``'validation'``, with those that are not given.
+
+    Raises:
+        UserError: They are no dictionary, one is unknown, missing, or of another kind.
+    """
+    known = _OPTIONS[name]
+    if not isinstance(options, Mapping):
+        needed = next(iter(known))
+        raise UserError(f'{name} is {options!r}; expected a dict of {", ".join(known)}, as {name}=dict({needed}=...)')
+    if wrong := set(options) - set(known):
+        raise UserError(f"{name}: no option '{min(wrong)}'; options are {', '.join(known)}")
+    complete = {key: default for key, (_, default) in known.items()} | dict(options)
+    for key, value in complete.items():
+        kind, default = known[key]
+        if value is ...:
+            raise UserError(f"{name}: '{key}' is missing; options are {', '.join(known)}")
+        if not (value is default or (isinstance(value, kind) and isinstance(value, bool) == (kind is bool))):
+            raise UserError(f'{name}: {key} is {value!r}; expected {_KINDS[kind]}')
     return complete
+
+
+def check_options(**options: Any) -> None:
+    """Check options of :func:`corrupt` as far as they can be wrong whatever the data are.
+
+    Raises:
+        UserError: As :func:`corrupt`.
+    """
+    for name, given in options.items():
+        complete = complete_options(name, given)
+        if name == 'label_noise':
+            noisy_labels([], 2, **complete)
+        elif name == 'imbalance':
+            kept_samples(np.repeat([0, 1], complete['most'] or 20 * (complete['least'] or 1)), 2, **complete)
+        else:
+            corrupt(np.zeros(max(complete['size'], 0) + 1), 1, validation=complete)
 
 
 def report(record: Mapping[str, Any] | None, infos: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""A record of what was done to the training data."""
+"""A record of what was done to the training data, which no scored data share."""
 
 import json
 from collections.abc import Iterator
@@ -7,9 +7,11 @@ from typing import Any
 
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
+from torch.utils.data import DataLoader
 
 from kd_plugins.checkpoint import AtomicBackend
+from kd_plugins.errors import UserError
 from kd_plugins.registry import HOOKS
 
 
@@ -19,7 +21,19 @@ class CorruptionHook(Hook):
 
     It holds the options, the number of samples of each (true) class, and index, true and given label of every sample
     whose label was changed; a list of such records where several corrupted sets are joined.
+
+    Raises:
+        UserError: Before training or testing, where data that are scored are corrupted.
     """
+
+    def before_run(self, runner: Runner) -> None:
+        """Look at what training is scored on."""
+        if isinstance(runner.val_loop, BaseLoop):
+            _refuse_corrupted('val_dataloader', runner.val_dataloader)
+
+    def before_test(self, runner: Runner) -> None:
+        """Look at what is tested on."""
+        _refuse_corrupted('test_dataloader', runner.test_dataloader)
 
     @master_only
     def before_train(self, runner: Runner) -> None:
@@ -28,6 +42,11 @@ class CorruptionHook(Hook):
         if found:
             text = json.dumps(found[0] if len(found) == 1 else found)
             AtomicBackend().put(f'{text}\n'.encode(), str(Path(runner.work_dir, 'corruption.json')))
+
+
+def _refuse_corrupted(name: str, loader: DataLoader) -> None:
+    if any(_corruptions(loader.dataset)):
+        raise UserError(f'{name}: its data have label_noise or imbalance, which are for training alone; take them out')
 
 
 def _corruptions(dataset: Any) -> Iterator[dict[str, Any]]:

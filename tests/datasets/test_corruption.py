@@ -269,6 +269,14 @@ def test_batches_from_memory_have_the_given_labels(root):
     (dict(imbalance=dict(gamma=0)), 'gamma=0'),
     (dict(imbalance=dict(gamma=1, most=10, least=10)), '0 < least < most'),
     (dict(imbalance=dict(gamma=1, most=31, least=2)), 'class 0 is to keep 31 samples, but has 30'),
+    (dict(label_noise=0.4), r'label_noise is 0.4; expected a dict of rate, .* as label_noise=dict\(rate=...\)'),
+    (dict(label_noise=dict(rate='0.4')), "label_noise: rate is '0.4'; expected a number"),
+    (dict(label_noise=dict(rate=True)), 'rate is True; expected a number'),
+    (dict(label_noise=dict(rate=0.4, include_true=1)), 'include_true is 1; expected True or False'),
+    (dict(imbalance=0.2), r'imbalance is 0.2; expected a dict .*imbalance=dict\(gamma=...\)'),
+    (dict(imbalance=dict(gamma=1, most=20.5)), 'most is 20.5; expected a whole number'),
+    (dict(validation=dict(size=2.5)), 'size is 2.5; expected a whole number'),
+    (dict(validation=dict(size=3, part=1)), 'part is 1; expected a text'),
     (dict(validation=dict(size=300)), 'size=300'),
     (dict(validation=dict(size=3, part='test')), "part='test'"),
 ])
@@ -284,6 +292,26 @@ def test_a_test_split_is_refused(root):
     for dataset in (dict(record, **noise), dict(type='kd_plugins.Corrupted', dataset=record, **noise)):
         with pytest.raises(UserError, match='for the training split'):
             DATASETS.build(dataset)
+
+
+@pytest.mark.parametrize('part', ['val', 'test'])
+def test_scored_data_that_are_corrupted_are_refused_even_where_they_do_not_say_that_they_are_scored(tmp_path, part):
+    images = image_folder(tmp_path / 'images', 32)
+    config = classification_config(images, tmp_path / 'run', classifier(), 1, default_hooks=dict(
+        corruption=dict(type='kd_plugins.CorruptionHook')))
+    clean = dict(config.train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
+    noisy = dict(clean, dataset=dict(
+        type='kd_plugins.Corrupted', dataset=clean['dataset'], label_noise=dict(rate=0.5)))
+    held_out = dict(clean, dataset=dict(
+        type='kd_plugins.Corrupted', dataset=clean['dataset'], validation=dict(size=8, part='val')))
+    for name, loader in ((part, noisy), ('val' if part == 'test' else 'test', held_out)):
+        config.merge_from_dict({f'{name}_dataloader': loader, f'{name}_cfg': {}, f'{name}_evaluator': dict(
+            type='Accuracy')})
+    runner = Runner.from_cfg(config)
+    with pytest.raises(UserError, match=f'{part}_dataloader: its data have label_noise or imbalance'):
+        runner.train() if part == 'val' else runner.test()
+    if part == 'test':
+        runner.train()  # scored on a held-out part, which is clean
 
 
 def test_what_is_no_mmengine_data_set_goes_outside(root):

@@ -7,6 +7,7 @@ from mmengine.runner import Runner
 from tiny import classification_config, classifier, equal, image_folder, train, weights
 
 from kd_plugins.checkpoint import load_weights, read_checkpoint
+from kd_plugins.datasets.corruption import held_out
 from kd_plugins.errors import UserError
 from kd_plugins.registry import MODELS
 
@@ -35,6 +36,41 @@ def test_export_is_the_last_checkpoint_and_the_last_metrics(tmp_path, data):
     assert result['metrics']['epoch'] == 2
     assert result['metrics']['accuracy/top1'] == pytest.approx(
         runner.message_hub.get_scalar('val/accuracy/top1').data[0][-1])
+
+
+def test_a_held_out_part_is_scored_beside_the_test_set_and_chosen_by(tmp_path, data):
+    def config(folder, **hook):
+        config = classification_config(data, tmp_path / folder, epochs=3, default_hooks=HOOKS)
+        evaluated(config)
+        config.val_dataloader.dataset.pipeline.pop(1)  # the flip
+        config.val_cfg = dict(fp16=True)
+        if hook:
+            held_out = dict(config.val_dataloader, dataset=dict(
+                type='kd_plugins.Corrupted', dataset=config.val_dataloader.dataset,
+                validation=dict(size=12, part='val')))
+            config.custom_hooks = [dict(type='kd_plugins.HeldOutHook', dataloader=held_out, evaluator=dict(
+                type='Accuracy', prefix='validation'), **hook)]
+            config.default_hooks.checkpoint = dict(type='CheckpointHook', save_best='validation/top1')
+        return config
+
+    plain, runner = train(config('plain')), train(config('run', priority='HIGHEST'))
+    assert equal(*(weights(x.model) for x in (plain, runner)))  # scoring draws nothing and trains nothing
+    logged = [json.loads(line) for line in next((tmp_path / 'run').glob('*/vis_data/scalars.json')).open()]
+    found = [(line['validation/top1'], line['accuracy/top1']) for line in logged if 'validation/top1' in line]
+    assert len(found) == 3
+    result = json.loads((tmp_path / 'run/result.json').read_text())['metrics']
+    assert (result['validation/top1'], result['accuracy/top1']) == found[-1]
+    best = max(range(3), key=lambda epoch: found[epoch][0])
+    (chosen, ) = (tmp_path / 'run').glob('best_validation_top1_*.pth')
+    assert chosen.stem.endswith(f'epoch_{best + 1}')
+    # The last epoch's score, by hand, of the twelve.
+    model = runner.model.eval()
+    hits = []
+    for batch in runner.val_dataloader:
+        with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+            hits += [(x.pred_label == x.gt_label).item() for x in model.val_step(batch)]
+    kept = held_out(sorted(i % 4 for i in range(24)), 12)  # folder after folder
+    assert result['validation/top1'] == pytest.approx(100 * sum(hits[i] for i in kept) / 12)
 
 
 def test_export_under_ema_is_the_average(tmp_path, data):

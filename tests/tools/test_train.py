@@ -436,6 +436,18 @@ def test_amp_takes_the_place_of_another_wrapper(tmp_path, command, config):
     assert used.optimizer == config.optim_wrapper.optimizer
 
 
+def test_a_stock_config_tells_which_labels_were_changed(tmp_path, command, config):
+    config.default_hooks = {}
+    config.train_cfg.max_epochs = 1
+    config.train_dataloader.dataset = dict(
+        type='kd_plugins.Corrupted', dataset=config.train_dataloader.dataset, label_noise=dict(rate=0.5))
+    config.dump(tmp_path / 'cfg.py')
+    assert command(tmp_path, 'cfg.py') == 0, (tmp_path / 'stderr').read_text()
+    record = json.loads((Path(config.work_dir) / 'corruption.json').read_text())
+    assert record['samples'] == 24
+    assert 4 < len(record['changed']) < 14  # half are drawn anew, from four classes: 9 expected
+
+
 def test_a_config_without_checkpoints_trains(tmp_path, command, config):
     config.default_hooks.checkpoint = None
     config.default_hooks.pop('export', None)

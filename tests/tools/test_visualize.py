@@ -1,4 +1,5 @@
 import importlib.util
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_hex
+from mmengine.config import Config
 from tiny import CLASSES, classification_config, classifier, image_folder
 
 from kd_plugins.errors import UserError
@@ -253,12 +255,19 @@ def argv(tmp_path: Path) -> list[str]:
             '--tap', 'backbone.stage3', '--images', '8', '--out', str(tmp_path / 'new' / 'picture.png')]
 
 
-def answers_of(argv: list[str], command: str = 'tsne') -> tuple:
+def answers_of(argv: list[str], command: str = 'tsne', rows: np.ndarray | None = None) -> tuple:
     args = tool.parse_args([command, *argv])
     networks.check_options(args)
     loader = networks.test_set(args.student[0][0])
-    rows = networks.draw_rows(loader.dataset, args.images, args.seed)
+    if rows is None:
+        rows = networks.draw_rows(loader.dataset, args.images, args.seed)
     return rows, loader.dataset, *networks.answers(args, loader, rows)
+
+
+def similarity_rows(argv: list[str]) -> np.ndarray:
+    args = tool.parse_args(['similarity', *argv])
+    labels = networks.labels_of(networks.test_set(args.student[0][0]).dataset)
+    return similarity.draw_sorted_rows(labels, args.images, args.classes, args.seed)
 
 
 def overlapping(figure) -> list[tuple[str, str]]:
@@ -408,7 +417,8 @@ def test_a_picture_is_written_and_the_same_each_time(
         (line,) = [x for x in capsys.readouterr().out.splitlines() if str(out) in x]
     assert written[0] == written[1]
     assert min(cv2.imread(str(out)).shape[:2]) > 300
-    _, _, _, teacher, students = answers_of(argv)
+    rows = similarity_rows(argv) if command == 'similarity' else None
+    _, _, _, teacher, students = answers_of(argv, command, rows)
     told = [float(part.rpartition(' ')[2]) for part in line.split(', ')]
     if command == 'tsne':
         expected = [nst_loss(x.features, teacher.features).item() for x in students]
@@ -417,7 +427,8 @@ def test_a_picture_is_written_and_the_same_each_time(
         expected = [attention.agreement(x.features, teacher.features).mean().item() for x in students]
         assert told == pytest.approx(expected, abs=6e-4)
     else:
-        assert len(told) == 2
+        expected = [sp_loss(x.features, teacher.features).item() for x in students]
+        assert told == pytest.approx(expected, rel=1e-3)
     assert all(name in line for name in ('plain', 'with NST'))
 
 
@@ -429,10 +440,8 @@ def test_the_teacher_may_be_tapped_elsewhere_and_vectors_have_similarities(argv:
     assert 'SP loss' in (tmp_path / 'neck.svg').read_text()
 
 
-def test_pictures_held_in_memory_are_drawn_too(tmp_path: Path):
+def test_pictures_held_in_memory_are_drawn_too(argv: list[str], tmp_path: Path):
     """BatchedImages collates whole batches and has no records."""
-    import pickle
-
     rng = np.random.default_rng(0)
     folder = tmp_path / 'cifar-10-batches-py'
     folder.mkdir()
@@ -449,6 +458,12 @@ def test_pictures_held_in_memory_are_drawn_too(tmp_path: Path):
     assert labels.tolist() == [*range(10)] * 2
     batch = loader.collate_fn([loader.dataset[3], loader.dataset[14]])
     assert np.array_equal(batch['inputs'].flatten(1), rows[[3, 14]])
+    with Path(argv[4]).open('a') as config:  # the first student's, whose test set is drawn from
+        config.write(f'\ntest_dataloader = {Config.fromfile(tmp_path / "set.py").test_dataloader.to_dict()!r}\n')
+    for command in PICTURES:
+        tool.main([command, *argv])
+        assert min(cv2.imread(argv[-1]).shape[:2]) > 300
+        Path(argv[-1]).unlink()
 
 
 def test_mistakes_in_pictures_of_networks_are_told(argv: list[str], tmp_path: Path):

@@ -1,5 +1,6 @@
 """Figures of a study: accuracy against the rate of noise and the degree of imbalance, and the course of training."""
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,23 +9,25 @@ from typing import Any
 from studies.plan import Run, Study, data_options
 from studies.results import Result, centre_of, scalars
 
-# What a condition's place on an axis is, by the only data option that it has.
-_AXES = {'label_noise': ('rate', 'rate of label noise, σ', 'noise.png'),
-         'imbalance': ('gamma', 'exponent of class imbalance, γ', 'imbalance.png')}
+# What a condition's place on an axis is, by the only data option that it has; and the place of clean data.
+_AXES = {'label_noise': ('rate', 'rate of label noise, σ', 'noise.png', 0.),
+         'imbalance': ('gamma', 'exponent of class imbalance, γ', 'imbalance.png', math.inf)}
+_CURVES = 'curves.png'
 
 
 def place(options: Mapping[str, Any], name: str) -> float | None:
-    """Return where a condition lies on the axis of a data option; clean data are noise of rate 0."""
-    if name == 'label_noise' and not options:
-        return 0.
+    """Return where a condition lies on the axis of a data option; clean data are noise of rate 0, and balanced."""
+    if not options:
+        return _AXES[name][3]
     return options[name][_AXES[name][0]] if list(options) == [name] else None
 
 
 def curves(run: Run, metric: str) -> tuple[dict[int, float], dict[int, float]]:
     """Return a run's test and training accuracy by epoch; training's is the last value logged in each.
 
-    Training accuracy is there where the head was given ``cal_acc=True``, which logs and trains nothing; of networks
-    that learn together it is the student's, number 0.
+    Training accuracy is there where the head was given ``cal_acc=True``, which logs and trains nothing; the epoch's
+    mean where the log is told to take it (``curves`` in configs/studies/_base_/poster.py), else one batch's. Of
+    networks that learn together it is the student's, number 0.
     """
     test, train = {}, {}
     for line in scalars(run):
@@ -37,7 +40,10 @@ def curves(run: Run, metric: str) -> tuple[dict[int, float], dict[int, float]]:
 
 
 def figures(study: Study, results: Mapping[Run, Result]) -> Iterator[Path]:
-    """Draw into the study's folder what its finished runs allow; courses of those that were scored more than once."""
+    """Draw into the study's folder what its finished runs allow; courses of those that were scored more than once.
+
+    Figures that an earlier call left and that these runs do not make are removed.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -46,6 +52,8 @@ def figures(study: Study, results: Mapping[Run, Result]) -> Iterator[Path]:
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
+    for name in (_CURVES, *(name for _, _, name, _ in _AXES.values())):
+        (study.root / name).unlink(missing_ok=True)
     colours = dict(zip(study.options['methods'], pyplot.get_cmap('tab20').colors, strict=False))
     for name in _AXES:
         yield from _against(study, results, name, colours, pyplot)
@@ -62,18 +70,24 @@ def _against(
     for run, result in results.items():
         if run.part == 'student' and run.corruption in places:
             values.setdefault((run.network, run.method, places[run.corruption]), []).append(result.last)
-    if len({x for _, _, x in values}) < 2:
+    found = sorted({x for _, _, x in values})
+    if len(found) < 2:
         return
+    # Balanced data lie where gamma is infinite: behind the last, in an equal distance.
+    gap = (found[-2] - found[0]) / max(len(found) - 2, 1) or 1.
+    ticks = {x: x if math.isfinite(x) else found[-2] + gap
+             for x in found}
     networks = [x for x in study.options['networks'] if x in {network for network, _, _ in values}]
     figure, axes = pyplot.subplots(1, len(networks), figsize=(5 * len(networks) + 2, 4), squeeze=False)
     for axis, network in zip(axes[0], networks, strict=True):
         for method in study.options['methods']:
-            points = sorted((x, found) for (n, m, x), found in values.items() if (n, m) == (network, method))
+            points = sorted((x, last) for (n, m, x), last in values.items() if (n, m) == (network, method))
             if points:
-                axis.errorbar([x for x, _ in points], [centre(y) for _, y in points],
+                axis.errorbar([ticks[x] for x, _ in points], [centre(y) for _, y in points],
                               [statistics.stdev(y) if len(y) > 1 else 0 for _, y in points],
                               label=method, color=colours.get(method), marker='o', markersize=3, capsize=2)
         axis.set(title=network, xlabel=_AXES[name][1], ylabel=_label(study))
+        axis.set_xticks(list(ticks.values()), [f'{x:g}' if math.isfinite(x) else 'balanced' for x in ticks])
     yield _save(study, figure, axes[0][-1], _AXES[name][2], pyplot)
 
 
@@ -107,7 +121,7 @@ def _courses(
                                   color=colours.get(method), label=None if part else method)
             axis.set(title=f'{network}, {corruption}', ylabel=_label(study),
                      xlabel='epoch (solid: test, dashed: training)' if 1 in drawn else 'epoch')
-    yield _save(study, figure, axes[0][-1], 'curves.png', pyplot)
+    yield _save(study, figure, axes[0][-1], _CURVES, pyplot)
 
 
 def _label(study: Study) -> str:

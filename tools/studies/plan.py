@@ -16,22 +16,15 @@ from mmengine.config import Config
 
 from kd_plugins.config import load_config
 from kd_plugins.errors import UserError
+from studies.checks import TEACHER_SEED, check_spelling, check_study
 
-# The keys of a study's records; a misspelt one would be left out in silence.
-_KEYS = {
-    'networks': {'config', 'teacher', 'terms_from', 'replace', 'overrides'},
-    'teachers': {'config', 'replace', 'overrides'},
-    'methods': {'terms', 'wrap', 'overrides', 'first', 'hook'},
-    'corruptions': {'label_noise', 'imbalance', 'common', 'teacher_common'},
-}
 # Options of a study and their values where it states none.
 DEFAULTS = dict(
     title=None, root=None, teachers={}, corruptions={'clean': {}}, seeds=[0], replace=[], common={}, teacher_common={},
     teacher_data='clean', teacher_seeds='one', teacher_cache=False, terms_from='configs/_base_/methods.py',
     metric='accuracy/top1', average='mean', error=False, references=[], notes='', columns=None, baseline=None,
+    validation=None,
 )
-# A teacher's seed is this much more than the students': one of a student's own architecture would be its baseline.
-TEACHER_SEED = 1000
 
 
 @dataclass(eq=False)
@@ -168,30 +161,7 @@ def load_study(path: str, root: str | None = None) -> Study:
             raise UserError(f'{path}: a study needs {key}, as in configs/studies/quick.py')
         options[key] = config[key]
     options = Config(options)._cfg_dict.to_dict()
-    for part, allowed in _KEYS.items():
-        _check_record(f'{path}: {part}', options[part])
-        for name, record in options[part].items():
-            where = f"{path}: {part}['{name}']"
-            _check_record(where, record, allowed)
-            if isinstance(first := record.get('first'), str):
-                if first not in list(options[part])[:list(options[part]).index(name)]:
-                    raise UserError(f"{where}: first is '{first}', expected a method that stands above it, or a record")
-            elif 'first' in record:
-                _check_record(f"{where}['first']", first, allowed - {'first'})
-            if 'config' in allowed and not isinstance(record.get('config'), str):
-                raise UserError(f"{where} names no config: give config='configs/...py'")
-    seeds = options['seeds']
-    if not isinstance(seeds, (list, tuple)) or not seeds or len(set(map(repr, seeds))) < len(seeds) or any(
-            type(seed) is not int or not 0 <= seed < TEACHER_SEED for seed in seeds):
-        raise UserError(f'{path}: seeds is {seeds}, expected a list of different whole numbers from 0 to '
-                        f'{TEACHER_SEED - 1}, as [0, 1, 2]')
-    if options['baseline'] not in (None, *options['methods']):
-        raise UserError(f"{path}: baseline is '{options['baseline']}', expected one of the methods "
-                        f'{", ".join(options["methods"])}')
-    for key, allowed in (('teacher_data', ('clean', 'same')), ('teacher_seeds', ('one', 'each')),
-                         ('average', ('mean', 'median')), ('columns', (None, 'network', 'corruption'))):
-        if options[key] not in allowed:
-            raise UserError(f"{path}: {key} is '{options[key]}', expected one of {', '.join(map(repr, allowed))}")
+    check_study(path, options)
     for part in ('networks', 'teachers', 'methods', 'corruptions'):
         names = [slug(name) for name in options[part]]
         if len(set(names)) < len(names) or not all(names):
@@ -200,13 +170,6 @@ def load_study(path: str, root: str | None = None) -> Study:
     stem = Path(path).stem
     folder = Path(root or options['root'] or Path('work_dirs', 'studies', stem))
     return Study(stem, folder, options, _Plan(path, folder, options).runs())
-
-
-def _check_record(where: str, record: Any, allowed: set[str] | None = None) -> None:
-    if not isinstance(record, Mapping):
-        raise UserError(f'{where} is {record!r}, expected a dict')
-    if allowed is not None and (wrong := set(record) - allowed):
-        raise UserError(f"{where} has no option '{min(wrong)}'; options are {', '.join(sorted(allowed))}")
 
 
 class _Plan:
@@ -235,10 +198,15 @@ class _Plan:
             for key, value in self._file(piece).items():
                 config[key] = value
         condition = self._options['corruptions'].get(corruption, {})
-        for overrides in (*(source.get(part, {}) for source in (self._options, condition) for part in parts),
-                          record.get('overrides', {})):
-            config.merge_from_dict(overrides)
+        for source in (self._options, condition):
+            for part in parts:
+                self._merge(config, source.get(part, {}), part)
+        self._merge(config, record.get('overrides', {}), 'overrides')
         return config
+
+    def _merge(self, config: Config, overrides: Mapping[str, Any], name: str) -> None:
+        check_spelling(f'{self._path}: {name}', overrides, config)
+        config.merge_from_dict(overrides)
 
     def _file(self, path: str) -> dict[str, Any]:
         if path not in self._read:
@@ -249,7 +217,11 @@ class _Plan:
 
     def _complete(self, config: Config, folder: Path, corruption: str, seed: int) -> dict[str, Any]:
         plain = _plain(config)
-        corrupt(plain['train_dataloader'], data_options(self._options['corruptions'].get(corruption, {})))
+        data = data_options(self._options['corruptions'].get(corruption, {}))
+        if validation := self._options['validation']:
+            hold_out(plain, validation, self._options['metric'])
+            data['validation'] = dict(validation)
+        corrupt(plain['train_dataloader'], data)
         plain['randomness'] = dict(plain.get('randomness', {}), seed=seed)
         plain['work_dir'] = folder.as_posix()
         return plain
@@ -289,7 +261,7 @@ class _Plan:
     ) -> Run:
         source = self._options['networks'][network]
         config = self._base(source, corruption, 'common')
-        config.merge_from_dict(record.get('overrides', {}))
+        self._merge(config, record.get('overrides', {}), 'overrides')
         config = self._complete(config, folder, corruption, seed)
         needs, problem = [], ''
         try:
@@ -336,6 +308,30 @@ def data_options(condition: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in condition.items() if key not in ('common', 'teacher_common')}
 
 
+def hold_out(config: dict[str, Any], options: Mapping[str, Any], metric: str) -> None:
+    """Score what is held out of a run's training data beside the test set, under the name of :func:`held_out`."""
+    loader = copy.deepcopy(config['val_dataloader'])
+    place = _innermost(loader)
+    source = copy.deepcopy(_innermost(config['train_dataloader'])['dataset'])
+    source.pop('indices', None)
+    place['dataset'] = source | {key: place['dataset'][key] for key in ('pipeline', ) if key in place['dataset']}
+    corrupt(loader, dict(validation=dict(options, part='val')))
+    evaluator = dict(config['val_evaluator'], prefix=held_out(metric).partition('/')[0])
+    hook = dict(type='kd_plugins.HeldOutHook', dataloader=loader, evaluator=evaluator)
+    config['default_hooks'] = dict(config['default_hooks'], held_out=hook)
+
+
+def held_out(metric: str) -> str:
+    """Return the name that a metric of the test set has on the held-out part."""
+    return f'validation/{metric.rpartition("/")[2]}'
+
+
+def _innermost(loader: dict[str, Any]) -> dict[str, Any]:
+    while 'dataset' in loader['dataset']:
+        loader = loader['dataset']
+    return loader
+
+
 def corrupt(loader: dict[str, Any], options: Mapping[str, Any]) -> None:
     """Give the data options of a condition to the innermost data set of a loader.
 
@@ -343,9 +339,7 @@ def corrupt(loader: dict[str, Any], options: Mapping[str, Any]) -> None:
     """
     if not options:
         return
-    holder = loader
-    while 'dataset' in holder['dataset']:
-        holder = holder['dataset']
+    holder = _innermost(loader)
     if holder['dataset']['type'] in ('kd_plugins.CIFAR10', 'kd_plugins.CIFAR100'):
         holder['dataset'].update(options)
     else:

@@ -4,9 +4,10 @@ import csv
 import io
 import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,8 +15,9 @@ from rich.table import Table
 
 from kd_plugins.checkpoint import AtomicBackend
 from kd_plugins.errors import UserError
+from studies.checks import TEACHER_SEED
 from studies.figures import figures
-from studies.plan import TEACHER_SEED, Run, Study, data_options
+from studies.plan import Run, Study, data_options
 from studies.results import Result, centre_of, result_of
 
 
@@ -60,10 +62,14 @@ def references(study: Study) -> dict[tuple[str, str, str], str]:
     line; beside it ``network`` or ``corruption``, the one that does not change from column to column.
 
     Raises:
-        UserError: A line has another number of columns than the first.
+        UserError: A record has no table, or a line of it another number of columns than the first.
     """
     found = {}
     for record in study.options['references']:
+        if not isinstance(record, Mapping) or not isinstance(record.get('table'), str) or (
+                set(record) - {'table', 'network', 'corruption'}) or not record['table'].strip():
+            raise UserError(f'references: {record!r} is no published table; expected dict(network=..., table=...), or '
+                            'with corruption in place of network, the table as text')
         header, *lines = [re.split(r'\t| {2,}', x.strip()) for x in record['table'].splitlines() if x.strip()]
         for method, *values in lines:
             if len(values) != len(header) - 1:
@@ -159,13 +165,26 @@ def caption(study: Study) -> str:
             'all seeds', TEACHER_SEED + options['seeds'][0])
         data = 'clean data' if options['teacher_data'] == 'clean' else "the student's own, also where corrupted"
         parts.append(f'one teacher for {each}, of seed {seed}, trained on {data}')
-    if two := [name for name, record in options['methods'].items() if 'first' in record]:
-        parts.append(f'{", ".join(two)}: a first stage of its own before this one')
+    parts += [f'{name}: {stages}' for name, record in options['methods'].items() if (stages := _stages(record))]
+    if options['validation']:
+        parts.append(f"best epochs, in runs.csv: chosen on {options['validation']['size']} training images held out")
     if any(map(data_options, options['corruptions'].values())):
         parts.append('the corrupted data are the same for all methods and seeds')
     if options['references']:
         parts.append('in brackets: the published value')
     return '; '.join(parts) + '.' + (f' {options["notes"]}' if options['notes'] else '')
+
+
+def _stages(record: Mapping[str, Any]) -> str:
+    """Say what a method of two stages does in them."""
+    if 'first' not in record:
+        return ''
+    first, second = (' + '.join(term if isinstance(term, str) else term['name'] for term in stage.get('terms', []))
+                     for stage in (record['first'] if isinstance(record['first'], dict) else {}, record))
+    before = f'the weights of {record["first"]}' if isinstance(record['first'], str) else (
+        f'a first stage of {first or "the task"}' + (
+            ' alone' if record['first'].get('hook', {}).get('task') is False or not first else ' and the task'))
+    return f'{before}, then the task{" and " + second if second else ""}'
 
 
 def markdown(study: Study, tables: Sequence[Grid]) -> str:
@@ -229,6 +248,22 @@ def long_form(study: Study, results: dict[Run, Result]) -> str:
     return text.getvalue()
 
 
+def tidy(study: Study, tables: Sequence[Grid]) -> str:
+    """Return one line a field of the tables, as CSV."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['table', 'method', 'column', 'n', study.options['average'], 'std', 'published', 'best',
+                     'worse than baseline'])
+    for grid in tables:
+        for r, row in enumerate(grid.rows):
+            for c, (column, cell) in enumerate(zip(grid.columns, grid.cells[r], strict=True)):
+                if cell is not None:
+                    numbers = ['' if x is None else f'{x:.4f}' for x in (cell.centre, cell.spread)]
+                    writer.writerow([grid.title, row, column, len(cell.values), *numbers, cell.reference,
+                                     (r, c) in grid.best, (r, c) in grid.marked])
+    return text.getvalue()
+
+
 def show(study: Study, tables: Sequence[Grid], console: Console) -> None:
     """Print the tables."""
     for grid in tables:
@@ -265,7 +300,7 @@ def report(study: Study, keep_changed: bool) -> None:
     console = Console(width=max(120, 22 * (1 + len(tables[0].columns)), Console().width), soft_wrap=True)
     show(study, tables, console)
     for path in _written(study.root, {'table.md': markdown(study, tables), 'table.tex': latex(study, tables),
-                                      'runs.csv': long_form(study, results)}):
+                                      'table.csv': tidy(study, tables), 'runs.csv': long_form(study, results)}):
         console.print(path.as_posix(), highlight=False)
     if results:
         for path in figures(study, results):

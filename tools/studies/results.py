@@ -7,12 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from kd_plugins.errors import UserError
-from studies.plan import Run, Study
+from studies.plan import Run, Study, held_out
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run reached; ``best`` is the best epoch's value on the test set, for the CSV alone."""
+    """What a finished run reached on the test set.
+
+    Attributes:
+        last: After the last epoch.
+        best: After the best epoch, chosen on the held-out part where the study has one, else by this value itself; for
+            the CSV alone.
+        seconds: What it took.
+    """
 
     last: float
     best: float
@@ -59,7 +66,8 @@ def result_of(study: Study, run: Run) -> Result | None:
         return None
     metric, sign = study.options['metric'], -1 if study.options['error'] else 1
     metrics = metrics_of(study, run)
-    best = max([metrics[metric], *(line[metric] for line in scalars(run) if metric in line)])
+    chosen_by = held_out(metric) if study.options['validation'] else metric
+    best = max([*(line for line in scalars(run) if metric in line), metrics], key=lambda line: line[chosen_by])[metric]
     seconds = sum(session['seconds'] for session in run.record.get('sessions', []))
     offset = 100 if study.options['error'] else 0
     return Result(offset + sign * metrics[metric], offset + sign * best, seconds)

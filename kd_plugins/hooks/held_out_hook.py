@@ -1,0 +1,48 @@
+"""Scores on a second data set, to choose by."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner, ValLoop, autocast
+
+from kd_plugins.registry import HOOKS
+
+
+@HOOKS.register_module()
+class HeldOutHook(Hook):
+    """Scores a held-out part of the training data whenever the test set is scored.
+
+    Its metrics join the test set's in log, result and checkpoint hooks, so that ``CheckpointHook(save_best=
+    'validation/top1')`` chooses an epoch without a look at the test set. Give its metric a prefix of its own::
+
+        data = dict(type='kd_plugins.CIFAR10', data_root='data/cifar10', split='train')
+        train_dataloader = dict(dataset=dict(data, validation=dict(size=5000)), ...)
+        custom_hooks = [dict(
+            type='kd_plugins.HeldOutHook', evaluator=dict(type='Accuracy', prefix='validation'),
+            dataloader=dict(val_dataloader, dataset=dict(data, validation=dict(size=5000, part='val'))))]
+
+    Args:
+        dataloader: Record of the data loader.
+        evaluator: Record of the metric, or a list of them.
+    """
+
+    priority = 'HIGHEST'  # before the hooks that take the metrics on
+
+    def __init__(self, dataloader: Mapping[str, Any], evaluator: Any) -> None:
+        self._dataloader, self._evaluator = dataloader, evaluator
+
+    def before_train(self, runner: Runner) -> None:
+        """Build the data."""
+        self._loop = ValLoop(runner, self._dataloader, self._evaluator)
+
+    @torch.no_grad()
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Score, in the precision of the test set's loop."""
+        loop = self._loop
+        for batch in loop.dataloader:
+            with autocast(enabled=runner.val_loop.fp16):
+                outputs = runner.model.val_step(batch)
+            loop.evaluator.process(data_samples=outputs, data_batch=batch)
+        metrics.update(loop.evaluator.evaluate(len(loop.dataloader.dataset)))

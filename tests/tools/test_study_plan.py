@@ -1,0 +1,229 @@
+"""What a study file becomes, and what is told of mistakes in it."""
+
+import os
+
+import numpy as np
+import pytest
+from studies import plan, report
+from tiny_study import FEW, ROOT, write_study
+
+from kd_plugins.errors import UserError
+from kd_plugins.registry import DATASETS
+
+
+def test_a_teacher_of_the_students_own_architecture_is_another_run(here, data):
+    path = write_study(here, data, "teachers['big']['overrides'] = dict()\nteacher_seeds = 'each'\n")
+    study = plan.load_study(str(path))
+    seeds = {run.seed: run.config['randomness']['seed'] for run in study.teachers}
+    assert seeds == {0: 1000, 1: 1001}
+    assert {run.config['randomness']['seed'] for run in study.students} == {0, 1}
+    assert 'one teacher for each seed, of seed 1000 + that, trained on clean data' in report.caption(study)
+    path.write_text(path.read_text() + "teacher_seeds = 'one'\nseeds = [7, 8]\n")
+    assert 'one teacher for all seeds, of seed 1007, ' in report.caption(plan.load_study(str(path)))
+
+
+def test_a_teacher_for_each_seed_and_kind_of_data(here, data):
+    path = str(write_study(here, data))
+
+    def teachers(more: str) -> list[str]:
+        write_study(here, data, more)
+        return [x.folder.relative_to(here / 'r').as_posix() for x in plan.load_study(path, str(here / 'r')).teachers]
+
+    assert teachers('') == ['teachers/big/clean/seed0']
+    assert teachers("teacher_seeds = 'each'") == ['teachers/big/clean/seed0', 'teachers/big/clean/seed1']
+    assert teachers("teacher_data = 'same'") == ['teachers/big/clean/seed0', 'teachers/big/sigma=0.4/seed0']
+    assert teachers("corruptions = {'noisy': dict(label_noise=dict(rate=0.2))}") == ['teachers/big/clean/seed0']
+    study = plan.load_study(path, str(here / 'r'))
+    assert 'label_noise' not in study.teachers[0].config['train_dataloader']['dataset']['dataset']
+    assert study.students[0].config['train_dataloader']['dataset']['dataset']['label_noise'] == dict(rate=0.2)
+
+
+def test_conditions_reach_the_innermost_data_set_and_wrap_what_is_not_cifar():
+    loader = dict(dataset=dict(type='A', dataset=dict(type='kd_plugins.CIFAR100', split='train')))
+    plan.corrupt(loader, dict(imbalance=dict(gamma=1)))
+    assert loader['dataset']['dataset'] == dict(type='kd_plugins.CIFAR100', split='train', imbalance=dict(gamma=1))
+    loader = dict(dataset=dict(type='CustomDataset', data_root='x'))
+    plan.corrupt(loader, dict(label_noise=dict(rate=.1)))
+    assert loader['dataset'] == dict(type='kd_plugins.Corrupted', dataset=dict(type='CustomDataset', data_root='x'),
+                                     label_noise=dict(rate=.1))
+
+
+def test_wrapping_keeps_the_networks_record_and_the_overrides(here, data):
+    path = write_study(here, data, "methods = {'Baseline': dict(), 'ONE': dict(wrap=dict(type='X', branches=3), "
+                                   'overrides=dict(model=dict(backbone=dict(width=8))))}\n')
+    one = next(run for run in plan.load_study(str(path)).students if run.method == 'ONE')
+    assert (one.config['model']['type'], one.config['model']['branches']) == ('X', 3)
+    assert one.config['model']['student']['backbone'] == dict(type='kd_plugins.CifarResNet', depth=8, width=8)
+    assert not one.needs
+
+
+@pytest.mark.parametrize(('more', 'told'), [
+    ("methods = {'A': dict(term=['kd'])}", "has no option 'term'"),
+    ("methods = {'A': dict(first=dict(term=['kd']))}", r"methods\['A'\]\['first'\] has no option 'term'"),
+    ("methods = {'A': dict(first=dict(first=dict()))}", r"\['first'\] has no option 'first'"),
+    ("methodes = {}", "a study has no option 'methodes'; the nearest is 'methods'"),
+    ("teachers_common = {}", "the nearest is 'teacher_common'"),
+    ('seeds = [0, 0]', r'seeds is \[0, 0\], expected a list of different whole numbers from 0 to 999'),
+    ('seeds = []', r'seeds is \[\], expected'),
+    ('seeds = 3', 'seeds is 3, expected'),
+    ('seeds = [0, -1]', 'expected a list of different'),
+    ('seeds = [0.5]', 'expected a list of different'),
+    ('seeds = [1000]', 'expected a list of different'),  # a teacher's
+    ("baseline = 'Student'", "baseline is 'Student', expected one of 'Baseline', 'Hinton', 'Two stages'"),
+    ("networks = dict(small=dict(teacher='big'))", r"networks\['small'\] names no config"),
+    ("teachers = dict(big=dict())", r"teachers\['big'\] names no config"),
+    ("methods = {'A-b': dict(), 'a b': dict()}", 'must differ'),
+    ("teacher_data = 'dirty'", "teacher_data is 'dirty', expected one of 'clean', 'same'"),
+    ("corruptions = ['clean']", r"corruptions is \['clean'\], expected a dict"),
+    ('corruptions = dict(x=0.4)', r"corruptions\['x'\] is 0.4, expected a dict"),
+    ('corruptions = dict(x=dict(label_nois=dict(rate=.4)))', "has no option 'label_nois'"),
+    ('corruptions = dict(x=dict(label_noise=0.4))', r"corruptions\['x'\]: label_noise is 0.4; expected a dict"),
+    ('corruptions = dict(x=dict(label_noise=dict(rate=4)))', r"corruptions\['x'\]: label_noise: rate=4, "),
+    ('corruptions = dict(x=dict(imbalance=dict(gamma=0, most=9)))', r"corruptions\['x'\]: imbalance: gamma=0, most=9"),
+    ('corruptions = dict(x=dict(common=[]))', r"corruptions\['x'\]: common is \[\], expected a dict"),
+    ("methods = dict(A=None)", r"methods\['A'\] is None, expected a dict"),
+    ("methods = dict(A=dict(wrap='ONE'))", r"methods\['A'\]: wrap is 'ONE', expected a dict"),
+    ("methods = dict(A=dict(wrap=dict(peers=2)))", r"methods\['A'\]: wrap names no type"),
+    ("methods = dict(A=dict(terms='kd'))", r"methods\['A'\]: terms is 'kd', expected a list"),
+    ("methods = dict(A=dict(terms=['kd'], hook=dict(tsk=False)))", "hook has no option 'tsk'; options are task"),
+    ("methods = dict(A=dict(first=dict(hook=[])))", r"methods\['A'\]\['first'\]: hook is \[\], expected a dict"),
+    ("methods = dict(A=dict(first='B'), B=dict())", "first is 'B', expected a method that stands above it"),
+    ("methods = dict(A=dict(overrides=dict(modl=dict())))", "overrides has 'modl', .* the nearest there is 'model'"),
+    ("common = dict(optim_wrapper=dict(optimzer=dict(lr=1)))", r"common\['optim_wrapper'\] has 'optimzer'"),
+    ("networks = ['a']", r"networks is \['a'\], expected a dict"),
+    ('teacher_common = None', 'teacher_common is None, expected a dict'),
+    ("references = dict(table='x')", 'references is .*, expected a list'),
+    ("teacher_cache = 'yes'", "teacher_cache is 'yes', expected one of False, True"),
+    ("validation = 5000", 'validation is 5000; expected a dict of size'),
+    ("validation = dict(size=0)", 'validation: size=0'),
+    ("networks = dict(small=dict(config='net.py'))", "needs a teacher, but network 'small' names none"),
+    ("networks = dict(small=dict(config='net.py', teacher='b'))", "there is no teacher 'b' among big"),
+    ("networks = dict(small=dict(config='nowhere.py', teacher='big'))", 'nowhere.py does not exist'),
+])
+def test_mistakes_in_a_study_are_told_in_one_line(here, data, more, told):
+    path = write_study(here, data, more.replace('= dict(small=', '= dict(_delete_=True, small='))
+    text = path.read_text().replace('_delete_=True, ', '')
+    path.write_text(text)
+    with pytest.raises(UserError, match=told) as error:
+        plan.load_study(str(path))
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('record', ["dict(network='small')", "dict(network='small', table=3)", "'x'",
+                                    "dict(net='small', table='a b')", "dict(network='small', table=' ')"])
+def test_a_reference_without_a_table_is_told_before_anything_trains(here, data, record):
+    study = plan.load_study(str(write_study(here, data, f'references = [{record}]\n')))
+    with pytest.raises(UserError, match='is no published table; expected dict'):
+        report.references(study)
+
+
+def test_a_condition_may_have_a_schedule_of_its_own(here, data):
+    path = write_study(here, data, '''
+corruptions = {'clean': dict(), 'rare': dict(
+    imbalance=dict(gamma=1), common=dict(train_cfg=dict(max_epochs=7), optim_wrapper=dict(optimizer=dict(lr=0.5))),
+    teacher_common=dict(train_cfg=dict(max_epochs=9)))}
+common = dict(train_cfg=dict(max_epochs=3))
+teacher_common = dict(train_cfg=dict(max_epochs=4))
+networks['small']['overrides'] = dict(optim_wrapper=dict(optimizer=dict(lr=0.2)))
+teacher_data = 'same'
+''')
+    runs = plan.load_study(str(path)).runs
+    found = {(run.part, run.corruption): (
+        run.config['train_cfg']['max_epochs'], run.config['optim_wrapper']['optimizer']['lr']) for run in runs}
+    assert found == {('teacher', 'clean'): (4, 0.05), ('teacher', 'rare'): (9, 0.5), ('student', 'clean'): (3, 0.2),
+                     ('student', 'rare'): (7, 0.2), ('first', 'clean'): (3, 0.2), ('first', 'rare'): (7, 0.2)}
+    data_of = {run.corruption: run.config['train_dataloader']['dataset']['dataset'] for run in runs}
+    assert data_of['rare']['imbalance'] == dict(gamma=1)
+    assert 'common' not in data_of['rare']
+    assert 'imbalance' not in data_of['clean']
+
+
+def test_a_method_may_start_from_another_ones_weights(here, data):
+    study = plan.load_study(str(write_study(here, data, FEW + """
+methods['Twice'] = dict(first='Baseline', terms=['kd'])
+seeds = [0, 1]
+""")))
+    runs = {(run.method, run.seed): run for run in study.students}
+    for seed in (0, 1):
+        twice, baseline = runs['Twice', seed], runs['Baseline', seed]
+        assert twice.needs[-1] is baseline
+        assert twice.config['load_from'] == (baseline.folder / 'student.pth').as_posix()
+        assert baseline.part == 'student'
+    assert len(study.runs) == len(set(study.runs)) == 1 + 4 * 2
+    assert runs['Baseline', 1] in study.only(['*/twice/seed1'])
+
+
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_what_is_held_out_is_scored_by_all_and_trained_on_by_none(here, data, wrapped):
+    more = '''
+validation = dict(size=30, seed=2)
+networks['small']['overrides'] = dict(train_dataloader=dict(dataset=dict(dataset=dict(indices=50))))
+'''
+    path = write_study(here, data, more)
+    if wrapped:  # a data set without such options of its own
+        (here / 'net.py').write_text((here / 'net.py').read_text().replace('kd_plugins.CIFAR10', 'mmpretrain.CIFAR10'))
+    for run in plan.load_study(str(path)).runs:
+        train = run.config['train_dataloader']['dataset']['dataset']
+        hook = run.config['default_hooks']['held_out']
+        scored = hook['dataloader']['dataset']['dataset']
+        assert train['validation'] == dict(size=30, seed=2)
+        assert scored['validation'] == dict(size=30, seed=2, part='val')
+        assert ('label_noise' in train) == (run.part != 'teacher' and run.corruption == 'sigma=0.4')
+        assert 'label_noise' not in scored
+        inner = scored['dataset'] if wrapped else scored
+        assert (inner['split'], inner.get('indices')) == ('train', None)
+        assert hook['dataloader']['sampler']['shuffle'] is False
+        assert 'padding' not in hook['dataloader']['dataset']  # nothing is cropped
+        assert hook['evaluator'] == dict(type='Accuracy', topk=(1, ), prefix='validation')
+        assert run.config['val_dataloader']['dataset']['dataset']['split'] == 'test'
+        if not wrapped and run.method == 'Baseline' and run.seed == 0:
+            parts = [DATASETS.build(dict(record, indices=None)) for record in (train, scored)]
+            images = [{part.get_data_info(i)['img'].tobytes() for i in range(len(part))} for part in parts]
+            assert (len(images[0]), len(images[1])) == (70, 30)
+            assert not images[0] & images[1]
+
+
+def test_only_names_what_exists(here, data):
+    with pytest.raises(UserError, match='no run matches nothing; runs are named as small/clean/baseline/seed0'):
+        plan.load_study(str(write_study(here, data))).only(['nothing'])
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs/studies').glob('*.py')), ids=lambda path: path.stem)
+def test_shipped_studies_spell_out(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    study = plan.load_study(str(path))
+    options = study.options
+    assert len(study.students) == len(options['networks']) * len(options['methods']) * len(
+        options['corruptions']) * len(options['seeds'])
+    published = report.references(study)
+    known = {(n, c, m) for n in options['networks'] for c in options['corruptions']
+             for m in [*options['methods'], 'Teacher']}
+    assert known & published.keys()
+    if 'quick' not in path.stem:
+        assert published.keys() <= known
+    for run in {(x.network, x.method): x for x in study.runs}.values():  # the texts are configs
+        namespace = {}
+        exec(run.text, {}, namespace)
+        assert namespace['train_cfg']['max_epochs'] > 0
+        assert ('teachers' in run.folder.parts) == (run.part == 'teacher')
+    raw = {'backbone.stem', 'backbone.stage1', 'backbone.stage2', 'backbone.stage3'}
+    for run in study.runs:  # on a WRN these are sums of no fixed size, on which the two losses diverge
+        if run.config['model'].get('backbone', {}).get('type') != 'kd_plugins.WideResNet':
+            continue
+        for term in (term for hook in run.config.get('custom_hooks', []) for term in hook.get('terms', [])):
+            if term['loss']['type'] in ('kd_plugins.FitNetLoss', 'kd_plugins.FSPLoss'):
+                assert not raw & {*np.ravel([term['student'], term['teacher']])}
+    os.fspath(study.root)
+
+
+def test_a_networks_own_terms_go_before_the_studys(here, data):
+    (here / 'own.py').write_text("methods = dict(kd=[dict(name='own')])")
+    path = write_study(here, data, FEW + "networks['other'] = dict(networks['small'], terms_from='own.py')\n")
+    terms = {(run.network, run.method): run.config['custom_hooks'][-1]['terms']
+             for run in plan.load_study(str(path)).students if run.method == 'KD'}
+    assert [term['name'] for term in terms['small', 'KD']] == ['kd']
+    assert terms['small', 'KD'][0]['loss']['type'] == 'kd_plugins.KDLoss'
+    assert terms['other', 'KD'] == [dict(name='own')]
+    problems = {(run.network, run.method): run.problem for run in plan.load_study(str(path)).students}
+    assert problems['other', 'AT'] == "own.py has no terms 'kd_alpha': it has kd"
+    assert not problems['small', 'AT']

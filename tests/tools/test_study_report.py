@@ -1,0 +1,203 @@
+"""Tables and figures of a study."""
+
+import csv
+import io
+import json
+import statistics
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+from mmpretrain.registry import MODELS
+from mmpretrain.structures import DataSample
+from studies import figures, plan, report, results
+from tiny_study import ROOT, write_study
+
+
+def drawn(study: plan.Study, values: dict[plan.Run, results.Result], monkeypatch) -> dict[str, list]:
+    """Return the axes of every figure by its file's name."""
+    axes = {}
+    monkeypatch.setattr(figures, '_save', lambda study, figure, last, name, pyplot: axes.update({name: figure.axes}))
+    list(figures.figures(study, values))
+    return axes
+
+
+@pytest.mark.parametrize(('average', 'centre'), [('mean', 7.), ('median', 6.)])
+def test_figures_show_the_average_that_the_study_asks_for(here, data, monkeypatch, average, centre):
+    study = plan.load_study(str(write_study(here, data, f"seeds = [0, 1, 2]\naverage = '{average}'\n")))
+    values = finished(study, {(c, 'Baseline', s): x for c in ('clean', 'sigma=0.4')
+                              for s, x in enumerate((5., 6., 10.))})
+    for run in values:
+        log = run.folder / 'time/vis_data/scalars.json'
+        log.parent.mkdir(parents=True)
+        log.write_text(''.join(
+            json.dumps({'accuracy/top1': values[run].last - 2 + x, 'step': x}) + '\n' for x in (1, 2)))
+    axes = drawn(study, values, monkeypatch)
+    assert list(axes['noise.png'][0].lines[0].get_ydata()) == [centre, centre]
+    assert list(axes['curves.png'][0].lines[0].get_ydata()) == [centre - 1, centre]
+
+
+def test_figures_have_no_panel_without_a_line(here, data, monkeypatch):
+    study = plan.load_study(str(write_study(here, data, """
+networks['later'] = networks['small']
+seeds = [0]
+""")))
+    values = finished(study, {(c, 'Baseline', 0): 50. for c in ('clean', 'sigma=0.4')})
+    values = {run: value for run, value in values.items() if run.network == 'small'}
+    for run in values:
+        scores = 2 if run.corruption == 'clean' else 1
+        log = run.folder / 'time/vis_data/scalars.json'
+        log.parent.mkdir(parents=True)
+        log.write_text(''.join(json.dumps({'accuracy/top1': 50., 'step': x + 1}) + '\n' for x in range(scores)))
+    axes = drawn(study, values, monkeypatch)
+    assert [x.get_title() for x in axes['noise.png']] == ['small']
+    assert [x.get_title() for x in axes['curves.png']] == ['small, clean']
+    log = next(run for run in values if run.corruption == 'clean').folder / 'time/vis_data/scalars.json'
+    log.write_text(log.read_text().splitlines()[0])
+    assert 'curves.png' not in drawn(study, values, monkeypatch)
+
+
+def test_balanced_data_lie_behind_the_last_gamma_and_old_figures_go(here, data, monkeypatch):
+    more = '''
+corruptions = {'clean': dict(), 'a': dict(imbalance=dict(gamma=0.2)), 'b': dict(imbalance=dict(gamma=1)),
+               'both': dict(imbalance=dict(gamma=3), label_noise=dict(rate=0.1))}
+seeds = [0]
+'''
+    study = plan.load_study(str(write_study(here, data, more)))
+    values = finished(study, {(c, 'Baseline', 0): x for c, x in (('clean', 90.), ('a', 20.), ('b', 40.), ('both', 1.))})
+    (axis, ) = drawn(study, values, monkeypatch)['imbalance.png']
+    assert axis.lines[0].get_xydata().tolist() == [[0.2, 20], [1, 40], [1.8, 90]]
+    assert [x.get_text() for x in axis.get_xticklabels()] == ['0.2', '1', 'balanced']
+    one = {run: value for run, value in values.items() if run.corruption in ('clean', 'b')}
+    (axis, ) = drawn(study, one, monkeypatch)['imbalance.png']
+    assert axis.lines[0].get_xydata().tolist() == [[1, 40], [2, 90]]
+    study.root.mkdir(parents=True)
+    for name in ('noise.png', 'curves.png', 'imbalance.png', 'mine.png'):
+        (study.root / name).write_text('of an earlier call')
+    assert drawn(study, {run: value for run, value in values.items() if run.corruption == 'a'}, monkeypatch) == {}
+    assert [path.name for path in study.root.iterdir()] == ['mine.png']
+
+
+def test_dashed_lines_are_named_where_there_are_some(here, data, monkeypatch):
+    study = plan.load_study(str(write_study(here, data, 'seeds = [0]\n')))
+    values = finished(study, {(c, 'Baseline', 0): 50. for c in ('clean', 'sigma=0.4')})
+    for run in values:
+        train = {'accuracy_top-1_0': 70., 'accuracy_top-1_1': 1., 'accuracy_top-1_ensemble': 2.}
+        lines = [{'epoch': 1, 'step': 9, **(train if run.corruption == 'clean' else {})},
+                 {'accuracy/top1': 50., 'step': 1}, {'accuracy/top1': 60., 'step': 2}]
+        log = run.folder / 'time/vis_data/scalars.json'
+        log.parent.mkdir(parents=True)
+        log.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    clean, noisy = drawn(study, values, monkeypatch)['curves.png']
+    assert [(x.get_linestyle(), list(x.get_ydata())) for x in clean.lines] == [('-', [50., 60.]), ('--', [70.])]
+    assert len(noisy.lines) == 1
+    assert (clean.get_xlabel(), noisy.get_xlabel()) == ('epoch (solid: test, dashed: training)', 'epoch')
+
+
+def test_full_poster_studies_log_the_training_accuracy(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name in ('table3', 'table4', 'noise', 'imbalance'):
+        study = plan.load_study(f'configs/studies/poster_{name}.py')
+        for run in study.students:
+            model = run.config['model']
+            assert model.get('student', model)['head']['cal_acc'] is True
+            means = {x['data_src']: x for x in run.config['log_processor']['custom_cfg']}
+            assert means.keys() == {'accuracy_top-1', 'accuracy_top-1_0'}
+            assert run.config['default_hooks']['logger']['ignore_last'] is False
+    samples = [DataSample().set_gt_label(x) for x in (0, 1)]
+    for method, key in (('Baseline', 'accuracy_top-1'), ('ONE', 'accuracy_top-1_0'), ('DML', 'accuracy_top-1_0')):
+        run = next(run for run in study.students if run.method == method)
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            model = MODELS.build(run.config['model'] | dict(data_preprocessor=None))
+        assert key in model(torch.randn(2, 3, 32, 32), samples, mode='loss')
+
+
+def finished(study: plan.Study, values: dict[tuple[str, str, int], float]) -> dict[plan.Run, results.Result]:
+    return {run: results.Result(values[run.corruption, run.method, run.seed], 0., 1.) for run in study.students
+            if (run.corruption, run.method, run.seed) in values}
+
+
+def test_the_dashed_line_is_an_epochs_mean(here, data):
+    poster = Config.fromfile(str(ROOT / 'configs/studies/_base_/poster.py'))
+    study = plan.load_study(str(write_study(here, data, f'''
+common = {poster.curves.to_dict()!r} | dict(train_cfg=dict(max_epochs=1))
+common['default_hooks']['logger']['interval'] = 2
+''')))
+    (run, ) = study.only(['small/clean/baseline/seed0'])
+    config = Config(run.config)
+    seen = []
+    runner = Runner.from_cfg(config)
+    step = runner.model.train_step
+    runner.model.train_step = lambda *args, **options: (seen.append(step(*args, **options)), seen[-1])[1]
+    runner.train()
+    assert len(seen) == 5
+    mean = statistics.fmean(x['accuracy_top-1'].item() for x in seen)
+    assert mean != seen[-1]['accuracy_top-1'].item()
+    _, train = figures.curves(run, 'accuracy/top1')
+    assert train == {1: pytest.approx(mean, abs=1e-4)}
+
+
+def test_the_best_epoch_is_chosen_on_the_held_out_part(here, data):
+    path = write_study(here, data, 'seeds = [0]\n')
+    runs = plan.load_study(str(path)).students
+    lines = [{'accuracy/top1': test, 'validation/top1': val, 'step': i + 1} for i, (test, val) in enumerate(
+        [(30., 50.), (70., 60.), (80., 55.), (60., 60.)])]
+    log = runs[0].folder / 'time/vis_data/scalars.json'
+    log.parent.mkdir(parents=True)
+    log.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    (runs[0].folder / 'result.json').write_text(json.dumps({'metrics': lines[-1]}))
+    held_out = 'validation = dict(size=30)\n'
+    for more, best in (('', 80.), (held_out, 70.), (held_out + 'error = True\n', 30.)):
+        study = plan.load_study(str(write_study(here, data, 'seeds = [0]\n' + more)))
+        found = results.result_of(study, study.students[0])
+        assert found.best == best
+        assert found.last == (40. if 'error' in more else 60.)
+        assert ('chosen on 30 training images held out' in report.caption(study)) == ('validation' in more)
+
+
+def test_the_table_as_csv_and_what_the_stages_are(here, data):
+    study = plan.load_study(str(write_study(here, data, '''
+methods['Named'] = dict(first='Baseline', terms=['kd'])
+methods['Plain'] = dict(first=dict())
+methods['Joint'] = dict(first=dict(terms=['kd']))
+''')))
+    values = {('clean', 'Baseline', 0): 5., ('clean', 'Baseline', 1): 8., ('clean', 'Hinton', 0): 4.}
+    text = report.tidy(study, report.grids(study, finished(study, values)))
+    rows = {(x['method'], x['column']): x for x in csv.DictReader(io.StringIO(text))}
+    assert len(rows) == 7 * 2  # six methods and the teacher
+    assert rows['Baseline', 'clean'] == {
+        'table': 'tiny', 'method': 'Baseline', 'column': 'clean', 'n': '2', 'mean': '6.5000',
+        'std': f'{statistics.stdev((5., 8.)):.4f}', 'published': '', 'best': 'True', 'worse than baseline': 'False'}
+    assert rows['Hinton', 'clean'] == rows['Baseline', 'clean'] | {
+        'method': 'Hinton', 'n': '1', 'mean': '4.0000', 'std': '', 'published': '90.0 ± 0.5', 'best': 'False',
+        'worse than baseline': 'True'}
+    assert rows['Teacher', 'sigma=0.4']['published'] == '94.0'
+    assert rows['Named', 'clean']['mean'] == ''
+    caption = report.caption(study)
+    for told in ('Two stages: a first stage of hint alone, then the task and kd;',
+                 'Named: the weights of Baseline, then the task and kd;',
+                 'Plain: a first stage of the task alone, then the task;',
+                 'Joint: a first stage of kd and the task, then the task;'):
+        assert told in caption
+
+
+def test_tables_of_errors_of_medians_and_of_missing_runs(here, data):
+    path = str(write_study(here, data, "error = True\nseeds = [0, 1, 2]\naverage = 'median'\n"))
+    study = plan.load_study(path)
+    values = {('clean', 'Baseline', s): x for s, x in enumerate((5., 6., 10.))}
+    values |= {('clean', 'Hinton', s): x for s, x in enumerate((7., 7., 1.))}
+    values[('sigma=0.4', 'Baseline', 0)] = 4.
+    table = report.markdown(study, report.grids(study, finished(study, values)))
+    std = [statistics.stdev(x) for x in ((5., 6., 10.), (7., 7., 1.))]
+    assert f'| Baseline | **6.00 ± {std[0]:.2f}** | **4.00 (n=1, 2 missing)** |' in table
+    assert f'| Hinton | 7.00 ± {std[1]:.2f} ↓ [90.0 ± 0.5] | — (3 missing) [80.0 ± 1.0] |' in table
+    assert 'error (%)' in table
+    assert 'median' in table
+    assert 'n = 3' in table
+    tex = report.latex(study, report.grids(study, finished(study, values)))
+    worse = rf'\textcolor{{blue}}{{7.00 $\pm$ {std[1]:.2f}}}$\downarrow$'
+    assert rf'Hinton & {worse} {{\scriptsize[90.0 $\pm$ 0.5]}} &' in tex
+    for part in (r'\toprule', r'\midrule', r'\bottomrule', r'\begin{tabular}{lcc}'):
+        assert part in tex

@@ -1,0 +1,96 @@
+"""What can be wrong in a study file, told before anything trains."""
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kd_plugins.datasets.corruption import check_options
+from kd_plugins.errors import UserError
+from kd_plugins.hooks import DistillationHook
+
+# The keys of a study's records; a misspelt one would be left out in silence.
+_KEYS = {
+    'networks': {'config', 'teacher', 'terms_from', 'replace', 'overrides'},
+    'teachers': {'config', 'replace', 'overrides'},
+    'methods': {'terms', 'wrap', 'overrides', 'first', 'hook'},
+    'corruptions': {'label_noise', 'imbalance', 'common', 'teacher_common'},
+}
+_CHOICES = dict(teacher_data=('clean', 'same'), teacher_seeds=('one', 'each'), average=('mean', 'median'),
+                columns=(None, 'network', 'corruption'), error=(False, True), teacher_cache=(False, True))
+_KINDS = {'a dict': (Mapping, ('wrap', 'hook', 'overrides', 'common', 'teacher_common')),
+          'a list': ((list, tuple), ('terms', 'replace', 'references'))}
+# A teacher's seed is this much more than the students': one of a student's own architecture would be its baseline.
+TEACHER_SEED = 1000
+
+
+def check_study(path: str, options: Mapping[str, Any]) -> None:
+    """Check the options of a study file, complete as they are.
+
+    Raises:
+        UserError: One has no fit value.
+    """
+    _check_record(path, options)
+    for part, allowed in _KEYS.items():
+        _check_record(f'{path}: {part}', options[part])
+        for name, record in options[part].items():
+            where = f"{path}: {part}['{name}']"
+            _check_record(where, record, allowed)
+            if 'config' in allowed and not isinstance(record.get('config'), str):
+                raise UserError(f"{where} names no config: give config='configs/...py'")
+            if isinstance(first := record.get('first', {}), str):
+                if first not in list(options[part])[:list(options[part]).index(name)]:
+                    raise UserError(f"{where}: first is '{first}', expected a method that stands above it, or a record")
+            else:
+                _check_record(f"{where}['first']", first, allowed - {'first'})
+    for name, condition in options['corruptions'].items():
+        _check_data(f"{path}: corruptions['{name}']", {
+            key: condition[key] for key in ('label_noise', 'imbalance') if key in condition})
+    if options['validation'] is not None:
+        _check_data(path, dict(validation=options['validation']))
+    seeds = options['seeds']
+    if not isinstance(seeds, (list, tuple)) or not seeds or len(set(map(repr, seeds))) < len(seeds) or any(
+            type(seed) is not int or not 0 <= seed < TEACHER_SEED for seed in seeds):
+        raise UserError(f'{path}: seeds is {seeds}, expected a list of different whole numbers from 0 to '
+                        f'{TEACHER_SEED - 1}, as [0, 1, 2]')
+    for key, allowed in dict(_CHOICES, baseline=(None, *options['methods'])).items():
+        if options[key] not in allowed:
+            raise UserError(f"{path}: {key} is {options[key]!r}, expected one of "
+                            f"{', '.join(repr(x) for x in allowed if x is not None)}")
+
+
+def _check_record(where: str, record: Any, allowed: Iterable[str] | None = None) -> None:
+    if not isinstance(record, Mapping):
+        raise UserError(f'{where} is {record!r}, expected a dict')
+    if allowed is not None and (wrong := set(record) - set(allowed)):
+        raise UserError(f"{where} has no option '{min(wrong)}'; options are {', '.join(sorted(allowed))}")
+    for expected, (kind, keys) in _KINDS.items():
+        for key in keys:
+            if key in record and not isinstance(record[key], kind):
+                raise UserError(f'{where}: {key} is {record[key]!r}, expected {expected}')
+    if 'type' not in record.get('wrap', {'type': ''}):
+        raise UserError(f"{where}: wrap names no type, as in wrap=dict(type='kd_plugins.MutualLearning')")
+    if wrong := set(record.get('hook', {})) - (known := set(inspect.signature(DistillationHook).parameters) - {
+            'teacher', 'terms'}):
+        raise UserError(f"{where}: hook has no option '{min(wrong)}'; options are {', '.join(sorted(known))}")
+
+
+def _check_data(where: str, options: Mapping[str, Any]) -> None:
+    try:
+        check_options(**options)
+    except UserError as error:
+        raise UserError(f'{where}: {error}') from None
+
+
+def check_spelling(where: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Check that a key which is new to a config is not one of its keys, misspelt.
+
+    Raises:
+        UserError: One is.
+    """
+    for key, value in given.items():
+        if key in known:
+            if isinstance(value, Mapping) and isinstance(known[key], Mapping):
+                check_spelling(f"{where}['{key}']", value, known[key])
+        elif near := difflib.get_close_matches(key, known, 1, .8):
+            raise UserError(f"{where} has '{key}', which is not in the config; the nearest there is '{near[0]}'")
