@@ -17,7 +17,8 @@ methods       name=dict(terms=[...], hook=dict(...), wrap=dict(type=...), overri
               trains the weights from which this one starts, or the name of one above it
 corruptions   name=dict(label_noise=..., imbalance=..., common=..., teacher_common=...): options of the training data;
               common and teacher_common go before the study's. clean=dict() by default
-seeds         of the runs, whole numbers below 1000; a teacher's is 1000 more than its students'
+seeds         of the runs, whole numbers below 1000; a teacher's is 1000 more than its students'. '{seed}' in a text of
+              a config stands for the student's, as where each seed has a split of its own
 replace       configs whose keys take the place of the networks' own, also in single networks and teachers; common,
               teacher_common: overrides of all runs, of teachers
 teacher_data  'clean' or 'same': what teachers learn from; teacher_seeds 'one' or 'each': one for all seeds or one each

@@ -8,23 +8,18 @@ _base_ = ['./_base_/poster.py', './_base_/quick.py']
 title = 'CIFAR-10, a short schedule'
 # 'same': a teacher for each kind of training data; 'clean': one alone, which would tell students the true labels.
 teacher_data = 'same'
-# All seeds see the same crops and flips, in other orders, so that a teacher answers once.
 teacher_cache = True
-draws = dict(train_dataloader=dict(dataset=dict(seed=0)))
 teachers = {
     'ResNet-26': dict(config='configs/cifar10/resnet26.py'),
-    'WRN-28-2': dict(
-        config='configs/cifar10/wrn-28-2.py',
-        overrides=dict(train_dataloader=dict(dataset=dict(dataset=dict(indices=12000))))),
+    'WRN-28-2': dict(config='configs/cifar10/wrn-28-2.py', overrides=_base_.teacher_few),
 }
 networks = {
     'ResNet-8': dict(
         config='configs/cifar10/resnet8.py', teacher='ResNet-26',
-        overrides=dict(_base_.curves, train_cfg=dict(val_interval=2), **draws)),
-    # Eight times the arithmetic of ResNet-8, and its teacher four times that of ResNet-26: fewer images for both.
+        overrides=dict(_base_.curves, train_cfg=dict(val_interval=2), **_base_.draws)),
     'WRN-16-2': dict(
         config='configs/cifar10/wrn-16-2.py', teacher='WRN-28-2', terms_from='configs/_base_/methods_wrn.py',
-        overrides=dict(train_dataloader=dict(batch_size=64, dataset=dict(seed=0, dataset=dict(indices=1600))))),
+        overrides=_base_.few),
 }
 methods = {
     'BSS': dict(terms=['bss_quick']),

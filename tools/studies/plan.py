@@ -215,14 +215,16 @@ class _Plan:
                 self._read[path].pop(key, None)
         return copy.deepcopy(self._read[path])
 
-    def _complete(self, config: Config, folder: Path, corruption: str, seed: int) -> dict[str, Any]:
-        plain = _plain(config)
+    def _complete(
+        self, config: Config, folder: Path, corruption: str, seed: int, randomness: int | None = None,
+    ) -> dict[str, Any]:
+        plain = filled(_plain(config), seed)
         data = data_options(self._options['corruptions'].get(corruption, {}))
         if validation := self._options['validation']:
             hold_out(plain, validation, self._options['metric'])
             data['validation'] = dict(validation)
         corrupt(plain['train_dataloader'], data)
-        plain['randomness'] = dict(plain.get('randomness', {}), seed=seed)
+        plain['randomness'] = dict(plain.get('randomness', {}), seed=seed if randomness is None else randomness)
         plain['work_dir'] = folder.as_posix()
         return plain
 
@@ -236,7 +238,10 @@ class _Plan:
         folder = self._root / 'teachers' / slug(name) / slug(corruption) / f'seed{seed}'
         if folder not in self._teachers:
             config = self._base(self._options['teachers'][name], corruption, 'common', 'teacher_common')
-            config = self._complete(config, folder, corruption, TEACHER_SEED + seed)
+            if self._options['teacher_seeds'] == 'one' and filled(plain := _plain(config), seed) != plain:
+                raise UserError(f"{self._path}: teacher '{name}' has '{{seed}}' in its config, so that one for all "
+                                "seeds would see other data than its students: give teacher_seeds='each'")
+            config = self._complete(config, folder, corruption, seed, TEACHER_SEED + seed)
             self._teachers[folder] = Run(name, corruption, 'teacher', seed, folder, config, part='teacher')
         return self._teachers[folder]
 
@@ -301,6 +306,15 @@ def _plain(config: Config) -> dict[str, Any]:
 
 def _required(run: Run) -> dict[str, str]:
     return dict(config=(run.folder / 'config.py').as_posix(), checkpoint=(run.folder / 'student.pth').as_posix())
+
+
+def filled(node: Any, seed: int) -> Any:
+    """Return a config with the seed in the place of every '{seed}' in its texts."""
+    if isinstance(node, Mapping):
+        return {key: filled(value, seed) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return type(node)(filled(value, seed) for value in node)
+    return node.replace('{seed}', str(seed)) if isinstance(node, str) else node
 
 
 def data_options(condition: Mapping[str, Any]) -> dict[str, Any]:

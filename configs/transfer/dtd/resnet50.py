@@ -1,6 +1,7 @@
-# A ResNet-50 from ImageNet, all of it fine-tuned on Describable Textures; a row of results is the mean of ten runs:
+# A ResNet-50 from ImageNet, all of it fine-tuned on one split of Describable Textures, DTD_SPLIT=1 to 10. The median of
+# all ten, for all networks and methods:
 #
-#     for split in $(seq 10); do DTD_SPLIT=$split python tools/train.py configs/transfer/dtd/resnet50.py; done
+#     python tools/study.py configs/studies/sp_dtd.py
 #
 # Tung and Mori fine-tune MobileNets of several widths on the ten splits. Their schedule, augmentation and whether the
 # validation part trains could not be found: those here are a common choice. Of their networks, only MobileNetV2 at
