@@ -185,6 +185,27 @@ def test_a_method_survives_the_first_steps_of_its_own_learning_rate(path: str) -
     assert max(sizes) < 20 * sizes[0]
 
 
+@pytest.mark.parametrize('path', [f'configs/cifar10/{method}/{network}.py' for method in ONLINE_MODELS
+                                  for network in ('resnet8', 'wrn-16-2')])
+def test_networks_that_teach_each_other_survive_their_first_steps(path: str) -> None:
+    torch.manual_seed(0)
+    config = load(path)
+    with MODELS.switch_scope_and_registry('mmpretrain'):
+        model = MODELS.build({**config.model, 'data_preprocessor': config.data_preprocessor})
+    model.init_weights()
+    options = {key: value for key, value in config.optim_wrapper.optimizer.items() if key not in ('type', '_scope_')}
+    optimizer = torch.optim.SGD(model.parameters(), **options)
+    sizes = []
+    for images in torch.randn(6, 32, 3, 32, 32):
+        losses = model.train()(images, [DataSample().set_gt_label(x) for x in range(8)] * 4, mode='loss')
+        total = sum(value for name, value in losses.items() if 'loss' in name)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        sizes.append(total.item())
+    assert max(sizes) < 3 * sizes[0]
+
+
 def test_every_pair_has_every_method() -> None:
     for data in ('cifar10', 'cifar100'):
         for pair in ('resnet26_to_resnet8', 'wrn-40-2_to_wrn-16-2'):
