@@ -16,9 +16,9 @@ methods       name=dict(terms=[...], hook=dict(...), wrap=dict(type=...), overri
               of the DistillationHook; wrap makes the model dict(wrap, student=<the network>); first is a method that
               trains the weights from which this one starts, or the name of one above it
 corruptions   name=dict(label_noise=..., imbalance=..., common=..., teacher_common=...): options of the training data;
-              common and teacher_common go before the study's. clean=dict() by default
+              common and teacher_common add to the study's, and win. clean=dict() by default
 seeds         of the runs, whole numbers below 1000; a teacher's is 1000 more than its students'. '{seed}' in a text of
-              a config stands for the student's, as where each seed has a split of its own
+              the configs and overrides stands for the student's, as where each seed has a split of its own
 replace       configs whose keys take the place of the networks' own, also in single networks and teachers; common,
               teacher_common: overrides of all runs, of teachers
 teacher_data  'clean' or 'same': what teachers learn from; teacher_seeds 'one' or 'each': one for all seeds or one each

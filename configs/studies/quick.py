@@ -52,5 +52,7 @@ references = [
     dict(network='WRN-16-2', table=_base_.poster_imbalance),
 ]
 notes = (
-    'BSS attacks 16 images of a batch. Published values: Sarfraz et al. 2020; the network of the imbalance table is '
+    f'BSS attacks 16 images of a batch. At gamma=0.2 there are fewer images and more epochs: {epochs_imbalanced}, of '
+    f'teachers {teacher_epochs_imbalanced}, where the others have {_base_.epochs} and {_base_.teacher_epochs}. '
+    'Published values: Sarfraz et al. 2020; the network of the imbalance table is '
     'not stated there, WRN-16-2 is assumed.')

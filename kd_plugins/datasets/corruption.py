@@ -18,6 +18,7 @@ _OPTIONS = dict(
     imbalance=dict(gamma=(Real, ...), most=(Integral, None), least=(Integral, None), seed=(Integral, 0)),
     validation=dict(size=(Integral, ...), seed=(Integral, 0), part=(str, 'train')),
 )
+_MAX_GAMMA = 50  # (K - 1)^gamma has to be a number, also of a million classes
 _KINDS = {Real: 'a number', Integral: 'a whole number', bool: 'True or False', str: 'a text'}
 
 
@@ -68,11 +69,11 @@ def class_sizes(classes: int, gamma: float, most: int, least: int) -> list[int]:
     empty; and the accuracies in Table VI of Sarfraz et al. (2020) rise with gamma, as they must under this form.
 
     Raises:
-        UserError: Not 0 < least < most, gamma is not positive, or there are fewer than two classes.
+        UserError: Not 0 < least < most, gamma is not positive or too large, or there are fewer than two classes.
     """
-    if classes < 2 or not gamma > 0 or not 0 < least < most:
-        raise UserError(f'imbalance: gamma={gamma}, most={most}, least={least}, {classes} classes; expected a positive '
-                        'gamma, 0 < least < most, and two classes')
+    if classes < 2 or not 0 < gamma <= _MAX_GAMMA or not 0 < least < most:
+        raise UserError(f'imbalance: gamma={gamma}, most={most}, least={least}, {classes} classes; expected a gamma '
+                        f'above 0, at most {_MAX_GAMMA}, 0 < least < most, and two classes')
     b = least * (classes - 1)**gamma / (most - least)
     # A product that is whole but for rounding must not lose its last one.
     return [math.floor(most * b / (b + c**gamma) * (1 + 1e-12)) for c in range(classes)]
@@ -221,7 +222,9 @@ def check_options(**options: Any) -> None:
         if name == 'label_noise':
             noisy_labels([], 2, **complete)
         elif name == 'imbalance':
-            kept_samples(np.repeat([0, 1], complete['most'] or 20 * (complete['least'] or 1)), 2, **complete)
+            most, least = complete['most'], complete['least']
+            most = most if most is not None else 20 * max(least or 1, 1)
+            class_sizes(2, complete['gamma'], most, least if least is not None else most // 20)
         else:
             corrupt(np.zeros(max(complete['size'], 0) + 1), 1, validation=complete)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from kd_plugins.checkpoint import AtomicBackend
@@ -26,18 +26,18 @@ class CorruptionHook(Hook):
         UserError: Before training or testing, where data that are scored are corrupted.
     """
 
-    def before_run(self, runner: Runner) -> None:
-        """Look at what training is scored on."""
-        if isinstance(runner.val_loop, BaseLoop):
-            _refuse_corrupted('val_dataloader', runner.val_dataloader)
-
     def before_test(self, runner: Runner) -> None:
         """Look at what is tested on."""
         _refuse_corrupted('test_dataloader', runner.test_dataloader)
 
-    @master_only
     def before_train(self, runner: Runner) -> None:
-        """Write the file."""
+        """Look at what training is scored on, and write the file."""
+        if runner.val_loop is not None:
+            _refuse_corrupted('val_dataloader', runner.val_dataloader)
+        self._write(runner)
+
+    @master_only
+    def _write(self, runner: Runner) -> None:
         found = list(_corruptions(runner.train_dataloader.dataset))
         if found:
             text = json.dumps(found[0] if len(found) == 1 else found)

@@ -32,10 +32,12 @@ class HeldOutHook(Hook):
 
     def __init__(self, dataloader: Mapping[str, Any], evaluator: Any) -> None:
         self._dataloader, self._evaluator = dataloader, evaluator
+        self._loop: ValLoop | None = None
 
-    def before_train(self, runner: Runner) -> None:
-        """Build the data."""
-        self._loop = ValLoop(runner, self._dataloader, self._evaluator)
+    def before_val(self, runner: Runner) -> None:
+        """Build the data, the first time."""
+        if self._loop is None:
+            self._loop = ValLoop(runner, self._dataloader, self._evaluator)
 
     @torch.no_grad()
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 from studies import plan, report
+from tiny import image_folder
 from tiny_study import FEW, ROOT, write_study
 
 from kd_plugins.errors import UserError
@@ -88,7 +89,14 @@ def test_wrapping_keeps_the_networks_record_and_the_overrides(here, data):
     ("methods = dict(A=dict(terms=['kd'], hook=dict(tsk=False)))", "hook has no option 'tsk'; options are task"),
     ("methods = dict(A=dict(first=dict(hook=[])))", r"methods\['A'\]\['first'\]: hook is \[\], expected a dict"),
     ("methods = dict(A=dict(first='B'), B=dict())", "first is 'B', expected a method that stands above it"),
-    ("methods = dict(A=dict(overrides=dict(modl=dict())))", "overrides has 'modl', .* the nearest there is 'model'"),
+    ("methods = dict(A=dict(overrides=dict(modl=dict())))", "overrides has 'modl', .* but 'model' is"),
+    ("methods = dict(A=dict(first=dict(), wrap=dict(type='kd_plugins.MutualLearning')))", 'has first and wrap'),
+    ("methods = dict(A=dict(terms=[dict(loss=dict())]))", "the term {'loss': {}} is neither a name nor a record"),
+    ("validation = dict(size=9, part='val')", "validation has no option 'part' here"),
+    ('corruptions = dict(x=dict(imbalance=dict(gamma=400)))', 'gamma=400, .* at most 50'),
+    ('corruptions = dict(x=dict(imbalance=dict(gamma=1, most=-5)))', 'most=-5'),
+    ('corruptions = dict(x=dict(imbalance=dict(gamma=1, least=-1)))', 'least=-1'),
+    ("validation = dict(size=9)\ncommon = dict(val_evaluator=None)", 'scores nothing: give it both'),
     ("common = dict(optim_wrapper=dict(optimzer=dict(lr=1)))", r"common\['optim_wrapper'\] has 'optimzer'"),
     ("networks = ['a']", r"networks is \['a'\], expected a dict"),
     ('teacher_common = None', 'teacher_common is None, expected a dict'),
@@ -155,13 +163,15 @@ seeds = [0, 1]
 
 @pytest.mark.parametrize('wrapped', [False, True])
 def test_what_is_held_out_is_scored_by_all_and_trained_on_by_none(here, data, wrapped):
-    more = '''
-validation = dict(size=30, seed=2)
-networks['small']['overrides'] = dict(train_dataloader=dict(dataset=dict(dataset=dict(indices=50))))
-'''
-    path = write_study(here, data, more)
+    few = "networks['small']['overrides'] = dict(train_dataloader=dict(dataset=dict(dataset=dict(indices=50))))\n"
+    path = write_study(here, data, 'validation = dict(size=30, seed=2)\n' + ('' if wrapped else few))
     if wrapped:  # a data set without such options of its own
-        (here / 'net.py').write_text((here / 'net.py').read_text().replace('kd_plugins.CIFAR10', 'mmpretrain.CIFAR10'))
+        images = image_folder(here / 'images', 40)
+        text = (here / 'net.py').read_text()
+        for split, more in (('train', ''), ('test', ', test_mode=True')):
+            text = text.replace(f"type='kd_plugins.CIFAR10', data_root={str(data)!r}, split={split!r}",
+                                f"type='CustomDataset', data_root={str(images)!r}{more}")
+        (here / 'net.py').write_text(text)
     for run in plan.load_study(str(path)).runs:
         train = run.config['train_dataloader']['dataset']['dataset']
         hook = run.config['default_hooks']['held_out']
@@ -170,17 +180,20 @@ networks['small']['overrides'] = dict(train_dataloader=dict(dataset=dict(dataset
         assert scored['validation'] == dict(size=30, seed=2, part='val')
         assert ('label_noise' in train) == (run.part != 'teacher' and run.corruption == 'sigma=0.4')
         assert 'label_noise' not in scored
-        inner = scored['dataset'] if wrapped else scored
-        assert (inner['split'], inner.get('indices')) == ('train', None)
         assert hook['dataloader']['sampler']['shuffle'] is False
         assert 'padding' not in hook['dataloader']['dataset']  # nothing is cropped
-        assert hook['evaluator'] == dict(type='Accuracy', topk=(1, ), prefix='validation')
-        assert run.config['val_dataloader']['dataset']['dataset']['split'] == 'test'
-        if not wrapped and run.method == 'Baseline' and run.seed == 0:
-            parts = [DATASETS.build(dict(record, indices=None)) for record in (train, scored)]
-            images = [{part.get_data_info(i)['img'].tobytes() for i in range(len(part))} for part in parts]
-            assert (len(images[0]), len(images[1])) == (70, 30)
-            assert not images[0] & images[1]
+        assert hook['evaluator'] == [dict(type='Accuracy', topk=(1, ), prefix='validation')]
+        assert 'validation' not in run.config['val_dataloader']['dataset']['dataset']
+        if run.method == 'Baseline' and run.seed == 0:
+            with DATASETS.switch_scope_and_registry('mmpretrain'):
+                infos = [[x.get_data_info(i) for i in range(len(x))] for x in map(DATASETS.build, (train, scored))]
+            pictures = [{x['img_path'] if wrapped else x['img'].tobytes() for x in part} for part in infos]
+            assert [len(x) for x in pictures] == ([10, 30] if wrapped else [50, 30])
+            assert not pictures[0] & pictures[1]
+    if wrapped:
+        path.write_text(path.read_text() + few)
+        with pytest.raises(UserError, match='CustomDataset with indices would hold other images out'):
+            plan.load_study(str(path))
 
 
 def test_each_seed_may_have_a_split_of_its_own_for_teacher_and_student(monkeypatch):
@@ -199,9 +212,13 @@ def test_one_teacher_for_all_splits_is_refused(here, data):
     path = write_study(here, data, """
 teachers['big']['overrides'] = dict(train_dataloader=dict(dataset=dict(dataset=dict(data_root='split{seed}'))))
 """)
-    with pytest.raises(UserError, match=r"teacher 'big' has '\{seed\}' in its config.*give teacher_seeds='each'"):
+    told = r"'\{seed\}' stands in the config of network 'small' or of its teacher 'big'.*teacher_seeds='each'"
+    with pytest.raises(UserError, match=told):
         plan.load_study(str(path))
     path.write_text(path.read_text() + "teacher_seeds = 'each'\n")
+    with pytest.raises(UserError, match=told):
+        plan.load_study(str(path))
+    path.write_text(path.read_text() + "networks['small']['overrides'] = teachers['big']['overrides']\n")
     roots = {run.seed: run.config['train_dataloader']['dataset']['dataset']['data_root']
              for run in plan.load_study(str(path)).teachers}
     assert roots == {0: 'split0', 1: 'split1'}
@@ -261,3 +278,16 @@ def test_a_networks_own_terms_go_before_the_studys(here, data):
     problems = {(run.network, run.method): run.problem for run in plan.load_study(str(path)).students}
     assert problems['other', 'AT'] == "own.py has no terms 'kd_alpha': it has kd"
     assert not problems['small', 'AT']
+
+
+@pytest.mark.parametrize('overrides', [
+    dict(model=dict(head=dict(loss=dict(class_weight=[1.] * 10)))), dict(train_dataloader=dict(batch_sampler=None)),
+    dict(default_hooks=dict(logger2=dict(type='LoggerHook'), ema=dict(type='EMAHook'))), dict(auto_scale_lr=dict()),
+    dict(model=dict(backbone=dict(_delete_=True, type='ResNet', dept=18))),
+    dict(model=dict(backbone=dict(type='ResNet', dept=18))), dict(custom_hooks=[]), dict(test_cfg=dict()),
+    {'optim_wrapper.optimizer.lr': 0.2}, dict(optim_wrapper=dict(clip_grad=dict(max_norm=1.), paramwise_cfg=dict(
+        custom_keys={'backbone.stage1': dict(lr_mult=1), 'backbone.stage2': dict(lr_mult=2)}))),
+])
+def test_new_keys_are_no_mistakes(here, data, overrides):
+    path = write_study(here, data, f'common = {overrides!r}\n')
+    assert plan.load_study(str(path)).runs

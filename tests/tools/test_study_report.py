@@ -152,9 +152,14 @@ def test_the_best_epoch_is_chosen_on_the_held_out_part(here, data):
     for more, best in (('', 80.), (held_out, 70.), (held_out + 'error = True\n', 30.)):
         study = plan.load_study(str(write_study(here, data, 'seeds = [0]\n' + more)))
         found = results.result_of(study, study.students[0])
-        assert found.best == best
         assert found.last == (40. if 'error' in more else 60.)
+        assert found.best == best
         assert ('chosen on 30 training images held out' in report.caption(study)) == ('validation' in more)
+    (runs[0].folder / 'result.json').write_text(json.dumps({'metrics': {'accuracy/top1': 60.}}))  # made without it
+    log.write_text(json.dumps({'accuracy/top1': 70., 'step': 1}) + '\n')
+    found = results.result_of(study, study.students[0])
+    assert (found.last, found.best) == (40., None)
+    assert report.long_form(study, {study.students[0]: found}).splitlines()[1].split(',')[5:7] == ['40.0000', '']
 
 
 def test_the_table_as_csv_and_what_the_stages_are(here, data):
@@ -162,11 +167,12 @@ def test_the_table_as_csv_and_what_the_stages_are(here, data):
 methods['Named'] = dict(first='Baseline', terms=['kd'])
 methods['Plain'] = dict(first=dict())
 methods['Joint'] = dict(first=dict(terms=['kd']))
+methods['Online'] = dict(first=dict(wrap=dict(type='kd_plugins.MutualLearning')))
 ''')))
     values = {('clean', 'Baseline', 0): 5., ('clean', 'Baseline', 1): 8., ('clean', 'Hinton', 0): 4.}
     text = report.tidy(study, report.grids(study, finished(study, values)))
     rows = {(x['method'], x['column']): x for x in csv.DictReader(io.StringIO(text))}
-    assert len(rows) == 7 * 2  # six methods and the teacher
+    assert len(rows) == 8 * 2  # seven methods and the teacher
     assert rows['Baseline', 'clean'] == {
         'table': 'tiny', 'method': 'Baseline', 'column': 'clean', 'n': '2', 'mean': '6.5000',
         'std': f'{statistics.stdev((5., 8.)):.4f}', 'published': '', 'best': 'True', 'worse than baseline': 'False'}
@@ -176,10 +182,9 @@ methods['Joint'] = dict(first=dict(terms=['kd']))
     assert rows['Teacher', 'sigma=0.4']['published'] == '94.0'
     assert rows['Named', 'clean']['mean'] == ''
     caption = report.caption(study)
-    for told in ('Two stages: a first stage of hint alone, then the task and kd;',
-                 'Named: the weights of Baseline, then the task and kd;',
-                 'Plain: a first stage of the task alone, then the task;',
-                 'Joint: a first stage of kd and the task, then the task;'):
+    for told in ('Two stages: first hint, then the task + kd;', 'Named: first Baseline, then the task + kd;',
+                 'Plain: first the task, then the task;', 'Joint: first the task + kd, then the task;',
+                 'Online: first the task + kd_plugins.MutualLearning, then the task;'):
         assert told in caption
 
 

@@ -1,7 +1,7 @@
 """What can be wrong in a study file, told before anything trains."""
 
-import difflib
 import inspect
+import string
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -43,11 +43,16 @@ def check_study(path: str, options: Mapping[str, Any]) -> None:
                     raise UserError(f"{where}: first is '{first}', expected a method that stands above it, or a record")
             else:
                 _check_record(f"{where}['first']", first, allowed - {'first'})
+    for name, record in options['methods'].items():
+        if 'first' in record and 'wrap' in record:
+            raise UserError(f"{path}: methods['{name}'] has first and wrap, but the weights of a single network do not "
+                            'fit several that train together: wrap the first stage, or none')
     for name, condition in options['corruptions'].items():
-        _check_data(f"{path}: corruptions['{name}']", {
-            key: condition[key] for key in ('label_noise', 'imbalance') if key in condition})
-    if options['validation'] is not None:
-        _check_data(path, dict(validation=options['validation']))
+        _check_data(f"{path}: corruptions['{name}']", {key: condition.get(key) for key in ('label_noise', 'imbalance')})
+    _check_data(path, dict(validation=options['validation']))
+    if 'part' in (options['validation'] or {}):
+        raise UserError(f"{path}: validation has no option 'part' here: the runs train on one and are scored on the "
+                        'other')
     seeds = options['seeds']
     if not isinstance(seeds, (list, tuple)) or not seeds or len(set(map(repr, seeds))) < len(seeds) or any(
             type(seed) is not int or not 0 <= seed < TEACHER_SEED for seed in seeds):
@@ -68,6 +73,9 @@ def _check_record(where: str, record: Any, allowed: Iterable[str] | None = None)
         for key in keys:
             if key in record and not isinstance(record[key], kind):
                 raise UserError(f'{where}: {key} is {record[key]!r}, expected {expected}')
+    for term in record.get('terms', []):
+        if not isinstance(term, str) and not (isinstance(term, Mapping) and {'name', 'loss'} <= set(term)):
+            raise UserError(f"{where}: the term {term!r} is neither a name nor a record with name and loss")
     if 'type' not in record.get('wrap', {'type': ''}):
         raise UserError(f"{where}: wrap names no type, as in wrap=dict(type='kd_plugins.MutualLearning')")
     if wrong := set(record.get('hook', {})) - (known := set(inspect.signature(DistillationHook).parameters) - {
@@ -77,20 +85,31 @@ def _check_record(where: str, record: Any, allowed: Iterable[str] | None = None)
 
 def _check_data(where: str, options: Mapping[str, Any]) -> None:
     try:
-        check_options(**options)
+        check_options(**{key: value for key, value in options.items() if value is not None})
     except UserError as error:
         raise UserError(f'{where}: {error}') from None
 
 
 def check_spelling(where: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Check that a key which is new to a config is not one of its keys, misspelt.
+    """Check that a key which is new to a config is not one of its keys with one slip of the finger.
 
     Raises:
         UserError: One is.
     """
+    if '_delete_' in given or given.get('type', known.get('type')) != known.get('type'):
+        return  # other keys than the config's
     for key, value in given.items():
         if key in known:
-            if isinstance(value, Mapping) and isinstance(known[key], Mapping):
+            if isinstance(value, Mapping) and isinstance(known[key], Mapping) and key != 'custom_keys':
                 check_spelling(f"{where}['{key}']", value, known[key])
-        elif near := difflib.get_close_matches(key, known, 1, .8):
-            raise UserError(f"{where} has '{key}', which is not in the config; the nearest there is '{near[0]}'")
+        elif near := sorted(_slips(key) & set(known)):
+            raise UserError(f"{where} has '{key}', which is not in the config, but '{near[0]}' is: correct it")
+
+
+def _slips(word: str) -> set[str]:
+    """Return what a word can be with one letter too many, too few, another, or two in each other's place."""
+    parts = [(word[:i], word[i:]) for i in range(len(word) + 1)]
+    letters = string.ascii_lowercase + '_'  # names that differ in a digit are of different things
+    return {a + b[1:] for a, b in parts if b and b[0] in letters} | {a + c + b for a, b in parts for c in letters} | {
+        a + c + b[1:] for a, b in parts for c in letters if b and b[0] in letters} | {
+        a + b[1] + b[0] + b[2:] for a, b in parts if len(b) > 1}

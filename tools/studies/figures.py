@@ -42,8 +42,10 @@ def curves(run: Run, metric: str) -> tuple[dict[int, float], dict[int, float]]:
 def figures(study: Study, results: Mapping[Run, Result]) -> Iterator[Path]:
     """Draw into the study's folder what its finished runs allow; courses of those that were scored more than once.
 
-    Figures that an earlier call left and that these runs do not make are removed.
+    Figures that an earlier call left are removed.
     """
+    for name in (_CURVES, *(name for _, _, name, _ in _AXES.values())):
+        (study.root / name).unlink(missing_ok=True)
     try:
         import matplotlib
     except ImportError:
@@ -52,8 +54,6 @@ def figures(study: Study, results: Mapping[Run, Result]) -> Iterator[Path]:
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    for name in (_CURVES, *(name for _, _, name, _ in _AXES.values())):
-        (study.root / name).unlink(missing_ok=True)
     colours = dict(zip(study.options['methods'], pyplot.get_cmap('tab20').colors, strict=False))
     for name in _AXES:
         yield from _against(study, results, name, colours, pyplot)
@@ -63,8 +63,10 @@ def figures(study: Study, results: Mapping[Run, Result]) -> Iterator[Path]:
 def _against(
     study: Study, results: Mapping[Run, Result], name: str, colours: Mapping[str, Any], pyplot: Any,
 ) -> Iterator[Path]:
-    places = {condition: x for condition, options in study.options['corruptions'].items()
-              if (x := place(data_options(options), name)) is not None}
+    places: dict[str, float] = {}
+    for condition, options in study.options['corruptions'].items():
+        if (x := place(data_options(options), name)) is not None and x not in places.values():
+            places[condition] = x  # of two conditions that differ in the schedule alone, the first
     centre = centre_of(study.options['average'])
     values: dict[tuple[str, str, float], list[float]] = {}
     for run, result in results.items():

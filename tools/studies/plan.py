@@ -25,6 +25,8 @@ DEFAULTS = dict(
     metric='accuracy/top1', average='mean', error=False, references=[], notes='', columns=None, baseline=None,
     validation=None,
 )
+# Data sets with options for corruption of their own.
+_CORRUPTIBLE = ('kd_plugins.CIFAR10', 'kd_plugins.CIFAR100')
 
 
 @dataclass(eq=False)
@@ -179,6 +181,7 @@ class _Plan:
         self._path, self._root, self._options = path, root, options
         self._read: dict[str, dict[str, Any]] = {}
         self._teachers: dict[Path, Run] = {}
+        self._split: dict[Path, bool] = {}
         self._students: dict[tuple[str, str, str, int], Run] = {}
 
     def runs(self) -> list[Run]:
@@ -232,15 +235,14 @@ class _Plan:
         if name not in self._options['teachers']:
             raise UserError(f"{self._path}: there is no teacher '{name}' among {', '.join(self._options['teachers'])}")
         conditions = self._options['corruptions']
-        if self._options['teacher_data'] == 'clean':  # which a study of corrupted data alone does not name
+        if self._options['teacher_data'] == 'clean' and data_options(conditions[corruption]):
+            # A study of corrupted data alone names none that are clean.
             corruption = next((name for name, record in conditions.items() if not data_options(record)), 'clean')
         seed = self._options['seeds'][0] if self._options['teacher_seeds'] == 'one' else seed
         folder = self._root / 'teachers' / slug(name) / slug(corruption) / f'seed{seed}'
         if folder not in self._teachers:
             config = self._base(self._options['teachers'][name], corruption, 'common', 'teacher_common')
-            if self._options['teacher_seeds'] == 'one' and filled(plain := _plain(config), seed) != plain:
-                raise UserError(f"{self._path}: teacher '{name}' has '{{seed}}' in its config, so that one for all "
-                                "seeds would see other data than its students: give teacher_seeds='each'")
+            self._split[folder] = _has_splits(config)
             config = self._complete(config, folder, corruption, seed, TEACHER_SEED + seed)
             self._teachers[folder] = Run(name, corruption, 'teacher', seed, folder, config, part='teacher')
         return self._teachers[folder]
@@ -267,6 +269,7 @@ class _Plan:
         source = self._options['networks'][network]
         config = self._base(source, corruption, 'common')
         self._merge(config, record.get('overrides', {}), 'overrides')
+        split = _has_splits(config)
         config = self._complete(config, folder, corruption, seed)
         needs, problem = [], ''
         try:
@@ -277,6 +280,10 @@ class _Plan:
             if not source.get('teacher'):
                 raise UserError(f"{self._path}: method '{method}' needs a teacher, but network '{network}' names none")
             needs = [self._teacher(source['teacher'], corruption, seed)]
+            if split != self._split[needs[0].folder] or (split and self._options['teacher_seeds'] == 'one'):
+                raise UserError(f"{self._path}: '{{seed}}' stands in the config of network '{network}' or of its "
+                                f"teacher '{source['teacher']}', which would then learn from other data than the "
+                                "network: let it stand in both, with teacher_seeds='each'")
             teacher = _required(needs[0])
             config['requires'] = [*config.get('requires', []), teacher]
             if self._options['teacher_cache']:
@@ -308,6 +315,10 @@ def _required(run: Run) -> dict[str, str]:
     return dict(config=(run.folder / 'config.py').as_posix(), checkpoint=(run.folder / 'student.pth').as_posix())
 
 
+def _has_splits(config: Config) -> bool:
+    return filled(plain := _plain(config), 0) != plain
+
+
 def filled(node: Any, seed: int) -> Any:
     """Return a config with the seed in the place of every '{seed}' in its texts."""
     if isinstance(node, Mapping):
@@ -319,20 +330,26 @@ def filled(node: Any, seed: int) -> Any:
 
 def data_options(condition: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a condition does to the training data; none where they are clean."""
-    return {key: value for key, value in condition.items() if key not in ('common', 'teacher_common')}
+    return {key: condition[key] for key in ('label_noise', 'imbalance') if condition.get(key) is not None}
 
 
 def hold_out(config: dict[str, Any], options: Mapping[str, Any], metric: str) -> None:
     """Score what is held out of a run's training data beside the test set, under the name of :func:`held_out`."""
+    if not config.get('val_dataloader') or not config.get('val_evaluator'):
+        raise UserError('validation: a config without val_dataloader and val_evaluator scores nothing: give it both')
     loader = copy.deepcopy(config['val_dataloader'])
     place = _innermost(loader)
     source = copy.deepcopy(_innermost(config['train_dataloader'])['dataset'])
-    source.pop('indices', None)
+    # CIFAR's are taken of what is left; those of a data set that has to be wrapped come first.
+    if source.pop('indices', None) is not None and source['type'] not in _CORRUPTIBLE:
+        raise UserError(f"validation: {source['type']} with indices would hold other images out of other indices: give "
+                        'it none')
     place['dataset'] = source | {key: place['dataset'][key] for key in ('pipeline', ) if key in place['dataset']}
     corrupt(loader, dict(validation=dict(options, part='val')))
-    evaluator = dict(config['val_evaluator'], prefix=held_out(metric).partition('/')[0])
+    given, prefix = config['val_evaluator'], held_out(metric).partition('/')[0]
+    evaluator = [dict(x, prefix=prefix) for x in (given if isinstance(given, (list, tuple)) else [given])]
     hook = dict(type='kd_plugins.HeldOutHook', dataloader=loader, evaluator=evaluator)
-    config['default_hooks'] = dict(config['default_hooks'], held_out=hook)
+    config['default_hooks'] = dict(config.get('default_hooks', {}), held_out=hook)
 
 
 def held_out(metric: str) -> str:
@@ -354,7 +371,7 @@ def corrupt(loader: dict[str, Any], options: Mapping[str, Any]) -> None:
     if not options:
         return
     holder = _innermost(loader)
-    if holder['dataset']['type'] in ('kd_plugins.CIFAR10', 'kd_plugins.CIFAR100'):
+    if holder['dataset']['type'] in _CORRUPTIBLE:
         holder['dataset'].update(options)
     else:
         holder['dataset'] = dict(type='kd_plugins.Corrupted', dataset=holder['dataset'], **options)

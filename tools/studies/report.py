@@ -179,12 +179,14 @@ def _stages(record: Mapping[str, Any]) -> str:
     """Say what a method of two stages does in them."""
     if 'first' not in record:
         return ''
-    first, second = (' + '.join(term if isinstance(term, str) else term['name'] for term in stage.get('terms', []))
-                     for stage in (record['first'] if isinstance(record['first'], dict) else {}, record))
-    before = f'the weights of {record["first"]}' if isinstance(record['first'], str) else (
-        f'a first stage of {first or "the task"}' + (
-            ' alone' if record['first'].get('hook', {}).get('task') is False or not first else ' and the task'))
-    return f'{before}, then the task{" and " + second if second else ""}'
+    first = record['first'] if isinstance(record['first'], str) else _stage(record['first'])
+    return f'first {first}, then {_stage(record)}'
+
+
+def _stage(record: Mapping[str, Any]) -> str:
+    terms = [term if isinstance(term, str) else term['name'] for term in record.get('terms', [])]
+    task = ['the task'] if record.get('hook', {}).get('task', True) else []
+    return ' + '.join([*task, *terms, *([record['wrap']['type']] if 'wrap' in record else [])])
 
 
 def markdown(study: Study, tables: Sequence[Grid]) -> str:
@@ -243,8 +245,9 @@ def long_form(study: Study, results: dict[Run, Result]) -> str:
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(['part', 'network', 'corruption', 'method', 'seed', 'last', 'best', 'seconds', 'folder'])
     for run, result in results.items():
-        writer.writerow([run.part, run.network, run.corruption, run.method, run.seed, f'{result.last:.4f}',
-                         f'{result.best:.4f}', f'{result.seconds:.1f}', run.folder.as_posix()])
+        best = '' if result.best is None else f'{result.best:.4f}'
+        writer.writerow([run.part, run.network, run.corruption, run.method, run.seed, f'{result.last:.4f}', best,
+                         f'{result.seconds:.1f}', run.folder.as_posix()])
     return text.getvalue()
 
 
@@ -302,6 +305,5 @@ def report(study: Study, keep_changed: bool) -> None:
     for path in _written(study.root, {'table.md': markdown(study, tables), 'table.tex': latex(study, tables),
                                       'table.csv': tidy(study, tables), 'runs.csv': long_form(study, results)}):
         console.print(path.as_posix(), highlight=False)
-    if results:
-        for path in figures(study, results):
-            console.print(path.as_posix(), highlight=False)
+    for path in figures(study, results):
+        console.print(path.as_posix(), highlight=False)

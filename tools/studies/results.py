@@ -16,13 +16,13 @@ class Result:
 
     Attributes:
         last: After the last epoch.
-        best: After the best epoch, chosen on the held-out part where the study has one, else by this value itself; for
-            the CSV alone.
+        best: After the best epoch, chosen on the held-out part where the study has one (None where the run has not),
+            else by this value itself; for the CSV alone.
         seconds: What it took.
     """
 
     last: float
-    best: float
+    best: float | None
     seconds: float
 
 
@@ -67,7 +67,8 @@ def result_of(study: Study, run: Run) -> Result | None:
     metric, sign = study.options['metric'], -1 if study.options['error'] else 1
     metrics = metrics_of(study, run)
     chosen_by = held_out(metric) if study.options['validation'] else metric
-    best = max([*(line for line in scalars(run) if metric in line), metrics], key=lambda line: line[chosen_by])[metric]
+    lines = [line for line in (*scalars(run), metrics) if metric in line and chosen_by in line]
+    best = max(lines, key=lambda line: line[chosen_by])[metric] if lines else None
     seconds = sum(session['seconds'] for session in run.record.get('sessions', []))
     offset = 100 if study.options['error'] else 0
-    return Result(offset + sign * metrics[metric], offset + sign * best, seconds)
+    return Result(offset + sign * metrics[metric], None if best is None else offset + sign * best, seconds)
