@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+from studies import data as studies_data
 from studies import plan, report
 from tiny import image_folder
 from tiny_study import FEW, ROOT, write_study
@@ -41,10 +42,10 @@ def test_a_teacher_for_each_seed_and_kind_of_data(here, data):
 
 def test_conditions_reach_the_innermost_data_set_and_wrap_what_is_not_cifar():
     loader = dict(dataset=dict(type='A', dataset=dict(type='kd_plugins.CIFAR100', split='train')))
-    plan.corrupt(loader, dict(imbalance=dict(gamma=1)))
+    studies_data.corrupt(loader, dict(imbalance=dict(gamma=1)))
     assert loader['dataset']['dataset'] == dict(type='kd_plugins.CIFAR100', split='train', imbalance=dict(gamma=1))
     loader = dict(dataset=dict(type='CustomDataset', data_root='x'))
-    plan.corrupt(loader, dict(label_noise=dict(rate=.1)))
+    studies_data.corrupt(loader, dict(label_noise=dict(rate=.1)))
     assert loader['dataset'] == dict(type='kd_plugins.Corrupted', dataset=dict(type='CustomDataset', data_root='x'),
                                      label_noise=dict(rate=.1))
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from studies.plan import Run, Study, data_options
+from studies.data import data_options
+from studies.plan import Run, Study
 from studies.results import Result, centre_of, scalars
 
 # What a condition's place on an axis is, by the only data option that it has; and the place of clean data.

@@ -16,8 +16,9 @@ from rich.table import Table
 from kd_plugins.checkpoint import AtomicBackend
 from kd_plugins.errors import UserError
 from studies.checks import TEACHER_SEED
+from studies.data import data_options
 from studies.figures import figures
-from studies.plan import Run, Study, data_options
+from studies.plan import Run, Study
 from studies.results import Result, centre_of, result_of
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kd_plugins.errors import UserError
-from studies.plan import Run, Study, held_out
+from studies.data import held_out
+from studies.plan import Run, Study
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,68 @@
+"""What a study does to the data in a config: seeds, corruption, a part held out."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from kd_plugins.errors import UserError
+
+# Data sets with options for corruption of their own.
+_CORRUPTIBLE = ('kd_plugins.CIFAR10', 'kd_plugins.CIFAR100')
+
+
+def filled(node: Any, seed: int) -> Any:
+    """Return a config with the seed in the place of every '{seed}' in its texts."""
+    if isinstance(node, Mapping):
+        return {key: filled(value, seed) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return type(node)(filled(value, seed) for value in node)
+    return node.replace('{seed}', str(seed)) if isinstance(node, str) else node
+
+
+def data_options(condition: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a condition does to the training data; none where they are clean."""
+    return {key: condition[key] for key in ('label_noise', 'imbalance') if condition.get(key) is not None}
+
+
+def hold_out(config: dict[str, Any], options: Mapping[str, Any], metric: str) -> None:
+    """Score what is held out of a run's training data beside the test set, under the name of :func:`held_out`."""
+    if not config.get('val_dataloader') or not config.get('val_evaluator'):
+        raise UserError('validation: a config without val_dataloader and val_evaluator scores nothing: give it both')
+    loader = copy.deepcopy(config['val_dataloader'])
+    place = _innermost(loader)
+    source = copy.deepcopy(_innermost(config['train_dataloader'])['dataset'])
+    # CIFAR's are taken of what is left; those of a data set that has to be wrapped come first.
+    if source.pop('indices', None) is not None and source['type'] not in _CORRUPTIBLE:
+        raise UserError(f"validation: {source['type']} with indices would hold other images out of other indices: give "
+                        'it none')
+    place['dataset'] = source | {key: place['dataset'][key] for key in ('pipeline', ) if key in place['dataset']}
+    corrupt(loader, dict(validation=dict(options, part='val')))
+    given, prefix = config['val_evaluator'], held_out(metric).partition('/')[0]
+    evaluator = [dict(x, prefix=prefix) for x in (given if isinstance(given, (list, tuple)) else [given])]
+    hook = dict(type='kd_plugins.HeldOutHook', dataloader=loader, evaluator=evaluator)
+    config['default_hooks'] = dict(config.get('default_hooks', {}), held_out=hook)
+
+
+def held_out(metric: str) -> str:
+    """Return the name that a metric of the test set has on the held-out part."""
+    return f'validation/{metric.rpartition("/")[2]}'
+
+
+def _innermost(loader: dict[str, Any]) -> dict[str, Any]:
+    while 'dataset' in loader['dataset']:
+        loader = loader['dataset']
+    return loader
+
+
+def corrupt(loader: dict[str, Any], options: Mapping[str, Any]) -> None:
+    """Give the data options of a condition to the innermost data set of a loader.
+
+    CIFAR takes ``label_noise`` and ``imbalance`` itself; any other data set is wrapped for them.
+    """
+    if not options:
+        return
+    holder = _innermost(loader)
+    if holder['dataset']['type'] in _CORRUPTIBLE:
+        holder['dataset'].update(options)
+    else:
+        holder['dataset'] = dict(type='kd_plugins.Corrupted', dataset=holder['dataset'], **options)
