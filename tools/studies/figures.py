@@ -124,6 +124,7 @@ def _courses(
                                   color=colours.get(method), label=None if part else method)
             axis.set(title=f'{network}, {corruption}', ylabel=_label(study),
                      xlabel='epoch (solid: test, dashed: training)' if 1 in drawn else 'epoch')
+            axis.xaxis.get_major_locator().set_params(integer=True)
     yield _save(study, figure, axes[0][-1], _CURVES, pyplot)
 
 
