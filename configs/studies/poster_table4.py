@@ -9,12 +9,13 @@ teachers = {
     'ResNet-26': dict(config='configs/cifar100/resnet26.py', overrides=wide),
     'WRN-40-2': dict(config='configs/cifar100/wrn-40-2.py'),
 }
+wide_curves = dict(_base_.curves, **wide)
 wrn = dict(teacher='WRN-40-2', terms_from='configs/_base_/methods_wrn.py', overrides=_base_.curves)
 networks = {
-    'ResNet-8': dict(config='configs/cifar100/resnet8.py', teacher='ResNet-26', overrides=wide),
-    'ResNet-14': dict(config='configs/cifar100/resnet14.py', teacher='ResNet-26', overrides=wide),
-    'ResNet-20': dict(config='configs/cifar100/resnet20.py', teacher='ResNet-26', overrides=wide),
-    'ResNet-26': dict(config='configs/cifar100/resnet26.py', teacher='ResNet-26', overrides=wide),
+    'ResNet-8': dict(config='configs/cifar100/resnet8.py', teacher='ResNet-26', overrides=wide_curves),
+    'ResNet-14': dict(config='configs/cifar100/resnet14.py', teacher='ResNet-26', overrides=wide_curves),
+    'ResNet-20': dict(config='configs/cifar100/resnet20.py', teacher='ResNet-26', overrides=wide_curves),
+    'ResNet-26': dict(config='configs/cifar100/resnet26.py', teacher='ResNet-26', overrides=wide_curves),
     'WRN-10-2': dict(wrn, config='configs/cifar100/wrn-10-2.py'),
     'WRN-16-2': dict(wrn, config='configs/cifar100/wrn-16-2.py'),
     'WRN-28-2': dict(wrn, config='configs/cifar100/wrn-28-2.py'),
