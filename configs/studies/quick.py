@@ -29,7 +29,7 @@ methods = {
     'NST adversary': dict(terms=['nst_gan']),
     'Hinton, two stages': dict(first='Baseline', **_base_.hinton),
 }
-# At gamma = 0.2 CIFAR-10 keeps 7,621 images, 5,000 of them of one class: ResNet-8 sees all of them, WRN-16-2 the first
+# At gamma = 0.2 CIFAR-10 keeps 8,662 images, 5,000 of them of one class: ResNet-8 sees all of them, WRN-16-2 the first
 # 1,600, in more epochs, since four would teach that class alone.
 epochs_imbalanced, teacher_epochs_imbalanced = 5, 8
 imbalanced = dict(

@@ -1,6 +1,5 @@
 """Training data made worse on purpose: wrong labels, rare classes; and a clean part held out to choose by."""
 
-import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple
@@ -18,7 +17,8 @@ _OPTIONS = dict(
     imbalance=dict(gamma=(Real, ...), most=(Integral, None), least=(Integral, None), seed=(Integral, 0)),
     validation=dict(size=(Integral, ...), seed=(Integral, 0), part=(str, 'train')),
 )
-_MAX_GAMMA = 50  # (K - 1)^gamma has to be a number, also of a million classes
+# K^gamma is to be a number, also of a million classes, and b + 1 more than what rounding leaves of it.
+_MIN_GAMMA, _MAX_GAMMA = 1e-6, 50
 _KINDS = {Real: 'a number', Integral: 'a whole number', bool: 'True or False', str: 'a text'}
 
 
@@ -62,21 +62,19 @@ def noisy_labels(
 def class_sizes(classes: int, gamma: float, most: int, least: int) -> list[int]:
     """Return how many samples of each class an imbalanced set has, falling from ``most`` to ``least`` by a power law.
 
-    n_c = floor(a / (b + (c - 1)^gamma)) for c = 1 to K, with b = least (K - 1)^gamma / (most - least) and a = most b;
-    so n_1 = most and n_K = least, and the smaller gamma, the fewer samples there are between the two.
-
-    The sign of the exponent is deduced. With (c - 1)^(-gamma), as the law is told elsewhere, the first class would be
-    empty; and the accuracies in Table VI of Sarfraz et al. (2020) rise with gamma, as they must under this form.
+    n_c = round(a / (b + c^gamma)) for c = 1 to K, with b = (least K^gamma - most) / (most - least) and a = most (b + 1);
+    so n_1 = most and n_K = least, and the smaller gamma, the fewer samples there are between the two. This is how the
+    authors of Sarfraz et al. (2020) make imbalanced sets in their later code.
 
     Raises:
-        UserError: Not 0 < least < most, gamma is not positive or too large, or there are fewer than two classes.
+        UserError: Not 0 < least < most, gamma is too small or too large, or there are fewer than two classes.
     """
-    if classes < 2 or not 0 < gamma <= _MAX_GAMMA or not 0 < least < most:
+    if classes < 2 or not _MIN_GAMMA <= gamma <= _MAX_GAMMA or not 0 < least < most:
         raise UserError(f'imbalance: gamma={gamma}, most={most}, least={least}, {classes} classes; expected a gamma '
-                        f'above 0, at most {_MAX_GAMMA}, 0 < least < most, and two classes')
-    b = least * (classes - 1)**gamma / (most - least)
-    # A product that is whole but for rounding must not lose its last one.
-    return [math.floor(most * b / (b + c**gamma) * (1 + 1e-12)) for c in range(classes)]
+                        f'of {_MIN_GAMMA:g} to {_MAX_GAMMA}, 0 < least < most, and two classes')
+    b = (least * classes**gamma - most) / (most - least)  # may be negative; b + 1 is not
+    a = most * (b + 1)
+    return [round(a / (b + c**gamma)) for c in range(1, classes + 1)]
 
 
 def kept_samples(

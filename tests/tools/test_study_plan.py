@@ -94,7 +94,7 @@ def test_wrapping_keeps_the_networks_record_and_the_overrides(here, data):
     ("methods = dict(A=dict(first=dict(), wrap=dict(type='kd_plugins.MutualLearning')))", 'has first and wrap'),
     ("methods = dict(A=dict(terms=[dict(loss=dict())]))", "the term {'loss': {}} is neither a name nor a record"),
     ("validation = dict(size=9, part='val')", "validation has no option 'part' here"),
-    ('corruptions = dict(x=dict(imbalance=dict(gamma=400)))', 'gamma=400, .* at most 50'),
+    ('corruptions = dict(x=dict(imbalance=dict(gamma=400)))', 'gamma=400, .* a gamma of 1e-06 to 50'),
     ('corruptions = dict(x=dict(imbalance=dict(gamma=1, most=-5)))', 'most=-5'),
     ('corruptions = dict(x=dict(imbalance=dict(gamma=1, least=-1)))', 'least=-1'),
     ("validation = dict(size=9)\ncommon = dict(val_evaluator=None)", 'scores nothing: give it both'),
