@@ -62,9 +62,9 @@ def noisy_labels(
 def class_sizes(classes: int, gamma: float, most: int, least: int) -> list[int]:
     """Return how many samples of each class an imbalanced set has, falling from ``most`` to ``least`` by a power law.
 
-    n_c = round(a / (b + c^gamma)) for c = 1 to K, with b = (least K^gamma - most) / (most - least) and a = most (b + 1);
-    so n_1 = most and n_K = least, and the smaller gamma, the fewer samples there are between the two. This is how the
-    authors of Sarfraz et al. (2020) make imbalanced sets in their later code.
+    n_c = round(a / (b + c^gamma)) for c = 1 to K, with b = (least K^gamma - most) / (most - least) and
+    a = most (b + 1); so n_1 = most and n_K = least, and the smaller gamma, the fewer samples there are between the two.
+    The authors of Sarfraz et al. (2020) make imbalanced sets like this in their later code.
 
     Raises:
         UserError: Not 0 < least < most, gamma is too small or too large, or there are fewer than two classes.
