@@ -5,6 +5,8 @@ name up, so ``type='kd_plugins.NSTLoss'`` is found in any config. On an mmcv wit
 needs ``custom_imports=dict(imports=['kd_plugins'])``: mmdet imports them before it looks at any name.
 """
 
+from typing import Any
+
 from mmengine import registry as mmengine_registry
 from mmengine.registry import Registry
 
@@ -21,3 +23,9 @@ TRANSFORMS = _child(mmengine_registry.TRANSFORMS, 'datasets')
 FUNCTIONS = _child(mmengine_registry.FUNCTIONS, 'datasets')
 OPTIM_WRAPPERS = _child(mmengine_registry.OPTIM_WRAPPERS, 'optim')
 METRICS = _child(mmengine_registry.METRICS, 'evaluation')
+
+
+def type_name(record: dict[str, Any]) -> str:
+    """Return the name of what a record builds, without its package; a config by ``read_base`` has the class itself."""
+    kind = record.get('type', '')
+    return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', '')

@@ -28,6 +28,7 @@ ROOMS = {
     'evaluation': (LEAVES | {'functional'}, {'faiss', 'mmengine', 'numpy', 'rich', 'scipy', 'torch'}),
     'compat': (LEAVES, {'mmcv', 'mmdet', 'torch', 'torchvision'}),
     'config': (LEAVES, {'mmengine'}),
+    'engine': (LEAVES | {'checkpoint', 'compat', 'config'}, {'mmengine', 'torch'}),
     'errors': (set(), {'mmengine'}),
     'registry': (set(), {'mmengine'}),
 }

@@ -30,8 +30,9 @@ from rich.console import Console
 from rich.table import Table
 
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
-from kd_plugins.checkpoint import guard_checkpoints, load_weights
+from kd_plugins.checkpoint import load_weights
 from kd_plugins.config import load_config
+from kd_plugins.engine import prepare_run
 from kd_plugins.errors import UserError, one_line_errors
 from kd_plugins.evaluation import (
     KReciprocal,
@@ -88,7 +89,7 @@ def extract(args: argparse.Namespace) -> ReIDFeatures:
     """Run the model over the config's test set, or take the features kept from the last time."""
     config = load_config(args.source, args.work_dir, args.cfg_options)
     config.load_from, config.resume = None, False
-    guard_checkpoints(args.allow_pickle)
+    prepare_run(config, allow_pickle=args.allow_pickle)
     if not Path(args.checkpoint).is_file():
         raise UserError(f'checkpoint {args.checkpoint} does not exist: give the path of a .pth file')
     with DATASETS.switch_scope_and_registry(config.get('default_scope')) as registry:
@@ -102,7 +103,7 @@ def extract(args: argparse.Namespace) -> ReIDFeatures:
         print_log(f'features are taken from {kept}', 'current')
         return load_features(kept)
     config.test_evaluator = dict(type='kd_plugins.ReIDMetric', save_to=str(kept), device=args.device)
-    config.setdefault('default_hooks', {})['logger'] = dict(type='LoggerHook', interval=10)
+    config.default_hooks.logger = dict(type='LoggerHook', interval=10)
     runner = Runner.from_cfg(config)
     load_weights(runner.model, args.checkpoint, args.allow_pickle)
     runner.test()

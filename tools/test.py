@@ -14,9 +14,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
-from kd_plugins.checkpoint import guard_checkpoints, load_weights
-from kd_plugins.compat import mend_ssd_head
+from kd_plugins.checkpoint import load_weights
 from kd_plugins.config import load_config
+from kd_plugins.engine import prepare_run, scope_of
 from kd_plugins.errors import one_line_errors
 
 
@@ -37,26 +37,24 @@ def parse_args() -> argparse.Namespace:
 def set_drawing(config: Config, folder: str) -> None:
     """Let the visualisers of mmdet or mmpretrain draw every prediction."""
     folder = str(Path(folder).resolve())  # mmdet puts a relative one below its time stamp
-    hooks = config.setdefault('default_hooks', {})
-    if config.default_scope == 'mmdet':
-        visualizer, hook = 'DetLocalVisualizer', dict(type='DetVisualizationHook', draw=True, test_out_dir=folder)
+    if scope_of(config) == 'mmdet':
+        visualizer, hook = 'mmdet.DetLocalVisualizer', dict(
+            type='mmdet.DetVisualizationHook', draw=True, test_out_dir=folder)
     else:
-        visualizer = 'UniversalVisualizer'
-        hook = dict(type='VisualizationHook', enable=True, interval=1, out_dir=folder)
+        visualizer = 'mmpretrain.UniversalVisualizer'
+        hook = dict(type='mmpretrain.VisualizationHook', enable=True, interval=1, out_dir=folder)
     config.visualizer = dict(type=visualizer, vis_backends=[dict(type='LocalVisBackend')])
-    hooks['visualization'] = hook
+    config.default_hooks.visualization = hook
 
 
 def main() -> None:
     """Run the command line."""
     args = parse_args()
     config = load_config(args.config, args.work_dir, args.cfg_options)
-    config.launcher, config.load_from, config.resume = args.launcher, None, False
-    guard_checkpoints(args.allow_pickle)
+    config.load_from, config.resume = None, False
+    prepare_run(config, args.launcher, args.allow_pickle)
     if args.show_dir:
         set_drawing(config, args.show_dir)
-    if config.get('default_scope') == 'mmdet':
-        mend_ssd_head()
     runner = Runner.from_cfg(config)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     load_weights(model, args.checkpoint, args.allow_pickle)  # mmengine would score whatever a loose load leaves

@@ -17,10 +17,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from mmengine.config import Config, DictAction
 from mmengine.dist import get_dist_info
 from mmengine.logging import print_log
@@ -29,9 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
-from kd_plugins.checkpoint import guard_checkpoints, latest_checkpoint
-from kd_plugins.compat import mend_ssd_head
+from kd_plugins.checkpoint import latest_checkpoint
 from kd_plugins.config import default_work_dir, load_config
+from kd_plugins.engine import prepare_run
 from kd_plugins.errors import UserError, one_line_errors
 
 
@@ -99,30 +98,6 @@ def set_resume(config: Config, resume: str | None) -> None:
         config.resume, config.load_from = True, resume
 
 
-def check_images(node: object, skip_corrupt: bool) -> None:
-    """Load the images below a node of the config through ``LoadImage``, which notices broken ones."""
-    if isinstance(node, dict):
-        options = {key for key, value in node.items() if value is not None}
-        if str(node.get('type')).rpartition('.')[2] == 'LoadImageFromFile' and options <= {
-                'type', 'to_float32', 'color_type', 'imdecode_backend', 'backend_args'}:
-            node['type'] = 'kd_plugins.LoadImage'
-        if str(node.get('type')).endswith('LoadImage'):
-            node['skip_corrupt'] = skip_corrupt
-        node = node.values()
-    if isinstance(node, Iterable) and not isinstance(node, str):
-        for value in node:
-            check_images(value, skip_corrupt)
-
-
-def use_cpu(config: Config, launcher: str) -> None:
-    """Let several processes train without a GPU; mmengine's own set-up asks CUDA for one."""
-    if launcher == 'pytorch':
-        torch.distributed.init_process_group('gloo')
-        config.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None,
-            find_unused_parameters=config.get('find_unused_parameters', False))
-
-
 def print_comparison(config: Config, flags: Sequence[str]) -> None:
     """Train the runs to compare with, where their result is missing, and print a table of the last-epoch metrics."""
     results = {}
@@ -149,27 +124,11 @@ def main() -> None:
     """Run the command line."""
     args = parse_args()
     config = load_config(args.config, args.work_dir, args.cfg_options)
-    config.launcher = args.launcher
-    guard_checkpoints(args.allow_pickle)
+    prepare_run(config, args.launcher, args.allow_pickle, args.skip_corrupt, args.amp)
     prepare(config)
     flags = [f'--{name}' for name in ('amp', 'skip-corrupt', 'allow-pickle') if getattr(args, name.replace('-', '_'))]
     train_missing(config, args.launcher, flags)
     set_resume(config, args.resume)
-    if config.get('default_scope') == 'mmdet':
-        mend_ssd_head()
-    check_images(config.train_dataloader, args.skip_corrupt)
-    for name in ('val_dataloader', 'test_dataloader'):  # every image is scored, or none
-        check_images(config.get(name), False)
-    if args.amp:
-        config.optim_wrapper = {k: v for k, v in config.optim_wrapper.items() if k not in ('loss_scale', 'dtype')}
-        config.optim_wrapper.type = 'kd_plugins.BF16OptimWrapper'
-    hooks = config.setdefault('default_hooks', {})
-    hooks.setdefault('reseed', dict(type='kd_plugins.ReseedHook'))
-    hooks.setdefault('corruption', dict(type='kd_plugins.CorruptionHook'))
-    if hooks.get('checkpoint', {}) is not None:  # without checkpoints there is none to export
-        hooks.setdefault('export', dict(type='kd_plugins.ExportHook'))
-    if not torch.cuda.is_available():
-        use_cpu(config, args.launcher)
     Runner.from_cfg(config).train()
     if config.get('compare') and get_dist_info()[0] == 0:
         print_comparison(config, flags)

@@ -29,6 +29,7 @@ def run(tmp_path):
         config.merge_from_dict({
             f'{name}_dataloader': loader, f'{name}_cfg': {}, f'{name}_evaluator': dict(type='Accuracy')})
     train(config)
+    config.pop('default_hooks')
     config.dump(tmp_path / 'config.py')
     return tmp_path / 'config.py', tmp_path / 'run'
 

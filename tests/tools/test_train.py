@@ -436,8 +436,8 @@ def test_amp_takes_the_place_of_another_wrapper(tmp_path, command, config):
     assert used.optimizer == config.optim_wrapper.optimizer
 
 
-def test_a_stock_config_tells_which_labels_were_changed(tmp_path, command, config):
-    config.default_hooks = {}
+def test_a_config_without_hooks_leaves_its_result_and_which_labels_were_changed(tmp_path, command, config):
+    config.pop('default_hooks')
     config.train_cfg.max_epochs = 1
     config.train_dataloader.dataset = dict(
         type='kd_plugins.Corrupted', dataset=config.train_dataloader.dataset, label_noise=dict(rate=0.5))
@@ -446,6 +446,8 @@ def test_a_stock_config_tells_which_labels_were_changed(tmp_path, command, confi
     record = json.loads((Path(config.work_dir) / 'corruption.json').read_text())
     assert record['samples'] == 24
     assert 4 < len(record['changed']) < 14  # half are drawn anew, from four classes: 9 expected
+    assert (Path(config.work_dir) / 'result.json').is_file()
+    assert (Path(config.work_dir) / 'student.pth').is_file()
 
 
 def test_a_config_without_checkpoints_trains(tmp_path, command, config):
