@@ -23,7 +23,8 @@ replace       configs whose keys take the place of the networks' own, also in si
               teacher_common: overrides of all runs, of teachers
 teacher_data  'clean' or 'same': what teachers learn from; teacher_seeds 'one' or 'each': one for all seeds or one each
 teacher_cache True keeps the teachers' answers on disk, for all runs whose pictures come again: give networks the
-              override train_dataloader=dict(dataset=dict(seed=0)) of BatchedImages, so that all seeds draw the same
+              override train_dataloader=dict(dataset=dict(seed=0)) of BatchedImages, so that all seeds draw the same;
+              a method's own teacher_cache=False leaves its answers out, as where whole maps would fill the disk
 validation    dict(size=5000): images held out of all training and scored beside the test set; runs.csv then tells the
               test accuracy of the epoch that was best on them
 metric, error, average, references, columns, baseline, title, notes    what the table shows, and how

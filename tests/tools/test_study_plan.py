@@ -103,6 +103,7 @@ def test_wrapping_keeps_the_networks_record_and_the_overrides(here, data):
     ('teacher_common = None', 'teacher_common is None, expected a dict'),
     ("references = dict(table='x')", 'references is .*, expected a list'),
     ("teacher_cache = 'yes'", "teacher_cache is 'yes', expected one of False, True"),
+    ("methods = dict(A=dict(terms=['kd'], teacher_cache=1.5))", "teacher_cache is 1.5, expected one of False, True"),
     ("validation = 5000", 'validation is 5000; expected a dict of size'),
     ("validation = dict(size=0)", 'validation: size=0'),
     ("networks = dict(small=dict(config='net.py'))", "needs a teacher, but network 'small' names none"),
@@ -293,3 +294,13 @@ def test_a_networks_own_terms_go_before_the_studys(here, data):
 def test_new_keys_are_no_mistakes(here, data, overrides):
     path = write_study(here, data, f'common = {overrides!r}\n')
     assert plan.load_study(str(path)).runs
+
+
+def test_a_method_leaves_its_answers_out_of_the_cache(here, data):
+    path = write_study(here, data, FEW + """
+teacher_cache = True
+methods['Without'] = dict(terms=['kd'], teacher_cache=False)
+""")
+    cached = {run.method: 'cache' in hook['teacher'] for run in plan.load_study(str(path)).students
+              for hook in run.config.get('custom_hooks', [])}
+    assert cached == {'KD': True, 'AT': True, 'Without': False}

@@ -13,11 +13,11 @@ from kd_plugins.hooks import DistillationHook
 _KEYS = {
     'networks': {'config', 'teacher', 'terms_from', 'replace', 'overrides'},
     'teachers': {'config', 'replace', 'overrides'},
-    'methods': {'terms', 'wrap', 'overrides', 'first', 'hook'},
+    'methods': {'terms', 'wrap', 'overrides', 'first', 'hook', 'teacher_cache'},
     'corruptions': {'label_noise', 'imbalance', 'common', 'teacher_common'},
 }
 _CHOICES = dict(teacher_data=('clean', 'same'), teacher_seeds=('one', 'each'), average=('mean', 'median'),
-                columns=(None, 'network', 'corruption'), error=(False, True), teacher_cache=(False, True))
+                columns=(None, 'network', 'corruption'), error=(False, True))
 _KINDS = {'a dict': (Mapping, ('wrap', 'hook', 'overrides', 'common', 'teacher_common')),
           'a list': ((list, tuple), ('terms', 'replace', 'references'))}
 # A teacher's seed is this much more than the students': one of a student's own architecture would be its baseline.
@@ -69,6 +69,8 @@ def _check_record(where: str, record: Any, allowed: Iterable[str] | None = None)
         raise UserError(f'{where} is {record!r}, expected a dict')
     if allowed is not None and (wrong := set(record) - set(allowed)):
         raise UserError(f"{where} has no option '{min(wrong)}'; options are {', '.join(sorted(allowed))}")
+    if record.get('teacher_cache', False) not in (False, True):
+        raise UserError(f"{where}: teacher_cache is {record['teacher_cache']!r}, expected one of False, True")
     for expected, (kind, keys) in _KINDS.items():
         for key in keys:
             if key in record and not isinstance(record[key], kind):

@@ -285,7 +285,7 @@ class _Plan:
                                 "network: let it stand in both, with teacher_seeds='each'")
             teacher = _required(needs[0])
             config['requires'] = [*config.get('requires', []), teacher]
-            if self._options['teacher_cache']:
+            if record.get('teacher_cache', self._options['teacher_cache']):
                 teacher = dict(teacher, cache=(needs[0].folder / 'answers').as_posix())
             hook = dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms, **record.get('hook', {}))
             config['custom_hooks'] = [*config.get('custom_hooks', []), hook]
