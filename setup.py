@@ -19,10 +19,11 @@ setup(
         'onedl-mmpretrain>=1.3',
         'rich',
         'numpy>=2',
+        'scipy',
     ],
     extras_require={
         'detection': ['onedl-mmdetection>=3.5'],
-        'reid': ['faiss-gpu>=1.8', 'scipy'],
+        'reid': ['faiss-gpu>=1.8'],
         'pictures': ['matplotlib', 'scikit-learn'],
         'study-cluster': ['ray'],
         'test': ['pytest', 'pytest-xdist', 'ruff'],

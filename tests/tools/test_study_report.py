@@ -20,7 +20,7 @@ def drawn(study: plan.Study, values: dict[plan.Run, results.Result], monkeypatch
     """Return the axes of every figure by its file's name."""
     axes = {}
     monkeypatch.setattr(figures, '_save', lambda study, figure, last, name, pyplot: axes.update({name: figure.axes}))
-    list(figures.figures(study, values))
+    list(figures.figures(study, values, results.gains(study, values)))
     return axes
 
 
@@ -206,3 +206,28 @@ def test_tables_of_errors_of_medians_and_of_missing_runs(here, data):
     assert rf'Hinton & {worse} {{\scriptsize[90.0 $\pm$ 0.5]}} &' in tex
     for part in (r'\toprule', r'\midrule', r'\bottomrule', r'\begin{tabular}{lcc}'):
         assert part in tex
+
+
+def test_gains_are_paired_by_seed(here, data, monkeypatch):
+    study = plan.load_study(str(write_study(here, data, "seeds = [0, 1, 2]\n")))
+    values = {('clean', 'Baseline', s): x for s, x in enumerate((5., 6., 10.))}
+    values |= {('clean', 'Hinton', s): x for s, x in enumerate((6., 7.5, 12.))}
+    values[('clean', 'Two stages', 1)] = 4.
+    values[('sigma=0.4', 'Hinton', 0)] = 4.  # has no baseline
+    hinton, two = found = results.gains(study, done := finished(study, values))
+    assert hinton.values == (1., 1.5, 2.)
+    # t = 1.5 / (0.5 / sqrt(3)) = 5.196; with two degrees of freedom p = 1 - t / sqrt(t^2 + 2)
+    t = 1.5 * 3**.5 / .5
+    assert hinton.p == pytest.approx(1 - t / (t**2 + 2)**.5, abs=1e-9)
+    assert (two.method, two.values, two.p) == ('Two stages', (-2., ), None)
+    lines = list(csv.DictReader(io.StringIO(report.paired(found))))
+    assert [(x['method'], x['n'], x['gain'], x['std']) for x in lines] == [
+        ('Hinton', '3', '1.5000', '0.5000'), ('Two stages', '1', '-2.0000', '')]
+    (axis, ) = drawn(study, done, monkeypatch)['gains.png']
+    assert [bar.get_width() for bar in axis.patches] == [1.5, -2.]
+
+
+def test_of_errors_a_smaller_one_is_a_gain(here, data):
+    study = plan.load_study(str(write_study(here, data, "seeds = [0]\nerror = True\n")))
+    values = finished(study, {('clean', 'Baseline', 0): 5., ('clean', 'Hinton', 0): 3.})
+    assert [gain.values for gain in results.gains(study, values)] == [(2., )]

@@ -1,19 +1,19 @@
-"""Figures of a study: accuracy against the rate of noise and the degree of imbalance, and the course of training."""
+"""Figures of a study: accuracy against noise and imbalance, the course of training, gains over the baseline."""
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from studies.data import data_options
 from studies.plan import Run, Study
-from studies.results import Result, centre_of, scalars
+from studies.results import Gain, Result, centre_of, scalars
 
 # What a condition's place on an axis is, by the only data option that it has; and the place of clean data.
 _AXES = {'label_noise': ('rate', 'rate of label noise, σ', 'noise.png', 0.),
          'imbalance': ('gamma', 'exponent of class imbalance, γ', 'imbalance.png', math.inf)}
-_CURVES = 'curves.png'
+_CURVES, _GAINS = 'curves.png', 'gains.png'
 
 
 def place(options: Mapping[str, Any], name: str) -> float | None:
@@ -40,12 +40,12 @@ def curves(run: Run, metric: str) -> tuple[dict[int, float], dict[int, float]]:
     return test, train
 
 
-def figures(study: Study, results: Mapping[Run, Result]) -> Iterator[Path]:
-    """Draw into the study's folder what its finished runs allow; courses of those that were scored more than once.
+def figures(study: Study, results: Mapping[Run, Result], found: Sequence[Gain]) -> Iterator[Path]:
+    """Draw into the study's folder what its finished runs and gains allow; courses of runs scored more than once.
 
     Figures that an earlier call left are removed.
     """
-    for name in (_CURVES, *(name for _, _, name, _ in _AXES.values())):
+    for name in (_CURVES, _GAINS, *(name for _, _, name, _ in _AXES.values())):
         (study.root / name).unlink(missing_ok=True)
     try:
         import matplotlib
@@ -59,6 +59,7 @@ def figures(study: Study, results: Mapping[Run, Result]) -> Iterator[Path]:
     for name in _AXES:
         yield from _against(study, results, name, colours, pyplot)
     yield from _courses(study, results, colours, pyplot)
+    yield from _gains(study, found, colours, pyplot)
 
 
 def _against(
@@ -128,6 +129,28 @@ def _courses(
     yield _save(study, figure, axes[0][-1], _CURVES, pyplot)
 
 
+def _gains(study: Study, found: Sequence[Gain], colours: Mapping[str, Any], pyplot: Any) -> Iterator[Path]:
+    if not found:
+        return
+    networks, corruptions = ([x for x in study.options[part] if x in {getattr(gain, attribute) for gain in found}]
+                             for part, attribute in (('networks', 'network'), ('corruptions', 'corruption')))
+    methods = [x for x in study.options['methods'] if x in {gain.method for gain in found}]
+    figure, axes = pyplot.subplots(
+        len(networks), len(corruptions), figsize=(4 * len(corruptions) + 1, (0.25 * len(methods) + 1) * len(networks)),
+        squeeze=False, sharey=True)
+    for row, network in zip(axes, networks, strict=True):
+        for axis, corruption in zip(row, corruptions, strict=True):
+            for gain in found:
+                if (gain.network, gain.corruption) == (network, corruption):
+                    axis.barh(methods.index(gain.method), gain.mean, xerr=gain.spread, capsize=2,
+                              color=colours.get(gain.method))
+            axis.axvline(0, color='grey', linewidth=.8)
+            axis.set(title=f'{network}, {corruption}', xlabel='gain over the baseline (points)')
+            axis.set_yticks(range(len(methods)), methods)
+    axes[0][0].invert_yaxis()  # shared by all: the first method on top
+    yield _save(study, figure, axes[0][-1], _GAINS, pyplot)
+
+
 def _label(study: Study) -> str:
     return 'error (%)' if study.options['error'] else f'{study.options["metric"]} (%)'
 
@@ -136,7 +159,8 @@ def _save(study: Study, figure: Any, last: Any, name: str, pyplot: Any) -> Path:
     handles: dict[str, Any] = {}
     for axis in figure.axes:
         handles |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    last.legend(handles.values(), handles.keys(), bbox_to_anchor=(1.02, 1), loc='upper left', fontsize=8)
+    if handles:
+        last.legend(handles.values(), handles.keys(), bbox_to_anchor=(1.02, 1), loc='upper left', fontsize=8)
     figure.tight_layout()
     path = study.root / name
     figure.savefig(path, dpi=150)

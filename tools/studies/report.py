@@ -19,7 +19,7 @@ from studies.checks import TEACHER_SEED
 from studies.data import data_options
 from studies.figures import figures
 from studies.plan import Run, Study
-from studies.results import Result, centre_of, result_of
+from studies.results import Gain, Result, centre_of, gains, result_of
 
 
 @dataclass(frozen=True)
@@ -268,6 +268,18 @@ def tidy(study: Study, tables: Sequence[Grid]) -> str:
     return text.getvalue()
 
 
+def paired(found: Sequence[Gain]) -> str:
+    """Return the gains as CSV, a method a line."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['network', 'corruption', 'method', 'n', 'gain', 'std', 'p'])
+    for gain in found:
+        p = '' if gain.p is None else f'{gain.p:.4g}'
+        writer.writerow([gain.network, gain.corruption, gain.method, len(gain.values), f'{gain.mean:.4f}',
+                         f'{gain.spread:.4f}' if len(gain.values) > 1 else '', p])
+    return text.getvalue()
+
+
 def show(study: Study, tables: Sequence[Grid], console: Console) -> None:
     """Print the tables."""
     for grid in tables:
@@ -304,7 +316,8 @@ def report(study: Study, keep_changed: bool) -> None:
     console = Console(width=max(120, 22 * (1 + len(tables[0].columns)), Console().width), soft_wrap=True)
     show(study, tables, console)
     for path in _written(study.root, {'table.md': markdown(study, tables), 'table.tex': latex(study, tables),
-                                      'table.csv': tidy(study, tables), 'runs.csv': long_form(study, results)}):
+                                      'table.csv': tidy(study, tables), 'runs.csv': long_form(study, results),
+                                      'gains.csv': paired(found := gains(study, results))}):
         console.print(path.as_posix(), highlight=False)
-    for path in figures(study, results):
+    for path in figures(study, results, found):
         console.print(path.as_posix(), highlight=False)

@@ -1,10 +1,13 @@
 """What the runs of a study have left."""
 
+import itertools
 import json
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from scipy import stats
 
 from kd_plugins.errors import UserError
 from studies.data import held_out
@@ -73,3 +76,49 @@ def result_of(study: Study, run: Run) -> Result | None:
     seconds = sum(session['seconds'] for session in run.record.get('sessions', []))
     offset = 100 if study.options['error'] else 0
     return Result(offset + sign * metrics[metric], None if best is None else offset + sign * best, seconds)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a method adds to the baseline, seed by seed.
+
+    Attributes:
+        values: Method minus baseline for each seed that both have; of errors the other way round: more is better.
+    """
+
+    network: str
+    corruption: str
+    method: str
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean of the differences."""
+        return statistics.fmean(self.values)
+
+    @property
+    def spread(self) -> float:
+        """Sample standard deviation of the differences; 0 for one seed."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided p of Student's t-test on the pairs; None where it has none (one seed, or equal differences)."""
+        return float(stats.ttest_1samp(self.values, 0).pvalue) if self.spread else None
+
+
+def gains(study: Study, results: Mapping[Run, Result]) -> list[Gain]:
+    """Return every method's gain over the study's baseline, paired by seed; no method that shares no seed with it."""
+    baseline = study.options['baseline'] or next(iter(study.options['methods']))
+    sign = -1 if study.options['error'] else 1
+    last = {(run.network, run.corruption, run.method, run.seed): result.last for run, result in results.items()
+            if run.part == 'student'}
+    found = []
+    for network, corruption, method in itertools.product(
+            *(study.options[part] for part in ('networks', 'corruptions', 'methods'))):
+        values = tuple(sign * (last[network, corruption, method, seed] - last[network, corruption, baseline, seed])
+                       for seed in study.options['seeds']
+                       if {(network, corruption, name, seed) for name in (method, baseline)} <= set(last))
+        if method != baseline and values:
+            found.append(Gain(network, corruption, method, values))
+    return found
