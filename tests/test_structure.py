@@ -74,3 +74,14 @@ def test_classification_and_import_stay_free_of_mmdet():
             'print(sorted(heavy), "mmdet" in sys.modules)')
     answer = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
     assert answer.splitlines()[-1] == '[] False'
+
+
+@pytest.mark.parametrize('tool', ['benchmark', 'eval_reid', 'study', 'test', 'train', 'visualize'])
+def test_commands_let_idle_threads_sleep_before_torch_is_imported(tool):
+    """A command sets the wait policy, where the user has not, among its imports of the standard library."""
+    for node in ast.parse((PACKAGE.parent / 'tools' / f'{tool}.py').read_text()).body[1:]:
+        if ast.unparse(node) == "os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')":
+            return
+        names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+        assert {name.partition('.')[0] for name in names} <= sys.stdlib_module_names
+    pytest.fail('it does not')

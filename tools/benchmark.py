@@ -31,7 +31,11 @@ largest resident size while it ran, in a process of its own, and how much of it 
 """
 
 import argparse
+import os
 from collections.abc import Sequence
+
+# Before torch is imported: idle threads that wait by spinning slow down what runs beside.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import torch
 from benchmarks.loader import loader

@@ -22,6 +22,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+# Before torch is imported: idle threads that wait by spinning slow down what runs beside.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
 import torch
 from mmengine.config import DictAction
 from mmengine.logging import print_log

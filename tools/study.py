@@ -37,6 +37,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+# Before torch is imported: idle threads that wait by spinning slow down what runs beside.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
 from studies.execute import Execution, LocalLauncher, RayLauncher, alone_in, check_unchanged
 from studies.plan import load_study
 from studies.report import references, report

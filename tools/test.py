@@ -6,7 +6,11 @@
 import argparse
 import json
 import logging
+import os
 from pathlib import Path
+
+# Before torch is imported: idle threads that wait by spinning slow down what runs beside.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 from mmengine.config import Config, DictAction
 from mmengine.logging import print_log

@@ -20,6 +20,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+# Before torch is imported: idle threads that wait by spinning slow down what runs beside.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
 from mmengine.config import Config, DictAction
 from mmengine.dist import get_dist_info
 from mmengine.logging import print_log

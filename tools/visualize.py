@@ -18,8 +18,12 @@ each network sees them through its own normalisation. The same call draws the sa
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
+
+# Before torch is imported: idle threads that wait by spinning slow down what runs beside.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 from visuals.attention import attention
 from visuals.networks import add_network_options

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -280,9 +281,15 @@ def test_a_corrupt_image_is_left_out_if_asked(tmp_path, command, config):
 def test_the_process_itself_ends_with_status_1(tmp_path, config):
     set_term(config, student='backbone.stage9')
     config.dump(tmp_path / 'cfg.py')
-    with open(tmp_path / 'stderr', 'w') as stderr, open(tmp_path / 'stdout', 'w') as stdout:
-        assert subprocess.run([sys.executable, TRAIN, 'cfg.py'], cwd=tmp_path, stdout=stdout, stderr=stderr,
-                              check=False).returncode == 1
+    environment = os.environ | dict(OMP_DISPLAY_ENV='TRUE', OMP_NUM_THREADS='1')
+    environment.pop('OMP_WAIT_POLICY', None)
+    with open(tmp_path / 'stdout', 'w') as stdout:
+        done = subprocess.run([sys.executable, TRAIN, 'cfg.py'], cwd=tmp_path, stdout=stdout, stderr=subprocess.PIPE,
+                              check=False, env=environment, text=True)
+    assert done.returncode == 1
+    shown, _, rest = done.stderr.rpartition('OPENMP DISPLAY ENVIRONMENT END\n')
+    assert set(re.findall("OMP_WAIT_POLICY = '(.*)'", shown)) == {'PASSIVE'}  # of every OpenMP library that is loaded
+    (tmp_path / 'stderr').write_text(rest)
     error_line(tmp_path, "'backbone.stage9'", 'backbone.stage3')
 
 
