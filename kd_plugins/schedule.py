@@ -1,7 +1,9 @@
 """Weights that change during training."""
 
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
+from math import isfinite
 
 from mmengine.logging import MessageHub
 
@@ -14,6 +16,9 @@ class Schedule:
     Two points at one time make a step: the later value holds from there on. ``Schedule(at=[0, 30, 30], value=[1, 1,
     0])`` is 1 for thirty epochs, then 0.
 
+    The epoch is that of mmengine's loop, so that a run which is resumed with another batch size or number of processes,
+    whose epochs then have another number of iterations, goes on at the epoch that it had reached.
+
     Args:
         at: Times, in non-decreasing order.
         value: The value at each.
@@ -21,27 +26,41 @@ class Schedule:
             at its end).
 
     Raises:
-        UserError: The lists differ in length or are empty, times decrease, or the unit is unknown.
+        UserError: The lists differ in length, are empty or hold something else than finite numbers, times decrease, or
+            the unit is unknown; when called, the unit is the epoch in a run that counts iterations.
     """
 
     def __init__(self, at: Sequence[float], value: Sequence[float], by: str = 'epoch') -> None:
+        given = f'got at={at!r}, value={value!r}'
+        for numbers in (at, value):
+            if not isinstance(numbers, Sequence) or not all(
+                    isinstance(x, (int, float)) and isfinite(x) for x in numbers):
+                raise UserError(f'the times and values of a schedule are two lists of finite numbers, {given}')
         if len(at) != len(value) or not at:
-            raise UserError(f'a schedule needs as many values as times, got at={list(at)}, value={list(value)}')
+            raise UserError(f'a schedule needs as many values as times, {given}')
         if list(at) != sorted(at):
             raise UserError(f'the times of a schedule must not decrease, got at={list(at)}')
         if by not in ('epoch', 'iter', 'progress'):
             raise UserError(f"a schedule runs by 'epoch', 'iter' or 'progress', got by='{by}'")
         self.at, self.value, self.by = list(at), list(value), by
+        self._epoch, self._start = 0, 0  # of the last call: its epoch, and the iteration this began with
 
     def __call__(self) -> float:
-        """Return the value now, by the iteration that mmengine's message hub holds."""
+        """Return the value now, by what mmengine's message hub holds; to be called in every iteration."""
         hub = MessageHub.get_current_instance()
-        now = float(hub.get_info('iter', 0))
-        if self.by != 'iter':
-            now /= hub.get_info('max_iters', 1)
-        if self.by == 'epoch':
-            now *= hub.get_info('max_epochs', 1)
-        return self.value_at(now)
+        iteration = hub.get_info('iter', 0)
+        if self.by == 'iter':
+            return self.value_at(iteration)
+        epochs, iterations = hub.get_info('max_epochs', 1), hub.get_info('max_iters', 1)
+        if epochs == 1:  # or a run that counts iterations
+            if self.by == 'epoch' and _counts_iterations(hub):
+                raise UserError("the weight of a term runs by epoch, but this run counts iterations: give by='iter' or "
+                                "by='progress'")
+            return self.value_at(iteration / iterations)
+        if (epoch := hub.get_info('epoch', 0)) != self._epoch:
+            self._epoch, self._start = epoch, iteration
+        now = epoch + (iteration - self._start) * epochs / iterations
+        return self.value_at(now if self.by == 'epoch' else now / epochs)
 
     def value_at(self, time: float) -> float:
         """Return the value at a time given in the schedule's unit."""
@@ -50,3 +69,9 @@ class Schedule:
             return self.value[min(right, len(self.at) - 1)]
         left, span = right - 1, self.at[right] - self.at[right - 1]
         return self.value[left] + (self.value[right] - self.value[left]) * (time - self.at[left]) / span
+
+
+def _counts_iterations(hub: MessageHub) -> bool:
+    """Return whether a run of a single epoch is one of mmengine's by iterations: only its config says so."""
+    loop = re.search(r'^train_cfg = dict\((.*?)\)$', hub.get_info('cfg', ''), re.MULTILINE | re.DOTALL)
+    return loop is not None and any(sign in loop[1] for sign in ('by_epoch=False', 'IterBasedTrainLoop'))

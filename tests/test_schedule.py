@@ -8,11 +8,12 @@ from kd_plugins.schedule import Schedule
 @pytest.fixture
 def hub():
     hub = MessageHub.get_current_instance()
-    for name, value in dict(iter=150, max_iters=1000, max_epochs=10).items():
+    before = dict(hub.runtime_info)
+    for name, value in dict(iter=150, epoch=1, max_iters=1000, max_epochs=10).items():
         hub.update_info(name, value)
     yield hub
-    for name in ('iter', 'max_iters', 'max_epochs'):
-        hub.runtime_info.pop(name)
+    hub.runtime_info.clear()
+    hub.runtime_info.update(before)
 
 
 @pytest.mark.parametrize(('time', 'value'), [(-1, 4), (0, 4), (15, 2.5), (30, 1), (31, 1)])
@@ -27,13 +28,49 @@ def test_equal_times_make_a_step():
 
 @pytest.mark.parametrize(('by', 'at'), [('iter', 300), ('epoch', 3), ('progress', 0.3)])
 def test_units_agree(hub, by, at):
-    assert Schedule([0, at], [0, 1], by)() == pytest.approx(0.5)
+    schedule = Schedule([0, at], [0, 1], by)
+    for iteration in (100, 150):  # an epoch of a hundred begins, and is half over
+        hub.update_info('iter', iteration)
+        value = schedule()
+    assert value == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize('by', ['epoch', 'progress'])
+def test_the_epoch_is_the_loops(hub, by):
+    """Resumed at epoch 4 by half as large batches: 100 iterations an epoch until then, 200 from there on."""
+    schedule = Schedule([0, 10 if by == 'epoch' else 1], [0, 10], by)
+    values = []
+    for epoch, iteration in ((4, 400), (4, 500), (5, 600), (5, 799), (6, 800)):
+        for name, value in dict(iter=iteration, epoch=epoch, max_iters=2000).items():
+            hub.update_info(name, value)
+        values.append(schedule())
+    assert values == pytest.approx([4, 4.5, 5, 5.995, 6])
+
+
+def test_an_epoch_begins_at_a_whole_number(hub):
+    schedule = Schedule([0, 29, 29], [0, 0, 1])  # 29 * 7 / 700 * 100 is less, in floating point
+    for name, value in dict(iter=29 * 7, epoch=29, max_iters=700, max_epochs=100).items():
+        hub.update_info(name, value)
+    assert schedule() == 1
+
+
+def test_a_run_by_iterations_has_progress_and_no_epochs(hub):
+    for name, value in dict(iter=250, epoch=0, max_epochs=1).items():
+        hub.update_info(name, value)
+    assert Schedule([0, 1], [0, 1], 'progress')() == pytest.approx(0.25)
+    assert Schedule([0, 1], [0, 1], 'epoch')() == pytest.approx(0.25)
+    hub.update_info('cfg', 'a = 1\ntrain_cfg = dict(\n    max_iters=1000, type=\'IterBasedTrainLoop\')\nb = 2')
+    with pytest.raises(UserError, match="give by='iter' or by='progress'"):
+        Schedule([0, 1], [0, 1], 'epoch')()
 
 
 @pytest.mark.parametrize(('options', 'message'), [
     (dict(at=[0], value=[1, 2]), 'as many values'),
     (dict(at=[], value=[]), 'as many values'),
     (dict(at=[3, 1], value=[1, 2]), 'must not decrease'),
+    (dict(at=0, value=[1]), 'two lists of finite numbers'),
+    (dict(at=[0], value=['1']), 'two lists of finite numbers'),
+    (dict(at=[0], value=[float('nan')]), 'two lists of finite numbers'),
     (dict(at=[0], value=[1], by='step'), "'epoch', 'iter' or 'progress'"),
 ])
 def test_refuses(options, message):

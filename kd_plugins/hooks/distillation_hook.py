@@ -10,7 +10,7 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from torch import nn
 
 from kd_plugins.distiller import Distillation, preserved_rng
@@ -65,10 +65,6 @@ class DistillationHook(Hook):
         with preserved_rng():
             batch = loader.collate_fn([loader.dataset[0], loader.dataset[min(1, len(loader.dataset) - 1)]])
             batch = student.data_preprocessor(batch, False)
-        by_epoch = [term.name for term in self.distillation.terms if getattr(term.weight, 'by', None) == 'epoch']
-        if by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
-            raise UserError(f"the weight of term '{by_epoch[0]}' runs by epoch, but this run counts iterations: give "
-                            "by='iter' or by='progress'")
         for line in self.distillation.dry_run(student, batch['inputs'], batch.get('data_samples')):
             runner.logger.info(f'distillation term {line}')
         self._train_adapters(runner)

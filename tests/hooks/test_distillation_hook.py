@@ -182,8 +182,9 @@ def test_adapters_scale_with_the_batch_as_the_rest_does(tmp_path, data, teacher)
     assert groups[-1]['initial_lr'] == pytest.approx(groups[0]['initial_lr']) == pytest.approx(0.05 * 8 / 32)
 
 
-def test_schedule_by_epoch_needs_epochs(tmp_path, data, teacher):
-    config = classification_config(data, tmp_path / 'run', **by_hook(teacher, [KD | dict(weight=dict(
+@BOTH
+def test_schedule_by_epoch_needs_epochs(tmp_path, data, teacher, way):
+    config = classification_config(data, tmp_path / 'run', **way(teacher, [KD | dict(weight=dict(
         at=[0, 1], value=[0, 1]))]))
     config.train_cfg = dict(by_epoch=False, max_iters=4)
     with pytest.raises(UserError, match="give by='iter' or by='progress'"):
