@@ -1,6 +1,7 @@
 """Embeddings of a query and a gallery set, in memory or memory-mapped."""
 
 import difflib
+import math
 import os
 import zipfile
 import zlib
@@ -13,12 +14,25 @@ import numpy as np
 from kd_plugins.errors import UserError
 
 BLOCK = 2 ** 25  # numbers of the gallery looked at together, 128 MiB in float32
-_LARGEST = 1e15  # the squares of larger numbers may exceed float32
+
+
+def in_range(*features: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Scale arrays by one power of two where the squares of their numbers could leave float32.
+
+    That changes neither an angle nor the order of distances. The largest number is then between 1/2 and 1; arrays whose
+    largest number is between 1e-3 and 1e12 are returned as they are.
+    """
+    exponent = math.frexp(max(abs(float(x)) for array in features for x in (array.min(), array.max())))[1]
+    if -10 < exponent <= 40:
+        return features
+    return tuple(np.ldexp(array, -exponent) for array in features)
 
 
 @dataclass(frozen=True)
 class ReIDFeatures:
     """What a retrieval evaluation needs to know.
+
+    Features may be of any size: very large and very small ones are kept times a power of two, see :func:`in_range`.
 
     Attributes:
         query_features: (Q, D) embeddings.
@@ -31,8 +45,8 @@ class ReIDFeatures:
         gallery_paths: (G,) image files.
 
     Raises:
-        UserError: An array is empty, of a wrong shape or kind, or holds a number that is not finite or above 1e15 (its
-            row is named).
+        UserError: An array is empty, of a wrong shape or kind, or holds a number that is not finite (its row is
+            named).
     """
 
     query_features: np.ndarray
@@ -63,14 +77,16 @@ class ReIDFeatures:
                     raise UserError(f'{side}_{name}: expected integers, got {values.dtype}')
             step = max(1, BLOCK // features.shape[1])
             for start in range(0, len(features), step):
-                usable = (np.abs(features[start:start + step]) <= _LARGEST).all(axis=1)  # NaN is not
+                usable = np.isfinite(features[start:start + step]).all(axis=1)
                 if not usable.all():
                     raise UserError(f'{side}_features: row {start + int(usable.argmin())} holds a number that is not '
-                                    f'finite, or above {_LARGEST:g}; look for what the model puts out there')
+                                    'finite; look for what the model puts out there')
         if self.query_features.shape[1] != self.gallery_features.shape[1]:
             raise UserError(f'query_features have {self.query_features.shape[1]} dimensions, gallery_features '
                             f'{self.gallery_features.shape[1]}: both must come from one model')
-
+        scaled = in_range(self.query_features, self.gallery_features)
+        for side, features in zip(('query', 'gallery'), scaled, strict=True):
+            object.__setattr__(self, f'{side}_features', features)  # as dataclasses do it where they are frozen
 
     def without_junk(self) -> 'ReIDFeatures':
         """Return the features without the gallery's junk, for what looks at neighbours; copies only if there is any."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 
 from kd_plugins.errors import UserError
+from kd_plugins.evaluation.features import in_range
 from kd_plugins.evaluation.products import inner_products, operand
 
 Floats = NDArray[np.floating]
@@ -25,10 +26,11 @@ def _check(condition: bool, expected: str, given: object) -> None:
         raise UserError(f're-ranking: expected {expected}, got {given}')
 
 
-def _check_features(query: Floats, gallery: Floats) -> None:
-    fits = query.ndim == gallery.ndim == 2 and query.shape[1] == gallery.shape[1] and len(query) and len(gallery)
+def _checked(query: Floats, gallery: Floats) -> tuple[Floats, ...]:
+    fits = query.ndim == gallery.ndim == 2 and query.shape[1] == gallery.shape[1] and query.size and gallery.size
     _check(fits, 'features (Q, D) and (G, D) of the same D, neither empty', f'{query.shape} and {gallery.shape}')
     _check(np.isfinite(query).all() and np.isfinite(gallery).all(), 'finite features', 'NaN or infinity')
+    return in_range(query, gallery)
 
 
 def _unit(features: Floats) -> NDArray[np.float32]:
@@ -61,8 +63,7 @@ def expand_queries(query: Floats, gallery: Floats, n: int = 10, alpha: float = 3
     """
     _check(n >= 1, 'n of at least 1', n)
     _check(alpha >= 0, 'alpha of at least 0', alpha)
-    _check_features(query, gallery)
-    query, gallery = _unit(query), _unit(gallery)
+    query, gallery = map(_unit, _checked(query, gallery))
     cosines, items = faiss.knn(query, gallery, min(n, len(gallery)), faiss.METRIC_INNER_PRODUCT)
     return _unit(query + _sparse(items, len(gallery), np.maximum(cosines, 0) ** alpha) @ gallery)
 
@@ -178,9 +179,8 @@ class KReciprocal:
         _check(k2 >= 1, 'k2 of at least 1', k2)
         _check(0 <= lambda_value <= 1, 'lambda_value from 0 to 1', lambda_value)
         _check(metric in ('cosine', 'euclidean'), "metric 'cosine' or 'euclidean'", repr(metric))
-        _check_features(query, gallery)
         self._lambda, self._queries = lambda_value, len(query)
-        features = np.ascontiguousarray(np.concatenate((query, gallery)), np.float32)
+        features = np.ascontiguousarray(np.concatenate(_checked(query, gallery)), np.float32)
         if metric == 'cosine':
             faiss.normalize_L2(features)
         features -= features.mean(0)  # distances do not depend on the origin, but the rounding of their parts does

@@ -22,7 +22,7 @@ from kd_plugins.evaluation.products import inner_products, operand
 Metric = Literal['cosine', 'euclidean']
 AveragePrecision = Literal['precision', 'trapezoid']
 _QUERIES = 256  # rows of a block of similarities
-_TINY = 1e-18  # a shorter vector has no direction
+_TINY = 1e-15  # a shorter vector has no direction
 _TIE = 1e-12  # relative: what float64 computes in two ways, such as the cosines of x and 3 x, differs by 1e-15
 
 
@@ -243,6 +243,7 @@ def rank_matches(
     wrong = np.zeros(len(owner), np.int64)
     similarities = _Similarities(features, metric, device)
     rounding = (16 + 2 * gallery.shape[1] ** 0.5) * 2.0 ** -24
+    underflow = gallery.shape[1] * 2.0 ** -124  # products that float32 takes for 0
     step = min(max(1, BLOCK // gallery.shape[1]), 2 ** 16)
     parts = [slice(start, start + step) for start in range(0, len(gallery), step)]
     for part in track(parts, 'ranking', console=Console(stderr=True), transient=True, disable=not progress):
@@ -253,7 +254,7 @@ def rank_matches(
             own = slice(*np.searchsorted(own_query, (rows.start, rows.stop)))
             places = torch.from_numpy(own_query[own] - rows.start), torch.from_numpy(own_gallery[own])
             off = np.abs(block[places].cpu().numpy() - own_known[own])[~np.isnan(own_known[own])]
-            bound = rounding * float(own_size.max() + size.max()) ** 2
+            bound = rounding * float(own_size.max() + size.max()) ** 2 + underflow
             if not (off <= bound).all():
                 raise UserError(f'the similarities computed on {device} are off by {off.max():.1e}, more than float32 '
                                 f'rounds ({bound:.1e}): switch off lower precision of matrix products, as in '

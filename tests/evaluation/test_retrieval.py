@@ -1,11 +1,13 @@
 """Retrieval scores against a brute-force evaluation by plain loops in float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
 from kd_plugins.errors import UserError
-from kd_plugins.evaluation import ReIDFeatures, rank_matches, rank_rows, retrieval
+from kd_plugins.evaluation import KReciprocal, ReIDFeatures, rank_matches, rank_rows, retrieval
 
 
 def distance(a: np.ndarray, b: np.ndarray, metric: str) -> float:
@@ -95,6 +97,29 @@ def permuted(features: ReIDFeatures, seed: int) -> ReIDFeatures:
     order = np.random.default_rng(seed).permutation(len(features.gallery_ids))
     return ReIDFeatures(features.query_features, features.query_ids, features.query_cams,
                         features.gallery_features[order], features.gallery_ids[order], features.gallery_cams[order])
+
+
+@pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
+@pytest.mark.parametrize(('dtype', 'exponent'), [
+    (np.float32, -66), (np.float32, 66), (np.float32, 120), (np.float32, -40), (np.float64, 900), (np.float64, -900)])
+def test_the_size_of_the_features_has_no_influence(metric: str, dtype: type, exponent: int) -> None:
+    features = clustered()
+    resized = replace(features, **{f'{side}_features': np.ldexp(
+        getattr(features, f'{side}_features').astype(dtype), exponent) for side in ('query', 'gallery')})
+    assert rank_matches(resized, metric).ranks.tolist() == rank_matches(features, metric).ranks.tolist()
+    reranked = [KReciprocal(x.query_features, x.gallery_features, metric=metric) for x in (resized, features)]
+    (_, found), (_, expected) = (next(iter(x.rows(60))) for x in reranked)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_items_far_smaller_than_another_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = clustered(gallery=1100)
+    expected = rank_matches(features, 'euclidean').ranks
+    monkeypatch.setattr(retrieval, 'BLOCK', 96 * 550)  # so that the large one has a block of its own
+    gallery = np.concatenate([1e-21 * features.gallery_features, np.ones((1, 96))])
+    small = ReIDFeatures(1e-21 * features.query_features, features.query_ids, features.query_cams, gallery,
+                         np.append(features.gallery_ids, 0), np.append(features.gallery_cams, 1))
+    assert rank_matches(small, 'euclidean').ranks.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
