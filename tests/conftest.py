@@ -1,7 +1,47 @@
+"""What all tests share: the seed, and the device that some of them run on."""
+
+import os
+
 import pytest
 import torch
+
+
+def pytest_addoption(parser):
+    parser.addoption('--device', default='cpu', help='where the tests that have the fixture `device` run (default: '
+                     '%(default)s); on another one, as cuda, those alone run')
+
+
+def pytest_configure(config):
+    if torch.device(config.getoption('--device')).type == 'cpu':
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''  # mmengine takes a GPU where it finds one
+    elif torch.cuda.is_available():
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # without it cuBLAS is not deterministic
+    else:
+        raise pytest.UsageError(f'--device {config.getoption("--device")}: torch finds no GPU here')
+
+
+def pytest_collection_modifyitems(config, items):
+    if torch.device(config.getoption('--device')).type != 'cpu':
+        config.hook.pytest_deselected(items=[item for item in items if 'device' not in item.fixturenames])
+        items[:] = [item for item in items if 'device' in item.fixturenames]
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def device(request) -> torch.device:
+    """Where the test runs, by the option ``--device``."""
+    return torch.device(request.config.getoption('--device'))
+
+
+@pytest.fixture
+def on_device(device):
+    """The same, and what the test makes without naming a device is made there."""
+    if device.type == 'cpu':
+        yield device
+    else:
+        with device:
+            yield device

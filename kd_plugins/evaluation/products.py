@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from kd_plugins.functional.common import products_of
+
 
 def operand(rows: Tensor) -> Tensor:
     """Return float32 rows (N, D) in the layout in which :func:`inner_products` takes them fastest."""
@@ -13,5 +15,5 @@ def operand(rows: Tensor) -> Tensor:
 
 def inner_products(a: Tensor, b: Tensor) -> Tensor:
     """Return the products (N, M) of two :func:`operand` results, (N, D) and (M, D)."""
-    with torch.autocast(a.device.type, enabled=False):
+    with torch.autocast(a.device.type, enabled=False), products_of(torch.float32):
         return linear(a, b).to_dense()

@@ -22,7 +22,9 @@ def _map(function: Callable[[Tensor], Tensor], features: Features) -> Features:
 
 
 def distillation_loss(function: Callable[..., Tensor], takes_half: bool = False) -> Callable[..., Tensor]:
-    """Compute ``function(student, teacher, ...)`` in float32 (float64 stays), autocast off, the teacher detached.
+    """Compute ``function(student, teacher, ...)`` in float32 (float64 stays), the teacher detached.
+
+    Autocast is off, and so is a lower precision of products (TF32).
 
     A relational or Gram loss in half precision is off by tens of per cent; a teacher that needs gradients would keep
     its whole graph alive. A function that ``takes_half`` gets features of half precision as they are, and computes in
@@ -36,7 +38,7 @@ def distillation_loss(function: Callable[..., Tensor], takes_half: bool = False)
         dtype = reduce(torch.promote_types, kinds)
         if not takes_half or len(kinds) > 1:
             dtype = torch.promote_types(dtype, torch.float32)
-        with torch.autocast(tensors[0].device.type, enabled=False):
+        with torch.autocast(tensors[0].device.type, enabled=False), products_of(torch.float32):
             return function(
                 _map(lambda x: x.to(dtype), student), _map(lambda x: x.detach().to(dtype), teacher), *args, **kwargs
             )
@@ -109,13 +111,17 @@ def as_float(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+_PRECISIONS = {torch.bfloat16: {'mkldnn': 'bf16', 'cuda': 'tf32'}, torch.float16: {'mkldnn': 'ieee', 'cuda': 'tf32'}}
+
+
 @contextmanager
-def _products_of(dtype: torch.dtype) -> Iterator[None]:
+def products_of(dtype: torch.dtype) -> Iterator[None]:
     """Let products of float32 tensors keep, of each factor, as many bits as ``dtype`` has; sums stay in float32.
 
-    For factors that were converted from ``dtype`` nothing is lost, and matrix units are several times as fast.
+    For factors that were converted from half precision nothing is lost, and matrix units are several times as fast.
+    Factors of float32 itself stay whole, also where a program allows its other products less (TF32, bfloat16).
     """
-    precisions = {torch.bfloat16: {'mkldnn': 'bf16', 'cuda': 'tf32'}, torch.float16: {'cuda': 'tf32'}}.get(dtype, {})
+    precisions = _PRECISIONS.get(dtype, {'mkldnn': 'ieee', 'cuda': 'ieee'})
     settings = {getattr(torch.backends, name).matmul: value for name, value in precisions.items()}
     settings = {place: value for place, value in settings.items() if hasattr(place, 'fp32_precision')}  # torch >= 2.9
     before = {place: place.fp32_precision for place in settings}
@@ -138,13 +144,13 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
         ctx.save_for_backward(x, y)
-        with _products_of(x.dtype):
+        with products_of(x.dtype):
             return as_float(x) @ as_float(y)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, y = ctx.saved_tensors
-        with _products_of(x.dtype):
+        with products_of(x.dtype):
             return (_in_layout_of(x, grad, as_float(y).mT) if ctx.needs_input_grad[0] else None,
                     _in_layout_of(y, as_float(x).mT, grad) if ctx.needs_input_grad[1] else None)
 
@@ -164,7 +170,7 @@ class _Gram(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        with _products_of(x.dtype):
+        with products_of(x.dtype):
             if x.shape[-1] <= _LONG:
                 wide = as_float(x)
                 return wide @ wide.mT
@@ -175,7 +181,7 @@ class _Gram(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        with _products_of(x.dtype):
+        with products_of(x.dtype):
             return ((grad + grad.mT) @ as_float(x)).to(x.dtype)
 
 

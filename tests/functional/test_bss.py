@@ -115,7 +115,7 @@ def test_attack_needs_no_gradient_mode_and_ignores_autocast():
     teacher = lambda x, places: linear(x)  # noqa: E731
     targets = (labels + 1) % 3
     made = boundary_attack(inputs, labels, targets, teacher)
-    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+    with torch.no_grad(), torch.autocast(inputs.device.type, torch.bfloat16):
         assert torch.equal(boundary_attack(inputs, labels, targets, teacher), made)
     assert linear.weight.grad is None
     assert not inputs.requires_grad

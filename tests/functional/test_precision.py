@@ -2,26 +2,9 @@
 
 import pytest
 import torch
+from loss_table import LOSSES, TOLERANCES
 
-from kd_plugins import functional as F
-
-MAPS = {
-    'fitnet': F.fitnet_loss,
-    'at': F.at_loss,
-    'at-code': lambda s, t: F.at_loss(s, t, 'code'),
-    'sp': F.sp_loss,
-    'rkd': F.rkd_loss,
-    'rkd-distance': F.rkd_distance_loss,
-    'rkd-angle': F.rkd_angle_loss,
-    'nst': F.nst_loss,
-    'nst-linear': lambda s, t: F.nst_loss(s, t, 'linear'),
-    'nst-gaussian': lambda s, t: F.nst_loss(s, t, 'gaussian'),
-    'fsp': lambda s, t: F.fsp_loss((s, s.roll(1, 1)), (t, t.roll(1, 1))),
-    'kd': lambda s, t: F.kd_loss(s.flatten(1), t.flatten(1)),
-    'bss': lambda s, t: F.bss_loss(s.flatten(1), t.flatten(1)),
-    'nst-gan': lambda s, t: F.nst_gan_loss(s, t, lambda x: x.pow(3).sum(-1, keepdim=True)),
-}
-losses = pytest.mark.parametrize('loss', MAPS.values(), ids=MAPS)
+losses = pytest.mark.parametrize('loss', LOSSES.values(), ids=LOSSES)
 
 
 @pytest.fixture
@@ -37,7 +20,7 @@ def teacher():
 @losses
 def test_autocast_changes_nothing(loss, student, teacher):
     expected = loss(student, teacher)
-    with torch.autocast('cpu', dtype=torch.bfloat16):
+    with torch.autocast(student.device.type, dtype=torch.bfloat16):
         value = loss(student, teacher)
     assert value.dtype == torch.float32
     assert torch.equal(value, expected)
@@ -63,7 +46,7 @@ def test_half_inputs_are_computed_in_float32(loss, student, teacher, dtype):
 @losses
 def test_bf16_features_under_autocast_are_near(loss, student, teacher):
     # bf16 keeps 8 bits, 0.4 %, of each feature; these losses are squares of differences: a few per cent at the most.
-    with torch.autocast('cpu', dtype=torch.bfloat16):
+    with torch.autocast(student.device.type, dtype=torch.bfloat16):
         value = loss(student.bfloat16(), teacher.bfloat16())
     torch.testing.assert_close(value, loss(student, teacher), rtol=0.02, atol=0)
 
@@ -112,8 +95,25 @@ def test_the_precision_of_other_products_is_left_alone(name, dtype, student, tea
     places = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
     before = [place.fp32_precision for place in places]
     student = student.to(dtype).requires_grad_()
-    MAPS[name](student, teacher.to(dtype)).backward()
+    LOSSES[name](student, teacher.to(dtype)).backward()
     assert [place.fp32_precision for place in places] == before
     with pytest.raises(ValueError, match='batch'):
-        MAPS[name](student, teacher[:2].to(dtype))
+        LOSSES[name](student, teacher[:2].to(dtype))
     assert [place.fp32_precision for place in places] == before
+
+
+@pytest.fixture
+def low_precision():
+    """Let a program's own products of float32 be as rough as they can."""
+    before = {place: place.fp32_precision for place in (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)}
+    torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision = 'bf16', 'tf32'
+    yield
+    for place, value in before.items():
+        place.fp32_precision = value
+
+
+@losses
+def test_a_lower_precision_of_other_products_costs_nothing(loss, low_precision):
+    student, teacher = torch.randn(48, 32, 8, 8), torch.randn(48, 32, 8, 8)
+    torch.testing.assert_close(loss(student, teacher).double(), loss(student.double(), teacher.double()),
+                               rtol=TOLERANCES[torch.float32][0], atol=0)

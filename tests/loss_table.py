@@ -1,0 +1,34 @@
+"""Every loss of two features, as functions of maps (B, C, H, W), and what each precision may cost."""
+
+import torch
+
+from kd_plugins import functional as F
+
+LOSSES = {
+    'fitnet': F.fitnet_loss,
+    'at': F.at_loss,
+    'at-code': lambda s, t: F.at_loss(s, t, 'code'),
+    'at-1': lambda s, t: F.at_loss(s, t, p=1),
+    'sp': F.sp_loss,
+    'rkd': F.rkd_loss,
+    'rkd-distance': F.rkd_distance_loss,
+    'rkd-angle': F.rkd_angle_loss,
+    'rkd-code': lambda s, t: F.rkd_loss(s, t, convention='code', normalize=True),
+    'nst': F.nst_loss,
+    'nst-cubic': lambda s, t: F.nst_loss(s, t, degree=3, c=0.5),
+    'nst-linear': lambda s, t: F.nst_loss(s, t, 'linear'),
+    'nst-gaussian': lambda s, t: F.nst_loss(s, t, 'gaussian'),
+    'fsp': lambda s, t: F.fsp_loss((s, s.roll(1, 1)), (t, t.roll(1, 1))),
+    'kd': lambda s, t: F.kd_loss(s.flatten(1), t.flatten(1)),
+    'bss': lambda s, t: F.bss_loss(s.flatten(1), t.flatten(1)),
+    'nst-gan': lambda s, t: F.nst_gan_loss(s, t, lambda x: x.pow(3).sum(-1, keepdim=True)),
+}
+
+# Relative: of the value, and of the gradient's norm. The features are rounded to the type before; value and sums are
+# float32's, and a gradient of half precision is rounded once or twice on its way.
+TOLERANCES = {
+    torch.float64: (1e-12, 1e-12),
+    torch.float32: (1e-5, 1e-5),
+    torch.bfloat16: (1e-5, 2 * torch.finfo(torch.bfloat16).eps),
+    torch.float16: (1e-5, 2 * torch.finfo(torch.float16).eps),
+}
