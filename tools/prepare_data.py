@@ -7,9 +7,10 @@ What is already in place is checked and kept; only what is missing is downloaded
 
 import argparse
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from kd_plugins.archives import fetch, inside, unpack
 from kd_plugins.errors import UserError, one_line_errors
 
 TINY_IMAGENET_URL = 'http://cs231n.stanford.edu/tiny-imagenet-200.zip'
@@ -33,16 +34,18 @@ def prepare_cifar(args: argparse.Namespace) -> None:
 
 def prepare_voc(args: argparse.Namespace) -> None:
     """Download the trainval and, for 2007, the test archive where the split is missing; check the files of each."""
-    from torchvision.datasets import VOCDetection
+    from torchvision.datasets.voc import DATASET_YEAR_DICT
 
     year = args.name.removeprefix('voc')
     folder = args.root / 'VOCdevkit' / f'VOC{year}'
     for split in ('trainval', 'test') if year == '2007' else ('trainval',):
         listed = folder / 'ImageSets' / 'Main' / f'{split}.txt'
         if not listed.is_file():
-            download(folder, lambda split=split: VOCDetection(args.root, year, split, download=True))
+            official = DATASET_YEAR_DICT[f'{year}-test' if split == 'test' else year]
+            download(folder, official['url'], args.root, official['md5'], official['filename'])
         names = listed.read_text().split()
         for name in names:
+            inside(name, listed)
             for file in (folder / 'JPEGImages' / f'{name}.jpg', folder / 'Annotations' / f'{name}.xml'):
                 if not file.is_file():
                     raise UserError(f'{file}: missing, though {listed} lists it; delete {folder} and run this again')
@@ -54,10 +57,7 @@ def prepare_tiny_imagenet(args: argparse.Namespace) -> None:
     if not args.root.is_dir():
         if args.root.name != 'tiny-imagenet-200':
             raise UserError(f'{args.root}: the archive unpacks to tiny-imagenet-200; name --root so')
-        from torchvision.datasets.utils import download_and_extract_archive
-
-        parent = str(args.root.parent)
-        download(args.root, lambda: download_and_extract_archive(TINY_IMAGENET_URL, parent, md5=TINY_IMAGENET_MD5))
+        download(args.root, TINY_IMAGENET_URL, args.root.parent, TINY_IMAGENET_MD5)
     sort_validation(args.root / 'val')
     classes = {}
     for split in ('train', 'val'):
@@ -85,7 +85,8 @@ def sort_validation(folder: Path) -> None:
         if len(fields) < 2:
             raise UserError(f'{annotations}, line {number}: expected a file and its class with a tab between, '
                             f"got '{line}'")
-        source, target = images / fields[0], folder / fields[1] / fields[0]
+        name, label = (inside(field, annotations) for field in fields[:2])
+        source, target = images / name, folder / label / name
         if source.is_file():
             target.parent.mkdir(exist_ok=True)
             source.rename(target)
@@ -100,13 +101,12 @@ def sort_validation(folder: Path) -> None:
 def prepare_stl10(args: argparse.Namespace) -> None:
     """Download STL-10 where it is missing, and read its training and test files."""
     from torchvision.datasets.stl10 import STL10 as OFFICIAL
-    from torchvision.datasets.utils import download_and_extract_archive
 
     from kd_plugins.datasets.stl10 import STL10
 
     folder = args.root / OFFICIAL.base_folder
     if not folder.is_dir():
-        download(folder, lambda: download_and_extract_archive(OFFICIAL.url, str(args.root), md5=OFFICIAL.tgz_md5))
+        download(folder, OFFICIAL.url, args.root, OFFICIAL.tgz_md5)
     sizes = {split: len(STL10(str(args.root), split)) for split in ('train', 'test')}
     print(f'{args.root}: {sizes["train"]} training and {sizes["test"]} test images')
 
@@ -116,10 +116,7 @@ def prepare_dtd(args: argparse.Namespace) -> None:
     if not args.root.is_dir():
         if args.root.name != 'dtd':
             raise UserError(f'{args.root}: the archive unpacks to dtd; name --root so')
-        from torchvision.datasets.utils import download_and_extract_archive
-
-        parent = str(args.root.parent)
-        download(args.root, lambda: download_and_extract_archive(DTD_URL, parent, md5=DTD_MD5))
+        download(args.root, DTD_URL, args.root.parent, DTD_MD5)
     again = f'delete {args.root} and run this again'
     images = args.root / 'images'
     classes = sorted(path.name for path in images.iterdir() if path.is_dir()) if images.is_dir() else []
@@ -135,7 +132,7 @@ def prepare_dtd(args: argparse.Namespace) -> None:
                 raise UserError(f'{listed}: missing; {again}')
             parts[part] = listed.read_text().split()
             for name in parts[part]:
-                if not (images / name).is_file():
+                if inside(name, listed).partition('/')[0] not in classes or not (images / name).is_file():
                     raise UserError(f'{images / name}: missing, though {listed} lists it; {again}')
         parts['trainval'] = parts.pop('train') + parts.pop('val')
         if both := sorted({*parts['trainval']} & {*parts['test']}):
@@ -153,7 +150,7 @@ def prepare_market1501(args: argparse.Namespace) -> None:
     from kd_plugins.datasets.market1501 import Market1501
 
     if not args.root.is_dir():
-        download(args.root, lambda: fetch_market1501(args.root))
+        fetch_market1501(args.root)
     for split in ('train', 'query', 'gallery'):
         data = Market1501(str(args.root), split)
         infos = [data.get_data_info(i) for i in range(len(data))]
@@ -164,7 +161,7 @@ def prepare_market1501(args: argparse.Namespace) -> None:
 
 def fetch_market1501(root: Path) -> None:
     """Download the archive beside ``root``, unless it lies there, and unpack it; ``root`` appears once it is whole."""
-    from torchvision.datasets.utils import check_integrity, download_file_from_google_drive, extract_archive
+    from torchvision.datasets.utils import check_integrity, download_file_from_google_drive
 
     root.parent.mkdir(parents=True, exist_ok=True)
     archive = root.parent / f'{MARKET1501_NAME}.zip'
@@ -172,19 +169,24 @@ def fetch_market1501(root: Path) -> None:
         try:
             download_file_from_google_drive(MARKET1501_DRIVE_ID, root.parent, archive.name, MARKET1501_MD5)
         except Exception as error:  # gdown's own errors have no narrower base
-            raise RuntimeError(error) from error
+            raise not_downloaded(root, error) from error
     with tempfile.TemporaryDirectory(dir=root.parent) as folder:
-        extract_archive(archive, folder)
+        unpack(archive, folder)
         (Path(folder) / MARKET1501_NAME).rename(root)
 
 
-def download(folder: Path, fetch: Callable[[], object]) -> None:
-    """Run a download; without a network, say in one line what is missing."""
+def download(folder: Path, *archive: Any) -> None:
+    """Fetch an archive that holds a folder, see :func:`kd_plugins.archives.fetch`."""
     try:
-        fetch()
+        fetch(*archive)
     except (OSError, RuntimeError) as error:
-        raise UserError(f'{folder}: not there, and the download failed ({" ".join(str(error).split())}); unpack the '
-                        'official archive there by hand') from error
+        raise not_downloaded(folder, error) from error
+
+
+def not_downloaded(folder: Path, error: Exception) -> UserError:
+    """Say in one line what is missing."""
+    return UserError(f'{folder}: not there, and the download failed ({" ".join(str(error).split())}); unpack the '
+                     'official archive there by hand')
 
 
 def prepare_drawn(args: argparse.Namespace) -> None:

@@ -11,8 +11,8 @@ from mmengine import dist
 from mmengine.fileio import exists, get, join_path
 from mmengine.logging import MMLogger
 from mmpretrain import datasets as mmpretrain_datasets
-from mmpretrain.datasets.utils import download_and_extract_archive
 
+from kd_plugins.archives import fetch
 from kd_plugins.datasets.corruption import refuse_test, report, rewrite
 from kd_plugins.errors import UserError
 from kd_plugins.registry import DATASETS
@@ -41,7 +41,7 @@ class CIFAR10(mmpretrain_datasets.CIFAR10):
 
     Expects ``data_root/cifar-10-batches-py`` with ``data_batch_1`` to ``data_batch_5`` and ``test_batch``: pickled
     dicts with ``data``, (N, 3072) uint8, each picture's red, green and blue plane, and ``labels``, N integers.
-    Where that folder is missing and ``download`` is true, mmpretrain's own code fetches and verifies the archive.
+    Where that folder is missing and ``download`` is true, the official archive is fetched.
     A file whose MD5 is not the official one is used, with one logged warning per split; only arrays and plain values
     are unpickled. Samples hold ``img``, (32, 32, 3) uint8 in RGB, and ``gt_label``.
 
@@ -135,7 +135,7 @@ class CIFAR10(mmpretrain_datasets.CIFAR10):
         if not self.download:
             raise UserError(f'{root}: {expected}, found no such folder; {self._remedy}')
         try:
-            download_and_extract_archive(self.url, root, filename=self.filename, md5=self.tgz_md5)
+            fetch(self.url, root, self.tgz_md5, self.filename)
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f'{root}: {expected}, and {self.url} could not be fetched ({error}); unpack it there by hand'

@@ -244,6 +244,29 @@ def test_what_is_wrong_with_dtd_is_named(tmp_path: Path) -> None:
     assert 'name --root so' in refused('dtd', '--root', str(tmp_path / 'elsewhere'))
 
 
+@pytest.mark.parametrize('line', ['v0.JPEG\t../../../x\n', '../../v0.JPEG\tn1\n', 'v0.JPEG\t/x\n'])
+def test_no_picture_is_moved_out_of_tiny_imagenet(tmp_path: Path, line: str) -> None:
+    root = tmp_path / 'a' / 'b' / 'tiny'
+    write_tiny_imagenet(root, line + 'v1.JPEG\tn1\n')
+    write(tmp_path / 'a' / 'v0.JPEG')
+    before = sorted(tmp_path.rglob('*'))
+    assert 'val_annotations.txt names ' in refused('tiny-imagenet', '--root', str(root))
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.parametrize('name', ['../../secret.jpg', 'dotted/../../../secret.jpg', '/etc/hosts', './dotted/x.jpg'])
+def test_no_list_leads_out_of_dtd_or_voc(tmp_path: Path, name: str) -> None:
+    write_dtd(tmp_path / 'dtd')
+    write(tmp_path / 'secret.jpg')
+    write(tmp_path / 'dtd' / 'images' / 'dotted' / 'x.jpg')
+    write(tmp_path / 'dtd' / 'labels' / 'val4.txt', f'{name}\n')
+    assert f"{tmp_path}/dtd/" in refused('dtd', '--root', str(tmp_path / 'dtd'))
+    folder = tmp_path / 'VOCdevkit' / 'VOC2012'
+    write_voc(folder, 'trainval', ['a'])
+    write(folder / 'ImageSets' / 'Main' / 'trainval.txt', f'../../../{name}')
+    assert 'trainval.txt names ' in refused('voc2012', '--root', str(tmp_path))
+
+
 def test_market1501_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root = tmp_path / 'market'
     write_market1501(root)

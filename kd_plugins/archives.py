@@ -1,0 +1,61 @@
+"""Archives and lists from elsewhere: nothing that they name lies outside the folder that is meant."""
+
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+from kd_plugins.errors import UserError
+
+
+def fetch(url: str, folder: str | Path, md5: str, name: str | None = None) -> None:
+    """Download an archive into a folder, unless it lies there, and unpack it there.
+
+    Args:
+        url: Address of the archive.
+        folder: Where it goes; made where it is missing.
+        md5: Checksum of the archive.
+        name: The archive's file name; None is the end of the address.
+
+    Raises:
+        OSError: The download failed.
+        RuntimeError: What was downloaded has another checksum.
+        UserError: As :func:`unpack`.
+    """
+    from torchvision.datasets.utils import download_url  # only here: importing it takes seconds
+
+    download_url(url, str(folder), name, md5)
+    unpack(Path(folder, name or os.path.basename(url)), folder)
+
+
+def unpack(archive: str | Path, folder: str | Path) -> None:
+    """Unpack a tar file, compressed or not, or a zip file.
+
+    Raises:
+        UserError: A member, or the target of a link, lies outside the folder; the archive is damaged; or Python is too
+            old to check tar files.
+    """
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as file:
+                for name in file.namelist():
+                    inside(name, archive)
+                file.extractall(folder)
+            return
+        if not hasattr(tarfile, 'data_filter'):
+            raise UserError(f'{archive}: this Python unpacks tar files unchecked; use 3.10.12, 3.11.4 or a newer one')
+        with tarfile.open(archive) as file:
+            file.extractall(folder, filter='data')
+    except (tarfile.TarError, zipfile.BadZipFile) as error:
+        raise UserError(f'{archive} cannot be unpacked ({error}): fetch it again, from its official source') from error
+
+
+def inside(name: str, source: str | Path) -> str:
+    """Return a name that was read from a file, unless it leads out of the folder that it is to be joined to.
+
+    Raises:
+        UserError: The name is absolute or goes up.
+    """
+    if os.path.isabs(name) or '..' in Path(name).parts:
+        raise UserError(f"{source} names '{name}', which lies outside the data: correct that file, or fetch it again")
+    return name
