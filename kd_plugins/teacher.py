@@ -7,13 +7,14 @@ from typing import Any
 import mmengine
 import torch
 from mmengine.hub import get_config
+from mmengine.model import BaseDataPreprocessor
 from torch import Tensor, nn
 
 from kd_plugins.cache import AnswerCache
 from kd_plugins.checkpoint import load_weights
 from kd_plugins.errors import UserError
 from kd_plugins.recorder import Features, Recorder
-from kd_plugins.registry import MODELS
+from kd_plugins.registry import MODELS, type_name
 
 
 def build_teacher(
@@ -26,7 +27,8 @@ def build_teacher(
         config: Path of a config, ``package::path`` of a stock one (``mmpretrain::resnet/resnet101_8xb32_in1k.py``), or
             an inline model record.
         checkpoint: File or address of the weights. ``None`` keeps the random initialisation.
-        data_preprocessor: Overrides the teacher's own, to state which input it was trained on.
+        data_preprocessor: Overrides the teacher's own, to state which input it was trained on. One without mean and std
+            states raw pixels; an empty one states nothing.
         allow_pickle: Run the code that a pickled checkpoint holds. Only for files that you trust.
 
     Raises:
@@ -43,13 +45,15 @@ def build_teacher(
         model.setdefault('data_preprocessor', config.get('data_preprocessor'))
     else:
         model = config
-    if str(model['type']).rpartition('.')[2] in ('Distiller', 'MutualLearning', 'NativeEnsemble'):  # itself distilled
-        model = model['student'] | {'data_preprocessor': model.get('data_preprocessor')}
+    while type_name(model) in ('Distiller', 'MutualLearning', 'NativeEnsemble'):  # itself distilled
+        model = {'data_preprocessor': model.get('data_preprocessor')} | dict(model['student'])
     model = dict(model)
     if data_preprocessor is not None:
-        model['data_preprocessor'] = data_preprocessor
+        model['data_preprocessor'] = data_preprocessor or None
     with MODELS.switch_scope_and_registry(scope) as registry:
         network = registry.build(model)
+    if model.get('data_preprocessor') is None and hasattr(network, 'data_preprocessor'):
+        network.data_preprocessor = BaseDataPreprocessor()  # mmpretrain's default would state raw pixels
     if checkpoint is not None:
         load_weights(network, checkpoint, allow_pickle)
     return network
@@ -59,28 +63,44 @@ class _Renormalise(nn.Module):
     """Turns a batch normalised for the student into one normalised for the teacher.
 
     Per channel ``(x * std_s + mean_s - mean_t) / std_t``, channels reversed where just one of the two networks reverses
-    them; the border that batching padded is set to zero again. A teacher whose record says nothing of a normalisation
-    takes the student's batch as it is.
+    them; the border that batching padded is set to the teacher's padding value. A preprocessor of images without mean
+    and std states raw pixels, a mean of 0 and an std of 1. A teacher whose preprocessor is none of images
+    (``BaseDataPreprocessor``) takes the student's batch as it is.
+
+    Args:
+        student: The student's preprocessor; None for one that is the teacher's.
+        teacher: The teacher's.
+
+    Raises:
+        UserError: The teacher's states its input and the student's does not.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+    def __init__(self, student: nn.Module | None, teacher: nn.Module | None) -> None:
         super().__init__()
 
-        def statistics(preprocessor: nn.Module) -> tuple[Tensor, Tensor, bool]:
-            reversed_ = getattr(preprocessor, '_channel_conversion', getattr(preprocessor, 'to_rgb', False))
-            if not getattr(preprocessor, '_enable_normalize', False):
-                return torch.zeros(1, 1, 1), torch.ones(1, 1, 1), reversed_
-            return preprocessor.mean.cpu(), preprocessor.std.cpu(), reversed_
+        def states(preprocessor: nn.Module | None) -> bool:
+            return hasattr(preprocessor, '_enable_normalize')
 
-        (mean_s, std_s, flip_s), (mean_t, std_t, flip_t) = statistics(student), statistics(teacher)
-        self.flip = bool(flip_s) != bool(flip_t)
+        def statistics(preprocessor: nn.Module | None) -> tuple[Tensor, Tensor, bool, float]:
+            reversed_ = getattr(preprocessor, '_channel_conversion', getattr(preprocessor, 'to_rgb', False))
+            parts = bool(reversed_), float(getattr(preprocessor, 'pad_value', 0))
+            if not getattr(preprocessor, '_enable_normalize', False):
+                return torch.zeros(1, 1, 1), torch.ones(1, 1, 1), *parts
+            return preprocessor.mean.cpu(), preprocessor.std.cpu(), *parts
+
+        if states(teacher) and student is not None and not states(student):
+            raise UserError(
+                f"the teacher's data_preprocessor states which input it takes, but the student's, "
+                f"{type(student).__name__}, does not state what it makes: give the student one of mmengine's, mmdet's "
+                "or mmpretrain's, or give the teacher data_preprocessor={} to hand it the student's batch as it is")
+        (mean_s, std_s, flip_s, pad_s), (mean_t, std_t, flip_t, pad) = statistics(student), statistics(teacher)
+        self.flip, self.pad = flip_s != flip_t, pad
         if self.flip:
             mean_s, std_s = mean_s.flip(0), std_s.flip(0)
         self.register_buffer('scale', std_s / std_t, persistent=False)
         self.register_buffer('shift', (mean_s - mean_t) / std_t, persistent=False)
-        stated = getattr(teacher, '_enable_normalize', False)
-        self.identity = not stated or (
-            not self.flip and torch.equal(mean_s, mean_t) and torch.equal(std_s, std_t))
+        self.identity = student is None or not states(teacher) or (
+            not self.flip and pad_s == pad and torch.equal(mean_s, mean_t) and torch.equal(std_s, std_t))
 
     def forward(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Tensor:
         if self.identity:
@@ -90,8 +110,8 @@ class _Renormalise(nn.Module):
         for number, sample in zip(range(len(outputs)), samples, strict=False):
             height, width = getattr(sample, 'img_shape', outputs.shape[-2:])[:2]
             if (height, width) != outputs.shape[-2:]:  # where gradient is wanted, each of these costs a copy of it
-                outputs[number, :, height:] = 0
-                outputs[number, :, :, width:] = 0
+                outputs[number, :, height:] = self.pad
+                outputs[number, :, :, width:] = self.pad
         return outputs
 
 
@@ -125,7 +145,7 @@ class Teacher:
         if cache is not None:
             convert = self._convert
             self._cache = AnswerCache(cache, model, [*taps, str(convert.identity or (
-                convert.flip, convert.scale.tolist(), convert.shift.tolist()))])
+                convert.flip, convert.scale.tolist(), convert.shift.tolist(), convert.pad))])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> 'Teacher':
         return self

@@ -3,11 +3,13 @@ import copy
 import mmengine
 import pytest
 import torch
+from mmengine.model import BaseDataPreprocessor, ImgDataPreprocessor
 from mmengine.structures import BaseDataElement
 from tiny import PREPROCESSOR, classifier, teacher_record
 from torch import nn
 
 from kd_plugins.errors import UserError
+from kd_plugins.models import Distiller, MutualLearning, NativeEnsemble
 from kd_plugins.registry import MODELS
 from kd_plugins.teacher import Teacher, build_teacher
 
@@ -40,6 +42,10 @@ def test_stays_out_of_its_owner(tmp_path):
     (dict(mean=[10.0, 20, 30], std=[1.0, 2, 4]), dict(mean=[100.0, 110, 120], std=[50.0, 60, 70])),
     (dict(mean=[10.0, 20, 30], std=[1.0, 2, 4], to_rgb=True), dict(mean=[100.0, 110, 120], std=[50.0, 60, 70])),
     (dict(mean=[10.0, 20, 30], std=[1.0, 2, 4]), dict(to_rgb=True)),
+    (dict(mean=None, std=None), dict(mean=[100.0, 110, 120])),
+    (dict(mean=None, std=None, to_rgb=True), {}),
+    (dict(mean=None, std=None, to_rgb=True), dict(mean=None, std=None)),
+    (dict(), dict(mean=None, std=None, to_rgb=True)),
 ])
 def test_sees_images_in_its_own_normalisation(teacher, student):
     teacher, student = build(**teacher), build(**student)
@@ -52,10 +58,40 @@ def test_sees_images_in_its_own_normalisation(teacher, student):
 
 def test_record_without_a_normalisation_takes_the_batch_as_it_is():
     record = classifier()
-    record.pop('data_preprocessor')
+    without = {key: value for key, value in record.items() if key != 'data_preprocessor'}
     images = torch.randn(2, 3, 8, 8)
-    teacher = Teacher(MODELS.build(record), ['head.fc'], build().data_preprocessor)
-    assert torch.equal(teacher._convert(images, None), images)
+    for network in (build_teacher(without, None), build_teacher(record, None, {})):
+        teacher = Teacher(network, ['head.fc'], build(std=[1.0] * 3).data_preprocessor)
+        assert torch.equal(teacher._convert(images, None), images)
+
+
+def test_detector_of_raw_pixels_gets_them():
+    """YOLOX: no mean and std, channels as they are, padded with 114."""
+    student = ImgDataPreprocessor(mean=[10.0, 20, 30], std=[1.0, 2, 4], bgr_to_rgb=True)
+    teacher = nn.Module()
+    teacher.data_preprocessor = MODELS.build(dict(type='mmdet.DetDataPreprocessor', pad_value=114))
+    batch = [torch.randint(0, 256, (3, *size)) for size in ((5, 7), (8, 8))]
+    samples = [BaseDataElement(metainfo=dict(img_shape=x.shape[1:])) for x in batch]
+    own = teacher.data_preprocessor(dict(inputs=batch), False)['inputs']
+    converted = Teacher(teacher, [], student)._convert(student(dict(inputs=batch), False)['inputs'], samples)
+    assert own[0, :, 5:].unique().tolist() == [114]
+    torch.testing.assert_close(converted, own, rtol=1e-4, atol=1e-4)
+
+
+def test_padding_alone_is_converted():
+    image = torch.randn(1, 3, 8, 8)
+    sample = BaseDataElement(metainfo=dict(img_shape=(5, 7)))
+    converted = Teacher(build(pad_value=3), ['head.fc'], build().data_preprocessor)._convert(image, [sample])
+    assert torch.equal(converted[..., :5, :7], image[..., :5, :7])
+    assert (converted[..., 5:, :] == 3).all()
+    assert (converted[..., 7:] == 3).all()
+
+
+def test_batch_of_unknown_normalisation_is_refused():
+    for preprocessor in ({}, dict(mean=None, std=None)):
+        with pytest.raises(UserError, match=r'does not state what it makes: .* as it is') as error:
+            Teacher(build(**preprocessor), ['head.fc'], BaseDataPreprocessor())
+        assert '\n' not in str(error.value)
 
 
 def test_padding_stays_zero():
@@ -97,10 +133,17 @@ def test_stock_config_by_package_name(tmp_path):
     assert type(network.backbone).__name__ == 'ResNet_CIFAR'
 
 
-def test_distilled_teacher_is_its_student(tmp_path):
+@pytest.mark.parametrize('kind', ['kd_plugins.Distiller', Distiller, MutualLearning, NativeEnsemble])
+def test_distilled_teacher_is_its_student(tmp_path, kind):
     record = teacher_record(tmp_path)
-    distilled = dict(type='kd_plugins.Distiller', student=record['config'], teacher=None, terms=[])
-    assert type(build_teacher(distilled, record['checkpoint'])).__name__ == 'ImageClassifier'
+    student = dict(record['config'])
+    for where in ('student', 'model', None):  # the record that has the preprocessor
+        distilled = dict(type=kind, student=student, data_preprocessor=PREPROCESSOR if where == 'model' else None)
+        network = build_teacher(distilled, record['checkpoint'])
+        assert type(network).__name__ == 'ImageClassifier'
+        assert hasattr(network.data_preprocessor, 'mean') == (where is not None)
+        if where == 'student':
+            student.pop('data_preprocessor')
 
 
 def test_missing_config(tmp_path):
