@@ -31,6 +31,12 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope='session')
+def faiss():
+    """Skip what re-ranks or searches approximately where faiss is not installed."""
+    return pytest.importorskip('faiss', reason='re-ranking and approximate search are by faiss')
+
+
 @pytest.fixture
 def device(request) -> torch.device:
     """Where the test runs, by the option ``--device``."""

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from kd_plugins import evaluation
+from kd_plugins.errors import UserError
+
 PACKAGE = Path(__file__).parents[1] / 'kd_plugins'
 LEAVES = {'errors', 'registry'}  # anyone may use them
 CORE = {'cache', 'recorder', 'teacher', 'distiller', 'schedule', 'checkpoint', 'term'}
@@ -65,6 +68,19 @@ def test_mmdet_is_imported_for_detection_only():
     users = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob('*.py')
              if any(name.startswith('mmdet') for name in imported(path))}
     assert users == {'compat/__init__.py', 'datasets/voc.py'}
+
+
+def test_plain_scores_need_neither_faiss_nor_scipy(monkeypatch):
+    users = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob('*.py')
+             if {'faiss', 'scipy'} & {name.partition('.')[0] for name in imported(path)}}
+    assert users == {'evaluation/approximate.py', 'evaluation/reranking.py'}
+    for user in users:  # and nothing imports these in turn
+        module = f'kd_plugins.{user.removesuffix(".py").replace("/", ".")}'
+        assert not any(module in imported(path) for path in PACKAGE.rglob('*.py'))
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, 'faiss', None)
+    with pytest.raises(UserError, match=r"KReciprocal needs faiss.*pip install 'kd_plugins\[reid\]'"):
+        evaluation.KReciprocal  # noqa: B018
 
 
 def test_classification_and_import_stay_free_of_mmdet():

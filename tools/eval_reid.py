@@ -33,19 +33,12 @@ from rich.console import Console
 from rich.table import Table
 
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
+from kd_plugins import evaluation
 from kd_plugins.checkpoint import load_weights
 from kd_plugins.config import load_config
 from kd_plugins.engine import prepare_run
 from kd_plugins.errors import UserError, one_line_errors
-from kd_plugins.evaluation import (
-    KReciprocal,
-    ReIDFeatures,
-    expand_queries,
-    load_features,
-    rank_approximately,
-    rank_matches,
-    rank_rows,
-)
+from kd_plugins.evaluation import ReIDFeatures, load_features, rank_matches, rank_rows
 from kd_plugins.registry import DATASETS
 
 RANKS = (1, 5, 10, 20)
@@ -85,6 +78,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f"--device: expected 'cpu' or 'cuda', got '{args.device}'")
     if str(args.device).startswith('cuda') and not torch.cuda.is_available():
         raise UserError(f'--device {args.device}: torch finds no such GPU here; leave the option out')
+    for wanted, name in ((args.expand is not None, 'expand_queries'), (args.rerank, 'KReciprocal'),
+                         (args.approximate, 'rank_approximately')):
+        if wanted:
+            getattr(evaluation, name)  # says what is not installed
     return args
 
 
@@ -124,17 +121,18 @@ def score(features: ReIDFeatures, args: argparse.Namespace) -> dict[str, float |
     if args.expand is not None or args.rerank or args.approximate:
         features = features.without_junk()
     if args.approximate:
-        found, recall = rank_approximately(features, args.approximate, args.top, args.metric)
+        found, recall = evaluation.rank_approximately(features, args.approximate, args.top, args.metric)
         scores |= {f'approximate_{name}': value for name, value in found.summary(RANKS, args.ap).items()}
         scores |= {'approximate_index': args.approximate, f'approximate_recall{args.top}': recall}
     if args.expand is not None:
-        expanded = expand_queries(features.query_features, features.gallery_features, args.expand, args.alpha)
+        expanded = evaluation.expand_queries(
+            features.query_features, features.gallery_features, args.expand, args.alpha)
         features = replace(features, query_features=expanded)
         found = rank_matches(features, args.metric, args.device, progress=True)
         scores |= {f'expand_{name}': value for name, value in found.summary(RANKS, args.ap).items()}
     if args.rerank:
-        reranked = KReciprocal(features.query_features, features.gallery_features, args.k1, args.k2,
-                               args.lambda_value, args.metric)
+        reranked = evaluation.KReciprocal(
+            features.query_features, features.gallery_features, args.k1, args.k2, args.lambda_value, args.metric)
         found = rank_rows(reranked.rows(), features)
         scores |= {f'rerank_{name}': value for name, value in found.summary(RANKS, args.ap).items()}
     return scores

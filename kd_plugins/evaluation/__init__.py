@@ -1,9 +1,11 @@
 """Retrieval: exact scores, re-ranking, and the metric of a run."""
 
-from kd_plugins.evaluation.approximate import rank_approximately
+from importlib import import_module
+from typing import Any
+
+from kd_plugins.errors import UserError
 from kd_plugins.evaluation.features import ReIDFeatures, load_features, save_features
 from kd_plugins.evaluation.reid_metric import ReIDMetric
-from kd_plugins.evaluation.reranking import KReciprocal, expand_queries
 from kd_plugins.evaluation.retrieval import Retrieval, rank_matches, rank_rows
 
 __all__ = [
@@ -18,3 +20,15 @@ __all__ = [
     'rank_rows',
     'save_features',
 ]
+
+_BY_FAISS = {'KReciprocal': 'reranking', 'expand_queries': 'reranking', 'rank_approximately': 'approximate'}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs faiss and SciPy only where it is asked for: the exact scores need neither."""
+    if name not in _BY_FAISS:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    try:
+        return getattr(import_module(f'{__name__}.{_BY_FAISS[name]}'), name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{name} needs {error.name}, which is not installed: pip install 'kd_plugins[reid]'") from error

@@ -1,6 +1,7 @@
 """Retrieval scores of a re-identification run."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -9,7 +10,6 @@ from mmengine.logging import MMLogger
 
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation.features import ReIDFeatures, save_features
-from kd_plugins.evaluation.reranking import KReciprocal
 from kd_plugins.evaluation.retrieval import AveragePrecision, Metric, rank_matches, rank_rows
 from kd_plugins.registry import METRICS
 
@@ -53,13 +53,17 @@ class ReIDMetric(BaseMetric):
         if metric not in get_args(Metric) or ap not in get_args(AveragePrecision):
             raise UserError(f'ReIDMetric: expected a metric of {get_args(Metric)} and an ap of '
                             f"{get_args(AveragePrecision)}, got '{metric}' and '{ap}'")
+        self._rerank = None
         if rerank is not None:
+            from kd_plugins.evaluation import KReciprocal
+
+            self._rerank = partial(KReciprocal, metric=metric, **rerank)
             try:
-                KReciprocal(np.eye(2), np.eye(2), metric=metric, **rerank)
+                self._rerank(np.eye(2), np.eye(2))
             except TypeError as error:
                 raise UserError(f'ReIDMetric: rerank takes k1, k2 and lambda_value ({error})') from error
         self.metric, self.ranks, self.ap, self.device = metric, tuple(ranks), ap, device
-        self.rerank, self.save_to = rerank, save_to
+        self.save_to = save_to
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Keep the features of a batch and what they are of."""
@@ -89,9 +93,9 @@ class ReIDMetric(BaseMetric):
             f'{len(retrieval.queries)} queries in {len(found.gallery_ids)} items by {self.metric} similarity, AP by '
             f'{self.ap}; {retrieval.unmatched} queries without a match are left out')
         scores = retrieval.summary(self.ranks, self.ap)
-        if self.rerank is not None:
+        if self._rerank is not None:
             found = found.without_junk()
-            reranked = KReciprocal(found.query_features, found.gallery_features, metric=self.metric, **self.rerank)
+            reranked = self._rerank(found.query_features, found.gallery_features)
             again = rank_rows(reranked.rows(), found)
             scores |= {f'rerank_{name}': value for name, value in again.summary(self.ranks, self.ap).items()}
         return scores

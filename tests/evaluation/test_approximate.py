@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+pytest.importorskip('faiss', reason='approximate search is by faiss')
+
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation import ReIDFeatures, rank_approximately, rank_matches
 

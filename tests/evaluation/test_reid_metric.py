@@ -11,7 +11,7 @@ from kd_plugins.evaluation import ReIDMetric, load_features, rank_matches
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, faiss):
     """Train a model; score it in one process and in two."""
     folder = tmp_path_factory.mktemp('reid')
     market_folder(folder / 'data')
@@ -65,6 +65,7 @@ def test_the_triplet_loss_sees_the_batches_of_both_processes(folder) -> None:
         torch.testing.assert_close(results['together'], results['alone'], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures('faiss')
 @pytest.mark.parametrize(('options', 'message'), [
     (dict(metric='l2'), "got 'l2' and 'precision'"),
     (dict(ap='auc'), "got 'cosine' and 'auc'"),
@@ -76,6 +77,7 @@ def test_options_are_checked_before_the_run(options: dict, message: str) -> None
         ReIDMetric(**options)
 
 
+@pytest.mark.usefixtures('faiss')
 def test_junk_is_not_re_ranked() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((60, 6)).astype(np.float32)

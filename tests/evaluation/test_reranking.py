@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip('faiss', reason='re-ranking is by faiss')
+
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation import reranking
 from kd_plugins.evaluation.reranking import KReciprocal, expand_queries

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from kd_plugins import evaluation
 from kd_plugins.errors import UserError
-from kd_plugins.evaluation import KReciprocal, ReIDFeatures, rank_matches, rank_rows, retrieval
+from kd_plugins.evaluation import ReIDFeatures, rank_matches, rank_rows, retrieval
 
 
 def distance(a: np.ndarray, b: np.ndarray, metric: str) -> float:
@@ -99,6 +100,7 @@ def permuted(features: ReIDFeatures, seed: int) -> ReIDFeatures:
                         features.gallery_features[order], features.gallery_ids[order], features.gallery_cams[order])
 
 
+@pytest.mark.usefixtures('faiss')
 @pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
 @pytest.mark.parametrize(('dtype', 'exponent'), [
     (np.float32, -66), (np.float32, 66), (np.float32, 120), (np.float32, -40), (np.float64, 900), (np.float64, -900)])
@@ -107,8 +109,9 @@ def test_the_size_of_the_features_has_no_influence(metric: str, dtype: type, exp
     resized = replace(features, **{f'{side}_features': np.ldexp(
         getattr(features, f'{side}_features').astype(dtype), exponent) for side in ('query', 'gallery')})
     assert rank_matches(resized, metric).ranks.tolist() == rank_matches(features, metric).ranks.tolist()
-    reranked = [KReciprocal(x.query_features, x.gallery_features, metric=metric) for x in (resized, features)]
-    (_, found), (_, expected) = (next(iter(x.rows(60))) for x in reranked)
+    (_, found), (_, expected) = (
+        next(iter(evaluation.KReciprocal(x.query_features, x.gallery_features, metric=metric).rows(60)))
+        for x in (resized, features))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 

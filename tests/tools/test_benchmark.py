@@ -69,6 +69,7 @@ def test_peak_memory_is_the_most_held_at_once():
     assert timing.peak_memory(step, torch.device('cpu')) == 2**20 + 2**19
 
 
+@pytest.mark.usefixtures('faiss')
 def test_retrieval_is_measured_beside_the_usual_way(tmp_path, capsys):
     tool.main(['reid', '--parts', 'rerank', '--scale', '0.01', '--threads', '1', '--json', str(tmp_path / 'out.json')])
     part = json.loads((tmp_path / 'out.json').read_text())['parts']['rerank']
@@ -81,6 +82,7 @@ def test_retrieval_is_measured_beside_the_usual_way(tmp_path, capsys):
     assert 'rerank: 33 queries, 159 gallery items, 20 dimensions, 1 threads' in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures('faiss')
 def test_every_way_to_score_gives_the_same(tmp_path, capsys):
     reid.reid_features(40, 300, 12, tmp_path)
     tool.main(['reid-run', str(tmp_path), *reid.REID, '--repeats', '2'])
@@ -96,6 +98,7 @@ def test_every_way_to_score_gives_the_same(tmp_path, capsys):
         'product by oneDNN': None}
 
 
+@pytest.mark.usefixtures('faiss')
 def test_disagreeing_retrieval_is_an_error(monkeypatch, tmp_path):
     answer = {name: dict(seconds=[1.0], mAP=score) for name, score in (
         ('re-ranking', 0.5), ('dense re-ranking', 0.6))}
@@ -105,6 +108,7 @@ def test_disagreeing_retrieval_is_an_error(monkeypatch, tmp_path):
         tool.main(['reid', '--parts', 'rerank', '--scale', '0.01'])
 
 
+@pytest.mark.usefixtures('faiss')
 def test_a_process_that_fails_is_told(monkeypatch):
     monkeypatch.setitem(reid.REID, 're-ranking', None)
     monkeypatch.setattr(reid.sys, 'executable', 'false')

@@ -11,8 +11,9 @@ import pytest
 import torch
 from tiny import market_folder, reid_config, train
 
+from kd_plugins import evaluation
 from kd_plugins.errors import UserError
-from kd_plugins.evaluation import KReciprocal, load_features, rank_matches, rank_rows
+from kd_plugins.evaluation import load_features, rank_matches, rank_rows
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'eval_reid.py'
 _spec = importlib.util.spec_from_file_location('eval_reid', TOOL)
@@ -62,12 +63,13 @@ def test_a_folder_of_arrays_gives_the_same(file: Path, tmp_path: Path, capsys: p
         assert run(capsys, source)[1] == expected
 
 
+@pytest.mark.usefixtures('faiss')
 def test_what_is_asked_for_stands_beside_the_plain_scores(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, plain = run(capsys, file)
     output, scores = run(capsys, file, '--rerank', '--k1', 8, '--k2', 3, '--lambda', 0.2, '--approximate', 'ivf',
                          '--top', 20)
     features = load_features(file).without_junk()
-    reranked = KReciprocal(features.query_features, features.gallery_features, 8, 3, 0.2)
+    reranked = evaluation.KReciprocal(features.query_features, features.gallery_features, 8, 3, 0.2)
     assert scores.items() >= plain.items()
     assert {k: scores[f'rerank_{k}'] for k in ('mAP', 'rank1')}.items() <= rank_rows(
         reranked.rows(), features).summary().items()
@@ -105,6 +107,7 @@ def test_a_model_is_scored_once_and_then_from_its_features(
     assert len(list((tmp_path / 'run').glob('features-*.npz'))) == 3
 
 
+@pytest.mark.usefixtures('faiss')
 def test_mistakes_end_in_one_line(file: Path, tmp_path: Path) -> None:
     for arguments, message in (
             (['none.npz'], 'none.npz does not exist'),

@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
+from kd_plugins import evaluation
 from kd_plugins.errors import UserError
-from kd_plugins.evaluation import KReciprocal, ReIDFeatures, Retrieval, load_features, rank_matches, rank_rows
+from kd_plugins.evaluation import ReIDFeatures, Retrieval, load_features, rank_matches, rank_rows
 from kd_plugins.evaluation.features import BLOCK
 from kd_plugins.evaluation.products import inner_products, operand
 
@@ -113,7 +114,7 @@ def dense_reranking(features: ReIDFeatures, k1: int = 20, k2: int = 6, weight: f
 
 def sparse_reranking(features: ReIDFeatures) -> Retrieval:
     """Re-rank the package's way."""
-    return rank_rows(KReciprocal(features.query_features, features.gallery_features).rows(), features)
+    return rank_rows(evaluation.KReciprocal(features.query_features, features.gallery_features).rows(), features)
 
 
 REID = {'evaluation': partial(rank_matches, device='cpu'), 'product': similarity_product,
