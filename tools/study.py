@@ -9,7 +9,8 @@ log, and the exit status is 1.
 
 A study is a config with these keys (configs/studies/ has examples):
 
-networks      name=dict(config='configs/...py', teacher=<name of a teacher>, terms_from=..., overrides=dict(...))
+networks      name=dict(config='configs/...py', teacher=<name of a teacher>, terms_from=..., overrides=dict(...),
+              methods=dict(<name of a method>=dict(...))); the last adds to those methods on this network
 teachers      name=dict(config='configs/...py', overrides=dict(...)); trained first
 methods       name=dict(terms=[...], hook=dict(...), wrap=dict(type=...), overrides=dict(...), first=dict(...)); a term
               is a key of terms_from (configs/_base_/methods.py, or what a network names) or a record, hook more options

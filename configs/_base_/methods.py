@@ -47,15 +47,15 @@ methods = dict(
         name='sp', loss=dict(type='kd_plugins.SPLoss'),
         student=['backbone.stage1', 'backbone.stage2', 'backbone.stage3'],
         teacher=['backbone.stage1', 'backbone.stage2', 'backbone.stage3'], weight=3000.)],
-    # 25 and 50 on the pooled features.
+    # 25 and 50 on the pooled features, weights that belong to the means of lenscloth/RKD.
     rkd_d=[dict(
-        name='rkd_d', loss=dict(type='kd_plugins.RKDLoss', distance_weight=25., angle_weight=0.),
+        name='rkd_d', loss=dict(type='kd_plugins.RKDLoss', distance_weight=25., angle_weight=0., convention='code'),
         student='neck', teacher='neck')],
     rkd_a=[dict(
-        name='rkd_a', loss=dict(type='kd_plugins.RKDLoss', distance_weight=0., angle_weight=50.),
+        name='rkd_a', loss=dict(type='kd_plugins.RKDLoss', distance_weight=0., angle_weight=50., convention='code'),
         student='neck', teacher='neck')],
     rkd_da=[dict(
-        name='rkd_da', loss=dict(type='kd_plugins.RKDLoss', distance_weight=25., angle_weight=50.),
+        name='rkd_da', loss=dict(type='kd_plugins.RKDLoss', distance_weight=25., angle_weight=50., convention='code'),
         student='neck', teacher='neck')],
     # On the last maps. TuSimple/neuron-selectivity-transfer weighs MMD^2 with 50, without the paper's 1/2; that the
     # Gaussian has twice the weight of the others is recalled from the paper, unverified.
@@ -76,3 +76,6 @@ methods = dict(
 # A quarter of the images attacked: an attack is ten passes of the teacher, forward and back, most of BSS's time.
 methods['bss_quick'] = [
     methods['bss'][0], methods['bss'][1] | dict(loss=dict(type='kd_plugins.BSSLoss', tau=3., attack_size=16))]
+# RKD on embeddings of length 1.
+methods |= {f'{name}_unit': [methods[name][0] | dict(loss=methods[name][0]['loss'] | dict(normalize=True))]
+            for name in ('rkd_d', 'rkd_a', 'rkd_da')}

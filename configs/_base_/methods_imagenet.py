@@ -13,13 +13,13 @@ methods = dict(
         name='sp', loss=dict(type='kd_plugins.SPLoss'),
         student='backbone.layer4', teacher='backbone.layer4', weight=3000.)],
     rkd_d=[dict(
-        name='rkd_d', loss=dict(type='kd_plugins.RKDLoss', distance_weight=25., angle_weight=0.),
+        name='rkd_d', loss=dict(type='kd_plugins.RKDLoss', distance_weight=25., angle_weight=0., convention='code'),
         student='neck', teacher='neck')],
     rkd_a=[dict(
-        name='rkd_a', loss=dict(type='kd_plugins.RKDLoss', distance_weight=0., angle_weight=50.),
+        name='rkd_a', loss=dict(type='kd_plugins.RKDLoss', distance_weight=0., angle_weight=50., convention='code'),
         student='neck', teacher='neck')],
     rkd_da=[dict(
-        name='rkd_da', loss=dict(type='kd_plugins.RKDLoss', distance_weight=25., angle_weight=50.),
+        name='rkd_da', loss=dict(type='kd_plugins.RKDLoss', distance_weight=25., angle_weight=50., convention='code'),
         student='neck', teacher='neck')],
     nst_poly=[dict(
         name='nst', loss=dict(type='kd_plugins.NSTLoss', kernel='poly'),

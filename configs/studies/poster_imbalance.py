@@ -3,10 +3,12 @@
 _base_ = './_base_/poster.py'
 
 title = 'CIFAR-10 with class imbalance, WRN-16-2'
-teachers = {'WRN-40-2': dict(config='configs/cifar10/wrn-40-2.py')}
+teachers = {'WRN-40-2': dict(config='configs/cifar10/wrn-40-2.py', overrides=_base_.sgd)}
 terms_from = 'configs/_base_/methods_wrn.py'
 networks = {
-    'WRN-16-2': dict(config='configs/cifar10/wrn-16-2.py', teacher='WRN-40-2', overrides=_base_.curves),
+    'WRN-16-2': dict(
+        config='configs/cifar10/wrn-16-2.py', teacher='WRN-40-2', overrides=dict(_base_.curves, **_base_.sgd),
+        methods=_base_.wide),
 }
 corruptions = {
     'gamma=0.2': dict(imbalance=dict(gamma=0.2)),

@@ -1,12 +1,14 @@
-# Label noise of Sarfraz et al. 2020: twelve methods, WRN-16-2 on CIFAR-10. That their noise draws from all classes, the
-# true one included, is recalled; include_true=False leaves it out.
+# Label noise of Sarfraz et al. 2020: twelve methods, WRN-16-2 on CIFAR-10. Noise draws from all classes, the true one
+# included, as in the authors' later library; include_true=False leaves that out.
 _base_ = './_base_/poster.py'
 
 title = 'CIFAR-10 with label noise, WRN-16-2'
-teachers = {'WRN-40-2': dict(config='configs/cifar10/wrn-40-2.py')}
+teachers = {'WRN-40-2': dict(config='configs/cifar10/wrn-40-2.py', overrides=_base_.sgd)}
 terms_from = 'configs/_base_/methods_wrn.py'
 networks = {
-    'WRN-16-2': dict(config='configs/cifar10/wrn-16-2.py', teacher='WRN-40-2', overrides=_base_.curves),
+    'WRN-16-2': dict(
+        config='configs/cifar10/wrn-16-2.py', teacher='WRN-40-2', overrides=dict(_base_.curves, **_base_.sgd),
+        methods=_base_.wide),
 }
 corruptions = {
     'sigma=0': dict(),

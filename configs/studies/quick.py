@@ -19,7 +19,7 @@ networks = {
         overrides=dict(_base_.curves, train_cfg=dict(val_interval=2), **_base_.draws)),
     'WRN-16-2': dict(
         config='configs/cifar10/wrn-16-2.py', teacher='WRN-28-2', terms_from='configs/_base_/methods_wrn.py',
-        overrides=_base_.few),
+        overrides=_base_.few, methods=_base_.wide),
 }
 methods = {
     'BSS': dict(terms=['bss_quick']),

@@ -44,7 +44,8 @@ def noisy_labels(
         UserError: The rate is no probability, or there is no other class.
 
     Sources:
-        1. hendrycks/pre-training, ``load_corrupted_ours_hierarchical.py``, ``uniform_mix_C``.
+        1. hendrycks/pre-training, ``load_corrupted_ours_hierarchical.py``, ``uniform_mix_C``; so does
+           NeurAI-Lab/InBiaseD, ``kd_lib/utilities/cifar10_data.py``.
     """
     if not 0 <= rate <= 1 or classes < 2 or seed < 0:
         raise UserError(f'label_noise: rate={rate}, seed={seed}, {classes} classes; expected a probability, a seed '
@@ -64,10 +65,13 @@ def class_sizes(classes: int, gamma: float, most: int, least: int) -> list[int]:
 
     n_c = round(a / (b + c^gamma)) for c = 1 to K, with b = (least K^gamma - most) / (most - least) and
     a = most (b + 1); so n_1 = most and n_K = least, and the smaller gamma, the fewer samples there are between the two.
-    The authors of Sarfraz et al. (2020) make imbalanced sets like this in their later code.
+    The authors of Sarfraz et al. (2020) make imbalanced sets like this in later code [1].
 
     Raises:
         UserError: Not 0 < least < most, gamma is too small or too large, or there are fewer than two classes.
+
+    Sources:
+        1. github.com/NeurAI-Lab/InBiaseD, ``kd_lib/utilities/cifar10_data.py``.
     """
     if classes < 2 or not _MIN_GAMMA <= gamma <= _MAX_GAMMA or not 0 < least < most:
         raise UserError(f'imbalance: gamma={gamma}, most={most}, least={least}, {classes} classes; expected a gamma '

@@ -110,7 +110,7 @@ def rkd_distance_loss(student: Tensor, teacher: Tensor, convention: str = 'paper
         student: Embeddings (N, ...), flattened.
         teacher: Embeddings (N, ...) of any other size; no gradient goes back to them.
         convention: ``'paper'`` or ``'code'``.
-        normalize: Scale the embeddings of both networks to L2 norm 1 first. Neither paper nor authors do so.
+        normalize: Scale the embeddings of both networks to L2 norm 1 first. Neither paper nor authors do so; [3] does.
 
     Returns:
         Scalar without unit, unchanged by moving or scaling all embeddings of a network; 0 for N = 1. Two samples
@@ -122,6 +122,7 @@ def rkd_distance_loss(student: Tensor, teacher: Tensor, convention: str = 'paper
     References:
         1. Park et al.: Relational Knowledge Distillation, CVPR 2019, arXiv 1904.05068.
         2. github.com/lenscloth/RKD
+        3. github.com/NeurAI-Lab/InBiaseD, ``kd_lib/losses/kd_losses.py``.
     """
     return _distance_term(*_squared_distances(student, teacher, convention, normalize), convention)
 
@@ -164,6 +165,8 @@ def rkd_loss(
     normalize: bool = False,
 ) -> Tensor:
     """``distance_weight * RKD-D + angle_weight * RKD-A``; a part of weight 0 is left out.
+
+    The weights 25 and 50 are the authors', of their means (``convention='code'``).
 
     The arguments, errors and sources are those of `rkd_distance_loss` and `rkd_angle_loss`.
     """

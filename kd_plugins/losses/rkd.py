@@ -16,7 +16,8 @@ class RKDLoss(nn.Module):
         distance_weight: Weight of RKD-D, at least 0; 0 leaves it out.
         angle_weight: Weight of RKD-A, at least 0; 0 leaves it out.
         convention: ``'paper'``, means over the real pairs and triplets, or ``'code'``, the authors' means over N^2 and
-            N^3 entries, some of them zero: (N - 1) / N and (N - 1) (N - 2) / N^2 of the paper's.
+            N^3 entries, some of them zero: (N - 1) / N and (N - 1) (N - 2) / N^2 of the paper's. The weights 25 and 50
+            belong to these.
         normalize: Scale the embeddings of both networks to L2 norm 1 first.
 
     Raises:

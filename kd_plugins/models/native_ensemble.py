@@ -33,6 +33,19 @@ class _Shared(nn.Module):
         return x if self.feature is None else self.feature
 
 
+class _Tied(nn.Module):
+    """Stands in a branch for a module of the student's, and runs that; the student alone owns its weights."""
+
+    def __init__(self, student: nn.Module, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self._student = (student,)  # in a tuple it is no submodule: its weights are counted and saved once
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        # Looked up anew: mmengine may have put a SyncBatchNorm in its place.
+        return self._student[0].get_submodule(self.name)(*args, **kwargs)
+
+
 def _untrained(record: Any) -> Any:
     """Return a copy of a model's record without the pretrained weights that it names."""
     def pretrained(value: Any) -> bool:
@@ -78,6 +91,9 @@ class NativeEnsemble(BaseModel):
         shared: The modules that all branches share, in the order in which they run; those that hold no weights may be
             left out. The last one must put out a map. ``backbone.conv1, backbone.bn1, backbone.layer1, ...`` in
             mmpretrain's ResNet.
+        tied: Modules behind the shared part that have one set of weights for all branches, though each branch runs
+            them: ``['backbone.norm']`` is the one last BatchNorm of the branches of a ``WideResNet`` in [3]. Its
+            running statistics see every branch.
         tau: Temperature; 3 in the paper.
         weight: Of the divergence: a number, or the record of a :class:`~kd_plugins.schedule.Schedule`.
         ramp: Share of training over which that weight rises, 0 to 1; the authors' 80 of 300 epochs. 0 for no rise.
@@ -87,19 +103,20 @@ class NativeEnsemble(BaseModel):
 
     Raises:
         UserError: The student's head is none of mmpretrain's; a module to share or to tap does not exist; what is
-            shared is not the beginning of the network, or ends in no map.
+            shared is not the beginning of the network, or ends in no map; a module is both shared and tied.
         ValueError: A number or choice is out of range.
 
     Sources:
         1. Lan, Zhu, Gong: Knowledge Distillation by On-the-Fly Native Ensemble, NeurIPS 2018, arXiv 1806.04606.
         2. github.com/Lan1991Xu/ONE_NeurIPS2018, ``cifar_one.py`` and ``models/cifar/resnet.py``.
+        3. github.com/NeurAI-Lab/InBiaseD, ``models/cifar/wideresnet.py``.
     """
 
     def __init__(
         self, student: Mapping[str, Any], branches: int = 3,
-        shared: Sequence[str] = ('backbone.stem', 'backbone.stage1', 'backbone.stage2'), tau: float = 3.0,
-        weight: float | Mapping[str, Any] = 1.0, ramp: float = 80 / 300, predict: str = 'branch', tap: str = 'head.fc',
-        data_preprocessor: Mapping[str, Any] | None = None,
+        shared: Sequence[str] = ('backbone.stem', 'backbone.stage1', 'backbone.stage2'), tied: Sequence[str] = (),
+        tau: float = 3.0, weight: float | Mapping[str, Any] = 1.0, ramp: float = 80 / 300, predict: str = 'branch',
+        tap: str = 'head.fc', data_preprocessor: Mapping[str, Any] | None = None,
     ) -> None:
         check_number('branches', branches, 2, whole=True)
         check_number('tau', tau, 0, strict=True)
@@ -117,7 +134,10 @@ class NativeEnsemble(BaseModel):
                             f'{type(network.head).__name__}')
         if not shared:
             raise UserError('NativeEnsemble: shared names no module: give those that the branches share')
-        Recorder(network, shared)  # knows the names
+        Recorder(network, [*shared, *tied])  # knows the names
+        for name in tied:
+            if any(f'{name}.'.startswith(f'{other}.') or f'{other}.'.startswith(f'{name}.') for other in shared):
+                raise UserError(f"NativeEnsemble: '{name}' is tied, but shared already has it or a part of it")
         self.student = network
         self.tau, self.predicts, self.tap, self.last_shared = tau, predict, tap, shared[-1]
         self._weight, self._ramp = Schedule(**weight), Schedule([0, ramp], [0, 1], by='progress')
@@ -128,6 +148,9 @@ class NativeEnsemble(BaseModel):
                 for name in shared:
                     parent, _, own = name.rpartition('.')
                     setattr(branch.get_submodule(parent), own, _Shared(name))
+                for name in tied:
+                    parent, _, own = name.rpartition('.')
+                    setattr(branch.get_submodule(parent), own, _Tied(network, name))
                 self._recorders.append(Recorder(branch, [tap]))
             size = self._feature_size()
             self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(size[1], branches),

@@ -1,5 +1,6 @@
 """The native ensemble against plain loops, its sharing, a real run; data-parallel is in ``test_mutual_learning.py``."""
 
+import copy
 import itertools
 import logging
 import math
@@ -147,6 +148,32 @@ def test_the_shared_part_exists_and_runs_once():
     assert model.gate[3].num_batches_tracked == 1
 
 
+def test_a_tied_norm_is_one_for_all_branches():
+    wide = classifier() | dict(backbone=dict(type='kd_plugins.WideResNet', depth=10, widen_factor=1),
+                               head=classifier()['head'] | dict(in_channels=64))
+    model = build(student=wide, tied=('backbone.norm',)).double()
+    assert [key for key in model.state_dict() if 'backbone.norm.weight' in key] == ['student.backbone.norm.weight']
+    images, samples = batch(torch.float64)
+    twin = copy.deepcopy(model)
+    losses = model(images, samples, mode='loss')
+    assert model.student.backbone.norm.num_batches_tracked == 3
+    assert twin.student.backbone.norm.num_batches_tracked == 0  # a copy's branches run the copy's
+    sum(losses[f'loss_{n}'] for n in range(3)).backward()
+
+    backbone, labels = twin.student.backbone, torch.tensor([int(s.gt_label) for s in samples])
+    trunk = backbone.stage2(backbone.stage1(backbone.stem(images)))
+    for n, net in enumerate((twin.student, *twin.branches)):
+        feature = backbone.relu(backbone.norm(net.backbone.stage3(trunk)))
+        loss = nn.functional.cross_entropy(net.head.fc(feature.mean((2, 3))), labels)
+        torch.testing.assert_close(losses[f'loss_{n}'], loss)
+        loss.backward(retain_graph=True)
+    assert equal(weights(model.student), weights(twin.student))
+    torch.testing.assert_close(model.student.backbone.norm.weight.grad, backbone.norm.weight.grad)
+
+    model.student.backbone.norm = nn.Identity()  # as SyncBatchNorm takes its place
+    assert torch.equal(model.branches[0].backbone.norm(images), images)
+
+
 def test_predictions_of_branch_and_ensemble():
     images, samples = batch(torch.float64)
     model = build(predict='ensemble').double()
@@ -222,6 +249,8 @@ def test_run_starts_as_the_students_and_resumes_bit_for_bit(tmp_path):
     (dict(shared=('backbone.stem', 'backbone.stage2')), "a branch cannot go on from 'backbone.stage2'"),
     (dict(shared=('backbone.layer1',)), "no module 'backbone.layer1' to tap; nearest names: "),
     (dict(shared=()), 'shared names no module'),
+    (dict(tied=('backbone.norm',)), "no module 'backbone.norm'"),
+    (dict(tied=('backbone.stage2.0',)), "'backbone.stage2.0' is tied, but shared already has it or a part of it"),
     (dict(shared=('backbone', 'neck')), r"but 'neck' puts out \(1, 16\)"),
     (dict(student=reid_config('', '').model), "with a head of mmpretrain's, got a ReIDHead"),
     (dict(branches=1), 'branches: expected a whole number of at least 2'), (dict(tau=0), 'tau: expected'),

@@ -59,7 +59,19 @@ def test_wrapping_keeps_the_networks_record_and_the_overrides(here, data):
     assert not one.needs
 
 
+def test_a_network_adds_to_a_method(here, data):
+    path = write_study(here, data, "methods = {'Baseline': dict(), 'ONE': dict(wrap=dict(type='X', branches=3))}\n"
+                                   "networks['other'] = dict(networks['small'], methods={'ONE': dict(wrap=dict(a=1))})")
+    models = {(run.network, run.method): run.config['model'] for run in plan.load_study(str(path)).students}
+    assert models['other', 'ONE'] == dict(models['small', 'ONE'], a=1)
+    assert models['other', 'ONE']['branches'] == 3
+    assert models['other', 'Baseline'] == models['small', 'Baseline']
+
+
 @pytest.mark.parametrize(('more', 'told'), [
+    ("networks['small']['methods'] = dict(ONE=dict())", r"networks\['small'\]\['methods'\] has no option 'ONE'"),
+    ("networks['small']['methods'] = dict(Baseline='kd')", r"\['methods'\]\['Baseline'\] is 'kd', expected a dict"),
+    ("networks['small']['methods'] = dict(Baseline=dict(warp=dict()))", r"\['Baseline'\] has no option 'warp'"),
     ("methods = {'A': dict(term=['kd'])}", "has no option 'term'"),
     ("methods = {'A': dict(first=dict(term=['kd']))}", r"methods\['A'\]\['first'\] has no option 'term'"),
     ("methods = {'A': dict(first=dict(first=dict()))}", r"\['first'\] has no option 'first'"),
@@ -268,6 +280,21 @@ def test_shipped_studies_spell_out(path, monkeypatch):
             if term['loss']['type'] in ('kd_plugins.FitNetLoss', 'kd_plugins.FSPLoss'):
                 assert not raw & {*np.ravel([term['student'], term['teacher']])}
     os.fspath(study.root)
+
+
+@pytest.mark.parametrize('name', ['noise', 'imbalance', 'table3', 'table4'])
+def test_the_posters_studies_follow_its_authors_library(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for run in plan.load_study(f'configs/studies/poster_{name}.py').runs:
+        assert run.config['optim_wrapper']['optimizer']['nesterov'] is False
+        model = run.config['model']
+        if run.method == 'ONE':
+            wide = model['student']['backbone']['type'] == 'kd_plugins.WideResNet'
+            assert model.get('tied') == (['backbone.norm'] if wide else None)
+        if run.method.startswith('RKD'):
+            (hook, ) = run.config['custom_hooks']
+            for term in hook['terms']:
+                assert (term['loss']['convention'], term['loss']['normalize']) == ('code', True)
 
 
 def test_a_networks_own_terms_go_before_the_studys(here, data):

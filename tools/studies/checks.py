@@ -5,13 +5,15 @@ import string
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mmengine.config import Config
+
 from kd_plugins.datasets.corruption import check_options
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import DistillationHook
 
 # The keys of a study's records; a misspelt one would be left out in silence.
 _KEYS = {
-    'networks': {'config', 'teacher', 'terms_from', 'replace', 'overrides'},
+    'networks': {'config', 'teacher', 'terms_from', 'replace', 'overrides', 'methods'},
     'teachers': {'config', 'replace', 'overrides'},
     'methods': {'terms', 'wrap', 'overrides', 'first', 'hook', 'teacher_cache'},
     'corruptions': {'label_noise', 'imbalance', 'common', 'teacher_common'},
@@ -43,6 +45,13 @@ def check_study(path: str, options: Mapping[str, Any]) -> None:
                     raise UserError(f"{where}: first is '{first}', expected a method that stands above it, or a record")
             else:
                 _check_record(f"{where}['first']", first, allowed - {'first'})
+    for name, record in options['networks'].items():
+        own, where = record.get('methods', {}), f"{path}: networks['{name}']['methods']"
+        _check_record(where, own, options['methods'])
+        for method in own:
+            if not isinstance(own[method], Mapping):
+                raise UserError(f"{where}['{method}'] is {own[method]!r}, expected a dict")
+            _check_record(f"{where}['{method}']", method_on(name, method, options), _KEYS['methods'])
     for name, record in options['methods'].items():
         if 'first' in record and 'wrap' in record:
             raise UserError(f"{path}: methods['{name}'] has first and wrap, but the weights of a single network do not "
@@ -62,6 +71,13 @@ def check_study(path: str, options: Mapping[str, Any]) -> None:
         if options[key] not in allowed:
             raise UserError(f"{path}: {key} is {options[key]!r}, expected one of "
                             f"{', '.join(repr(x) for x in allowed if x is not None)}")
+
+
+def method_on(network: str, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record of a method, with what the network adds to it."""
+    record = Config(options['methods'][method])
+    record.merge_from_dict(options['networks'][network].get('methods', {}).get(method, {}))
+    return record._cfg_dict.to_dict()
 
 
 def _check_record(where: str, record: Any, allowed: Iterable[str] | None = None) -> None:

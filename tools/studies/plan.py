@@ -16,7 +16,7 @@ from mmengine.config import Config
 
 from kd_plugins.config import load_config
 from kd_plugins.errors import UserError
-from studies.checks import TEACHER_SEED, check_spelling, check_study
+from studies.checks import TEACHER_SEED, check_spelling, check_study, method_on
 from studies.data import corrupt, data_options, filled, hold_out
 
 # Options of a study and their values where it states none.
@@ -247,7 +247,7 @@ class _Plan:
         return self._teachers[folder]
 
     def _student(self, network: str, corruption: str, method: str, seed: int) -> Run:
-        record = self._options['methods'][method]
+        record = method_on(network, method, self._options)
         folder = self._root / slug(network) / slug(corruption) / slug(method) / f'seed{seed}'
         run = self._stage(network, corruption, method, record, seed, folder)
         self._students[network, corruption, method, seed] = run
