@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from kd_plugins.archives import fetch, inside, unpack
+from kd_plugins.data_files import fetch, inside, is_image, unpack
 from kd_plugins.errors import UserError, one_line_errors
 
 TINY_IMAGENET_URL = 'http://cs231n.stanford.edu/tiny-imagenet-200.zip'
@@ -44,11 +44,13 @@ def prepare_voc(args: argparse.Namespace) -> None:
             official = DATASET_YEAR_DICT[f'{year}-test' if split == 'test' else year]
             download(folder, official['url'], args.root, official['md5'], official['filename'])
         names = listed.read_text().split()
+        images = folder / 'JPEGImages'
+        pictures = {str(path.relative_to(images).with_suffix('')) for path in images.rglob('*') if is_image(path)}
         for name in names:
-            inside(name, listed)
-            for file in (folder / 'JPEGImages' / f'{name}.jpg', folder / 'Annotations' / f'{name}.xml'):
-                if not file.is_file():
-                    raise UserError(f'{file}: missing, though {listed} lists it; delete {folder} and run this again')
+            annotation = folder / 'Annotations' / f'{inside(name, listed)}.xml'
+            if name not in pictures or not annotation.is_file():
+                missing = annotation if name in pictures else images / f'{name}.jpg'
+                raise UserError(f'{missing}: missing, though {listed} lists it; {again(folder)}')
         print(f'{folder}: {len(names)} images in {split}')
 
 
@@ -59,19 +61,20 @@ def prepare_tiny_imagenet(args: argparse.Namespace) -> None:
             raise UserError(f'{args.root}: the archive unpacks to tiny-imagenet-200; name --root so')
         download(args.root, TINY_IMAGENET_URL, args.root.parent, TINY_IMAGENET_MD5)
     sort_validation(args.root / 'val')
-    classes = {}
+    counts = {}
     for split in ('train', 'val'):
-        classes[split] = {path.name for path in (args.root / split).iterdir() if path.is_dir()}
-        empty = [name for name in sorted(classes[split]) if not any((args.root / split / name).rglob('*.JPEG'))]
-        if empty or not classes[split]:
-            raise UserError(f'{args.root / split / "".join(empty[:1])}: expected images *.JPEG, found none; '
-                            f'delete {args.root} and run this again')
-    if classes['train'] != classes['val']:
-        raise UserError(f'{args.root}: train/ has {len(classes["train"])} classes and val/ {len(classes["val"])}, '
-                        f'which differ; delete {args.root} and run this again')
-    counts = {split: sum(1 for _ in (args.root / split).rglob('*.JPEG')) for split in classes}
-    print(f'{args.root}: {len(classes["train"])} classes, {counts["train"]} training and {counts["val"]} '
-          'validation images')
+        folders = sorted(path for path in (args.root / split).iterdir() if path.is_dir())
+        counts[split] = {path.name: sum(map(is_image, path.rglob('*'))) for path in folders}
+        empty = [name for name, count in counts[split].items() if not count]
+        if empty or not folders:
+            raise UserError(f'{args.root / split / "".join(empty[:1])}: expected images, found none; '
+                            f'{again(args.root)}')
+    train, val = counts.values()
+    if train.keys() != val.keys():
+        raise UserError(f'{args.root}: train/ has {len(train)} classes and val/ {len(val)}, which differ; '
+                        f'{again(args.root)}')
+    print(f'{args.root}: {len(train)} classes, {sum(train.values())} training and {sum(val.values())} validation '
+          'images')
 
 
 def sort_validation(folder: Path) -> None:
@@ -117,11 +120,10 @@ def prepare_dtd(args: argparse.Namespace) -> None:
         if args.root.name != 'dtd':
             raise UserError(f'{args.root}: the archive unpacks to dtd; name --root so')
         download(args.root, DTD_URL, args.root.parent, DTD_MD5)
-    again = f'delete {args.root} and run this again'
     images = args.root / 'images'
     classes = sorted(path.name for path in images.iterdir() if path.is_dir()) if images.is_dir() else []
     if not classes:
-        raise UserError(f'{images}: expected a folder for each class, found none; {again}')
+        raise UserError(f'{images}: expected a folder for each class, found none; {again(args.root)}')
     target = args.root / 'lists'
     target.mkdir(exist_ok=True)
     for split in DTD_SPLITS:
@@ -129,15 +131,15 @@ def prepare_dtd(args: argparse.Namespace) -> None:
         for part in ('train', 'val', 'test'):
             listed = args.root / 'labels' / f'{part}{split}.txt'
             if not listed.is_file():
-                raise UserError(f'{listed}: missing; {again}')
+                raise UserError(f'{listed}: missing; {again(args.root)}')
             parts[part] = listed.read_text().split()
             for name in parts[part]:
                 if inside(name, listed).partition('/')[0] not in classes or not (images / name).is_file():
-                    raise UserError(f'{images / name}: missing, though {listed} lists it; {again}')
+                    raise UserError(f'{images / name}: missing, though {listed} lists it; {again(args.root)}')
         parts['trainval'] = parts.pop('train') + parts.pop('val')
         if both := sorted({*parts['trainval']} & {*parts['test']}):
             raise UserError(f'{args.root / "labels"}: split {split} has {both[0]} both in training and in test; '
-                            f'{again}')
+                            f'{again(args.root)}')
         for part, names in parts.items():
             lines = [f'{name} {classes.index(name.partition("/")[0])}\n' for name in names]
             (target / f'{part}{split}.txt').write_text(''.join(lines))
@@ -176,11 +178,16 @@ def fetch_market1501(root: Path) -> None:
 
 
 def download(folder: Path, *archive: Any) -> None:
-    """Fetch an archive that holds a folder, see :func:`kd_plugins.archives.fetch`."""
+    """Fetch an archive that holds a folder, see :func:`kd_plugins.data_files.fetch`."""
     try:
         fetch(*archive)
     except (OSError, RuntimeError) as error:
         raise not_downloaded(folder, error) from error
+
+
+def again(folder: Path) -> str:
+    """Say how to get a data set that is not whole."""
+    return f'complete {folder}, or move it away and run this again'
 
 
 def not_downloaded(folder: Path, error: Exception) -> UserError:

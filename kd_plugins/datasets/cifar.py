@@ -12,7 +12,7 @@ from mmengine.fileio import exists, get, join_path
 from mmengine.logging import MMLogger
 from mmpretrain import datasets as mmpretrain_datasets
 
-from kd_plugins.archives import fetch
+from kd_plugins.data_files import fetch
 from kd_plugins.datasets.corruption import refuse_test, report, rewrite
 from kd_plugins.errors import UserError
 from kd_plugins.registry import DATASETS
@@ -125,7 +125,7 @@ class CIFAR10(mmpretrain_datasets.CIFAR10):
     @property
     def _remedy(self) -> str:
         command = f'python tools/prepare_data.py {type(self).__name__.lower()} --root {self._root}'
-        return f'complete or delete {self.base_folder}/, then run: {command}'
+        return f'complete or move away {self.base_folder}/, then run: {command}'
 
     def _provide(self) -> None:
         root = self._root

@@ -1,5 +1,6 @@
 """Reading images so that a broken file is noticed instead of trained on."""
 
+import io
 import logging
 
 import cv2
@@ -8,6 +9,7 @@ import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmengine import fileio
 from mmengine.logging import print_log
+from PIL import Image
 
 from kd_plugins.errors import UserError
 from kd_plugins.registry import TRANSFORMS
@@ -30,9 +32,24 @@ def _is_truncated_jpeg(data: bytes) -> bool:
     return data.find(b'\xff\xd9', at) < 0
 
 
+def _orientation(data: bytes) -> int:
+    """Return how a picture's EXIF data say it is to be turned: 1, not at all, to 8."""
+    if b'Exif\0\0' not in data[:2 ** 16]:  # looking for it takes a hundredth of parsing
+        return 1
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.getexif().get(0x0112, 1)
+    except OSError:
+        return 1
+
+
 @TRANSFORMS.register_module()
 class LoadImage(LoadImageFromFile):
     """mmcv's ``LoadImageFromFile`` that accounts for every broken file.
+
+    Broken is also a picture of another size than its annotation says, where that gives ``height`` and ``width``: its
+    boxes are those of another picture, or of the stored pixels of one that its EXIF data turn. Where turning keeps the
+    size, one logged warning says that the boxes have to be those of the turned picture.
 
     Args:
         skip_corrupt: Whether to log a broken file once and return None, upon which mmengine's data sets draw another
@@ -43,7 +60,8 @@ class LoadImage(LoadImageFromFile):
         backend_args: As in :func:`mmengine.fileio.get`.
 
     Raises:
-        UserError: The file is missing, or it is truncated or cannot be decoded, and ``skip_corrupt`` is False.
+        UserError: The file is missing; or it is truncated, cannot be decoded or has another size than its annotation
+            says, and ``skip_corrupt`` is False.
     """
 
     def __init__(self, skip_corrupt: bool = False, to_float32: bool = False, color_type: str = 'color',
@@ -67,6 +85,18 @@ class LoadImage(LoadImageFromFile):
             image = None
         if image is None:
             return self._refuse(path, 'cannot be decoded')
+        if 'height' in results and 'width' in results:
+            turned = 'ignore_orientation' not in self.color_type and self.color_type != 'unchanged'
+            orientation = _orientation(data) if turned else 1
+            size, expected = image.shape[:2], (results['height'], results['width'])
+            if size != expected:
+                hint = (f": EXIF orientation {orientation} turned it; color_type='color_ignore_orientation' reads the "
+                        'stored pixels') if size[::-1] == expected and orientation > 4 else ''
+                return self._refuse(path, f'is {size[1]}x{size[0]}, its annotation says {expected[1]}x{expected[0]}'
+                                          f'{hint}')
+            if orientation != 1 and results.get('instances'):
+                self._report(path, f'is turned by its EXIF orientation {orientation}: its boxes have to be those of '
+                                   "the turned picture, or else set color_type='color_ignore_orientation'")
         if self.to_float32:
             image = image.astype(np.float32)
         results['img'] = image
@@ -77,10 +107,12 @@ class LoadImage(LoadImageFromFile):
         if not self.skip_corrupt:
             raise UserError(f'{path}: image file {defect}; replace it, or train without it (--skip-corrupt, or '
                             'skip_corrupt=True on LoadImage)')
+        self._report(path, f'{defect}; training takes another sample instead')
+
+    def _report(self, path: str, text: str) -> None:
         if path not in self._reported:
             self._reported.add(path)
-            print_log(f'{path}: image file {defect}; training takes another sample instead', 'current',
-                      logging.WARNING)
+            print_log(f'{path}: image file {text}', 'current', logging.WARNING)
 
     def __repr__(self) -> str:
         return (f'{type(self).__name__}(skip_corrupt={self.skip_corrupt}, to_float32={self.to_float32}, '

@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmengine.fileio import exists, isdir, join_path, list_dir_or_file
+from mmengine.logging import MMLogger
 from mmpretrain.datasets import BaseDataset
 
+from kd_plugins.data_files import is_image
 from kd_plugins.errors import UserError
 from kd_plugins.registry import DATASETS
 
@@ -22,8 +24,9 @@ class Market1501(BaseDataset):
     """Market-1501; a picture's name tells its person and camera, ``0002_c1s1_000451_03.jpg`` person 2 at camera 1.
 
     Expects the folders ``bounding_box_train``, ``query`` and ``bounding_box_test`` (the gallery) under ``data_root``
-    and takes every ``*.jpg`` directly in them, sorted by name. Pictures of the gallery that the authors call junk
-    (identity -1) are left out, since they count neither for nor against a ranking; distractors (identity 0) stay.
+    and takes every image directly in them, sorted by name; the log says what else lies there. Pictures of the gallery
+    that the authors call junk (identity -1) are left out, since they count neither for nor against a ranking;
+    distractors (identity 0) stay.
 
     A record holds ``img_path``, ``identity`` and ``camera``, both as in the name, ``is_query``, and in ``train``
     ``gt_label``: the place of the identity among the sorted identities. There ``metainfo['classes']`` are the
@@ -60,7 +63,7 @@ class Market1501(BaseDataset):
         records = []
         for name in _FOLDERS[self.split]:
             folder = join_path(root, name)
-            remedy = f'restore it from the archive, or delete {root} and run: {fetch}'
+            remedy = f'restore it from the archive, or move {root} away and run: {fetch}'
             if not isdir(folder):
                 raise UserError(f'{folder}: folder is missing; {remedy}')
             read = list(_read(folder, name))
@@ -77,9 +80,12 @@ class Market1501(BaseDataset):
 
 
 def _read(folder: str, name: str) -> Iterator[dict]:
-    for file in sorted(list_dir_or_file(folder, list_dir=False)):
-        if not file.endswith('.jpg'):  # the official archive holds a Thumbs.db
-            continue
+    files = sorted(list_dir_or_file(folder, list_dir=False))
+    images = [file for file in files if is_image(file)]
+    if others := sorted({*files} - {*images}):  # the official archive holds a Thumbs.db
+        MMLogger.get_current_instance().info(
+            f'{folder}: {len(others)} of {len(files)} files are left out, since they are no images, as {others[0]}')
+    for file in images:
         path = join_path(folder, file)
         found = _NAME.match(file)
         if not found:

@@ -1,10 +1,12 @@
 """PASCAL VOC with mistakes in the data told in one line. Importing this module imports mmdet."""
 
+import os
 from xml.etree import ElementTree
 
 from mmdet.datasets import VOCDataset as _VOCDataset
 from mmengine import fileio
 
+from kd_plugins.data_files import inside, is_image
 from kd_plugins.errors import UserError
 
 _SLACK = 1  # pixels; tools that count from 0 write boxes one pixel further left
@@ -13,14 +15,16 @@ _SLACK = 1  # pixels; tools that count from 0 write boxes one pixel further left
 class VOCDataset(_VOCDataset):
     """mmdet's ``VOCDataset`` for the 20 classes or for others (``metainfo=dict(classes=…)``) in the same layout.
 
-    As in mmdet, objects of a VOC class that ``classes`` leaves out are skipped.
+    As in mmdet, objects of a VOC class that ``classes`` leaves out are skipped. Pictures may have any usual ending;
+    ``.jpg`` comes first.
 
     Args:
         **kwargs: As in :class:`mmdet.datasets.VOCDataset`.
 
     Raises:
-        UserError: The data root, the split file, an annotation or an image is missing; an annotation is not XML, lacks
-            a field, names an unknown class, or holds a box that is empty or reaches out of the picture.
+        UserError: The data root, the split file, an annotation or an image is missing; the split file names a file
+            outside the folder; an annotation is not XML, lacks a field, names an unknown class, or holds a box that is
+            empty or reaches out of the picture.
     """
 
     def __init__(self, **kwargs: object) -> None:
@@ -35,6 +39,12 @@ class VOCDataset(_VOCDataset):
         if not fileio.exists(self.ann_file, backend_args=self.backend_args):
             raise UserError(f'{self.ann_file}: split file is missing; expected VOC2007/ImageSets/Main/<split>.txt '
                             'under data_root')
+        folder = fileio.join_path(self.sub_data_root, self.img_subdir)
+        if not fileio.isdir(folder, backend_args=self.backend_args):
+            raise UserError(f'{folder}: folder of the images is missing; put it there or set data_prefix')
+        files = fileio.list_dir_or_file(folder, list_dir=False, recursive=True, backend_args=self.backend_args)
+        pictures = sorted(filter(is_image, files), key=lambda file: file.endswith('.jpg'))
+        self._pictures = {os.path.splitext(file)[0]: file for file in pictures}
         data_list = super().load_data_list()
         if not data_list:
             raise UserError(f'{self.ann_file}: split file lists no image; expected one name a line')
@@ -42,7 +52,11 @@ class VOCDataset(_VOCDataset):
 
     def parse_data_info(self, img_info: dict) -> dict:
         """Read one annotation into ``img_path``, ``height``, ``width`` and ``instances``."""
-        path = img_info['xml_path']
+        path, name = img_info['xml_path'], inside(img_info['img_id'], self.ann_file)
+        if name not in self._pictures:
+            raise UserError(f'{fileio.join_path(self.sub_data_root, self.img_subdir, name)}: no such image, with any '
+                            f'ending, though {self.ann_file} lists it')
+        img_info['file_name'] = fileio.join_path(self.img_subdir, self._pictures[name])
         try:
             info = super().parse_data_info(img_info)
         except FileNotFoundError as error:

@@ -9,6 +9,7 @@ import pytest
 from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
 from mmpretrain.datasets import CustomDataset
+from PIL import Image
 
 from kd_plugins.datasets import LoadImage
 from kd_plugins.errors import UserError
@@ -55,6 +56,45 @@ def test_the_end_of_a_thumbnail_is_not_the_end_of_the_image(tmp_path: Path) -> N
     path.write_bytes(with_thumbnail[:-10])
     with pytest.raises(UserError, match='truncated'):
         LoadImage()({'img_path': str(path)})
+
+
+def _annotated(path: Path, height: int, width: int, **load) -> dict:
+    instances = [dict(bbox=[0, 0, 5, 5], bbox_label=0)]
+    return LoadImage(**load)(dict(img_path=str(path), height=height, width=width, instances=instances))
+
+
+def test_a_picture_of_another_size_than_its_annotation_says_is_named(tmp_path: Path) -> None:
+    path = _picture(tmp_path / 'a.png')
+    assert _annotated(path, 24, 32)['img'].shape == (24, 32, 3)
+    with pytest.raises(UserError, match=r'a\.png: image file is 32x24, its annotation says 24x32; replace it'):
+        _annotated(path, 32, 24)
+    assert _annotated(path, 32, 24, skip_corrupt=True) is None
+
+
+@pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+def test_a_picture_that_exif_turns_is_not_put_under_boxes_of_the_stored_one(tmp_path: Path, backend: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(_picture(tmp_path / 'a.jpg')).save(tmp_path / 'a.jpg', exif=exif)
+    assert _annotated(tmp_path / 'a.jpg', 32, 24, imdecode_backend=backend)['img'].shape == (32, 24, 3)
+    with pytest.raises(UserError, match=r'a\.jpg: .*32x24: EXIF orientation 6 .*color_ignore_orientation') as error:
+        _annotated(tmp_path / 'a.jpg', 24, 32, imdecode_backend=backend)
+    assert '\n' not in str(error.value)
+    stored = _annotated(tmp_path / 'a.jpg', 24, 32, imdecode_backend=backend, color_type='color_ignore_orientation')
+    assert stored['img'].shape == (24, 32, 3)
+
+
+def test_a_picture_that_exif_turns_upside_down_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(_picture(tmp_path / 'a.jpg')).save(tmp_path / 'a.jpg', exif=exif)
+    logger = MMLogger.get_instance('orientation')
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.WARNING):
+        _annotated(tmp_path / 'a.jpg', 24, 32)
+        LoadImage(color_type='color_ignore_orientation')(dict(img_path=str(tmp_path / 'a.jpg')))
+    assert [x.partition('a.jpg: ')[2][:40] for x in caplog.messages if 'a.jpg' in x] == [
+        'image file is turned by its EXIF orienta']
 
 
 def test_what_is_no_image_and_what_is_missing_is_named(tmp_path: Path) -> None:

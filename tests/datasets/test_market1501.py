@@ -1,9 +1,11 @@
+import logging
 from collections import Counter
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 
 from kd_plugins.datasets import market1501
@@ -77,6 +79,21 @@ def test_the_order_does_not_depend_on_the_file_system(root: Path, monkeypatch: p
         monkeypatch.setattr(market1501, 'list_dir_or_file', lambda folder, list_dir, b=backwards: iter(
             sorted((path.name for path in Path(folder).iterdir()), reverse=b)))
         assert records(root, 'test') == before
+
+
+def test_images_of_any_ending_are_taken_and_the_log_says_what_is_left_out(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = [(Path(path).stem, *rest) for path, *rest in records(root, 'test')]
+    for i, path in enumerate(sorted(root.rglob('*.jpg'))):
+        path.rename(path.with_suffix(('.JPG', '.png', '.jpeg', '.bmp')[i % 4]))
+    logger = MMLogger.get_instance('market')
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.INFO):
+        assert [(Path(path).stem, *rest) for path, *rest in records(root, 'test')] == expected
+    assert [message for message in caplog.messages if 'left out' in message] == [
+        f'{root / folder}: 1 of {count} files are left out, since they are no images, as Thumbs.db'
+        for folder, count in (('query', 3), ('bounding_box_test', 6))]
 
 
 def test_it_is_found_by_name_and_its_fields_reach_the_evaluator(root: Path) -> None:

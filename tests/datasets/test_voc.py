@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
 from mmdet.datasets import VOCDataset as StockVOCDataset
 from mmengine.registry import DATASETS
@@ -45,6 +46,25 @@ def test_sound_data_are_read_as_by_mmdet(root: Path) -> None:
     own = _data(root)
     assert len(own) == 3
     assert [own.get_data_info(i) for i in range(3)] == [stock.get_data_info(i) for i in range(3)]
+
+
+def test_pictures_may_have_any_usual_ending(root: Path) -> None:
+    images = root / 'VOC2007/JPEGImages'
+    (images / '000001.jpg').rename(images / '000001.JPG')
+    cv2.imwrite(str(images / '000002.png'), cv2.imread(str(images / '000002.jpg')))
+    (images / '000002.jpg').unlink()
+    (images / '000003.png').write_bytes(b'')
+    found = [Path(_data(root).get_data_info(i)['img_path']).name for i in range(3)]
+    assert found == ['000001.JPG', '000002.png', '000003.jpg']
+    (images / '000002.png').unlink()
+    with pytest.raises(UserError, match=r'JPEGImages/000002: no such image, with any ending, though .*trainval\.txt'):
+        _data(root)
+
+
+def test_a_split_file_names_nothing_outside(root: Path) -> None:
+    (root / 'VOC2007/ImageSets/Main/test.txt').write_text('../../000001')
+    with pytest.raises(UserError, match=r"test\.txt names '\.\./\.\./000001', which lies outside"):
+        _data(root, 'test')
 
 
 def test_own_classes_are_not_labelled_with_the_twenty_names(root: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_plugins.archives import unpack
+from kd_plugins.data_files import unpack
 from kd_plugins.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""Archives and lists from elsewhere: nothing that they name lies outside the folder that is meant."""
+"""Files of data sets: which are images, and archives and lists that name none outside the folder that is meant."""
 
 import os
 import tarfile
@@ -6,6 +6,13 @@ import zipfile
 from pathlib import Path
 
 from kd_plugins.errors import UserError
+
+_IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')
+
+
+def is_image(name: str | Path) -> bool:
+    """Whether a file has one of the usual endings of images, in any case."""
+    return str(name).lower().endswith(_IMAGE_ENDINGS)
 
 
 def fetch(url: str, folder: str | Path, md5: str, name: str | None = None) -> None:
