@@ -119,8 +119,12 @@ def products_of(dtype: torch.dtype) -> Iterator[None]:
     """Let products of float32 tensors keep, of each factor, as many bits as ``dtype`` has; sums stay in float32.
 
     For factors that were converted from half precision nothing is lost, and matrix units are several times as fast.
-    Factors of float32 itself stay whole, also where a program allows its other products less (TF32, bfloat16).
+    Factors of float32 itself stay whole, also where a program allows its other products less (TF32, bfloat16). In what
+    torch.compile traces, the program's own setting holds: to change it would cut the graph in pieces.
     """
+    if torch.compiler.is_compiling():
+        yield
+        return
     precisions = _PRECISIONS.get(dtype, {'mkldnn': 'ieee', 'cuda': 'ieee'})
     settings = {getattr(torch.backends, name).matmul: value for name, value in precisions.items()}
     settings = {place: value for place, value in settings.items() if hasattr(place, 'fp32_precision')}  # torch >= 2.9

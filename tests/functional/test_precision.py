@@ -117,3 +117,8 @@ def test_a_lower_precision_of_other_products_costs_nothing(loss, low_precision):
     student, teacher = torch.randn(48, 32, 8, 8), torch.randn(48, 32, 8, 8)
     torch.testing.assert_close(loss(student, teacher).double(), loss(student.double(), teacher.double()),
                                rtol=TOLERANCES[torch.float32][0], atol=0)
+
+
+def test_losses_are_traced_in_one_piece(student, teacher):
+    explained = torch._dynamo.explain(lambda s, t: LOSSES['sp'](s, t) + LOSSES['kd'](s, t))(student, teacher)
+    assert explained.graph_break_count == 0, explained.break_reasons
