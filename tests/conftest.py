@@ -14,8 +14,11 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if torch.device(config.getoption('--device')).type == 'cpu':
         os.environ['CUDA_VISIBLE_DEVICES'] = ''  # mmengine takes a GPU where it finds one
-    elif torch.cuda.is_available():
-        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # without it cuBLAS is not deterministic
+    elif torch.cuda.is_available():  # what is equal on a CPU is to be equal there: no TF32, the same order of sums
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
+        torch.use_deterministic_algorithms(True, warn_only=True)
     else:
         raise pytest.UsageError(f'--device {config.getoption("--device")}: torch finds no GPU here')
 
@@ -29,6 +32,16 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def low_precision():
+    """Let a program's own products of float32 be as rough as they can."""
+    before = {place: place.fp32_precision for place in (torch.backends.mkldnn.matmul, torch.backends.cuda.matmul)}
+    torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cuda.matmul.fp32_precision = 'bf16', 'tf32'
+    yield
+    for place, value in before.items():
+        place.fp32_precision = value
 
 
 @pytest.fixture(scope='session')

@@ -205,10 +205,10 @@ def train(config: Config) -> Runner:
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return a copy of a model's weights."""
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    """Return a copy of a model's weights, on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Say whether two sets of weights have the same keys and bits."""
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    return a.keys() == b.keys() and all(torch.equal(a[k].cpu(), b[k].cpu()) for k in a)

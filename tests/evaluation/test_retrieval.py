@@ -4,11 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import average_precision_score
 
 from kd_plugins import evaluation
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation import ReIDFeatures, rank_matches, rank_rows, retrieval
+
+pytestmark = pytest.mark.usefixtures('device')  # the products are taken on a GPU where there is one
 
 
 def distance(a: np.ndarray, b: np.ndarray, metric: str) -> float:
@@ -210,6 +213,16 @@ def test_unknown_names_are_told() -> None:
         rank_matches(clustered(), 'l2')
     with pytest.raises(UserError, match="expected 'precision' or 'trapezoid', got 'auc'"):
         rank_matches(clustered()).average_precision('auc')
+
+
+@pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
+def test_a_lower_precision_of_other_products_changes_no_rank(
+    metric: str, low_precision: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = clustered(dimensions=2048)
+    exact = [rank for found in brute_force(features, metric)[0] for rank in found]
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: False)  # whose own layout keeps all bits anyway
+    np.testing.assert_array_equal(rank_matches(features, metric).ranks, exact)
 
 
 def test_products_of_a_lower_precision_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
