@@ -60,6 +60,7 @@ def _add_hooks(config: Config) -> None:
     # Config stores a copy of a dict, so that setdefault would return one that is not part of it.
     hooks = dict(config.get('default_hooks') or {})
     hooks.setdefault('reseed', dict(type='kd_plugins.ReseedHook'))
+    hooks.setdefault('integrity', dict(type='kd_plugins.IntegrityHook'))
     hooks.setdefault('corruption', dict(type='kd_plugins.CorruptionHook'))
     if hooks.get('checkpoint', {}) is not None:  # without checkpoints there is none to export
         hooks.setdefault('export', dict(type='kd_plugins.ExportHook'))

@@ -1,5 +1,6 @@
 """The frozen teacher."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 import mmengine
 import torch
 from mmengine.hub import get_config
+from mmengine.logging import print_log
 from mmengine.model import BaseDataPreprocessor
 from torch import Tensor, nn
 
 from kd_plugins.cache import AnswerCache
-from kd_plugins.checkpoint import load_weights
+from kd_plugins.checkpoint import check_pretrained, first, load_weights
 from kd_plugins.errors import UserError
 from kd_plugins.recorder import Features, Recorder
 from kd_plugins.registry import MODELS, type_name
@@ -26,7 +28,8 @@ def build_teacher(
     Args:
         config: Path of a config, ``package::path`` of a stock one (``mmpretrain::resnet/resnet101_8xb32_in1k.py``), or
             an inline model record.
-        checkpoint: File or address of the weights. ``None`` keeps the random initialisation.
+        checkpoint: File or address of the weights. ``None`` leaves them to the ``init_cfg`` of the network's parts;
+            what is random then is logged.
         data_preprocessor: Overrides the teacher's own, to state which input it was trained on. One without mean and std
             states raw pixels; an empty one states nothing.
         allow_pickle: Run the code that a pickled checkpoint holds. Only for files that you trust.
@@ -56,7 +59,20 @@ def build_teacher(
         network.data_preprocessor = BaseDataPreprocessor()  # mmpretrain's default would state raw pixels
     if checkpoint is not None:
         load_weights(network, checkpoint, allow_pickle)
+    else:
+        _initialise(network)
     return network
+
+
+def _initialise(network: nn.Module) -> None:
+    network.init_weights()
+    random = dict(network.named_parameters())
+    for name, module, _ in check_pretrained(network):
+        for key, _ in module.named_parameters(name):
+            random.pop(key, None)
+    if random:
+        print_log(f'the teacher has no checkpoint, and is random in {first(list(random))}: give it one, unless this is '
+                  'what you want', 'current', logging.WARNING)
 
 
 class _Renormalise(nn.Module):

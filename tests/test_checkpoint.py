@@ -2,24 +2,36 @@ import os
 import pickle
 import resource
 import zipfile
+from pathlib import Path
 
+import mmengine
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.fileio.backends import backends, prefix_to_backends
+from mmengine.fileio.handlers import file_handlers
+from mmengine.hooks import CheckpointHook
 from mmengine.logging.history_buffer import HistoryBuffer
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmengine.runner.checkpoint import _load_checkpoint
-from tiny import classification_config, image_folder, train
+from mmengine.structures import InstanceData
+from scipy import interpolate
+from tiny import classification_config, equal, image_folder, train
 
+from kd_plugins import checkpoint
 from kd_plugins.checkpoint import (
     AtomicBackend,
     guard_checkpoints,
     latest_checkpoint,
     load_weights,
     read_checkpoint,
+    read_weights,
     save_weights,
 )
+from kd_plugins.compat import provide_interp2d
 from kd_plugins.errors import UserError
+from kd_plugins.registry import MODELS
 
 
 class Attack:
@@ -34,10 +46,10 @@ class Attack:
 
 def test_reads_what_a_run_saves(tmp_path):
     runner = train(classification_config(image_folder(tmp_path / 'data'), tmp_path / 'run'))
-    checkpoint = read_checkpoint(tmp_path / 'run' / 'epoch_2.pth')
-    assert checkpoint['meta']['epoch'] == 2
-    assert isinstance(checkpoint['message_hub']['log_scalars']['train/loss'], HistoryBuffer)
-    assert torch.equal(checkpoint['state_dict']['head.fc.weight'], runner.model.head.fc.weight)
+    saved = read_checkpoint(tmp_path / 'run' / 'epoch_2.pth')
+    assert saved['meta']['epoch'] == 2
+    assert isinstance(saved['message_hub']['log_scalars']['train/loss'], HistoryBuffer)
+    assert torch.equal(saved['state_dict']['head.fc.weight'], runner.model.head.fc.weight)
 
 
 def test_pickled_code_is_refused_unless_asked(tmp_path):
@@ -94,14 +106,74 @@ def test_failed_write_keeps_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_newest_by_time_then_by_number(tmp_path):
-    assert latest_checkpoint(tmp_path) is None
+@pytest.fixture
+def told(monkeypatch):
+    """A list that gets what is logged."""
+    lines = []
+    monkeypatch.setattr(checkpoint, 'print_log', lambda line, *_: lines.append(line))
+    return lines
+
+
+def run_config(folder, **hook):
+    return Config(dict(work_dir=str(folder), default_hooks=dict(checkpoint=dict(type='CheckpointHook', **hook))))
+
+
+def test_newest_by_time_then_by_number(tmp_path, told):
+    config = run_config(tmp_path)
+    assert latest_checkpoint(config) is None
+    assert told == [f'--resume: {tmp_path} holds no checkpoint of this run: it starts anew']
     for name in ('epoch_9.pth', 'epoch_10.pth', 'best_top1_epoch_11.pth', 'epoch_12.pth.partial'):
-        (tmp_path / name).touch()
+        save_weights({'x': torch.ones(1)}, tmp_path / name, {})
         os.utime(tmp_path / name, (1000, 1000))
-    assert latest_checkpoint(tmp_path) == str(tmp_path / 'epoch_10.pth')
-    (tmp_path / 'epoch_1.pth').touch()  # a run that started anew
-    assert latest_checkpoint(tmp_path) == str(tmp_path / 'epoch_1.pth')
+    assert latest_checkpoint(config) == str(tmp_path / 'epoch_10.pth')
+    save_weights({'x': torch.ones(1)}, tmp_path / 'epoch_1.pth', {})  # a run that started anew
+    assert latest_checkpoint(config) == str(tmp_path / 'epoch_1.pth')
+    assert latest_checkpoint(Config(dict(work_dir=str(tmp_path)))) == str(tmp_path / 'epoch_1.pth')
+
+
+def test_looks_where_the_checkpoint_hook_writes(tmp_path):
+    run, elsewhere = tmp_path / 'runs/a', tmp_path / 'elsewhere'
+    for path in ('runs/a/epoch_3.pth', 'runs/a/step-0004.pth', 'elsewhere/a/epoch_2.pth', 'elsewhere/b/epoch_5.pth'):
+        save_weights({'x': torch.ones(1)}, tmp_path / path, {})
+    assert latest_checkpoint(run_config(run, out_dir=str(elsewhere))) == str(elsewhere / 'a/epoch_2.pth')
+    assert latest_checkpoint(run_config(run, out_dir=str(run))) == str(run / 'epoch_3.pth')
+    assert latest_checkpoint(run_config(run, filename_tmpl='step-{:04d}.pth')) == str(run / 'step-0004.pth')
+    config = Config(dict(work_dir=str(run), default_hooks=dict(checkpoint=None), custom_hooks=[
+        dict(type=CheckpointHook, out_dir=str(elsewhere))]))
+    assert latest_checkpoint(config) == str(elsewhere / 'a/epoch_2.pth')
+    with pytest.raises(UserError, match=r's3://bucket, is no folder here: .*give its path after --resume'):
+        latest_checkpoint(run_config(run, out_dir='s3://bucket'))
+
+
+def test_a_damaged_checkpoint_is_told_and_passed_over(tmp_path, told):
+    config = run_config(tmp_path)
+    for number in (1, 2, 3):
+        save_weights({'x': torch.arange(100.)}, tmp_path / f'epoch_{number}.pth', {})
+    whole = (tmp_path / 'epoch_3.pth').read_bytes()
+    (tmp_path / 'epoch_3.pth').write_bytes(whole[:-50])
+    at = whole.index(torch.arange(100.).numpy().tobytes()) + 200  # torch itself would read this one
+    (tmp_path / 'epoch_2.pth').write_bytes(whole[:at] + b'\1\2' + whole[at + 2:])
+    for number in (1, 2, 3):
+        os.utime(tmp_path / f'epoch_{number}.pth', (number, number))
+    assert latest_checkpoint(config) == str(tmp_path / 'epoch_1.pth')
+    for line, number in zip(told, (3, 2), strict=True):
+        assert f'epoch_{number}.pth is no readable checkpoint' in line
+    (tmp_path / 'epoch_1.pth').unlink()
+    with pytest.raises(UserError, match=r'epoch_2\.pth is no readable .* start anew, without --resume'):
+        latest_checkpoint(config)
+
+
+def test_changed_bytes_are_noticed_and_older_formats_read(tmp_path):
+    path, weights = tmp_path / 'x.pth', {'w': torch.arange(100.)}
+    torch.save({'state_dict': weights}, path)
+    whole = path.read_bytes()
+    at = whole.index(weights['w'].numpy().tobytes()) + 200
+    path.write_bytes(whole[:at] + b'\1\2' + whole[at + 2:])
+    assert not torch.equal(torch.load(path)['state_dict']['w'], weights['w'])
+    with pytest.raises(UserError, match=r'bytes of x/data/0 have changed since it was written'):
+        read_checkpoint(path)
+    torch.save({'state_dict': weights}, path, _use_new_zipfile_serialization=False)
+    assert torch.equal(read_checkpoint(path)['state_dict']['w'], weights['w'])
 
 
 def test_numpy_1_wrote_its_values_under_another_name(tmp_path):
@@ -128,18 +200,115 @@ def test_weights_come_back_and_strangers_are_named(tmp_path):
     save_weights({f'module.{k}': v for k, v in model.state_dict().items()}, tmp_path / 'x.pth', {})
     load_weights(other, tmp_path / 'x.pth')
     assert torch.equal(model.weight, other.weight)
-    with pytest.raises(UserError, match=r'weight is \(2, 3\), the model has \(2, 4\)'):
+    with pytest.raises(UserError, match=r'size mismatch for weight: .*\[2, 3\].*\[2, 4\]'):
         load_weights(torch.nn.Linear(4, 2), tmp_path / 'x.pth')
 
 
-def test_mmengine_reads_through_the_guard(tmp_path):
-    schemes = dict(CheckpointLoader._schemes)
-    path, marker = tmp_path / 'x.pth', tmp_path / 'executed'
-    torch.save({'payload': Attack(marker)}, path)
-    try:
-        guard_checkpoints()
+@pytest.fixture
+def process(monkeypatch):
+    """Guards stay in this test."""
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    monkeypatch.setattr(checkpoint, '_pickle_allowed', False)
+    for registered in (file_handlers, backends, prefix_to_backends):
+        for key, value in registered.items():
+            monkeypatch.setitem(registered, key, value)
+
+
+@pytest.mark.parametrize(('name', 'file'), [
+    ('{folder}/x.pth', '{folder}/x.pth'),
+    ('torchvision://resnet18', '{hub}/resnet18-f37072fd.pth'),
+    ('modelzoo://resnet18', '{hub}/resnet18-f37072fd.pth'),
+    ('open-mmlab://contrib/resnet50_gn', '{hub}/resnet50_gn_thangvubk-ad1730dd.pth'),
+    ('openmmlab://contrib/resnet50_gn', '{hub}/resnet50_gn_thangvubk-ad1730dd.pth'),
+    ('mmcls://vgg11', '{hub}/vgg11_batch256_imagenet_20210208-4271cd6c.pth'),
+    ('https://example.org/x-0123abcd.pth', '{hub}/x-0123abcd.pth'),
+])
+def test_mmengine_reads_through_the_guard(tmp_path, monkeypatch, process, name, file):
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    path = Path(file.format(folder=tmp_path, hub=tmp_path / 'hub/checkpoints'))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name, marker = name.format(folder=tmp_path), tmp_path / 'executed'
+    torch.save({'state_dict': {'backbone.x': torch.ones(1)}, 'payload': Attack(marker)}, path)
+    guard_checkpoints()
+    for read in (_load_checkpoint, read_checkpoint, read_weights):
         with pytest.raises(UserError, match='refused'):
-            _load_checkpoint(str(path))
-    finally:
-        CheckpointLoader._schemes = schemes
+            read(name)
     assert not marker.exists()
+    guard_checkpoints(allow_pickle=True)
+    (key,) = _load_checkpoint(name)['state_dict']
+    assert key == ('x' if name.startswith('mmcls') else 'backbone.x')
+    assert marker.exists()
+
+
+def test_no_prefix_of_mmengine_passes_the_guard_by(process):
+    guard_checkpoints()
+    assert {loader.__module__ for loader in CheckpointLoader._schemes.values()} == {'kd_plugins.checkpoint'}
+    for name in ('s3://bucket/x.pth', 'cluster:s3://bucket/x.pth', 'petrel://x.pth', 'pavi://x.pth', 'local://x.pth'):
+        with pytest.raises(UserError, match='fetch the file and give its path'):
+            _load_checkpoint(name)
+    with pytest.raises(UserError, match=r"mmengine knows no 'resnet19' under torchvision://; nearest .*resnet18"):
+        _load_checkpoint('torchvision://resnet19')
+
+
+def test_files_that_a_config_names_run_no_code(tmp_path, process):
+    """By mmengine's own reader, which stock data sets take."""
+    marker = tmp_path / 'executed'
+    plain = {'metainfo': {'classes': ('a', 'b')}, 'data_list': [
+        {'x': np.arange(3.), 'y': np.float64(2), 'proposals': InstanceData(bboxes=np.ones((1, 4)))}]}
+    mmengine.dump(plain, tmp_path / 'plain.pkl')
+    mmengine.dump(Attack(marker), tmp_path / 'bad.pkl')
+    (tmp_path / 'plain.yaml').write_text('x: [1, {y: 2.5}]')
+    (tmp_path / 'bad.yml').write_text(f'!!python/object/apply:os.mkdir [{marker}]')
+    guard_checkpoints()
+    read = mmengine.load(tmp_path / 'plain.pkl')
+    assert read['metainfo'] == plain['metainfo']
+    (sample,) = read['data_list']
+    assert sample['x'].tolist() == [0, 1, 2]
+    assert sample['y'] == 2
+    assert sample['proposals'].bboxes.shape == (1, 4)
+    assert mmengine.load(tmp_path / 'plain.yaml') == {'x': [1, {'y': 2.5}]}
+    for name in ('bad.pkl', 'bad.yml'):
+        with pytest.raises(UserError, match=r'file that the config names .* holds code, which is refused .*mkdir'):
+            mmengine.load(tmp_path / name)
+    assert not marker.exists()
+    guard_checkpoints(allow_pickle=True)
+    mmengine.load(tmp_path / 'bad.pkl')
+    assert marker.exists()
+
+
+def test_position_tables_are_interpolated_as_by_scipys_old_interp2d():
+    """A cubic spline passes through a cubic polynomial; rows of z are those of y."""
+    def polynomial(x, y):
+        return x ** 3 - 2 * x * y ** 2 + y
+
+    provide_interp2d()
+    x, y, wanted = np.array([-3., -1.2, 0, 1, 2.5]), np.array([-2., -1, 0, 1]), np.array([-1.5, 0.25, 0.75])
+    found = interpolate.interp2d(x, y, polynomial(x[None], y[:, None]), kind='cubic')(wanted, wanted[:2])
+    np.testing.assert_allclose(found, polynomial(wanted[None], wanted[:2, None]), atol=1e-12)
+
+
+SWIN = dict(type='mmpretrain.SwinTransformer', arch=dict(embed_dims=8, depths=[2, 1], num_heads=[1, 2]), img_size=32,
+            patch_size=4, window_size=4, out_indices=(1,), use_abs_pos_embed=True)
+
+
+def test_an_official_file_loads_as_the_stock_loader_loads_it(tmp_path, told):
+    """Renamed norms, masks, a position table of another size; what older versions saved beside is left out."""
+    old = MODELS.build(SWIN | dict(img_size=48, window_size=6))
+    weights = {f'backbone.{key.replace("norm1.", "norm.") if key.startswith("norm1.") else key}': value
+               for key, value in old.state_dict().items()}
+    assert 'backbone.norm.weight' in weights
+    weights |= {'backbone.stages.0.blocks.1.attn.attn_mask': torch.zeros(4), 'data_preprocessor.mean': torch.ones(3),
+                'ema_backbone_norm1_weight': torch.ones(16)}
+    torch.save({'state_dict': weights}, tmp_path / 'x.pth')
+    classifier = dict(type='mmpretrain.ImageClassifier', backbone=SWIN,
+                      data_preprocessor=dict(mean=[0.] * 3, std=[1.] * 3))
+    stock, own = MODELS.build(classifier), MODELS.build(classifier)
+    load_weights(own, tmp_path / 'x.pth')
+    load_checkpoint(stock, str(tmp_path / 'x.pth'))
+    assert equal(stock.state_dict(), own.state_dict())
+    assert torch.equal(own.backbone.norm1.weight, old.norm1.weight)
+    resized = [key for key, value in own.backbone.state_dict().items() if value.shape != old.state_dict()[key].shape]
+    assert {key.rpartition('.')[2] for key in resized} == {
+        'absolute_pos_embed', 'relative_position_bias_table', 'relative_position_index'}
+    assert told == [
+        'left out of the checkpoint, since no layer needs it: ema_backbone_norm1_weight, data_preprocessor.mean']

@@ -95,8 +95,8 @@ def train_missing(config: Config, launcher: str, flags: Sequence[str]) -> None:
 
 def set_resume(config: Config, resume: str | None) -> None:
     """Point the runner to the checkpoint to go on from."""
-    if resume == 'auto':
-        resume = latest_checkpoint(config.work_dir)
+    if resume == 'auto' or (resume is None and config.get('resume') and not config.get('load_from')):
+        config.resume, resume = False, latest_checkpoint(config)
     if resume is not None:
         config.resume, config.load_from = True, resume
 

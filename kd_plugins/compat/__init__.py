@@ -6,6 +6,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 
 class _MMCVOpsFinder:
@@ -27,6 +28,23 @@ def provide_mmcv_ops() -> None:
     """
     if _MMCVOpsFinder not in sys.meta_path:
         sys.meta_path.append(_MMCVOpsFinder)
+
+
+def provide_interp2d() -> None:
+    """Give SciPy its ``interp2d`` back on grids, by which mmpretrain resizes the position tables of Swin and BEiT.
+
+    SciPy 1.14 removed it, and names the same replacement.
+    """
+    import scipy
+    from scipy import interpolate
+
+    def interp2d(x: Any, y: Any, z: Any, kind: str = 'linear') -> Any:
+        order = dict(linear=1, cubic=3, quintic=5)[kind]
+        spline = interpolate.RectBivariateSpline(x, y, z.T, kx=order, ky=order)
+        return lambda x, y: spline(x, y).T
+
+    if tuple(map(int, scipy.__version__.split('.')[:2])) >= (1, 14):
+        interpolate.interp2d = interp2d
 
 
 def mend_ssd_head() -> None:

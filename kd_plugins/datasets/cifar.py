@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,23 +15,7 @@ from kd_plugins.data_files import fetch
 from kd_plugins.datasets.corruption import refuse_test, report, rewrite
 from kd_plugins.errors import UserError
 from kd_plugins.registry import DATASETS
-
-_NUMPY_NAMES = {
-    ('numpy', 'ndarray'),
-    ('numpy', 'dtype'),
-    ('numpy._core.multiarray', '_reconstruct'),
-    ('numpy._core.numeric', '_frombuffer'),
-    ('_codecs', 'encode'),  # Python 3 writes the bytes of an array so under protocol 2
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Loads plain values and numpy arrays only: a file from elsewhere cannot run code."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if (module.replace('numpy.core', 'numpy._core'), name) not in _NUMPY_NAMES:
-            raise pickle.UnpicklingError(f'{module}.{name} is neither a plain value nor a numpy array')
-        return super().find_class(module, name)
+from kd_plugins.unpickling import PlainUnpickler
 
 
 @DATASETS.register_module()
@@ -143,7 +126,7 @@ class CIFAR10(mmpretrain_datasets.CIFAR10):
 
     def _unpickled(self, path: str, content: bytes) -> tuple[np.ndarray, list[int]]:
         try:
-            entry = _ArrayUnpickler(io.BytesIO(content), encoding='latin1').load()
+            entry = PlainUnpickler(io.BytesIO(content), encoding='latin1').load()
         except Exception as error:  # a damaged pickle raises almost anything
             raise UserError(f'{path}: not a whole pickle of plain arrays ({error}); {self._remedy}') from error
         classes = len(self.CLASSES)

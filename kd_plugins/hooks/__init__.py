@@ -5,7 +5,8 @@ from kd_plugins.hooks.export_hook import ExportHook
 from kd_plugins.hooks.freeze_hook import FreezeHook
 from kd_plugins.hooks.handover_hook import HandoverHook
 from kd_plugins.hooks.held_out_hook import HeldOutHook
+from kd_plugins.hooks.integrity_hook import IntegrityHook
 from kd_plugins.hooks.reseed_hook import ReseedHook
 
 __all__ = ['ChannelsLastHook', 'CorruptionHook', 'DistillationHook', 'ExportHook', 'FreezeHook', 'HandoverHook',
-           'HeldOutHook', 'ReseedHook']
+           'HeldOutHook', 'IntegrityHook', 'ReseedHook']

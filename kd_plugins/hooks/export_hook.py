@@ -9,7 +9,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from kd_plugins.checkpoint import AtomicBackend, latest_checkpoint, read_checkpoint, save_weights
+from kd_plugins.checkpoint import AtomicBackend, read_checkpoint, save_weights
 from kd_plugins.errors import UserError
 from kd_plugins.registry import HOOKS
 
@@ -30,12 +30,17 @@ class ExportHook(Hook):
 
     def __init__(self) -> None:
         self._metrics: dict[str, Any] = {}
+        self._writers: list[CheckpointHook] = []
 
     def before_train(self, runner: Runner) -> None:
         """Look for the hook that writes what is exported."""
-        if not any(isinstance(hook, CheckpointHook) and hook.save_last for hook in runner.hooks):
+        self._writers = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook) and hook.save_last]
+        if not self._writers:
             raise UserError('ExportHook exports the last checkpoint, but no CheckpointHook writes one: add '
                             "default_hooks.checkpoint=dict(type='CheckpointHook')")
+        if '://' in str(self._writers[0].out_dir):
+            raise UserError(f'ExportHook exports the last checkpoint, but {self._writers[0].out_dir}, where the '
+                            'CheckpointHook writes it, is no folder here: change out_dir, or leave ExportHook out')
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Note the metrics and when they were taken."""
@@ -50,9 +55,8 @@ class ExportHook(Hook):
     @master_only
     def _write(self, runner: Runner) -> None:
         folder = Path(runner.work_dir)
-        last = runner.message_hub.get_info('last_ckpt', '')
-        # A run that was resumed in another place knows its last checkpoint by the old one's path.
-        checkpoint = read_checkpoint(last if Path(last).is_file() else latest_checkpoint(folder))
+        # A run that was resumed after its last iteration has written none itself.
+        checkpoint = read_checkpoint(self._writers[0].last_ckpt or runner._load_from)
         meta = {key: checkpoint['meta'][key] for key in ('epoch', 'iter', 'dataset_meta') if key in checkpoint['meta']}
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         split = getattr(model, 'deployable', lambda weights: {'student': weights})

@@ -1,0 +1,80 @@
+"""What would end in a wrong result ends the run instead."""
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from kd_plugins.checkpoint import RUN_MARK, AtomicBackend, load_loosely, weights_of
+from kd_plugins.errors import UserError
+from kd_plugins.registry import HOOKS
+
+
+@HOOKS.register_module()
+class IntegrityHook(Hook):
+    """Stops a run that would train or leave something else than it says.
+
+    mmengine loads checkpoints loosely and saves whatever there is. Here a run ends with one line
+
+    * whose ``load_from`` has no tensor of the model, or whose ``--resume`` has not all of them, nor the optimiser's
+      state;
+    * that has no iteration to train;
+    * whose weights are not finite when they are to be saved.
+
+    It also gives each run a mark, in its folder and its checkpoints, so that ``--resume`` never takes the checkpoints
+    of an older run in the same folder for its own.
+
+    Raises:
+        UserError: In these cases.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Compare the checkpoint with the model that it is for."""
+        path = runner._load_from
+        model = _unwrapped(runner.model)
+        misfit = load_loosely(model, weights_of(checkpoint, path))
+        if not runner._resume:
+            if not misfit.loaded:
+                raise UserError(f'load_from: no tensor of {path} fits {type(model).__name__} ({misfit}): give the '
+                                'checkpoint of such a network, or leave load_from out')
+            return
+        if misfit:
+            raise UserError(f'a run cannot go on from {path}, which does not fit {type(model).__name__}: {misfit}; '
+                            "give this config's own checkpoint, or start from what fits by load_from")
+        if 'optimizer' not in checkpoint or 'iter' not in checkpoint.get('meta', {}):
+            raise UserError(f'a run cannot go on from {path}, which holds no state of an optimiser: give one of the '
+                            "run's own checkpoints, or start from its weights by load_from")
+
+    def before_train(self, runner: Runner) -> None:
+        """Look for something to train on, and mark the run."""
+        loader = runner.train_dataloader
+        if not len(loader) or not runner.max_iters:
+            raise UserError(
+                f'there is no iteration to train: {len(loader.dataset)} samples make {len(loader)} batches'
+                f'{" (drop_last leaves an incomplete one out)" if getattr(loader, "drop_last", False) else ""}, for '
+                f'{runner.max_epochs} epochs: lower the batch size, or give more data or epochs')
+        if not runner._resume:
+            runner.message_hub.update_info(RUN_MARK, uuid.uuid4().hex)
+        if is_main_process():
+            mark = runner.message_hub.runtime_info.get(RUN_MARK, '')  # a checkpoint from elsewhere has none
+            AtomicBackend().put(mark.encode(), str(Path(runner.work_dir, RUN_MARK)))
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Keep the last good checkpoint where the weights are no numbers any more."""
+        parameters = {name for name, _ in _unwrapped(runner.model).named_parameters()}
+        for name, value in checkpoint['state_dict'].items():
+            # A buffer may hold infinities on purpose, as a mask.
+            if value.is_floating_point() and (value.isnan() | (value.isinf() & (name in parameters))).any():
+                raise UserError(f'{name} is not finite after iteration {runner.iter}: training stops, the last good '
+                                'checkpoint is kept; lower the learning rate')
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model
