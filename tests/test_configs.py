@@ -76,6 +76,14 @@ def test_an_online_config_is_its_plain_networks_run(path: str) -> None:
         MODELS.build({**config.model, 'data_preprocessor': config.data_preprocessor})
 
 
+def test_bss_attacks_in_its_authors_normalisation() -> None:
+    config = load('configs/cifar10/resnet26_to_resnet8/bss.py')
+    authors = 255 * torch.tensor([0.2023, 0.1994, 0.2010])
+    scale = distillation_of(config).terms[1].loss.scale
+    expected = authors / torch.tensor(config.data_preprocessor.std)
+    torch.testing.assert_close(torch.tensor(scale), expected, rtol=0, atol=5e-4)
+
+
 def test_both_online_methods_have_the_posters_networks() -> None:
     networks = {'resnet8', 'resnet14', 'resnet20', 'resnet26', 'wrn-10-2', 'wrn-16-2', 'wrn-28-2', 'wrn-40-2'}
     for data in ('cifar10', 'cifar100'):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .common import as_float, check_choice, check_maps, distillation_loss, match_size, unit
+from .common import as_float, check_choice, check_maps, check_number, distillation_loss, match_size, unit
 
 CONVENTIONS = ('paper', 'code')
 
@@ -50,13 +50,14 @@ def at_loss(student: Tensor, teacher: Tensor, convention: str = 'paper', p: floa
         Scalar without unit. Where d or a whole map is 0, the gradient is 0.
 
     Raises:
-        ValueError: Not two maps, a different batch, or an unknown convention.
+        ValueError: Not two maps, a different batch, an unknown convention, or a power below 1.
 
     References:
         1. Zagoruyko, Komodakis: Paying More Attention to Attention, ICLR 2017, arXiv 1612.03928.
         2. github.com/szagoruyko/attention-transfer
     """
     check_choice('convention', convention, CONVENTIONS)
+    check_number('p', p, 1)
     check_maps('at_loss', student, teacher)
     attention = (_Energy.apply(x) if p == 2 else as_float(x).abs().pow(p).sum(1) for x in (student, teacher))
     student, teacher = (unit(x.flatten(1)) for x in match_size(*attention))

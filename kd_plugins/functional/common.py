@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce, wraps
 from math import isfinite
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -81,7 +82,7 @@ def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
 
 def check_number(name: str, value: float, low: float, strict: bool = False, whole: bool = False) -> None:
     """Raise ValueError unless ``value`` is a finite number of at least ``low`` (``strict``: above it)."""
-    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and isfinite(value)
+    number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool) and isfinite(value)
     if not number or value < low or (strict and value == low):
         kind = 'a whole number' if whole else 'a number'
         raise ValueError(f'{name}: expected {kind} {"above" if strict else "of at least"} {low}, got {value!r}')

@@ -1,9 +1,10 @@
 """Softened logits."""
 
+import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from .common import distillation_loss, require
+from .common import check_number, distillation_loss, require
 
 
 @distillation_loss
@@ -12,7 +13,8 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
 
     ``tau^2 KL(softmax(t / tau) || softmax(s / tau))``, summed over the classes and averaged over everything else. The
     factor tau^2 keeps the size of the gradient when tau changes. An averaging over the classes too, as
-    ``KLDivLoss(reduction='mean')`` does, would be K times less.
+    ``KLDivLoss(reduction='mean')`` does, would be K times less. A class that the teacher masks by a logit of -inf has
+    the probability 0 and adds nothing, also where the student masks it.
 
     Args:
         student: Logits s, (N, K) or (N, L, K).
@@ -23,12 +25,13 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
         Scalar, in nats times tau^2.
 
     Raises:
-        ValueError: The shapes differ, hold nothing, or are those of maps.
+        ValueError: The shapes differ, hold nothing, or are those of maps; or the temperature is not above 0.
 
     References:
         1. Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531.
         2. github.com/szagoruyko/attention-transfer (tau 4, weight 0.9).
     """
+    check_number('tau', tau, 0, strict=True)
     require(
         student.ndim in (2, 3) and student.shape == teacher.shape and student.numel() > 0,
         'kd_loss',
@@ -38,5 +41,6 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
         'let both networks see the same images and tell the same classes apart',
     )
     student, teacher = (log_softmax(x / tau, -1) for x in (student, teacher))
-    divergence = kl_div(student, teacher, reduction='sum', log_target=True)
+    divergence = kl_div(student, teacher, reduction='none', log_target=True)
+    divergence = divergence.masked_fill(teacher == -torch.inf, 0).sum()  # 0 log 0 = 0
     return divergence * (tau**2 * student.shape[-1] / student.numel())

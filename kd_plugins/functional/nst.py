@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import mse_loss
 
-from .common import check_choice, check_maps, distillation_loss, gram, match_size, unit
+from .common import check_choice, check_maps, check_number, distillation_loss, gram, match_size, unit
 
 KERNELS = ('poly', 'linear', 'gaussian')
 BANDWIDTHS = ('cross', 'all')
@@ -116,6 +116,17 @@ def _gaussian(student: Tensor, teacher: Tensor, bandwidth: str | float) -> Tenso
     return _GaussianSum.apply(student, teacher, bandwidth) / len(student)
 
 
+def check_kernel(kernel: str, degree: int, c: float, bandwidth: str | float) -> None:
+    """Check the options of :func:`nst_loss`."""
+    check_choice('kernel', kernel, KERNELS)
+    check_number('degree', degree, 1, whole=True)
+    check_number('c', c, 0)
+    if isinstance(bandwidth, str):
+        check_choice('bandwidth', bandwidth, BANDWIDTHS)
+    else:
+        check_number('bandwidth', bandwidth, 0, strict=True)
+
+
 @distillation_loss
 def nst_loss(
     student: Tensor,
@@ -154,15 +165,13 @@ def nst_loss(
         Scalar without unit.
 
     Raises:
-        ValueError: Not two maps, a different batch, an unknown kernel or bandwidth.
+        ValueError: Not two maps, a different batch, an unknown kernel or bandwidth, or a number out of range.
 
     References:
         1. Huang, Wang: Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, 2017, arXiv 1707.01219.
         2. github.com/TuSimple/neuron-selectivity-transfer (weight 50 without the 1/2, teacher term left out).
     """
-    check_choice('kernel', kernel, KERNELS)
-    if isinstance(bandwidth, str):
-        check_choice('bandwidth', bandwidth, BANDWIDTHS)
+    check_kernel(kernel, degree, c, bandwidth)
     check_maps('nst_loss', student, teacher)
     student, teacher = (x.flatten(2) for x in match_size(student, teacher))
     if kernel == 'poly':

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import smooth_l1_loss
 
-from .common import check_batch, check_choice, distillation_loss, gram, unit
+from .common import check_batch, check_choice, check_number, distillation_loss, gram, unit
 
 CONVENTIONS = ('paper', 'code')
 
@@ -168,8 +168,11 @@ def rkd_loss(
 
     The weights 25 and 50 are the authors', of their means (``convention='code'``).
 
-    The arguments, errors and sources are those of `rkd_distance_loss` and `rkd_angle_loss`.
+    The arguments, errors and sources are those of `rkd_distance_loss` and `rkd_angle_loss`; a weight below 0 is an
+    error, too.
     """
+    check_number('distance_weight', distance_weight, 0)
+    check_number('angle_weight', angle_weight, 0)
     squares = _squared_distances(student, teacher, convention, normalize)
     terms = [(distance_weight, _distance_term), (angle_weight, _angle_term)]
     parts = [weight * term(*squares, convention) for weight, term in terms if weight]

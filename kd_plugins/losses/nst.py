@@ -3,8 +3,7 @@
 from torch import Tensor, nn
 
 from kd_plugins.functional import nst_loss
-from kd_plugins.functional.common import check_choice, check_number
-from kd_plugins.functional.nst import BANDWIDTHS, KERNELS
+from kd_plugins.functional.nst import check_kernel
 from kd_plugins.registry import MODELS
 
 
@@ -24,13 +23,7 @@ class NSTLoss(nn.Module):
 
     def __init__(self, kernel: str = 'poly', degree: int = 2, c: float = 0.0, bandwidth: str | float = 'cross') -> None:
         super().__init__()
-        check_choice('kernel', kernel, KERNELS)
-        check_number('degree', degree, 1, whole=True)
-        check_number('c', c, 0)
-        if isinstance(bandwidth, str):
-            check_choice('bandwidth', bandwidth, BANDWIDTHS)
-        else:
-            check_number('bandwidth', bandwidth, 0, strict=True)
+        check_kernel(kernel, degree, c, bandwidth)
         self.kernel = kernel
         self.degree = degree
         self.c = c

@@ -73,6 +73,22 @@ def test_attack_by_loops():
     assert not made.requires_grad
 
 
+def test_attack_in_another_normalisation():
+    """An attack of inputs divided by other deviations ends at the same pixels."""
+    teacher = Bowls(5, 12)
+    inputs = torch.randn(40, 3, 2, 2, dtype=torch.float64)
+    labels = teacher(inputs).argmax(1)
+    targets = (labels + torch.randint(1, 5, (40,))) % 5
+    made = boundary_attack(inputs, labels, targets, teacher, clamp=1.5)
+    scale = [0.8, 0.5, 1.3]
+    size = torch.tensor(scale, dtype=torch.float64)[:, None, None]
+    many = boundary_attack(size * inputs, labels, targets, lambda x, places: teacher(x / size), clamp=1.5, scale=scale)
+    torch.testing.assert_close(many, size * made)
+    one = boundary_attack(2 * inputs, labels, targets, lambda x, places: teacher(x / 2), clamp=1.5, scale=2)
+    torch.testing.assert_close(one, 2 * made)
+    assert (made.abs() == 1.5).any()
+
+
 def test_only_samples_that_go_on_are_asked_for():
     teacher, asked = Bowls(5, 12), []
     inputs = torch.randn(40, 12, dtype=torch.float64)

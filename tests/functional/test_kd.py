@@ -12,7 +12,7 @@ def by_loops(student, teacher, tau):
         zs, zt = sum(exp(x / tau) for x in s), sum(exp(x / tau) for x in t)
         for a, b in zip(s, t, strict=True):
             p, q = exp(b / tau) / zt, exp(a / tau) / zs
-            total += p * (log(p) - log(q))
+            total += p * (log(p) - log(q)) if p else 0
     return tau**2 * total / len(student)
 
 
@@ -53,6 +53,23 @@ def test_gradient_size_constant_in_temperature():
     for tau in (100.0, 400.0):
         (gradient,) = torch.autograd.grad(kd_loss(student, teacher, tau), student)
         torch.testing.assert_close(gradient, (student - teacher).detach() / 6, rtol=0.05, atol=0.08 / tau)
+
+
+@pytest.mark.parametrize('both', [False, True])
+def test_masked_classes(both):
+    mask = torch.tensor([[0, 1, 0, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 0]], dtype=torch.bool)
+    student, teacher = torch.randn(3, 5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+    teacher = teacher.masked_fill(mask, -torch.inf)
+    student = (student.masked_fill(mask, -torch.inf) if both else student).requires_grad_()
+    loss = kd_loss(student, teacher, 2.0)
+    assert loss.item() == pytest.approx(by_loops(student, teacher, 2.0), rel=1e-12)
+    # In the logits: tau (q - p) / N.
+    expected = 2 / 3 * ((student / 2).softmax(1) - (teacher / 2).softmax(1)).detach()
+    torch.testing.assert_close(torch.autograd.grad(loss, student)[0], expected)
+
+
+def test_a_class_that_the_student_alone_masks_is_infinitely_far():
+    assert kd_loss(torch.tensor([[0.0, -torch.inf]]), torch.zeros(1, 2)).item() == torch.inf
 
 
 @pytest.mark.parametrize('size', [1e4, 1e30])

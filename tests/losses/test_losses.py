@@ -72,6 +72,7 @@ def test_what_the_terms_read():
         ('BSSLoss', {'steps': 2.5}, 'steps: expected a whole number of at least 1, got 2.5'),
         ('BSSLoss', {'step_size': 0}, 'step_size: expected a number above 0, got 0'),
         ('BSSLoss', {'clamp': None}, 'clamp: expected a number above 0, got None'),
+        ('BSSLoss', {'scale': [1.0, 0]}, 'scale: expected a number above 0, got 0'),
         ('NSTGANLoss', {'hidden': 0}, 'hidden: expected a whole number of at least 1, got 0'),
         ('FitNetLoss', {'reduction': 'none'}, "reduction: expected one of 'mean', 'sum', got 'none'"),
         ('ATLoss', {'convention': 'official'}, "convention: expected one of 'paper', 'code', got 'official'"),
@@ -99,7 +100,7 @@ def test_out_of_range(name, options, message):
 
 
 def test_bss_passes_its_options_on():
-    loss = MODELS.build(dict(type='kd_plugins.BSSLoss', attack_size=2, steps=3, step_size=0.5, clamp=1.0))
+    loss = MODELS.build(dict(type='kd_plugins.BSSLoss', attack_size=2, steps=3, step_size=0.5, clamp=1.0, scale=0.9))
     logits = torch.eye(4).repeat(2, 1) * torch.arange(1, 9)[:, None]
     labels = torch.arange(4).repeat(2)
     student = logits.flip(1).where(torch.arange(8)[:, None] < 3, logits)
@@ -110,7 +111,7 @@ def test_bss_passes_its_options_on():
     results = []
     for attack in (lambda: loss.adversaries(inputs, labels[chosen], logits[chosen], lambda x, places: 2 * x),
                    lambda: F.boundary_attack(inputs, labels[chosen], F.draw_targets(logits[chosen], labels[chosen]),
-                                             lambda x, places: 2 * x, 3, 0.5, 1.0)):
+                                             lambda x, places: 2 * x, 3, 0.5, 1.0, 0.9)):
         torch.manual_seed(3)
         results.append(attack())
     assert torch.equal(*results)

@@ -1,0 +1,54 @@
+"""Every number that a public function takes is checked, whatever it would have computed with a wrong one."""
+
+import inspect
+from math import inf, nan
+
+import pytest
+import torch
+
+from kd_plugins import functional as F
+
+LOGITS, MAPS, VECTORS = torch.eye(4), torch.ones(4, 3, 2, 2), torch.eye(4)
+LABELS = torch.arange(4)
+CALLS = {
+    F.at_loss: (MAPS, MAPS),
+    F.base_samples: (LOGITS, LOGITS, LABELS),
+    F.batch_hard_triplet_loss: (VECTORS, LABELS),
+    F.boundary_attack: (MAPS, LABELS, LABELS.flip(0), lambda x, places: x.flatten(1)),
+    F.bss_loss: (LOGITS, LOGITS),
+    F.kd_loss: (LOGITS, LOGITS),
+    F.nst_loss: (MAPS, MAPS),
+    F.rkd_loss: (VECTORS, VECTORS),
+}
+ABOVE, NOT_BELOW = (0, -1, nan, inf, True), (-0.1, nan, inf, True)
+WRONG = {
+    ('at_loss', 'p'): (0.5, nan, None),
+    ('base_samples', 'size'): (0, 1.5),
+    ('batch_hard_triplet_loss', 'margin'): NOT_BELOW,
+    ('boundary_attack', 'steps'): (0, 2.5),
+    ('boundary_attack', 'step_size'): ABOVE,
+    ('boundary_attack', 'clamp'): ABOVE,
+    ('boundary_attack', 'scale'): (*ABOVE, [1.0, 0.0, 1.0], [1.0, 1.0]),
+    ('bss_loss', 'tau'): ABOVE,
+    ('kd_loss', 'tau'): (*ABOVE, '4', None),
+    ('nst_loss', 'degree'): (0, 1.5),
+    ('nst_loss', 'c'): NOT_BELOW,
+    ('nst_loss', 'bandwidth'): (*ABOVE, None),
+    ('rkd_loss', 'distance_weight'): NOT_BELOW,
+    ('rkd_loss', 'angle_weight'): NOT_BELOW,
+}
+
+
+@pytest.mark.parametrize(('function', 'name', 'value'), [
+    (function, name, value) for (function, name), values in WRONG.items() for value in values])
+def test_a_number_out_of_range_is_refused(function, name, value):
+    function = getattr(F, function)
+    with pytest.raises(ValueError, match=f'^{name}: expected [^\n]*$'):
+        function(*CALLS[function], **{name: value})
+
+
+def test_no_number_is_left_out():
+    numbers = {(function, name) for function in F.__all__
+               for name, parameter in inspect.signature(getattr(F, function)).parameters.items()
+               if any(kind in str(parameter.annotation) for kind in ('int', 'float'))}
+    assert numbers == WRONG.keys()
