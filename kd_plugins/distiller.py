@@ -1,8 +1,10 @@
 """The core that the hook and the models share: teachers and terms, the dry run, the losses of a step."""
 
+import inspect
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 import torch.distributed as dist
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from kd_plugins.errors import UserError
 from kd_plugins.recorder import Features, Recorder
@@ -41,6 +44,44 @@ def _labels(term: Term, data_samples: Sequence[Any] | None) -> Tensor:
     return torch.cat(labels)
 
 
+def check_finite(losses: Mapping[str, Any]) -> None:
+    """Stop where a loss is not finite: under data-parallel every process, so that none waits for one that has stopped.
+
+    Raises:
+        UserError: With the names of such losses, in this process or another.
+    """
+    losses = {name: value for name, value in losses.items() if 'loss' in name}  # as mmengine sums them
+    if not losses:
+        return
+    values = torch.stack([
+        sum(x.detach().float().mean() for x in ([loss] if isinstance(loss, Tensor) else loss))
+        for loss in losses.values()])
+    bad = (~values.isfinite()).float()
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(bad, dist.ReduceOp.MAX)
+    if bad.any():
+        told = [f'{name} is {value}' if not isfinite(value) else f'{name} is not finite in another process'
+                for name, value, flag in zip(losses, values.tolist(), bad.tolist(), strict=True) if flag]
+        iteration = MessageHub.get_current_instance().get_info('iter', 0) + 1
+        raise UserError(f'{", ".join(told)} at iteration {iteration}: training stops, the last good checkpoint is '
+                        "kept; lower the term's weight or the learning rate")
+
+
+def checked_inputs(inputs: Any) -> Any:
+    """Return a batch's images.
+
+    Raises:
+        UserError: They are neither a tensor nor, before the preprocessor has stacked them, a list of single images.
+    """
+    single = isinstance(inputs, Sequence) and all(isinstance(x, Tensor) and x.dim() == 3 for x in inputs)
+    if not isinstance(inputs, Tensor) and not single:
+        names = f' of {", ".join(map(str, inputs))}' if isinstance(inputs, Mapping) else ''
+        raise UserError('distillation takes batches dict(inputs=..., data_samples=...) of one view an image, got a '
+                        f'{type(inputs).__name__}{names} for its inputs: semi- or self-supervised data, with several '
+                        'views, and plain tuples do not fit')
+    return inputs
+
+
 class Distillation(nn.Module):
     """Teachers, terms and adapters, bound to a student.
 
@@ -64,6 +105,13 @@ class Distillation(nn.Module):
     ) -> None:
         super().__init__()
         self.task = task
+        arguments = inspect.signature(student.forward).parameters
+        if any(name not in arguments for name in ('inputs', 'data_samples', 'mode')) and not any(
+                x.kind is x.VAR_KEYWORD for x in arguments.values()):
+            raise UserError(f'{type(student).__name__} cannot be distilled: its forward takes '
+                            f"({', '.join(arguments)}), expected (inputs, data_samples, mode), with the modes 'loss' "
+                            "and 'tensor', as mmpretrain's and mmdet's models have")
+        self._reached = False  # whether a training step has shown that every term reaches the student
         records = [teacher] if isinstance(teacher, Mapping) else list(teacher)
         if not records:
             raise UserError('a distillation needs a teacher: give a record, dict(config=..., checkpoint=...), or a '
@@ -146,6 +194,7 @@ class Distillation(nn.Module):
         Best before the student runs: what the teacher's layers need meanwhile is then free again for the student's,
         instead of lying beside what these keep for the backward pass.
         """
+        checked_inputs(inputs)
         asked = {number for term in self.terms if term.current_weight() for number in term.of}
         return [teacher(inputs, data_samples) if number in asked else {}
                 for number, teacher in enumerate(self.teachers)]
@@ -162,8 +211,10 @@ class Distillation(nn.Module):
             data_samples: Its annotations.
 
         Raises:
-            UserError: A loss is not finite.
+            UserError: A loss is not finite, or a term gives the student no gradient.
         """
+        if not self._reached and torch.is_grad_enabled():
+            self._check_gradient(features)
         weights = {term.name: term.current_weight() for term in self.terms}
         losses = {}
         for term in self.terms:
@@ -176,12 +227,18 @@ class Distillation(nn.Module):
                 with term.meeting(features, targets):
                     loss = weight * term(features, targets)
             losses[f'loss_{term.name}'] = loss
-        if losses and not torch.stack([x.detach().float() for x in losses.values()]).isfinite().all():
-            bad = {name: x.item() for name, x in losses.items() if not x.isfinite()}
-            iteration = MessageHub.get_current_instance().get_info('iter', 0) + 1
-            raise UserError(f'{", ".join(f"{k} is {v}" for k, v in bad.items())} at iteration {iteration}: training '
-                            "stops, the last good checkpoint is kept; lower the term's weight or the learning rate")
+        check_finite(losses)
         return losses
+
+    def _check_gradient(self, features: Features) -> None:
+        """Look for terms that would show a loss and train nothing; that some levels are frozen is common."""
+        for term in self.terms:
+            if term.may_weigh() and not any(x.requires_grad for x in term.of_student(features)):
+                raise UserError(
+                    f"term '{term.name}': no gradient goes from {'+'.join(term.student_taps)} into the student, so "
+                    'that it would train nothing: all up to there is frozen, or lies inside a block under activation '
+                    'checkpointing (with_cp=True); tap the whole block or a later module, or leave that out')
+        self._reached = True
 
     def _on_adversaries(
         self, term: Term, features: Features, targets: Sequence[Features], inputs: Tensor,
@@ -241,7 +298,12 @@ class Distillation(nn.Module):
                 raise UserError(f"the student already has a '{name}': rename the term '{name.removeprefix('loss_')}'")
         if not self.task:
             if not any(loss.requires_grad for loss in own.values()):
-                raise UserError("with task=False the terms alone train, but all their weights are 0: give one a weight")
+                raise UserError('with task=False the terms alone train, but the weights of all are 0 now: give one a '
+                                'weight')
+            wrapper = DistributedDataParallel._get_active_ddp_module()
+            if wrapper is not None and not wrapper.find_unused_parameters:
+                raise UserError('with task=False parts of the student get no gradient, which data-parallel takes for '
+                                'an error: set find_unused_parameters=True in the config')
             losses = {name: value.detach() if isinstance(value, Tensor) else [x.detach() for x in value]
                       for name, value in losses.items()}
         return losses | own

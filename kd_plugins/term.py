@@ -147,6 +147,10 @@ class Term(nn.Module):
         """Return the weight at this point of training."""
         return self.weight() if isinstance(self.weight, Schedule) else float(self.weight)
 
+    def may_weigh(self) -> bool:
+        """Return whether the weight is, or may come to be, another than 0."""
+        return any(self.weight.value) if isinstance(self.weight, Schedule) else self.weight != 0
+
     def build_adapters(self, student: Features, targets: Sequence[Features]) -> None:
         """Create the adapters, for the shapes seen in a dry run."""
         if self._adapter is None:

@@ -109,9 +109,17 @@ def test_hints_alone_leave_the_layers_above_as_they_were(ranks, way):
     assert 0 < len(moved) < len(first['end'])
 
 
-def test_hints_alone_say_what_data_parallel_needs(ranks):
+@BOTH
+def test_hints_alone_say_what_data_parallel_needs(ranks, way):
     for rank in ranks:
-        assert rank['refused'].endswith('set find_unused_parameters=True in the config')
+        assert rank['refused'][way].endswith('set find_unused_parameters=True in the config')
+
+
+@BOTH
+def test_a_loss_that_is_not_finite_stops_every_process(ranks, way):
+    first, second = (rank['infinite'][way] for rank in ranks)
+    assert first.startswith('loss_hint is not finite in another process at iteration 1: training stops')
+    assert second.startswith(('loss_hint is inf at iteration 1', 'loss_hint is -inf at iteration 1'))
 
 
 @BOTH

@@ -125,6 +125,53 @@ def test_loss_that_is_not_finite_stops_with_its_name(student, teacher, images, v
         core(features, core.ask(images, None), images, None)
 
 
+def frozen(student, *modules):
+    for name in modules:
+        student.get_submodule(name).requires_grad_(False)
+    return student
+
+
+BELOW = ['backbone.stem', 'backbone.stage1']
+
+
+@pytest.mark.parametrize('weight', [1.0, dict(at=[0, 60], value=[0, 1])])
+def test_a_term_that_reaches_no_weight_of_the_student_is_refused(student, teacher, images, weight):
+    frozen(student, *BELOW)
+    term = HINT | dict(student=STAGES[:1], teacher=STAGES[:1], weight=weight)
+    with pytest.raises(UserError, match=r"term 'hint': no gradient goes from backbone.stage1 into") as error:
+        distil(student, teacher, [KD, term], images)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(('taps', 'weight'), [(STAGES[:2], 1.0), (STAGES[:1], 0)])
+def test_frozen_levels_beside_trained_ones_are_common(student, teacher, images, taps, weight):
+    term = HINT | dict(student=taps, teacher=taps, weight=weight)
+    distil(frozen(student, *BELOW), teacher, [term], images)
+
+
+def test_without_gradient_none_is_missed(student, teacher, images):
+    with torch.no_grad():
+        distil(student, teacher, [KD], images)
+
+
+def test_two_views_an_image(student, teacher, images):
+    core = Distillation(student, teacher, [KD])
+    for inputs, told in ((dict(sup=images, unsup=images), 'a dict of sup, unsup'), ([images, images], 'a list'),
+                         (None, 'a NoneType')):
+        with pytest.raises(UserError, match=f'of one view an image, got {told} for its inputs'):
+            core.ask(inputs, None)
+
+
+def test_forward_of_another_kind(teacher):
+    class Tutorial(torch.nn.Module):
+        def forward(self, imgs, labels, mode):
+            raise AssertionError
+
+    with pytest.raises(UserError, match=r'Tutorial cannot be distilled: its forward takes \(imgs, labels, mode\), '
+                                        r'expected \(inputs, data_samples, mode\)'):
+        Distillation(Tutorial(), teacher, [KD])
+
+
 def test_name_that_the_student_uses_already(student, teacher, images):
     core, features, *_ = distil(student, teacher, [KD | dict(name='cls')], images)
     with pytest.raises(UserError, match="already has a 'loss_cls': rename the term 'cls'"):
@@ -431,7 +478,7 @@ def test_without_the_task_its_losses_give_no_gradient(student, teacher, images):
     assert reached == {name for name, _ in student.named_parameters() if not name.startswith(above)}
     core.terms[0].weight = 0.0
     core.terms[0].adapters.requires_grad_(False)
-    with pytest.raises(UserError, match='with task=False the terms alone train, but all their weights are 0'):
+    with pytest.raises(UserError, match='with task=False the terms alone train, but the weights of all are 0 now'):
         core.add_to(task, features, core.ask(images, None), images, None)
 
 

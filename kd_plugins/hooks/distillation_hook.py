@@ -10,10 +10,11 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import Runner
 from torch import nn
 
-from kd_plugins.distiller import Distillation, preserved_rng
+from kd_plugins.distiller import Distillation, checked_inputs, preserved_rng
 from kd_plugins.errors import UserError
 from kd_plugins.registry import HOOKS
 
@@ -53,9 +54,9 @@ class DistillationHook(Hook):
             return  # only val() or test(), or one of them after train()
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise UserError('DistillationHook needs one optimiser, this config has several: use a config with one')
-        if not self._task and not getattr(runner.model, 'find_unused_parameters', True):
-            raise UserError('with task=False parts of the student get no gradient, which data-parallel takes for an '
-                            'error: set find_unused_parameters=True in the config')
+        if sum(isinstance(hook, DistillationHook) for hook in runner.hooks) > 1:
+            raise UserError('a run has one DistillationHook, this config has several: put all terms into one, with '
+                            'teacher=[dict(...), dict(...)] for several teachers and of=[...] in the terms of some')
         student = _unwrapped(runner.model)
         self.distillation = Distillation(student, self._teacher, self._terms, self._task)
         self.distillation.to(next(student.parameters()).device)
@@ -64,6 +65,7 @@ class DistillationHook(Hook):
         loader = runner.train_dataloader
         with preserved_rng():
             batch = loader.collate_fn([loader.dataset[0], loader.dataset[min(1, len(loader.dataset) - 1)]])
+            checked_inputs(batch.get('inputs') if isinstance(batch, Mapping) else batch)
             batch = student.data_preprocessor(batch, False)
         for line in self.distillation.dry_run(student, batch['inputs'], batch.get('data_samples')):
             runner.logger.info(f'distillation term {line}')
@@ -73,19 +75,23 @@ class DistillationHook(Hook):
         parameters = list(self.distillation.parameters())
         if not parameters:
             return
-        optimizer = runner.optim_wrapper.optimizer
-        optimizer.add_param_group({'params': parameters})
-        # The schedulers exist already: the new group takes the place in them that it would have had.
-        group = optimizer.param_groups[-1]
-        if (scale := runner.auto_scale_lr) is not None and scale.get('enable', False):
-            group['lr'] *= get_world_size() * runner.train_dataloader.batch_size / scale['base_batch_size']
-        for scheduler in runner.param_schedulers or []:
-            name = scheduler.param_name
-            if f'initial_{name}' not in group:
-                group[f'initial_{name}'] = group[name]
-                factors = [g[name] / g[f'initial_{name}'] for g in optimizer.param_groups[:-1] if g[f'initial_{name}']]
-                group[name] *= factors[0] if factors else 1
-            scheduler.base_values.append(group[f'initial_{name}'])
+        wrapper, schedulers = runner.optim_wrapper, runner.param_schedulers or []
+        # The schedulers exist already. What they would have made of the new group they have made of the last one here:
+        # the only one, or, beside several, what mmengine tracks the optimiser's own rate by.
+        group = {key: value for key, value in wrapper.param_groups[-1].items() if key != 'params'}
+        scale = runner.auto_scale_lr
+        if wrapper.base_param_settings is not None and scale and scale.get('enable') and not any(
+                isinstance(scheduler, OneCycleParamScheduler) for scheduler in schedulers):  # has a rate of its own
+            ratio = get_world_size() * runner.train_dataloader.batch_size / scale['base_batch_size']
+            group |= {key: group[key] * ratio for key in ('lr', 'initial_lr') if key in group}
+        place = len(wrapper.optimizer.param_groups)
+        wrapper.optimizer.add_param_group(group | {'params': parameters})
+        for scheduler in schedulers:
+            for name in ('base_values', 'min_values', '_last_value'):
+                if hasattr(scheduler, name):
+                    values = getattr(scheduler, name)
+                    values.insert(place, group.get(f'initial_{scheduler.param_name}', values[-1])
+                                  if name == 'base_values' else values[-1])
         if get_world_size() > 1:
             for parameter in parameters:
                 dist.broadcast(parameter.data, 0)

@@ -182,6 +182,65 @@ def test_adapters_scale_with_the_batch_as_the_rest_does(tmp_path, data, teacher)
     assert groups[-1]['initial_lr'] == pytest.approx(groups[0]['initial_lr']) == pytest.approx(0.05 * 8 / 32)
 
 
+def test_adapters_take_their_place_in_every_schedule(tmp_path, data, teacher):
+    """One more group, of the optimiser's own rate, is scheduled as if it had been there from the start."""
+    rates = []
+
+    class Note(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            rates.append([group['lr'] for group in runner.optim_wrapper.optimizer.param_groups])
+
+    schedules = dict(
+        onecycle=[dict(type='OneCycleLR', eta_max=0.2, total_steps=4, by_epoch=False)],
+        plateau=[dict(type='LinearLR', start_factor=0.1, end=2, by_epoch=False),
+                 dict(type='ReduceOnPlateauLR', monitor='accuracy/top1', threshold=100, threshold_rule='abs',
+                      patience=0, min_value=1e-3)])
+    for name, schedule in schedules.items():
+        for groups in ('one', 'several'):
+            config = classification_config(data, tmp_path / name, epochs=4, param_scheduler=schedule,
+                                           **by_hook(teacher, [HINT]))
+            config.train_dataloader.batch_size = 24
+            config.auto_scale_lr = dict(enable=True, base_batch_size=48)
+            config.val_dataloader, config.val_cfg = dict(config.train_dataloader), {}
+            config.val_dataloader['sampler'] = dict(type='DefaultSampler', shuffle=False)
+            config.val_evaluator = dict(type='Accuracy')
+            if groups == 'several':
+                config.optim_wrapper.paramwise_cfg = dict(custom_keys={'head': dict(lr_mult=0.1)})
+            runner = Runner.from_cfg(config)
+            runner.register_hook(Note())
+            runner.train()
+            own = [step[0] for step in rates]  # of the backbone's first weight
+            assert len(set(own)) > 2
+            assert [step[-1] for step in rates] == pytest.approx(own)
+            rates.clear()
+
+
+def test_resuming_under_one_cycle(tmp_path, data, teacher):
+    config = classification_config(data, tmp_path / 'whole', epochs=3, **by_hook(teacher, [HINT]), param_scheduler=[
+        dict(type='OneCycleLR', eta_max=0.2, total_steps=9, by_epoch=False)])
+    whole = train(copy.deepcopy(config))
+    config.work_dir = str(tmp_path / 'resumed')
+    config.load_from, config.resume = str(tmp_path / 'whole/epoch_2.pth'), True
+    assert equal(weights(whole.model), weights(train(config).model))
+
+
+def test_two_hooks(tmp_path, data, teacher):
+    config = classification_config(data, tmp_path / 'run', **by_hook(teacher, [KD]))
+    config.custom_hooks = config.custom_hooks * 2
+    with pytest.raises(UserError, match=r'put all terms into one, with teacher=\[dict'):
+        train(config)
+
+
+@BOTH
+def test_a_tap_inside_a_checkpointed_block_is_refused(tmp_path, data, teacher, way):
+    config = classification_config(data, tmp_path / 'run', **way(
+        teacher, [HINT | dict(student='backbone.stage2.0.conv1', teacher='backbone.stage2.0.conv1')], task=False))
+    prefix = 'student.' if way is by_model else ''
+    config.activation_checkpointing = [f'{prefix}backbone.stage2']
+    with pytest.raises(UserError, match=r"term 'hint': no gradient .*with_cp=True"):
+        train(config)
+
+
 @BOTH
 def test_schedule_by_epoch_needs_epochs(tmp_path, data, teacher, way):
     config = classification_config(data, tmp_path / 'run', **way(teacher, [KD | dict(weight=dict(

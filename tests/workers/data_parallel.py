@@ -65,6 +65,17 @@ class Net(BaseModel):
         return dict(loss=nn.functional.cross_entropy(logits, torch.cat([x.gt_label for x in data_samples])))
 
 
+class Infinite(nn.Module):
+    """A loss that is infinite on rank 1, in training."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        return student.sum() * (float('inf') if self.rank and torch.is_grad_enabled() else 0)
+
+
 class Noise(torch.utils.data.Dataset):
     """Random images."""
 
@@ -219,6 +230,16 @@ def error_of_unequal_shapes(way: str, folder: Path, rank: int) -> str:
     return 'no error'
 
 
+def error_of_one_rank(way: str, folder: Path, rank: int) -> str:
+    """Return the error of a loss that is not finite on rank 1 alone."""
+    term = dict(name='hint', loss=dict(type=Infinite, rank=rank), student='maps', teacher='maps', adapter='auto')
+    try:
+        run(way, [dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='fc', teacher='fc'), term], folder)
+    except UserError as error:
+        return str(error)
+    return 'no error'
+
+
 def main(folder: Path) -> None:
     """Run all that this rank has to."""
     torch.set_num_threads(1)
@@ -240,10 +261,11 @@ def main(folder: Path) -> None:
     dist.init_process_group('gloo', timeout=datetime.timedelta(seconds=60))
     results['together'] = scenarios(own)
     results['shapes'] = {way: error_of_unequal_shapes(way, own, rank) for way in WAYS}
+    results['infinite'] = {way: error_of_one_rank(way, own, rank) for way in WAYS}
     torch.set_default_dtype(torch.float32)
     results['real'] = {way: real_run(way, folder) for way in WAYS}
     results['hints'] = {way: hints_alone(way, folder, True) for way in WAYS}
-    results['refused'] = hints_alone('hook', folder, False)
+    results['refused'] = {way: hints_alone(way, folder, False) for way in WAYS}
     torch.save(results, folder / f'rank{rank}.pth')
     dist.barrier()
     dist.destroy_process_group()
