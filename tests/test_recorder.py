@@ -5,6 +5,8 @@ from torch import nn
 from kd_plugins.errors import UserError
 from kd_plugins.recorder import Recorder
 
+pytestmark = pytest.mark.usefixtures('on_device')
+
 
 class Net(nn.Module):
     """A shared head over two levels, and a BatchNorm that its ReLU overwrites."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from kd_plugins.errors import UserError
 from kd_plugins.models import CifarResNet, WideResNet
 
+pytestmark = pytest.mark.usefixtures('on_device')
 CLASSES = 10
 
 

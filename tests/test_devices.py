@@ -1,0 +1,236 @@
+"""Whole runs on the device under test; and a step as on a GPU, without one."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from mmengine.optim.optimizer import amp_optimizer_wrapper
+from mmpretrain.structures import DataSample
+from tiny import (
+    CLASSES,
+    classification_config,
+    classifier,
+    equal,
+    image_folder,
+    market_folder,
+    reid_config,
+    teacher_record,
+    train,
+    weights,
+)
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kd_plugins.distiller import preserved_rng
+from kd_plugins.hooks import DistillationHook
+from kd_plugins.registry import DATASETS, MODELS
+from kd_plugins.teacher import Teacher, build_teacher
+
+STAGES = ['backbone.stage1', 'backbone.stage2', 'backbone.stage3']
+
+
+def term(name, taps, loss, **more):
+    return dict(name=name, student=taps, teacher=taps, loss=dict(type=f'kd_plugins.{loss.pop("type")}', **loss), **more)
+
+
+def all_terms():
+    return [
+        term('kd', 'head.fc', dict(type='KDLoss')), term('hint', STAGES, dict(type='FitNetLoss'), adapter='auto'),
+        term('at', STAGES, dict(type='ATLoss')), term('fsp', STAGES[:2], dict(type='FSPLoss'), weight=0.01),
+        term('sp', STAGES[1], dict(type='SPLoss')), term('rkd', 'neck', dict(type='RKDLoss'), weight=0.1),
+        term('nst', STAGES[2], dict(type='NSTLoss')), term('gan', STAGES[2], dict(type='NSTGANLoss', hidden=8)),
+        term('gaussian', STAGES[2], dict(type='NSTLoss', kernel='gaussian')),
+        term('bss', 'head.fc', dict(type='BSSLoss', attack_size=4, steps=2))]
+
+
+@pytest.fixture
+def data(tmp_path):
+    return image_folder(tmp_path / 'data')
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """A teacher with a normalisation of its own, that says class 1 of most images, so that a student may agree."""
+    record = teacher_record(tmp_path) | dict(data_preprocessor=dict(mean=[100.0] * 3, std=[50.0] * 3))
+    checkpoint = torch.load(record['checkpoint'])
+    checkpoint['state_dict']['head.fc.bias'][1] += 3
+    torch.save(checkpoint, record['checkpoint'])
+    return record
+
+
+@pytest.fixture
+def half(device, monkeypatch):
+    """The type that gradients are scaled for: float16; on a CPU, where mmengine scales none, bfloat16."""
+    if device.type != 'cpu':
+        return 'float16'
+    monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
+    monkeypatch.setattr(amp_optimizer_wrapper, 'GradScaler', partial(torch.amp.GradScaler, 'cpu'))
+    return 'bfloat16'
+
+
+def distilled(data, folder, teacher, terms=None, **more):
+    hook = dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms or all_terms())
+    return classification_config(data, folder, custom_hooks=[hook], **more)
+
+
+def trained(runner):
+    """Return a run's weights, and those of its adapters and critics."""
+    hook = next(hook for hook in runner.hooks if isinstance(hook, DistillationHook))
+    return weights(runner.model) | {f'distillation.{k}': v for k, v in weights(hook.distillation).items()}
+
+
+def test_scaled_gradients_train_as_plain_ones_do(data, teacher, tmp_path, device, half):
+    results = []
+    for scale in (1.0, 2.0**10):
+        config = distilled(data, tmp_path / str(scale), teacher, epochs=1)
+        config.optim_wrapper.update(type='AmpOptimWrapper', dtype=half, loss_scale=scale, clip_grad=dict(max_norm=1.0))
+        results.append(trained(train(config)))
+    plain, scaled = results
+    assert len([name for name in plain if name.startswith('distillation')]) == 6 + 4
+    for name in plain:  # a power of 2 costs bfloat16 nothing; float16 gains small gradients
+        torch.testing.assert_close(scaled[name], plain[name], rtol=0.02, atol=1e-6 if half == 'bfloat16' else 2e-3)
+
+
+def test_a_resumed_run_with_a_gradient_scaler_ends_as_the_straight_one(data, teacher, tmp_path, device, half):
+    config = distilled(data, tmp_path / 'straight', teacher)
+    config.optim_wrapper.update(type='AmpOptimWrapper', dtype=half)  # the scale starts at 65536 and falls as needed
+    straight = train(copy.deepcopy(config))
+    state = straight.optim_wrapper.optimizer.state
+    groups = straight.optim_wrapper.param_groups
+    assert {p.device.type for group in groups for p in group['params']} == {device.type}
+    assert {x['momentum_buffer'].device.type for x in state.values()} == {device.type}
+    assert len(groups[-1]['params']) == 6 + 4
+    config.work_dir = str(tmp_path / 'resumed')
+    config.load_from, config.resume = str(tmp_path / 'straight/epoch_1.pth'), True
+    resumed = train(config)
+    assert equal(trained(resumed), trained(straight))
+    assert resumed.optim_wrapper.loss_scaler.get_scale() == straight.optim_wrapper.loss_scaler.get_scale() > 0
+    assert all(value.isfinite().all() for value in trained(straight).values())
+
+
+def test_two_runs_channels_last_in_bfloat16_are_equal(data, teacher, tmp_path, device):
+    results = []
+    for name in ('first', 'second'):
+        config = distilled(data, tmp_path / name, teacher | dict(bf16=True), epochs=1)
+        config.optim_wrapper.type = 'kd_plugins.BF16OptimWrapper'
+        config.default_hooks.layout = dict(type='kd_plugins.ChannelsLastHook')
+        config.custom_hooks.append(dict(type='EMAHook'))
+        runner = train(config)
+        assert {p.device.type for p in runner.model.parameters()} == {device.type}
+        maps = [p for p in runner.model.parameters() if p.dim() == 4]
+        assert all(p.is_contiguous(memory_format=torch.channels_last) for p in maps)
+        results.append(trained(runner))
+    assert equal(*results)
+    assert runner.message_hub.get_scalar('train/loss_bss').data[0].max() > 0
+
+
+@DATASETS.register_module()
+class Squares:
+    """Pictures whose brightness tells their class."""
+
+    metainfo = dict(classes=tuple(map(str, range(CLASSES))))
+
+    def __len__(self):
+        return 24
+
+    def get_data_info(self, i):
+        image = torch.randint(120, (16, 16, 3), generator=torch.Generator().manual_seed(i)) + 40 * (i % CLASSES)
+        return dict(img=image.to(torch.uint8).numpy(), gt_label=i % CLASSES)
+
+
+def test_pictures_held_on_the_device_train_with_answers_from_a_cache(data, teacher, tmp_path, device):
+    def run(name, place, **cache):
+        config = distilled(data, tmp_path / name, teacher | cache, all_terms()[:-1], epochs=2)
+        config.train_dataloader.collate_fn = dict(type='kd_plugins.whole_batch')
+        config.train_dataloader.dataset = dict(
+            type='kd_plugins.BatchedImages', dataset=dict(type='kd_plugins.Squares'), padding=2, flip_prob=0.5,
+            device=place, replay=1)
+        return trained(train(config))
+
+    plain, held, cached = run('plain', 'cpu'), run('held', str(device)), run('cached', str(device), cache=str(tmp_path))
+    assert equal(plain, held)
+    for name in plain:  # an answer may come from another batch
+        torch.testing.assert_close(cached[name], plain[name], rtol=1e-3, atol=1e-4)
+
+
+def test_answers_from_the_cache_are_on_the_device(teacher, tmp_path, device):
+    taps, images = ['head.fc', 'backbone.stage2'], torch.randn(5, 3, 16, 16).to(device)
+    answering = Teacher(build_teacher(**teacher), taps, None, str(tmp_path / 'cache'))
+    answering.apply(lambda x: x.to(device))
+    for half in (False, True):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            first, again = answering(images, None), answering(images.flip(0), None)
+        for tap in taps:
+            assert first[tap][0].device == again[tap][0].device == images.device
+            assert again[tap][0].dtype == (torch.bfloat16 if half else torch.float32)
+            assert torch.equal(first[tap][0].flip(0), again[tap][0])
+
+
+def test_what_is_built_aside_shifts_no_draw_of_the_device(device):
+    torch.rand(1, device=device)
+    torch.manual_seed(3)
+    expected = torch.rand(4, device=device)
+    torch.manual_seed(3)
+    with preserved_rng():
+        torch.rand(9, device=device)
+    assert torch.equal(torch.rand(4, device=device), expected)
+
+
+@pytest.mark.parametrize('model', [
+    dict(type='kd_plugins.MutualLearning', peers=1), dict(type='kd_plugins.NativeEnsemble', branches=2),
+    dict(type='kd_plugins.MutualLearning', update='alternating')], ids=lambda x: x.get('update', x['type']))
+def test_networks_that_learn_together(data, tmp_path, device, half, model):
+    config = classification_config(data, tmp_path / 'run', dict(model, student=classifier()), epochs=1)
+    config.optim_wrapper.update(type='AmpOptimWrapper', dtype=half)
+    runner = train(config)
+    assert {p.device.type for p in runner.model.parameters()} == {device.type}
+    assert all(value.isfinite().all() for value in weights(runner.model).values())
+
+
+def test_re_identification_trains_and_is_scored(tmp_path, device):
+    runner = train(reid_config(market_folder(tmp_path / 'data'), tmp_path / 'run', epochs=2))
+    assert {p.device.type for p in runner.model.parameters()} == {device.type}
+    assert 0 < runner.message_hub.get_scalar('val/reid/mAP').current() <= 1
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often the CPU asks for a number that is on the GPU, and lets every answer be yes."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default and args[0].device.type == 'cuda':
+            self.count += 1
+            return True
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(('model', 'waits'), [
+    (dict(type='kd_plugins.Distiller', input_shape=(3, 16, 16)), 1),
+    (dict(type='kd_plugins.MutualLearning', peers=1), 0), (dict(type='kd_plugins.NativeEnsemble'), 0),
+], ids=['Distiller', 'MutualLearning', 'NativeEnsemble'])
+def test_a_step_mixes_no_devices_and_waits_for_a_gpu_once(teacher, model, waits):
+    """Of all terms; but BSS, whose images are as many as the networks agree on. The wait is the look for a NaN."""
+    if model['type'].endswith('Distiller'):
+        model = model | dict(teacher=teacher, terms=all_terms()[:-1])
+    network = MODELS.build(dict(model, student=classifier()))
+    fake = FakeTensorMode()  # tensors without contents, that say where they are
+
+    def moved(tensor):
+        tensor = fake.from_tensor(tensor)
+        with fake:
+            return torch.empty_like(tensor, device='cuda')
+
+    network._apply(moved)
+    network._set_device(torch.device('cuda'))
+    with fake, Waits() as found:
+        batch = dict(inputs=torch.zeros(4, 3, 16, 16, dtype=torch.uint8),
+                     data_samples=[DataSample().set_gt_label(torch.tensor([i])) for i in range(CLASSES)])
+        losses = network(**network.data_preprocessor(batch, True), mode='loss')
+        total, _ = network.parse_losses(losses)
+    assert total.device.type == 'cuda'
+    assert all(loss.device.type == 'cuda' for loss in losses.values())
+    assert found.count == waits
