@@ -1,11 +1,20 @@
-"""Configs of the command lines."""
+"""Configs of the command lines: read, and checked before anything is built."""
 
+import logging
+import math
+import os
+import string
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.utils import import_modules_from_strings
 
-from kd_plugins.errors import UserError
+from kd_plugins.errors import UserError, user_named
 
 
 def default_work_dir(path: str | Path) -> str:
@@ -19,14 +28,207 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
     """Read a config and settle where its run lives.
 
     Raises:
-        UserError: The file is missing or does not evaluate.
+        UserError: The file is missing or does not evaluate, or a module that it imports does not import.
     """
     if not Path(path).is_file():
         raise UserError(f'config {path} does not exist: give the path of a .py file, as in configs/nst_voc.py')
     try:
-        config = Config.fromfile(path)
+        config = Config.fromfile(path, import_custom_modules=False)
+    except (Exception, SystemExit) as error:
+        raise UserError(f'{path} is no valid config: {type(error).__name__}: {error}') from error
+    try:
         config.merge_from_dict(options or {})
     except Exception as error:
-        raise UserError(f'{path} is no valid config: {type(error).__name__}: {error}') from error
+        raise UserError(f'--cfg-options {" ".join(options)}: not possible in {path}: {type(error).__name__}: {error}'
+                        ) from error
+    if config.get('custom_imports'):
+        try:
+            import_modules_from_strings(**config.custom_imports)
+        except Exception as error:
+            raise UserError(f"{path}: custom_imports is {config.custom_imports}, expected dict(imports=['module']) of "
+                            f'modules that can be imported ({type(error).__name__}: {error})') from error
     config.work_dir = work_dir or config.get('work_dir') or default_work_dir(path)
+    user_named(text for _, text in _nodes(config) if isinstance(text, str))
     return config
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a value has to be, in words and as a test."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_record(value: Any) -> bool:
+    return isinstance(value, Mapping) and 'type' in value
+
+
+def _is_list(value: Any, fits: Callable[[Any], bool], least: int = 0) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) >= least and all(map(fits, value))
+
+
+def _whole(least: int, most: float = math.inf) -> _Kind:
+    words = f'a whole number of at least {least}' if most == math.inf else f'a whole number from {least} to {most}'
+    return _Kind(words, lambda x: _is_number(x) and isinstance(x, int) and least <= x <= most)
+
+
+def _or_none(kind: _Kind) -> _Kind:
+    return _Kind(f'{kind.words}, or None', lambda x: x is None or kind.fits(x))
+
+
+_DICT = _Kind('a dict', lambda x: isinstance(x, Mapping))
+_TEXT = _Kind('a text', lambda x: isinstance(x, str))
+_FLAG = _Kind('True or False', lambda x: isinstance(x, bool))
+_NUMBER = _Kind('a finite number of at least 0', lambda x: _is_number(x) and x >= 0)
+_NUMBERS = _Kind('a list of finite numbers', lambda x: _is_list(x, _is_number))
+_RECORD = _Kind("a config dict with a type, as dict(type='...')", _is_record)
+_RECORDS = _Kind("a list of config dicts, each with a type, as [dict(type='...')]", lambda x: _is_list(x, _is_record))
+_STEPS = _Kind(_RECORDS.words, lambda x: _is_list(x, lambda step: _is_record(step) or callable(step)))
+_ONE_OR_MORE = _Kind("config dicts with a type, one or a list", lambda x: _is_record(x) or _is_list(x, _is_record, 1))
+_PART = _Kind('a config dict, or None', lambda x: x is None or isinstance(x, Mapping) or _is_list(x, _is_record, 1))
+_CHANNELS = _Kind('a whole number of at least 1, or several',
+                  lambda x: not isinstance(x, (int, float, str)) or _whole(1).fits(x))
+_INTERVAL = _Kind('a whole number of at least 1, or -1 for never', lambda x: _whole(-1).fits(x) and x != 0)
+_CLASSES = _Kind("a list or tuple of names (a single one needs a comma, as ('dog', )), or a file of them",
+                 lambda x: x is None or (os.path.isfile(x) if isinstance(x, str) else _is_list(x, lambda _: True, 1)))
+_LEVEL = _Kind("a level of Python's logging, as 'INFO'", lambda x: x in logging.getLevelNamesMapping()
+               or x in logging.getLevelNamesMapping().values())
+
+# What mmengine and this project read, by where it stands; * is any part of that. What a config may leave out is not
+# missed here.
+_VALUES = {
+    'model': _RECORD, 'model.*backbone': _PART, 'model.*neck': _PART, 'model.*head': _PART,
+    'model.*head.loss': _RECORD, 'model.*head.num_classes': _whole(1),
+    'model.*head.[0-9].num_classes': _whole(1), 'model.*.in_channels': _CHANNELS, 'model.*.out_channels': _CHANNELS,
+    'model.student': _RECORD, '*data_preprocessor': _or_none(_DICT), '*data_preprocessor.mean': _or_none(_NUMBERS),
+    '*data_preprocessor.std': _or_none(_Kind('a list of numbers above 0', lambda x: _is_list(
+        x, lambda y: _is_number(y) and y > 0))),
+    '*_dataloader': _or_none(_DICT), '*_dataloader.dataset': _RECORD, '*_dataloader.*.dataset': _RECORD,
+    '*_dataloader.sampler': _or_none(_RECORD), '*_dataloader.batch_sampler': _or_none(_RECORD),
+    '*_dataloader.batch_size': _whole(1), '*_dataloader.num_workers': _whole(0),
+    '*_dataloader.prefetch_factor': _or_none(_whole(1)), '*_dataloader.collate_fn': _RECORD,
+    '*_dataloader.*pipeline': _STEPS, '*_dataloader.*.data_root': _or_none(_TEXT),
+    '*_dataloader.*.data_prefix': _or_none(_Kind('a text or a dict of texts', lambda x: isinstance(x, (str, Mapping)))),
+    '*_dataloader.*.metainfo': _or_none(_DICT), '*_dataloader.*.classes': _CLASSES,
+    '*_dataloader.*.filter_cfg': _or_none(_DICT),
+    'train_cfg': _or_none(_DICT), 'val_cfg': _or_none(_DICT), 'test_cfg': _or_none(_DICT),
+    'train_cfg.max_epochs': _whole(1), 'train_cfg.max_iters': _whole(1), 'train_cfg.val_interval': _Kind(
+        'a number of at least 1', lambda x: _is_number(x) and x >= 1),
+    'train_cfg.val_begin': _whole(0), '*_evaluator': _or_none(_ONE_OR_MORE),
+    'optim_wrapper': _or_none(_DICT), 'optim_wrapper.optimizer': _RECORD, 'optim_wrapper.clip_grad': _or_none(_DICT),
+    'optim_wrapper.accumulative_counts': _whole(1), 'optim_wrapper.paramwise_cfg': _or_none(_DICT),
+    'optim_wrapper.optimizer.lr': _NUMBER, 'optim_wrapper.optimizer.momentum': _NUMBER,
+    'optim_wrapper.optimizer.weight_decay': _NUMBER,
+    'param_scheduler': _or_none(_Kind(_ONE_OR_MORE.words, lambda x: isinstance(x, Mapping) or _is_list(x, _is_record))),
+    'param_scheduler.*.milestones': _NUMBERS,
+    'default_hooks': _or_none(_DICT), 'custom_hooks': _or_none(_STEPS),
+    'default_hooks.checkpoint.interval': _INTERVAL, 'default_hooks.checkpoint.max_keep_ckpts': _INTERVAL,
+    'default_hooks.logger.interval': _whole(1),
+    'randomness': _DICT, 'randomness.seed': _or_none(_whole(0, 2 ** 32 - 1)), 'env_cfg': _DICT,
+    'visualizer': _or_none(_RECORD), 'log_processor': _or_none(_DICT), 'log_level': _LEVEL,
+    'auto_scale_lr': _or_none(_DICT), 'auto_scale_lr.base_batch_size': _whole(1), 'work_dir': _TEXT,
+    'load_from': _or_none(_TEXT), 'resume': _FLAG, 'default_scope': _or_none(_TEXT),
+    'compile': _Kind('True, False or a dict', lambda x: isinstance(x, (bool, Mapping))),
+    'prepare': _RECORDS, 'prepare.*.type': _TEXT,
+    'requires': _Kind("a list of dict(config='...', checkpoint='...')", lambda x: _is_list(x, lambda y: isinstance(
+        y, Mapping) and isinstance(y.get('config'), str) and isinstance(y.get('checkpoint'), str))),
+    'compare': _Kind("a dict of configs by the names of their runs, as dict(baseline='configs/...py')",
+                     lambda x: isinstance(x, Mapping) and all(isinstance(y, str) for y in x.values())),
+}
+_GROUPS = {part: (f'{part}_dataloader', f'{part}_cfg', last) for part, last in (
+    ('train', 'optim_wrapper'), ('val', 'val_evaluator'), ('test', 'test_evaluator'))}
+_NEEDED = {'train': {'train_dataloader': ('dataset', 'sampler', 'batch_size'), 'val_dataloader': ('dataset', 'sampler'),
+                     'optim_wrapper': ('optimizer', )},
+           'test': {'test_dataloader': ('dataset', 'sampler')}}
+# What else mmengine's runner takes; the other keys of a config are its author's.
+_READ = {path.partition('.')[0] for path in _VALUES if not path.startswith('*')}.union(
+    *_GROUPS.values(), ('data_preprocessor', 'custom_imports', 'launcher', 'experiment_name', 'cfg', 'runner_type'))
+
+
+def check_config(config: Config, part: str = 'train', where: str | None = None) -> None:
+    """Check a config before anything is built from it.
+
+    Args:
+        config: The config.
+        part: What it is to do, 'train' or 'test'.
+        where: How messages name it; by default by its file.
+
+    Raises:
+        UserError: Something that ``part`` needs is missing, or a value is none that its place can have.
+    """
+    where = where or config.filename or 'the config'
+    if 'networks' in config and 'methods' in config:
+        raise UserError(f'{where} is a study: python tools/study.py {where} trains it')
+    for key in set(_READ) - set(config):
+        if near := [x for x in config if x not in _READ and one_slip(x, key)]:
+            raise UserError(f"{where} has '{near[0]}', which nothing reads, and no '{key}': correct it, or choose a "
+                            'less similar name')
+    _check_parts(config, part, where)
+    for path, value in _nodes(config):
+        if path.partition('.')[0] not in _READ:
+            continue
+        for kind in _kinds(path):
+            if not kind.fits(value):
+                raise UserError(f'{where}: {path} is {_short(value)}, expected {kind.words}')
+        if isinstance(value, float) and math.isnan(value):
+            raise UserError(f'{where}: {path} is NaN, expected a number')
+        if path.endswith('.type') and not isinstance(value, str) and not callable(value):
+            raise UserError(f'{where}: {path} is {_short(value)}, expected the name of what is to be built')
+    for key, hook in (config.get('default_hooks') or {}).items():
+        if hook is not None and not _is_record(hook) and not callable(hook):
+            raise UserError(f'{where}: default_hooks.{key} is {_short(hook)}, expected {_RECORD.words}, or None')
+
+
+def _check_parts(config: Config, part: str, where: str) -> None:
+    for key in ('model', *_GROUPS[part]):
+        if config.get(key) is None:
+            raise UserError(f"{where} has no {key}: {'train.py' if part == 'train' else 'scoring'} needs "
+                            f"model, {', '.join(_GROUPS[part])}; configs/ has examples")
+    if part == 'train' and (given := [key for key in _GROUPS['val'] if config.get(key) is not None]):
+        for key in _GROUPS['val']:
+            if config.get(key) is None:
+                raise UserError(f"{where} has {' and '.join(given)} but no {key}: give all of "
+                                f"{', '.join(_GROUPS['val'])}, or none")
+    for key, names in _NEEDED[part].items():
+        value = config.get(key)
+        for name in names if isinstance(value, Mapping) and not {'constructor', 'batch_sampler'} & {*value} else ():
+            if name not in value:
+                raise UserError(f'{where}: {key} has no {name}: give it one')
+
+
+@cache
+def _kinds(path: str) -> list[_Kind]:
+    return [kind for pattern, kind in _VALUES.items() if fnmatchcase(path, pattern)]
+
+
+def _nodes(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+    """Yield every value of a config below its keys, from the outermost in, with its dotted path."""
+    items = node.items() if isinstance(node, (Mapping, Config)) else enumerate(node) if isinstance(
+        node, (list, tuple)) else ()
+    for key, value in items:
+        below = f'{path}.{key}' if path else str(key)
+        yield below, value
+        yield from _nodes(value, below)
+
+
+def _short(value: Any) -> str:
+    return text if len(text := repr(value)) <= 80 else f'{text[:77]}...'
+
+
+def one_slip(word: str, other: str) -> bool:
+    """Say whether two words differ in one letter too many, too few, another, or in two in each other's place.
+
+    Names that differ in a digit are of different things.
+    """
+    if word == other:
+        return False
+    same = next((i for i, (a, b) in enumerate(zip(word, other, strict=False)) if a != b), min(len(word), len(other)))
+    a, b = word[same:], other[same:]  # where they part
+    letters = {*string.ascii_lowercase, '_'}
+    return (a[1:] == b and a[0] in letters) or (b[1:] == a and b[0] in letters) or bool(
+        a and b and a[1:] == b[1:] and {a[0], b[0]} <= letters) or (a[:2] == b[1::-1] and a[2:] == b[2:])

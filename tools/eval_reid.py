@@ -35,7 +35,7 @@ from rich.table import Table
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
 from kd_plugins import evaluation
 from kd_plugins.checkpoint import load_weights
-from kd_plugins.config import load_config
+from kd_plugins.config import check_config, load_config
 from kd_plugins.engine import prepare_run
 from kd_plugins.errors import UserError, one_line_errors
 from kd_plugins.evaluation import ReIDFeatures, load_features, rank_matches, rank_rows
@@ -88,6 +88,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def extract(args: argparse.Namespace) -> ReIDFeatures:
     """Run the model over the config's test set, or take the features kept from the last time."""
     config = load_config(args.source, args.work_dir, args.cfg_options)
+    check_config(config, 'test')
     config.load_from, config.resume = None, False
     prepare_run(config, allow_pickle=args.allow_pickle)
     if not Path(args.checkpoint).is_file():

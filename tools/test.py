@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
 from kd_plugins.checkpoint import load_weights
-from kd_plugins.config import load_config
+from kd_plugins.config import check_config, load_config
 from kd_plugins.engine import prepare_run, scope_of
 from kd_plugins.errors import one_line_errors
 
@@ -55,6 +55,7 @@ def main() -> None:
     """Run the command line."""
     args = parse_args()
     config = load_config(args.config, args.work_dir, args.cfg_options)
+    check_config(config, 'test')
     config.load_from, config.resume = None, False
     prepare_run(config, args.launcher, args.allow_pickle)
     if args.show_dir:

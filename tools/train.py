@@ -32,7 +32,7 @@ from rich.table import Table
 
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
 from kd_plugins.checkpoint import latest_checkpoint
-from kd_plugins.config import default_work_dir, load_config
+from kd_plugins.config import check_config, default_work_dir, load_config
 from kd_plugins.engine import prepare_run
 from kd_plugins.errors import UserError, one_line_errors
 
@@ -127,6 +127,7 @@ def main() -> None:
     """Run the command line."""
     args = parse_args()
     config = load_config(args.config, args.work_dir, args.cfg_options)
+    check_config(config, 'train')
     prepare_run(config, args.launcher, args.allow_pickle, args.skip_corrupt, args.amp)
     prepare(config)
     flags = [f'--{name}' for name in ('amp', 'skip-corrupt', 'allow-pickle') if getattr(args, name.replace('-', '_'))]

@@ -4,7 +4,6 @@ import copy
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import CommandLine
 from mmengine.config import Config
 from tiny import classification_config, classifier, equal, image_folder, teacher_record
 
@@ -24,61 +24,11 @@ KD = dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', tea
 NST = dict(name='nst', loss=dict(type='kd_plugins.NSTLoss'), student=STAGES[2], teacher=STAGES[2], weight=5.0)
 HINT = dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student=STAGES[1], teacher=STAGES[1], adapter='auto')
 
-# Imports what every run imports, once; then each line on stdin is a command line of tools/train.py, run by a fork.
-FORK_SERVER = '''
-import gc, json, os, resource, runpy, signal, sys
-answers = os.fdopen(os.dup(1), 'w')
-os.dup2(2, 1)  # the imports print
-import kd_plugins
-import mmengine.runner, mmpretrain.datasets, mmpretrain.models, kd_plugins.hooks, kd_plugins.losses
-import rich.table, torch.utils.cpp_extension
-gc.freeze()  # a collection in the fork would copy every page
-for line in sys.stdin:
-    job = json.loads(line)
-    pid = os.fork()
-    if not pid:
-        os.setsid()
-        os.chdir(job['folder'])
-        for number, name in ((0, os.devnull), (1, 'stdout'), (2, 'stderr')):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-        sys.path.insert(0, '')
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (job['limit'], resource.RLIM_INFINITY))
-        sys.argv = job['argv']
-        runpy.run_path(sys.argv[0], run_name='__main__')
-        sys.exit(0)
-    print(pid, file=answers, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
-'''
-
-
-class CommandLine:
-    """Runs ``python tools/train.py ...``; its output is in ``stdout`` and ``stderr`` of the folder."""
-
-    def __init__(self):
-        self.server = subprocess.Popen(
-            [sys.executable, '-c', FORK_SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=str(Path(__file__).parents[1])))
-
-    def start(self, folder, *arguments, limit=resource.RLIM_INFINITY):
-        job = dict(folder=str(folder), limit=limit, argv=[str(TRAIN), *map(str, arguments)])
-        print(json.dumps(job), file=self.server.stdin, flush=True)
-        return int(self.server.stdout.readline())
-
-    def wait(self):
-        return int(self.server.stdout.readline())
-
-    def __call__(self, folder, *arguments):
-        self.start(folder, *arguments)
-        return self.wait()
-
-
 @pytest.fixture(scope='module')
 def command():
     command = CommandLine()
     yield command
-    command.server.stdin.close()
-    command.server.wait()
+    command.close()
 
 
 @pytest.fixture(scope='module')

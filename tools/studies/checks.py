@@ -1,12 +1,12 @@
 """What can be wrong in a study file, told before anything trains."""
 
 import inspect
-import string
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmengine.config import Config
 
+from kd_plugins.config import one_slip
 from kd_plugins.datasets.corruption import check_options
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import DistillationHook
@@ -120,14 +120,6 @@ def check_spelling(where: str, given: Mapping[str, Any], known: Mapping[str, Any
         if key in known:
             if isinstance(value, Mapping) and isinstance(known[key], Mapping) and key != 'custom_keys':
                 check_spelling(f"{where}['{key}']", value, known[key])
-        elif near := sorted(_slips(key) & set(known)):
+        elif near := sorted(x for x in known if one_slip(key, x)):
             raise UserError(f"{where} has '{key}', which is not in the config, but '{near[0]}' is: correct it")
 
-
-def _slips(word: str) -> set[str]:
-    """Return what a word can be with one letter too many, too few, another, or two in each other's place."""
-    parts = [(word[:i], word[i:]) for i in range(len(word) + 1)]
-    letters = string.ascii_lowercase + '_'  # names that differ in a digit are of different things
-    return {a + b[1:] for a, b in parts if b and b[0] in letters} | {a + c + b for a, b in parts for c in letters} | {
-        a + c + b[1:] for a, b in parts for c in letters if b and b[0] in letters} | {
-        a + b[1] + b[0] + b[2:] for a, b in parts if len(b) > 1}

@@ -1,0 +1,92 @@
+"""The command lines of tools/, each run by a fork of a server that has imported what they import."""
+
+import json
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+TOOLS = Path(__file__).parents[1] / 'tools'
+
+# Imports what every run imports, once; then each line on stdin is a command line, run by a fork.
+FORK_SERVER = '''
+import gc, json, os, resource, runpy, signal, sys
+answers = os.fdopen(os.dup(1), 'w')
+os.dup2(2, 1)  # the imports print
+import kd_plugins
+import mmengine.runner, mmpretrain.datasets, mmpretrain.models, kd_plugins.hooks, kd_plugins.losses
+import rich.table, torch.utils.cpp_extension
+gc.freeze()  # a collection in the fork would copy every page
+for line in sys.stdin:
+    job = json.loads(line)
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        os.chdir(job['folder'])
+        os.environ.update(job['environment'])
+        for number, name in ((0, os.devnull), (1, 'stdout'), (2, 'stderr')):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+        sys.path[:0] = [os.path.dirname(job['argv'][0]), '']
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job['limit'], resource.RLIM_INFINITY))
+        sys.argv = [os.fsdecode(bytes(x)) if isinstance(x, list) else x for x in job['argv']]
+        runpy.run_path(sys.argv[0], run_name='__main__')
+        sys.exit(0)
+    print(pid, file=answers, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
+'''
+
+
+class CommandLine:
+    """Runs ``python tools/<tool>.py ...``; its output is in ``stdout`` and ``stderr`` of the folder.
+
+    Args:
+        environment: Variables of the server, beside this process's.
+        imports: Modules that it imports too.
+    """
+
+    def __init__(self, environment: Mapping[str, str] | None = None, imports: str = '') -> None:
+        code = FORK_SERVER.replace('gc.freeze()', f'import {imports}\ngc.freeze()' if imports else 'gc.freeze()')
+        self.server = subprocess.Popen(
+            [sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
+            env=os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(
+                [str(Path(__file__).parent), str(TOOLS.parent)])) | (environment or {}))
+        self._process = None
+
+    def start(self, folder, *arguments, tool='train', limit=resource.RLIM_INFINITY, environment=None) -> int:
+        """Start a command line in a folder; return its process, which leads a group."""
+        arguments = [list(x) if isinstance(x, bytes) else str(x) for x in arguments]
+        job = dict(folder=str(folder), limit=limit, environment=environment or {},
+                   argv=[str(TOOLS / f'{tool}.py'), *arguments])
+        self.server.stdin.write(json.dumps(job).encode() + b'\n')
+        self._process = self._answer()
+        return self._process
+
+    def wait(self, seconds: float | None = None) -> int | None:
+        """Return the exit status; None after so many seconds, when the process group has been killed."""
+        if not select.select([self.server.stdout], [], [], seconds)[0]:
+            os.killpg(self._process, signal.SIGKILL)
+            self._answer()
+            return None
+        return self._answer()
+
+    def __call__(self, folder, *arguments, **options) -> int:
+        self.start(folder, *arguments, **options)
+        return self.wait()
+
+    def close(self) -> None:
+        """End the server."""
+        self.server.stdin.close()
+        self.server.wait()
+
+    def _answer(self) -> int:
+        line = b''
+        while not line.endswith(b'\n'):
+            byte = self.server.stdout.read(1)
+            assert byte, 'the fork server is gone'
+            line += byte
+        return int(line)

@@ -1,0 +1,98 @@
+"""Which errors are told in one line, and which are defects of the program, whose traceback is shown."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmpretrain.datasets import PackInputs
+
+from kd_plugins import errors
+from kd_plugins.errors import UserError, one_line_errors, user_named
+from kd_plugins.registry import MODELS
+
+
+def told(capsys, action):
+    with pytest.raises(SystemExit) as end, one_line_errors():
+        action()
+    assert end.value.code == 1
+    return capsys.readouterr().err
+
+
+@pytest.fixture(autouse=True)
+def _nothing_named(monkeypatch):
+    monkeypatch.setattr(errors, '_named', set())
+    monkeypatch.setattr(sys, 'argv', ['train.py', 'cfg.py'])
+
+
+@pytest.mark.parametrize('named', ['{folder}/data', '{folder}/data/list.txt'])
+def test_a_path_that_the_user_named_is_the_users(tmp_path, capsys, named):
+    """In a config, or on the command line; the path itself, or what is looked for below it."""
+    path = tmp_path / 'data' / 'list.txt'
+    assert told(capsys, lambda: path.open()).startswith('Traceback')
+    user_named([named.format(folder=tmp_path)])
+    assert told(capsys, lambda: path.open()) == (
+        f'error: {path}: No such file or directory; check the path in the config\n')
+
+
+def test_a_path_on_the_command_line_is_the_users(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['prepare_data.py', 'dtd', f'--root={tmp_path}/dtd'])
+    assert told(capsys, lambda: (tmp_path / 'dtd/a').open()).startswith('error: ')
+
+
+@pytest.mark.parametrize('path', ['', '/nowhere/that/nobody/named', b''])
+def test_a_path_of_the_programs_own_is_a_defect(capsys, path):
+    user_named(['', 'data'])
+    assert 'Traceback' in told(capsys, lambda: open(path))  # noqa: SIM115
+
+
+def test_what_stock_code_refuses_is_told_with_the_part_of_the_config(capsys):
+    assert told(capsys, lambda: PackInputs()(5)).startswith('error: PackInputs: ')
+    line = told(capsys, lambda: MODELS.build(dict(type='mmpretrain.LinearClsHead', num_classes=4)))
+    assert line.startswith('error: LinearClsHead: TypeError: ')
+    assert "'in_channels'" in line
+    line = told(capsys, lambda: MODELS.build(dict(type='mmpretrain.LinearClsHed')))
+    assert 'mmpretrain.LinearClsHead' in line
+
+
+def test_a_module_is_told_by_its_place_in_the_model(capsys):
+    import torch
+
+    head = MODELS.build(dict(type='mmpretrain.LinearClsHead', num_classes=4, in_channels=3))
+    line = told(capsys, lambda: head((torch.zeros(2, 5), )))
+    assert line.startswith('error: fc (Linear): RuntimeError: mat1 and mat2')
+
+
+def test_defects_keep_their_traceback(capsys):
+    """Of this project's code and of the user's own, also where stock code called it."""
+    class Broken(PackInputs):
+        def transform(self, results):
+            return results['nosuch'] + 1
+
+    assert 'Traceback' in told(capsys, lambda: Broken()({}))
+    assert 'Traceback' in told(capsys, lambda: Config(dict(a=1)).a.b)
+
+
+def test_the_message_of_a_worker_is_its_last_line(capsys):
+    import torch
+
+    class Data(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            if index == 'defect':
+                return 1
+            raise UserError('a.png: image file is truncated; replace it')
+
+    loader = torch.utils.data.DataLoader(Data(), num_workers=1)
+    assert told(capsys, lambda: list(loader)) == 'error: a.png: image file is truncated; replace it\n'
+
+
+def test_a_message_is_printed_in_any_locale():
+    """As the process itself starts."""
+    code = 'from kd_plugins.errors import *\nwith one_line_errors():\n    raise UserError("\\xe9.py does not exist")'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False, env=dict(
+        LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0', PYTHONPATH=str(Path(__file__).parents[1])))
+    assert (done.returncode, done.stderr) == (1, 'error: \\xe9.py does not exist\n')
