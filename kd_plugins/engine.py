@@ -8,7 +8,6 @@ import torch
 from mmengine.config import Config
 
 from kd_plugins.checkpoint import guard_checkpoints
-from kd_plugins.compat import mend_ssd_head
 from kd_plugins.errors import UserError
 from kd_plugins.registry import type_name
 
@@ -36,8 +35,6 @@ def prepare_run(
     if amp:
         config.optim_wrapper = {key: value for key, value in config.optim_wrapper.items()
                                 if key not in ('loss_scale', 'dtype')} | {'type': 'kd_plugins.BF16OptimWrapper'}
-    if 'SSDHead' in map(type_name, _records(config.get('model'))):
-        mend_ssd_head()
     if launcher == 'pytorch' and 'RANK' not in os.environ:
         raise UserError('--launcher pytorch: this process was not started by it; use torchrun --nproc_per_node N '
                         'before the script, or leave the option out')
@@ -61,6 +58,7 @@ def _add_hooks(config: Config) -> None:
     hooks = dict(config.get('default_hooks') or {})
     hooks.setdefault('reseed', dict(type='kd_plugins.ReseedHook'))
     hooks.setdefault('integrity', dict(type='kd_plugins.IntegrityHook'))
+    hooks.setdefault('check', dict(type='kd_plugins.CheckHook'))
     hooks.setdefault('corruption', dict(type='kd_plugins.CorruptionHook'))
     if hooks.get('checkpoint', {}) is not None:  # without checkpoints there is none to export
         hooks.setdefault('export', dict(type='kd_plugins.ExportHook'))

@@ -13,7 +13,8 @@ def test_a_config_without_default_hooks_gets_them(given):
     config = Config(given)
     prepare_run(config)
     assert {name: hook.type for name, hook in config.default_hooks.items()} == dict(
-        reseed='kd_plugins.ReseedHook', corruption='kd_plugins.CorruptionHook', export='kd_plugins.ExportHook')
+        reseed='kd_plugins.ReseedHook', integrity='kd_plugins.IntegrityHook', check='kd_plugins.CheckHook',
+        corruption='kd_plugins.CorruptionHook', export='kd_plugins.ExportHook')
 
 
 def test_given_hooks_stay_and_without_checkpoints_none_is_exported():
@@ -21,6 +22,7 @@ def test_given_hooks_stay_and_without_checkpoints_none_is_exported():
     prepare_run(config)
     assert config.default_hooks.to_dict() == dict(
         checkpoint=None, reseed=None, logger=dict(type='LoggerHook', interval=7),
+        integrity=dict(type='kd_plugins.IntegrityHook'), check=dict(type='kd_plugins.CheckHook'),
         corruption=dict(type='kd_plugins.CorruptionHook'))
 
 
@@ -35,14 +37,6 @@ def test_images_are_checked_by_name_and_by_class(load):
     for name, skips in (('train', True), ('val', False), ('test', False)):
         assert config[f'{name}_dataloader'].dataset.dataset.pipeline[0] == dict(
             type='kd_plugins.LoadImage', to_float32=True, skip_corrupt=skips)
-
-
-def test_ssd_is_mended_wherever_it_is_named(monkeypatch):
-    mmdet = pytest.importorskip('mmdet.models')
-    for head in ('SSDHead', 'mmdet.SSDHead', mmdet.SSDHead):
-        monkeypatch.delattr(mmdet.SSDHead, 'loss_cls', raising=False)
-        prepare_run(Config(dict(model=dict(type='kd_plugins.Distiller', student=dict(bbox_head=dict(type=head))))))
-        assert mmdet.SSDHead.loss_cls is None
 
 
 def test_the_scope_of_a_config_by_text_and_by_class():

@@ -25,7 +25,7 @@ ROOMS = {
     'term': (LEAVES | {'recorder', 'schedule'}, {'torch'}),
     'distiller': (LEAVES | CORE, {'mmengine', 'numpy', 'torch'}),
     'models': (LEAVES | CORE | {'losses', 'functional'}, {'mmengine', 'mmpretrain', 'torch'}),
-    'hooks': (LEAVES | CORE | {'losses', 'functional'}, {'mmengine', 'torch'}),
+    'hooks': (LEAVES | CORE | {'compat', 'losses', 'functional'}, {'mmengine', 'torch'}),
     'optim': (LEAVES, {'mmengine', 'torch'}),
     'data_files': (LEAVES, {'torchvision'}),
     'datasets': (LEAVES | {'data_files', 'unpickling'},
@@ -33,7 +33,7 @@ ROOMS = {
     'evaluation': (LEAVES | {'functional'}, {'faiss', 'mmengine', 'numpy', 'rich', 'scipy', 'torch'}),
     'compat': (LEAVES, {'mmcv', 'mmdet', 'scipy', 'torch', 'torchvision'}),
     'config': (LEAVES, {'mmengine'}),
-    'engine': (LEAVES | {'checkpoint', 'compat', 'config'}, {'mmengine', 'torch'}),
+    'engine': (LEAVES | {'checkpoint', 'config'}, {'mmengine', 'torch'}),
     'errors': (set(), {'mmengine'}),
     'registry': (set(), {'mmengine'}),
     'unpickling': (LEAVES, {'mmengine', 'yaml'}),
@@ -70,7 +70,7 @@ def test_imports_follow_the_rooms(path):
 def test_mmdet_is_imported_for_detection_only():
     users = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob('*.py')
              if any(name.startswith('mmdet') for name in imported(path))}
-    assert users == {'compat/__init__.py', 'datasets/voc.py'}
+    assert users == {'datasets/voc.py'}
 
 
 def test_plain_scores_need_neither_faiss_nor_scipy(monkeypatch):

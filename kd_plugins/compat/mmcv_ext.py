@@ -26,7 +26,8 @@ FULL_BUILD = (
 )
 
 
-def _missing(operator: str) -> UserError:
+def missing(operator: str) -> UserError:
+    """Return the error for an operator that is not here."""
     return UserError(
         f'mmcv operator {operator}: expected a compiled mmcv, got the stand-in through torchvision, which lacks it; '
         f'build the full mmcv with: {FULL_BUILD}'
@@ -39,7 +40,7 @@ def __getattr__(name: str) -> Callable[..., NoReturn]:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
     def operator(*args: object, **kwargs: object) -> NoReturn:
-        raise _missing(name)
+        raise missing(name)
 
     return operator
 
@@ -52,6 +53,8 @@ def get_compiler_version() -> str:
 def get_compiling_cuda_version() -> str:
     """Say that nothing was compiled for mmcv."""
     return get_compiler_version()
+
+_FAR = -(2.0**20)  # an offset that leads out of any picture
 
 
 def _widen(*tensors: Tensor) -> list[Tensor]:
@@ -163,7 +166,7 @@ def _average_roi_align(
     aligned_height: int, aligned_width: int, spatial_scale: float, sampling_ratio: int, pool_mode: int, aligned: bool
 ) -> Callable[[Tensor, Tensor], Tensor]:
     if pool_mode != 1:
-        raise _missing("roi_align with pool_mode='max'")
+        raise missing("roi_align with pool_mode='max'")
     return partial(
         torchvision.ops.roi_align,
         output_size=(aligned_height, aligned_width),
@@ -291,14 +294,48 @@ def roi_pool_backward(
     grad_input.view(-1).index_put_((cells[filled],), grad_output[filled], accumulate=True)
 
 
+def _left_out(offset: Tensor, size: tuple[int, ...], kernel: tuple[int, ...], geometry: tuple[int, ...]) -> Tensor:
+    """Return which points a deformable convolution leaves out, (B, G, kH, kW, H', W'): those not inside (−1, size)."""
+    pairs = offset.unflatten(1, (-1, *kernel, 2))
+    inside = torch.ones_like(pairs[..., 0, :, :], dtype=torch.bool)
+    for axis, (stride, pad, dilation) in enumerate(zip(geometry[:2], geometry[2:4], geometry[4:], strict=True)):
+        starts = torch.arange(offset.shape[2 + axis], device=offset.device) * stride - pad
+        points = torch.arange(kernel[axis], device=offset.device) * dilation
+        grid = points[:, None] + starts  # (kernel, output) along this axis
+        grid = grid[:, None, :, None] if axis == 0 else grid[None, :, None, :]
+        position = grid + pairs[..., axis, :, :]
+        inside &= (position > -1) & (position < size[axis])
+    return ~inside
+
+
+def _as_read(maps: Tensor, size: tuple[int, ...], kernel: tuple[int, ...], geometry: tuple[int, ...]) -> Tensor:
+    """Return maps that are larger than the output as mmcv reads them: each sample's first numbers, in the smaller size.
+
+    DyHead gives such, and its published weights were trained with that.
+    """
+    height, width = (
+        (n + 2 * pad - dilation * (k - 1) - 1) // stride + 1
+        for n, k, stride, pad, dilation in zip(size, kernel, geometry[:2], geometry[2:4], geometry[4:], strict=True)
+    )
+    count = maps.shape[1] * height * width
+    return maps.flatten(1)[:, :count].unflatten(1, (-1, height, width)) if maps[0].numel() > count else maps
+
+
 def _deform_conv(
     geometry: tuple[int, ...], group: int, deformable_group: int
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]:
     def convolve(
         input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
+        if mask is not None:
+            offset, mask = (_as_read(x, input.shape[2:], weight.shape[2:], geometry) for x in (offset, mask))
+        # mmcv leaves a point at −1 out, gradient included; torchvision has a gradient there, and reads out of bounds
+        # for NaN. Far away both agree.
+        kernel, undefined = weight.shape[2:], offset.isnan().any(1, keepdim=True)
+        left_out = _left_out(offset, input.shape[2:], kernel, geometry)
+        offset = offset.unflatten(1, (-1, *kernel, 2)).masked_fill(left_out[:, :, :, :, None], _FAR).flatten(1, 4)
         # Not torchvision's Python wrapper: it guesses the groups from the shapes, so a wrong one would pass unseen.
-        return torch.ops.torchvision.deform_conv2d(
+        output = torch.ops.torchvision.deform_conv2d(
             input,
             weight,
             offset,
@@ -309,6 +346,7 @@ def _deform_conv(
             deformable_group,
             mask is not None,
         )
+        return output.masked_fill(undefined, torch.nan)
 
     return convolve
 
@@ -333,6 +371,9 @@ def deform_conv_forward(
     im2col_step: int,
 ) -> None:
     """Deformable convolution: kernel point k at p reads the input at p + k + offset(p, k), bilinearly; 0 outside.
+
+    A point at −1 or at the size of the input, or beyond, is outside: it has no gradient either. Where an offset is NaN
+    the output is, so that a diverged training is noticed; mmcv takes 0 there.
 
     Args:
         input: (B, C, H, W).
@@ -436,6 +477,8 @@ def modulated_deform_conv_forward(
 ) -> None:
     """As :func:`deform_conv_forward`, every sample times mask(p, k), plus a bias.
 
+    Maps of offsets and masks that are larger than the output count as mmcv reads them, see :func:`_as_read`.
+
     Args:
         input: (B, C, H, W).
         weight: (O, C / group, kernel_h, kernel_w).
@@ -494,6 +537,92 @@ def modulated_deform_conv_backward(
     targets = (grad_input, grad_offset, grad_weight, grad_mask, grad_bias)
     # Without a bias there is one gradient fewer than targets.
     for target, gradient in zip(targets, _gradients(convolve, tensors, grad_output), strict=False):
+        target.copy_(gradient)
+
+
+def masked_im2col_forward(
+    im: Tensor,
+    mask_h_idx: Tensor,
+    mask_w_idx: Tensor,
+    col: Tensor,
+    kernel_h: int,
+    kernel_w: int,
+    pad_h: int,
+    pad_w: int,
+) -> None:
+    """Write into ``col`` (C · kernel_h · kernel_w, N) what a convolution reads for N of its outputs; 0 outside.
+
+    Args:
+        im: (1, C, H, W).
+        mask_h_idx: (N,), the outputs' rows.
+        mask_w_idx: (N,), the outputs' columns.
+        col: see above.
+        kernel_h: kernel height.
+        kernel_w: kernel width.
+        pad_h: zeros added above and below.
+        pad_w: zeros added left and right.
+    """
+    padded = F.pad(im[0], (pad_w, kernel_w, pad_h, kernel_h))
+    rows = mask_h_idx + torch.arange(kernel_h, device=im.device)[:, None, None]
+    columns = mask_w_idx + torch.arange(kernel_w, device=im.device)[:, None]
+    col.copy_(padded[:, rows, columns].flatten(0, 2))
+
+
+def masked_col2im_forward(
+    col: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor, im: Tensor, height: int, width: int, channels: int
+) -> None:
+    """Write N outputs ``col`` (C, N) to their places in ``im`` (1, C, height, width)."""
+    im[0, :, mask_h_idx, mask_w_idx] = col
+
+
+def _deformable_attention(spatial_shapes: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch  # which imports this module
+
+    shapes = spatial_shapes.tolist()  # once, since each look at a GPU's tensor waits for it
+    return lambda value, locations, weights: multi_scale_deformable_attn_pytorch(value, shapes, locations, weights)
+
+
+def ms_deform_attn_forward(
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    im2col_step: int,
+) -> Tensor:
+    """Multi-scale deformable attention by mmcv's own code for the CPU, which mmcv does not use on a GPU.
+
+    Args:
+        value: (B, keys, heads, D), the levels' cells one level after another.
+        value_spatial_shapes: (L, 2), height and width of each level.
+        value_level_start_index: left alone.
+        sampling_locations: (B, Q, heads, L, P, 2), x and y from 0 to 1.
+        attention_weights: (B, Q, heads, L, P).
+        im2col_step: left alone.
+
+    Returns:
+        (B, Q, heads · D), the weighted sum of the bilinear samples; 0 outside.
+    """
+    attend = _deformable_attention(value_spatial_shapes)
+    return attend(*_widen(value, sampling_locations, attention_weights)).to(value.dtype)
+
+
+def ms_deform_attn_backward(
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    grad_output: Tensor,
+    grad_value: Tensor,
+    grad_sampling_loc: Tensor,
+    grad_attn_weight: Tensor,
+    im2col_step: int,
+) -> None:
+    """Write the gradients of :func:`ms_deform_attn_forward`."""
+    attend = _deformable_attention(value_spatial_shapes)
+    gradients = _gradients(attend, (value, sampling_locations, attention_weights), grad_output)
+    for target, gradient in zip((grad_value, grad_sampling_loc, grad_attn_weight), gradients, strict=True):
         target.copy_(gradient)
 
 

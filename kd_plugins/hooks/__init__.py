@@ -1,4 +1,5 @@
 from kd_plugins.hooks.channels_last_hook import ChannelsLastHook
+from kd_plugins.hooks.check_hook import CheckHook
 from kd_plugins.hooks.corruption_hook import CorruptionHook
 from kd_plugins.hooks.distillation_hook import DistillationHook
 from kd_plugins.hooks.export_hook import ExportHook
@@ -8,5 +9,5 @@ from kd_plugins.hooks.held_out_hook import HeldOutHook
 from kd_plugins.hooks.integrity_hook import IntegrityHook
 from kd_plugins.hooks.reseed_hook import ReseedHook
 
-__all__ = ['ChannelsLastHook', 'CorruptionHook', 'DistillationHook', 'ExportHook', 'FreezeHook', 'HandoverHook',
-           'HeldOutHook', 'IntegrityHook', 'ReseedHook']
+__all__ = ['ChannelsLastHook', 'CheckHook', 'CorruptionHook', 'DistillationHook', 'ExportHook', 'FreezeHook',
+           'HandoverHook', 'HeldOutHook', 'IntegrityHook', 'ReseedHook']

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import kd_plugins  # noqa: F401
-from kd_plugins.compat import mmcv_ext, provide_mmcv_ops
+from kd_plugins.compat import check_operators, mmcv_ext, provide_mmcv_ops
 from kd_plugins.errors import UserError
 
 ops = pytest.importorskip('mmcv.ops')
@@ -69,6 +69,20 @@ def test_unknown_operator_names_itself_and_the_build():
         assert part in message
     assert '\n' not in message
     assert not hasattr(mmcv_ext, '__path__')
+
+
+def test_an_operator_that_a_model_will_lack_is_told_before_it_is_called(monkeypatch):
+    def check(*modules):
+        check_operators(torch.nn.ModuleDict({f'part{i}': module for i, module in enumerate(modules)}))
+
+    check(ops.MaskedConv2d(2, 2, 1), ops.RoIAlign(7), ops.RoIPool(7, 1.), ops.DeformConv2d(2, 2, 1),
+          ops.ModulatedDeformConv2dPack(2, 2, 1), ops.MultiScaleDeformableAttention(8, 2), ops.SimpleRoIAlign(7, 1.))
+    with pytest.raises(UserError, match=r'^part1 is a CARAFEPack: mmcv operator carafe_\w+: .*MMCV_WITH_OPS=1'):
+        check(torch.nn.Identity(), ops.CARAFEPack(8, 2))
+    with pytest.raises(UserError, match=r"^part0 is a RoIAlign: mmcv operator roi_align with pool_mode='max'"):
+        check(ops.RoIAlign(7, pool_mode='max'))
+    monkeypatch.setitem(sys.modules, 'mmcv._ext', torch)  # as a compiled one, another file
+    check(ops.RoIAlign(7, pool_mode='max'))
 
 
 def test_environment_report_is_honest():
@@ -456,6 +470,51 @@ def test_deform_conv_by_hand(groups, deform_groups):
         torch.testing.assert_close(got, want)
 
 
+def test_a_point_at_the_border_of_the_padding_has_no_gradient():
+    # All offsets are whole numbers, as where a layer starts from 0: many points lie at -1 and at the size of the input.
+    inputs = list(deformable_inputs(1, 1))
+    inputs[1] = torch.randint(-1, 2, inputs[1].shape, dtype=torch.float64).requires_grad_()
+    expected = loop_deform_conv(*inputs, 1, 1)
+    output = ops.modulated_deform_conv2d(*inputs, *GEOMETRY.values())
+    torch.testing.assert_close(output, expected)
+    direction = torch.randn_like(output)
+    for got, want in zip(*(torch.autograd.grad(y, inputs, direction) for y in (output, expected)), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf, 1e30])
+def test_an_offset_that_is_no_number_does_not_end_the_process(value):
+    feature, offset, mask, weight, bias = (x.detach().requires_grad_() for x in deformable_inputs(1, 1))
+    expected = ops.modulated_deform_conv2d(feature, offset, mask, weight, bias, *GEOMETRY.values())
+    with torch.no_grad():
+        offset[0, 4, 1, 2] = value
+    output = ops.modulated_deform_conv2d(feature, offset, mask, weight, bias, *GEOMETRY.values())
+    output.nansum().backward()
+    changed = output != expected
+    assert changed[0, :, 1, 2].all()
+    assert changed.sum() == 6
+    assert output[0, :, 1, 2].isnan().all() == math.isnan(value)
+    assert all(x.grad.isfinite().all() for x in (feature, offset, mask, weight, bias))
+    assert offset.grad[0, 4:6, 1, 2].tolist() == [0, 0]  # the point is outside, in both directions
+
+
+def test_larger_offset_maps_are_read_as_mmcv_reads_them():
+    # mmcv takes a sample's first numbers for maps of the output's size, and DyHead trains with that.
+    feature, offset, mask, weight, bias = deformable_inputs(1, 1)
+    large = [F.pad(x.detach(), (0, 3, 0, 2), value=0.3).requires_grad_() for x in (offset, mask)]
+    small = [
+        torch.stack([sample.flatten()[: x[0].numel()].view_as(x[0]) for sample in y])
+        for x, y in zip((offset, mask), large, strict=True)
+    ]
+    outputs = [
+        ops.modulated_deform_conv2d(feature, *maps, weight, bias, *GEOMETRY.values()) for maps in (large, small)]
+    torch.testing.assert_close(*outputs, rtol=0, atol=0)
+    direction = torch.randn_like(outputs[0])
+    for got, want in zip(*(torch.autograd.grad(y, large, direction) for y in outputs), strict=True):
+        torch.testing.assert_close(got, want)
+        assert got.any()
+
+
 def test_modulated_deform_conv_without_bias():
     feature, offset, mask, weight, _ = deformable_inputs(1, 1)
     inputs = (feature[:1, :, :4, :4], offset[:1, :, :2, :6], mask[:1, :, :2, :6], weight)
@@ -486,6 +545,47 @@ def test_wrong_deform_groups_do_not_pass_unseen():
     feature, offset, _, weight, _ = deformable_inputs(1, 1)
     with pytest.raises(RuntimeError, match='offset'):
         ops.deform_conv2d(feature, offset, weight, *GEOMETRY.values(), 1, 2)
+
+
+# -- masked convolution, attention -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('kernel', 'padding'), [((3, 3), (1, 1)), ((1, 1), (0, 0)), ((3, 1), (1, 0))])
+def test_masked_conv_is_the_convolution_where_the_mask_is(kernel, padding):
+    convolution = ops.MaskedConv2d(3, 5, kernel, padding=padding)
+    feature, mask = torch.randn(1, 3, 6, 7), torch.rand(1, 6, 7) > 0.6
+    with torch.no_grad():
+        expected = convolution(feature) * mask
+        torch.testing.assert_close(convolution(feature, mask), expected)
+        assert not convolution(feature, torch.zeros_like(mask)).any()
+
+
+def test_deformable_attention_by_hand():
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
+
+    shapes = torch.tensor([[4, 5], [2, 3]])
+    value = torch.randn(2, 26, 2, 3, dtype=torch.float64, requires_grad=True)
+    locations = (torch.rand(2, 3, 2, 2, 2, 2, dtype=torch.float64) * 1.4 - 0.2).requires_grad_()
+    weights = torch.rand(2, 3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    expected = torch.zeros(2, 3, 2, 3, dtype=torch.float64)
+    for b, query, head, level, point in np.ndindex(2, 3, 2, 2, 2):
+        height, width = shapes[level].tolist()
+        plane = value[b, :20] if level == 0 else value[b, 20:]
+        plane = F.pad(plane[:, head].T.reshape(3, height, width), (1, 1, 1, 1))
+        x, y = locations[b, query, head, level, point] * torch.tensor([width, height]) - 0.5
+        if -1 < y < height and -1 < x < width:
+            top, left = math.floor(y.item()), math.floor(x.item())
+            v, h = y - top, x - left
+            patch = plane[:, top + 1 : top + 3, left + 1 : left + 3]
+            sample = torch.stack([1 - v, v]) @ patch @ torch.stack([1 - h, h])
+            expected[b, query, head] = expected[b, query, head] + weights[b, query, head, level, point] * sample
+    starts = torch.tensor([0, 20])
+    output = MultiScaleDeformableAttnFunction.apply(value, shapes, starts, locations, weights, 64)
+    torch.testing.assert_close(output, expected.flatten(2))
+    direction, inputs = torch.randn_like(output), (value, locations, weights)
+    gradients = (torch.autograd.grad(y, inputs, direction) for y in (output, expected.flatten(2)))
+    for got, want in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, want)
 
 
 # -- focal loss ------------------------------------------------------------------------------------------------------

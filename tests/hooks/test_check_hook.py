@@ -1,0 +1,46 @@
+"""Data sets that number their classes differently never meet in one run."""
+
+from types import SimpleNamespace
+
+import pytest
+from mmengine.dataset import ConcatDataset, RepeatDataset
+from mmpretrain.datasets import CustomDataset
+from tiny import image_folder
+
+from kd_plugins.errors import UserError
+from kd_plugins.hooks import CheckHook
+
+GIVEN = dict(metainfo=dict(classes=('a', 'b', 'c', 'd')))  # which hides the folders' names
+
+
+def check(train, val=None):
+    runner = SimpleNamespace(
+        train_dataloader=SimpleNamespace(dataset=train), val_loop=val, val_dataloader=SimpleNamespace(dataset=val))
+    CheckHook().before_train(runner)
+
+
+@pytest.mark.parametrize('options', [{}, GIVEN])
+def test_class_folders_that_number_the_labels_differently_are_refused(tmp_path, options):
+    train, val = (CustomDataset(data_root=str(image_folder(tmp_path / name)), **options) for name in ('train', 'val'))
+    check(train)
+    check(RepeatDataset(train, 2), val)
+    check(ConcatDataset([train, val]), RepeatDataset(val, 2))
+    (tmp_path / 'val' / 'class1').rename(tmp_path / 'val' / 'class9')
+    val = CustomDataset(data_root=str(tmp_path / 'val'), **options)
+    with pytest.raises(UserError, match=r"val_dataloader: label 1 is 'class2' there and 'class1' in training \(4 "):
+        check(RepeatDataset(train, 2), ConcatDataset([val]))
+    if options:
+        with pytest.raises(UserError, match=r"train_dataloader: label 1 is 'class2' there"):
+            check(ConcatDataset([train, val]))
+
+
+def test_a_list_that_ends_early_is_refused_and_none_is_fine(tmp_path):
+    train = CustomDataset(data_root=str(image_folder(tmp_path / 'train')))
+    for path in (tmp_path / 'train' / 'class3').iterdir():
+        path.unlink()
+    (tmp_path / 'train' / 'class3').rmdir()
+    val = CustomDataset(data_root=str(tmp_path / 'train'))
+    with pytest.raises(UserError, match=r"label 3 is None there and 'class3' in training \(3 classes and 4\)"):
+        check(train, val)
+    check(train, SimpleNamespace(metainfo={}))  # such as a gallery, whose people are others
+    check(SimpleNamespace(metainfo={}), val)
