@@ -1,3 +1,4 @@
+# Trained as the other methods of configs/cifar10, for comparison; cifar100/dml/resnet32.py has the paper's training.
 # Two networks of different architecture.
 _base_ = '../wrn-28-2.py'
 resnet26 = dict(

@@ -1,3 +1,4 @@
+# Trained as the other methods of configs/cifar100, for comparison; the paper's training is that of resnet32.py.
 # Two networks of different architecture.
 _base_ = '../wrn-28-2.py'
 resnet26 = dict(
