@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import logging
 import sqlite3
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from kd_plugins.errors import UserError
@@ -19,7 +22,8 @@ class AnswerCache:
 
     A file is named by the teacher's weights, its structure and its taps; an answer in it by the input's pixels and the
     autocast precision. So neither another teacher nor another augmentation is ever answered from it, and any number of
-    runs and processes may share a folder. An answer is written whole or not at all, whatever stops the run.
+    runs and processes may share a folder. An answer is written whole or not at all, whatever stops the run, with a
+    checksum of itself, its input and its layout: what has changed on the disk is made again.
 
     Inputs come again where the data set repeats its augmentations, as ``BatchedImages(replay=...)`` does. Logits take
     some bytes an image, maps their size: 50,000 images times ``replay`` times 32 KiB for 128 maps of 8 x 8.
@@ -66,7 +70,7 @@ class AnswerCache:
                       for image, shape in zip(inputs.detach().cpu(), shapes, strict=True)]
 
     def get(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features | None:
-        """Return the features of a batch, or None where an image is not known yet."""
+        """Return the features of a batch, or None where an image is not known yet, or its answer is damaged."""
         kind, keys = self._keys(inputs, data_samples)
         layouts = self._run('SELECT layout FROM layouts WHERE kind = ?', (kind,))
         if not layouts:
@@ -75,15 +79,23 @@ class AnswerCache:
         found = dict(self._run(f'SELECT key, value FROM answers WHERE key IN ({marks})', keys))
         if len(found) < len(set(keys)):
             return None
-        values = torch.frombuffer(bytearray().join(found[key] for key in keys), dtype=torch.uint8).view(len(keys), -1)
-        features: Features = {}
-        start = 0
-        for tap, levels in json.loads(layouts[0][0]):
-            features[tap] = []
-            for shape, name, size in levels:
-                level = values[:, start:start + size].contiguous().view(getattr(torch, name))
-                features[tap].append(level.view(-1, *shape).to(inputs.device))
-                start += size
+        try:
+            layout = json.loads(layouts[0][0])
+            whole = sum(size for _, levels in layout for *_, size in levels)
+            answers = [_verified(found[key], whole, key + layouts[0][0].encode()) for key in keys]
+            values = torch.frombuffer(bytearray().join(answers), dtype=torch.uint8).view(len(keys), whole)
+            features: Features = {}
+            start = 0
+            for tap, levels in layout:
+                features[tap] = []
+                for shape, name, size in levels:
+                    level = values[:, start:start + size].contiguous().view(getattr(torch, name))
+                    features[tap].append(level.view(-1, *shape).to(inputs.device))
+                    start += size
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            print_log(f'{self.path}: what it says of a batch is damaged ({error}); the teacher answers anew', 'current',
+                      logging.WARNING)
+            return None
         return features
 
     def put(self, inputs: Tensor, data_samples: Sequence[Any] | None, features: Features) -> None:
@@ -103,9 +115,23 @@ class AnswerCache:
             layout.append((tap, [(tuple(x.shape[1:]), str(x.dtype).removeprefix('torch.'),
                                   x[0].numel() * x.element_size()) for x in levels]))
         values = torch.cat(columns, 1)
-        self._run('INSERT OR IGNORE INTO layouts VALUES (?, ?)', (kind, json.dumps(layout)))
-        self._run('INSERT OR IGNORE INTO answers VALUES (?, ?)',
-                  [(key, _bytes(value)) for key, value in zip(keys, values, strict=True)], many=True)
+        text = json.dumps(layout)
+        self._run('INSERT OR REPLACE INTO layouts VALUES (?, ?)', (kind, text))
+        rows = [(key, _bytes(value)) for key, value in zip(keys, values, strict=True)]
+        self._run('INSERT OR REPLACE INTO answers VALUES (?, ?)',
+                  [(key, value + _checksum(value, key + text.encode())) for key, value in rows], many=True)
+
+
+def _checksum(value: bytes | memoryview, about: bytes) -> bytes:
+    return zlib.crc32(value, zlib.crc32(about)).to_bytes(4, 'big')
+
+
+def _verified(stored: bytes, size: int, about: bytes) -> memoryview:
+    """Return an answer without its checksum; older files hold none."""
+    value, checksum = memoryview(stored)[:size], stored[size:]
+    if len(value) != size or checksum not in (b'', _checksum(value, about)):
+        raise ValueError('an answer is not the one that was written')
+    return value
 
 
 def _bytes(tensor: Tensor) -> bytes:

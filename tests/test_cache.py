@@ -1,5 +1,6 @@
 """A teacher's answers from disk are its answers."""
 
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,52 @@ def test_a_run_that_repeats_its_augmentations_asks_the_teacher_for_the_first_one
     assert answered == 0
     assert equal(again, cached)
     assert BatchedImages(dict(type='kd_plugins.Shades'))[0]['inputs'].shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize('change', [
+    "UPDATE answers SET value = (SELECT value FROM answers AS other WHERE other.key > answers.key LIMIT 1)",
+    "UPDATE answers SET value = CAST(x'00ff' || substr(value, 3) AS BLOB)",
+    'UPDATE answers SET value = substr(value, 9)',
+    'UPDATE answers SET value = NULL',
+    "UPDATE answers SET value = 'text'",
+    "UPDATE layouts SET layout = replace(layout, '[8, 8, 8]', '[4, 16, 8]')",
+    "UPDATE layouts SET layout = replace(layout, 'float32', 'int32')",
+    "UPDATE layouts SET layout = '[[\"head.fc\"'",
+    "UPDATE layouts SET layout = '[[\"head.fc\", 3]]'",
+    "UPDATE layouts SET layout = replace(layout, ', 16]', ', \"16\"]')",
+    'UPDATE layouts SET layout = NULL',
+])
+def test_what_has_changed_in_a_whole_file_is_answered_anew(
+    record: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    images = torch.randn(4, 3, 16, 16)
+    expected = teacher(record, tmp_path)(images, None)
+    (path,) = (tmp_path / 'cache').glob('*.sqlite')
+    with sqlite3.connect(path) as file:
+        before = list(file.execute('SELECT * FROM answers')) + list(file.execute('SELECT * FROM layouts'))
+        file.execute(change)
+        assert before != list(file.execute('SELECT * FROM answers')) + list(file.execute('SELECT * FROM layouts'))
+    file.close()
+    calls = forwards(monkeypatch)
+    for _ in range(2):
+        found = teacher(record, tmp_path)(images, None)
+        assert all(torch.equal(found[tap][0], expected[tap][0]) for tap in TAPS)
+    assert calls == [4]  # mended by the first
+
+
+def test_files_of_older_versions_without_checksums_answer(
+    record: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.randn(4, 3, 16, 16)
+    expected = teacher(record, tmp_path)(images, None)
+    (path,) = (tmp_path / 'cache').glob('*.sqlite')
+    with sqlite3.connect(path) as file:
+        file.execute('UPDATE answers SET value = substr(value, 1, length(value) - 4)')
+    file.close()
+    calls = forwards(monkeypatch)
+    found = teacher(record, tmp_path)(images, None)
+    assert all(torch.equal(found[tap][0], expected[tap][0]) for tap in TAPS)
+    assert calls == []
 
 
 def test_mistakes_are_told(record: dict, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ ROOMS = {
     'functional': (set(), {'torch'}),
     'losses': ({'functional', 'registry'}, {'torch'}),
     'recorder': (LEAVES, {'torch'}),
-    'cache': (LEAVES | {'recorder'}, {'torch'}),
+    'cache': (LEAVES | {'recorder'}, {'mmengine', 'torch'}),
     'schedule': (LEAVES, {'mmengine'}),
     'checkpoint': (LEAVES | {'compat', 'unpickling'}, {'mmengine', 'numpy', 'torch'}),
     'teacher': (LEAVES | {'cache', 'checkpoint', 'recorder'}, {'mmengine', 'torch'}),
