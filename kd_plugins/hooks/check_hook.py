@@ -1,6 +1,6 @@
 """What would go wrong in silence, or only after hours, is refused before the first step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -67,3 +67,17 @@ def check_classes(trained: Sequence[str], given: Sequence[str], name: str) -> No
     label, one, other = next((i, x, y) for i, (x, y) in enumerate(zip_longest(trained, given)) if x != y)
     raise UserError(f'{name}: label {label} is {other!r} there and {one!r} in training ({len(given)} classes and '
                     f'{len(trained)}); give both the same classes, or the same class folders')
+
+
+def check_checkpoint_classes(checkpoint: Mapping[str, Any], dataset: Any) -> None:
+    """Compare the classes that a checkpoint was trained on, where it says, with those that it is to be scored on.
+
+    Files from elsewhere may spell names differently; so only a name that both have under different labels counts.
+
+    Raises:
+        UserError: There is one.
+    """
+    trained = ((checkpoint.get('meta') or {}).get('dataset_meta') or {}).get('classes') or ()
+    given = dataset.metainfo.get('classes') or ()
+    if any(own != other and other in trained for own, other in zip(trained, given, strict=False)):
+        check_classes(trained, given, 'test_dataloader')

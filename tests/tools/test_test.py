@@ -57,6 +57,15 @@ def test_another_networks_checkpoint_is_refused(run, tmp_path, monkeypatch, caps
         score(monkeypatch, capsys, config, tmp_path / 'other.pth', '--work-dir', tmp_path / 'test')
 
 
+def test_class_folders_that_shift_the_labels_are_refused(run, tmp_path, monkeypatch, capsys):
+    config, folder = run
+    for path in (tmp_path / 'data' / 'class1').iterdir():
+        path.unlink()
+    (tmp_path / 'data' / 'class1').rmdir()
+    with pytest.raises(UserError, match="test_dataloader: label 1 is 'class2' there and 'class1' in training"):
+        score(monkeypatch, capsys, config, folder / 'student.pth', '--work-dir', tmp_path / 'test')
+
+
 def test_mmdets_own_script_trains_a_config_that_names_the_package(tmp_path):
     """On an mmcv without compiled operators, and with distillation by the hook alone."""
     data = coco_folder(tmp_path / 'coco')
