@@ -1,7 +1,11 @@
 """What every command does between reading a config and running it."""
 
+import fcntl
+import gc
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,9 +39,7 @@ def prepare_run(
     if amp:
         config.optim_wrapper = {key: value for key, value in config.optim_wrapper.items()
                                 if key not in ('loss_scale', 'dtype')} | {'type': 'kd_plugins.BF16OptimWrapper'}
-    if launcher == 'pytorch' and 'RANK' not in os.environ:
-        raise UserError('--launcher pytorch: this process was not started by it; use torchrun --nproc_per_node N '
-                        'before the script, or leave the option out')
+    _check_launcher(launcher)
     if not torch.cuda.is_available():
         _use_cpu(config)
 
@@ -51,6 +53,57 @@ def scope_of(config: Config) -> str:
         model = model['student']
     kind = model.get('type', '')  # a class, in a config by read_base
     return model.get('_scope_') or (kind if isinstance(kind, str) else kind.__module__).partition('.')[0]
+
+
+# Where a launcher tells each process its number.
+_RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+
+
+def _check_launcher(launcher: str) -> None:
+    if launcher != 'none' and _RANKS[launcher] not in os.environ:
+        start = dict(pytorch='torchrun --nproc_per_node N', slurm='srun', mpi='mpirun -n N')[launcher]
+        raise UserError(f'--launcher {launcher}: this process was not started by it; put {start} before the command, '
+                        'or leave the option out')
+    if launcher == 'none' and 'TORCHELASTIC_RUN_ID' in os.environ:
+        raise UserError('torchrun has started this process, which would train alone: give --launcher pytorch')
+    if launcher in ('slurm', 'mpi') and not torch.cuda.is_available():
+        raise UserError(f'--launcher {launcher} needs a GPU for each process, and torch finds none: use torchrun with '
+                        '--launcher pytorch')
+
+
+@contextmanager
+def alone_in(folder: str | Path, launcher: str = 'none') -> Iterator[None]:
+    """Hold a folder: two commands at once would write over each other's files.
+
+    Raises:
+        UserError: Another command holds it.
+    """
+    if int(os.environ.get(_RANKS.get(launcher, ''), 0)):  # the first process holds it for all
+        yield
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with Path(folder, '.lock').open('w') as lock:
+        os.register_at_fork(after_in_child=lock.close)  # a loader's worker can outlive this process
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f'{folder}: another command is at work in this folder: wait until it ends, or name another '
+                            'folder') from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
+def leave_group() -> None:
+    """Leave the group of processes, where there is one, at the end of a run that went well.
+
+    A thread of gloo's may still hold tensors of the last collective. If it lets them go while Python shuts down, the
+    process is aborted, and the launcher kills the others, who may not have written their results yet. After an error
+    no process leaves: it would wait for collectives that the others never join.
+    """
+    if torch.distributed.is_initialized():
+        gc.collect()  # a data-parallel model of the past holds the group too
+        torch.distributed.destroy_process_group()
 
 
 def _add_hooks(config: Config) -> None:

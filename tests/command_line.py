@@ -12,7 +12,7 @@ from pathlib import Path
 
 TOOLS = Path(__file__).parents[1] / 'tools'
 
-# Imports what every run imports, once; then each line on stdin is a command line, run by a fork.
+# Imports what every run imports, once; then each line on stdin is a command line, run by forks, one for each process.
 FORK_SERVER = '''
 import gc, json, os, resource, runpy, signal, sys
 answers = os.fdopen(os.dup(1), 'w')
@@ -23,26 +23,32 @@ import rich.table, torch.utils.cpp_extension
 gc.freeze()  # a collection in the fork would copy every page
 for line in sys.stdin:
     job = json.loads(line)
-    pid = os.fork()
-    if not pid:
-        os.setsid()
-        os.chdir(job['folder'])
-        os.environ.update(job['environment'])
-        for number, name in ((0, os.devnull), (1, 'stdout'), (2, 'stderr')):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
-        sys.path[:0] = [os.path.dirname(job['argv'][0]), '']
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (job['limit'], resource.RLIM_INFINITY))
-        sys.argv = [os.fsdecode(bytes(x)) if isinstance(x, list) else x for x in job['argv']]
-        runpy.run_path(sys.argv[0], run_name='__main__')
-        sys.exit(0)
-    print(pid, file=answers, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=answers, flush=True)
+    pids = []
+    for rank, environment in enumerate(job['environments']):
+        pids.append(os.fork())
+        if not pids[-1]:
+            os.setsid()
+            os.chdir(job['folder'])
+            os.environ.update(environment)
+            for number, name in ((0, os.devnull), (1, 'stdout'), (2, 'stderr')):
+                name += str(rank) if rank and number else ''
+                os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC), number)
+            sys.path[:0] = [os.path.dirname(job['argv'][0]), '']
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (job['limit'], resource.RLIM_INFINITY))
+            sys.argv = [os.fsdecode(bytes(x)) if isinstance(x, list) else x for x in job['argv']]
+            runpy.run_path(sys.argv[0], run_name='__main__')
+            sys.exit(0)
+    print(pids[0], file=answers, flush=True)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    print(next(filter(None, codes), 0), file=answers, flush=True)
 '''
 
 
 class CommandLine:
     """Runs ``python tools/<tool>.py ...``; its output is in ``stdout`` and ``stderr`` of the folder.
+
+    That of a second process is in ``stdout1`` and ``stderr1``.
 
     Args:
         environment: Variables of the server, beside this process's.
@@ -57,17 +63,21 @@ class CommandLine:
                 [str(Path(__file__).parent), str(TOOLS.parent)])) | (environment or {}))
         self._process = None
 
-    def start(self, folder, *arguments, tool='train', limit=resource.RLIM_INFINITY, environment=None) -> int:
-        """Start a command line in a folder; return its process, which leads a group."""
+    def start(self, folder, *arguments, tool='train', limit=resource.RLIM_INFINITY, environment=None,
+              ranks=({}, )) -> int:
+        """Start a command line in a folder, with a process for each rank's variables; return the first, a group's."""
         arguments = [list(x) if isinstance(x, bytes) else str(x) for x in arguments]
-        job = dict(folder=str(folder), limit=limit, environment=environment or {},
+        job = dict(folder=str(folder), limit=limit, environments=[(environment or {}) | rank for rank in ranks],
                    argv=[str(TOOLS / f'{tool}.py'), *arguments])
         self.server.stdin.write(json.dumps(job).encode() + b'\n')
         self._process = self._answer()
         return self._process
 
     def wait(self, seconds: float | None = None) -> int | None:
-        """Return the exit status; None after so many seconds, when the process group has been killed."""
+        """Return the exit status, of several the first that is not 0.
+
+        None after so many seconds, when the process group has been killed.
+        """
         if not select.select([self.server.stdout], [], [], seconds)[0]:
             os.killpg(self._process, signal.SIGKILL)
             self._answer()

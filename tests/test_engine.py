@@ -1,10 +1,14 @@
 """What every command does between reading a config and running it."""
 
+import os
+import signal
+import time
+
 import pytest
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 
-from kd_plugins.engine import prepare_run, scope_of
+from kd_plugins.engine import alone_in, prepare_run, scope_of
 from kd_plugins.errors import UserError
 
 
@@ -49,7 +53,38 @@ def test_the_scope_of_a_config_by_text_and_by_class():
     assert scope_of(Config(dict(default_scope='mmdet', model=dict(type='x.Y')))) == 'mmdet'
 
 
-def test_processes_that_no_launcher_started_are_refused(monkeypatch):
-    monkeypatch.delenv('RANK', raising=False)
-    with pytest.raises(UserError, match='use torchrun --nproc_per_node'):
-        prepare_run(Config({}), 'pytorch')
+@pytest.mark.parametrize(('launcher', 'environment', 'message'), [
+    ('pytorch', {}, 'put torchrun --nproc_per_node N before the command'),
+    ('slurm', {}, 'put srun before'),
+    ('mpi', {}, 'put mpirun -n N before'),
+    ('slurm', dict(SLURM_PROCID='0'), 'needs a GPU'),
+    ('none', dict(TORCHELASTIC_RUN_ID='1'), 'give --launcher pytorch'),
+])
+def test_a_launcher_that_does_not_fit_is_refused(monkeypatch, launcher, environment, message):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK', 'TORCHELASTIC_RUN_ID'):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        prepare_run(Config({}), launcher)
+
+
+def test_a_folder_has_one_command_and_is_free_again_when_that_ends_though_its_child_lives_on(tmp_path, monkeypatch):
+    started, start = os.pipe()
+    with alone_in(tmp_path / 'run'):
+        child = os.fork()
+        if not child:
+            os.write(start, b'.')
+            time.sleep(60)
+            os._exit(0)
+        with pytest.raises(UserError, match='run: another command is at work'), alone_in(tmp_path / 'run'):
+            pass
+        monkeypatch.setenv('RANK', '1')  # the first process of a group holds it for the others
+        with alone_in(tmp_path / 'run', 'pytorch'):
+            pass
+        os.read(started, 1)
+    with alone_in(tmp_path / 'run'):
+        pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)

@@ -41,10 +41,11 @@ from collections.abc import Sequence
 # Before torch is imported: idle threads that wait by spinning slow down what runs beside.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
-from studies.execute import Execution, LocalLauncher, RayLauncher, alone_in, check_unchanged
+from studies.execute import Execution, LocalLauncher, RayLauncher, check_unchanged
 from studies.plan import load_study
 from studies.report import references, report
 
+from kd_plugins.engine import alone_in
 from kd_plugins.errors import UserError, one_line_errors
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 from mmengine.config import Config, DictAction
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -20,7 +21,7 @@ from mmengine.runner import Runner
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
 from kd_plugins.checkpoint import load_weights, read_checkpoint
 from kd_plugins.config import check_config, load_config
-from kd_plugins.engine import prepare_run, scope_of
+from kd_plugins.engine import leave_group, prepare_run, scope_of
 from kd_plugins.errors import one_line_errors
 from kd_plugins.hooks.check_hook import check_checkpoint_classes
 
@@ -68,7 +69,10 @@ def main() -> None:
     check_checkpoint_classes(checkpoint, runner.test_dataloader.dataset)
     metrics = runner.test()
     print_log(f'scored {args.checkpoint}', 'current', logging.INFO)
-    print(json.dumps({key: float(value) for key, value in metrics.items()}))
+    if is_main_process():
+        print(json.dumps({key: float(value) for key, value in metrics.items()}))
+    del runner, model
+    leave_group()
 
 
 if __name__ == '__main__':

@@ -24,7 +24,7 @@ from pathlib import Path
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 from mmengine.config import Config, DictAction
-from mmengine.dist import get_dist_info
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from rich.console import Console
@@ -33,7 +33,7 @@ from rich.table import Table
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
 from kd_plugins.checkpoint import latest_checkpoint
 from kd_plugins.config import check_config, default_work_dir, load_config
-from kd_plugins.engine import prepare_run
+from kd_plugins.engine import alone_in, leave_group, prepare_run
 from kd_plugins.errors import UserError, one_line_errors
 
 
@@ -129,13 +129,15 @@ def main() -> None:
     config = load_config(args.config, args.work_dir, args.cfg_options)
     check_config(config, 'train')
     prepare_run(config, args.launcher, args.allow_pickle, args.skip_corrupt, args.amp)
-    prepare(config)
     flags = [f'--{name}' for name in ('amp', 'skip-corrupt', 'allow-pickle') if getattr(args, name.replace('-', '_'))]
-    train_missing(config, args.launcher, flags)
-    set_resume(config, args.resume)
-    Runner.from_cfg(config).train()
-    if config.get('compare') and get_dist_info()[0] == 0:
-        print_comparison(config, flags)
+    with alone_in(config.work_dir, args.launcher):
+        prepare(config)
+        train_missing(config, args.launcher, flags)
+        set_resume(config, args.resume)
+        Runner.from_cfg(config).train()
+        if config.get('compare') and is_main_process():
+            print_comparison(config, flags)
+    leave_group()
 
 
 if __name__ == '__main__':

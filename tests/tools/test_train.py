@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from mmengine.config import Config
 from tiny import classification_config, classifier, equal, image_folder, teacher_record
 
 from kd_plugins.datasets.drawing import CLASSES, draw_voc
+from kd_plugins.engine import alone_in
 
 TRAIN = Path(__file__).parents[2] / 'tools' / 'train.py'
 STAGES = ['backbone.stage1', 'backbone.stage2', 'backbone.stage3']
@@ -414,3 +416,57 @@ def test_a_config_without_checkpoints_trains(tmp_path, command, config):
     config.dump(tmp_path / 'cfg.py')
     assert command(tmp_path, 'cfg.py') == 0, (tmp_path / 'stderr').read_text()
     assert not list(Path(config.work_dir).glob('*.pth'))
+
+
+# Notes, when Python begins to shut down, which threads there still are.
+LAST_THREADS = """
+import atexit, os
+from pathlib import Path
+
+@atexit.register
+def note():
+    names = [Path(f'/proc/self/task/{task}/comm').read_text().strip() for task in os.listdir('/proc/self/task')]
+    Path(f'threads{os.environ["RANK"]}').write_text(' '.join(names))
+"""
+
+
+def ranks(folder):
+    """Return the environments of two processes that a launcher would start."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    (folder / 'last_threads.py').write_text(LAST_THREADS)
+    return [dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
+                 CUDA_VISIBLE_DEVICES='') for rank in range(2)]
+
+
+def test_two_processes_train_and_test_on_a_cpu_and_leave_no_thread_behind(command, long_run):
+    """A thread of gloo's that outlives the run can abort its process, in one of ten to twenty runs."""
+    folder, config = long_run('run')
+    config.train_dataloader.batch_size = 4
+    config.train_cfg.max_epochs = 1
+    config.default_hooks.sync = dict(type='SyncBuffersHook')  # BatchNorm's statistics are each process's own
+    config.custom_imports.imports.append('last_threads')
+    config.test_dataloader, config.test_cfg, config.test_evaluator = config.val_dataloader, {}, config.val_evaluator
+    config.dump(folder / 'cfg.py')
+
+    def threads():
+        return [path.read_text().split() for path in sorted(folder.glob('threads?'))]
+
+    assert command(folder, 'cfg.py', '--launcher', 'pytorch', ranks=ranks(folder)) == 0
+    assert [set(x) & {'pt_gloo_runloop'} for x in threads()] == [set(), set()]
+    metrics = json.loads((folder / 'run/result.json').read_text())['metrics']
+    assert command(folder, 'cfg.py', folder / 'run/student.pth', '--work-dir', folder / 'test', '--launcher', 'pytorch',
+                   tool='test', ranks=ranks(folder)) == 0
+    assert [set(x) & {'pt_gloo_runloop'} for x in threads()] == [set(), set()]
+    scores = json.loads((folder / 'stdout').read_text().splitlines()[-1])
+    assert scores['accuracy/top1'] == metrics['accuracy/top1']
+    assert 'accuracy/top1"' not in (folder / 'stdout1').read_text()
+
+
+def test_a_second_training_in_the_folder_of_one_that_runs_is_refused(command, long_run):
+    folder, config = long_run('run')
+    config.dump(folder / 'cfg.py')
+    with alone_in(folder / 'run'):
+        assert command(folder, 'cfg.py') == 1
+    error_line(folder, f'{folder}/run: another command is at work in this folder')

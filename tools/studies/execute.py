@@ -1,6 +1,5 @@
 """Runs what is missing of a study, several at once."""
 
-import fcntl
 import json
 import multiprocessing
 import os
@@ -10,8 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import connection
 from pathlib import Path
@@ -190,23 +188,6 @@ def _clear(run: Run) -> None:
             shutil.rmtree(path)
         elif not path.is_dir():
             path.unlink()
-
-
-@contextmanager
-def alone_in(root: Path) -> Iterator[None]:
-    """Hold the study's folder: two calls at once would train the same runs.
-
-    Raises:
-        UserError: Another call holds it.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / '.lock').open('w') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f'{root}: another call is at work on this study: wait for it, or give another --root'
-                            ) from None
-        yield
 
 
 def _write(path: Path, text: str) -> None:
