@@ -1,5 +1,6 @@
 """Market-1501, person re-identification, in the official layout."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -41,7 +42,7 @@ class Market1501(BaseDataset):
 
     Raises:
         UserError: The split is unknown; the root or a folder is missing, or a folder holds no picture to use; a name
-            does not tell identity and camera; junk or a distractor lies outside the gallery.
+            does not tell identity and camera; a picture is there twice; junk or a distractor lies outside the gallery.
 
     Sources:
         1. Zheng, Shen, Tian, Wang, Wang and Tian: Scalable Person Re-identification: A Benchmark, ICCV 2015.
@@ -85,7 +86,11 @@ def _read(folder: str, name: str) -> Iterator[dict]:
     if others := sorted({*files} - {*images}):  # the official archive holds a Thumbs.db
         MMLogger.get_current_instance().info(
             f'{folder}: {len(others)} of {len(files)} files are left out, since they are no images, as {others[0]}')
+    pictures: dict[str, str] = {}
     for file in images:
+        other = pictures.setdefault(os.path.splitext(file)[0], file)
+        if other != file:
+            raise UserError(f'{folder}: {other} and {file} are one picture, which would count twice; move one away')
         path = join_path(folder, file)
         found = _NAME.match(file)
         if not found:

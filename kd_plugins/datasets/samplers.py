@@ -70,6 +70,7 @@ class PKSampler:
                             'and batch_size, or use more data')
         self.identities = identities
         self.instances = instances
+        self.batch_size = identities * instances  # that the data loader is to have
         self.seed = sync_random_seed() if seed is None else seed
         self.epoch = 0
         self._pictures = [pictures[label] for label in sorted(pictures)]

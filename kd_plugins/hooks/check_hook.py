@@ -17,8 +17,8 @@ class CheckHook(Hook):
     """Compares the classes of what is scored with those that are trained, and looks for the model's operators.
 
     Raises:
-        UserError: Before training, as :func:`check_classes`; before training or testing, as
-            :func:`kd_plugins.compat.check_operators`.
+        UserError: Before training, as :func:`check_classes`, or where the data loader's batch is not what its sampler
+            puts together; before training or testing, as :func:`kd_plugins.compat.check_operators`.
     """
 
     def before_run(self, runner: Runner) -> None:
@@ -28,7 +28,12 @@ class CheckHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Look at the data."""
-        trained = [*class_lists(runner.train_dataloader.dataset)]
+        loader = runner.train_dataloader
+        batch = getattr(loader.sampler, 'batch_size', loader.batch_size)
+        if batch != loader.batch_size:
+            raise UserError(f'train_dataloader: batch_size={loader.batch_size} cuts up what its '
+                            f'{type(loader.sampler).__name__} puts together; set batch_size={batch}')
+        trained = [*class_lists(loader.dataset)]
         scored = [] if runner.val_loop is None else [*class_lists(runner.val_dataloader.dataset)]
         for name, classes in (*(('train_dataloader', x) for x in trained), *(('val_dataloader', x) for x in scored)):
             if trained:

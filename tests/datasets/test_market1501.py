@@ -96,6 +96,12 @@ def test_images_of_any_ending_are_taken_and_the_log_says_what_is_left_out(
         for folder, count in (('query', 3), ('bounding_box_test', 6))]
 
 
+def test_a_picture_in_two_formats_does_not_count_twice(root: Path) -> None:
+    path = root / 'query' / QUERY[0]
+    path.with_suffix('.png').write_bytes(path.read_bytes())
+    assert refused(root, 'test').startswith(f'{root}/query: {QUERY[0]} and {path.stem}.png are one picture')
+
+
 def test_it_is_found_by_name_and_its_fields_reach_the_evaluator(root: Path) -> None:
     data = DATASETS.build({
         'type': 'kd_plugins.Market1501', 'data_root': str(root.parent), 'data_prefix': root.name, 'split': 'test',

@@ -6,17 +6,24 @@ import pytest
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmpretrain.datasets import CustomDataset
 from tiny import image_folder
+from torch.utils.data import DataLoader
 
+from kd_plugins.datasets import PKSampler
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import CheckHook
+
+
+class Unnamed(list):
+    """A data set that names no classes."""
+
 
 GIVEN = dict(metainfo=dict(classes=('a', 'b', 'c', 'd')))  # which hides the folders' names
 
 
 def check(train, val=None):
-    runner = SimpleNamespace(
-        train_dataloader=SimpleNamespace(dataset=train), val_loop=val, val_dataloader=SimpleNamespace(dataset=val))
-    CheckHook().before_train(runner)
+    loader = DataLoader(train)
+    CheckHook().before_train(SimpleNamespace(
+        train_dataloader=loader, val_loop=val, val_dataloader=SimpleNamespace(dataset=val)))
 
 
 @pytest.mark.parametrize('options', [{}, GIVEN])
@@ -43,4 +50,16 @@ def test_a_list_that_ends_early_is_refused_and_none_is_fine(tmp_path):
     with pytest.raises(UserError, match=r"label 3 is None there and 'class3' in training \(3 classes and 4\)"):
         check(train, val)
     check(train, SimpleNamespace(metainfo={}))  # such as a gallery, whose people are others
-    check(SimpleNamespace(metainfo={}), val)
+    check(Unnamed(), val)
+
+
+def test_a_batch_that_cuts_up_the_samplers_groups_is_refused(tmp_path):
+    data = CustomDataset(data_root=str(image_folder(tmp_path)))
+    sampler = PKSampler(data, 2, 3, seed=0)
+    for size in (6, 8):
+        runner = SimpleNamespace(train_dataloader=DataLoader(data, size, sampler=sampler), val_loop=None)
+        if size == 6:
+            CheckHook().before_train(runner)
+        else:
+            with pytest.raises(UserError, match=r'batch_size=8 cuts up what its PKSampler puts together; set .*=6'):
+                CheckHook().before_train(runner)
