@@ -1,6 +1,7 @@
 """What would end in a wrong result ends the run instead."""
 
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ class IntegrityHook(Hook):
 
     mmengine loads checkpoints loosely and saves whatever there is. Here a run ends with one line
 
-    * whose ``load_from`` has no tensor of the model, or whose ``--resume`` has not all of them, nor the optimiser's
-      state;
+    * whose ``load_from`` has no tensor of the model, or whose ``--resume`` has not all of them, or not the state of its
+      optimiser;
     * that has no iteration to train;
     * whose weights are not finite when they are to be saved.
 
@@ -51,6 +52,9 @@ class IntegrityHook(Hook):
         if 'optimizer' not in checkpoint or 'iter' not in checkpoint.get('meta', {}):
             raise UserError(f'a run cannot go on from {path}, which holds no state of an optimiser: give one of the '
                             "run's own checkpoints, or start from its weights by load_from")
+        groups, own = checkpoint['optimizer'].get('param_groups'), getattr(runner.optim_wrapper, 'param_groups', None)
+        if groups and own:
+            _check_groups(path, groups, own)
 
     def before_train(self, runner: Runner) -> None:
         """Look for something to train on, and mark the run."""
@@ -74,6 +78,19 @@ class IntegrityHook(Hook):
             if value.is_floating_point() and (value.isnan() | (value.isinf() & (name in parameters))).any():
                 raise UserError(f'{name} is not finite after iteration {runner.iter}: training stops, the last good '
                                 'checkpoint is kept; lower the learning rate')
+
+
+def _check_groups(path: str, saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]]) -> None:
+    """Compare an optimiser's saved parameter groups with those of the config."""
+    gone, new = (sorted(set(a[0]) - set(b[0])) for a, b in ((saved, own), (own, saved)))
+    if gone and new:  # versions of torch differ by options of one side
+        raise UserError(f'{path} was written by another optimiser ({", ".join(gone)}; this one has {", ".join(new)}): '
+                        "go on with the config that wrote it, or start from its weights by load_from")
+    sizes = [[len(group['params']) for group in groups] for groups in (saved, own)]
+    if sizes[0] != sizes[1]:
+        raise UserError(f'{path} was written by an optimiser with {len(saved)} parameter groups, this config has '
+                        f'{len(own)}, or groups of other sizes: go on with the config that wrote it, or start from its '
+                        'weights by load_from')
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

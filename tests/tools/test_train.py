@@ -105,7 +105,30 @@ def corrupt_images(config, folder, workers=0):
     config.train_dataloader.dataset.pipeline[0] = dict(type='kd_plugins.LoadImage')
 
 
+def plain(config, **more):
+    config.update(custom_hooks=[], **more)
+
+
+def of_another_network(config, folder):
+    torch.save({'net': {'weight': torch.ones(3)}, 'weight': torch.ones(3)}, folder / 'other.pth')
+    plain(config, load_from=str(folder / 'other.pth'))
+
+
+def pickled_annotations(config, folder):
+    (folder / 'data.pkl').write_bytes(f"cos\nmkdir\n(S'{folder / 'executed'}'\ntR.".encode())
+    plain(config)
+    config.train_dataloader.dataset = dict(type='BaseDataset', ann_file=str(folder / 'data.pkl'))
+
+
 MISTAKES = {
+    'load_from another network': (of_another_network, ['load_from: no tensor of', 'other.pth fits ImageClassifier']),
+    'pickled annotations': (pickled_annotations, ['.pkl file that the config names', 'os.mkdir', '--allow-pickle']),
+    'no iteration': (
+        lambda c, f: (plain(c), c.train_dataloader.update(batch_size=25, drop_last=True)),
+        ['no iteration to train: 24 samples make 0 batches', 'lower the batch size']),
+    'weights that become NaN without distillation': (
+        lambda c, f: plain(c, optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e38))),
+        ['not finite after iteration', 'lower the learning rate']),
     'schedule of no length': (
         lambda c, f: c.update(param_scheduler=[dict(type='CosineAnnealingLR', begin=5, end=2)]),
         ['end should be larger than begin', 'correct the options in the config']),
@@ -198,6 +221,7 @@ def test_a_mistake_ends_in_one_line(tmp_path, command, config, mistake):
     config.dump(tmp_path / 'cfg.py')
     assert command(tmp_path, 'cfg.py') == 1
     error_line(tmp_path, *parts)
+    assert not (tmp_path / 'executed').exists()
 
 
 def test_a_config_that_is_not_there_or_does_not_evaluate(tmp_path, command):
@@ -382,6 +406,29 @@ def test_a_kill_between_the_last_checkpoint_and_its_note(command, long_run):
     assert equal(weights, whole[0])
     assert metrics == whole[1]
     assert metrics['accuracy/top1'] > 0
+
+
+def test_resume_goes_on_with_its_own_run_wherever_the_checkpoints_are(tmp_path, command, shared):
+    """A run begun anew over a finished one, and killed before its first checkpoint, is not that one."""
+    config = classification_config(shared[0], tmp_path / 'run', epochs=3, custom_hooks=[])
+    config.default_hooks.checkpoint = dict(
+        type='CheckpointHook', interval=3, out_dir='elsewhere', filename_tmpl='step_{}.pth')
+    old, _ = finish(command, tmp_path, config)
+    config.randomness.seed = 1
+    assert interrupt(command, tmp_path, config, signal.SIGKILL) == -9
+    new, _ = finish(command, tmp_path, config, '--resume')
+    assert 'elsewhere/run holds no checkpoint of this run, only of an earlier one: it starts anew' in (
+        tmp_path / 'stdout').read_text()
+    assert not equal(old, new)
+    config.train_cfg.max_epochs = 4
+    saved = (tmp_path / 'elsewhere/run/step_3.pth').read_bytes()
+    (tmp_path / 'elsewhere/run/step_4.pth').write_bytes(saved[:-9])  # cut short
+    finish(command, tmp_path, config, '--resume')
+    told = (tmp_path / 'stdout').read_text()
+    assert 'step_4.pth is no readable checkpoint' in told
+    assert 'starts anew' not in told
+    assert (tmp_path / 'elsewhere/run/step_3.pth').read_bytes() == saved
+    assert torch.load(tmp_path / 'elsewhere/run/step_4.pth', weights_only=False)['meta']['epoch'] == 4
 
 
 def test_amp_takes_the_place_of_another_wrapper(tmp_path, command, config):

@@ -1,0 +1,127 @@
+"""Runs that would end in something else than they say."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmpretrain.models import GlobalAveragePooling
+from tiny import classification_config, classifier, equal, image_folder, train, weights
+
+from kd_plugins.checkpoint import RUN_MARK, latest_checkpoint, read_checkpoint, run_of
+from kd_plugins.errors import UserError
+from kd_plugins.registry import MODELS
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return image_folder(tmp_path_factory.mktemp('data'))
+
+
+@pytest.fixture
+def config(tmp_path, data):
+    return checked(data, tmp_path / 'run')
+
+
+def checked(data: Path, folder: Path, **more) -> Config:
+    config = classification_config(data, folder, epochs=1, **more)
+    config.default_hooks.integrity = dict(type='kd_plugins.IntegrityHook')
+    return config
+
+
+def resumed(config: Config, path: str | Path, epochs: int = 2) -> Config:
+    config.load_from, config.resume, config.train_cfg.max_epochs = str(path), True, epochs
+    return config
+
+
+def test_load_from_needs_one_tensor_that_fits(tmp_path, config):
+    other = MODELS.build(classifier(width=8)).state_dict()
+    torch.save({'state_dict': {f'net.{key}': value for key, value in other.items()}}, tmp_path / 'prefixed.pth')
+    config.load_from = str(tmp_path / 'prefixed.pth')
+    with pytest.raises(UserError, match=r'load_from: no tensor of .*prefixed\.pth fits ImageClassifier .*is missing'):
+        train(config)
+    torch.save({'state_dict': other}, tmp_path / 'wide.pth')
+    config.load_from = str(tmp_path / 'wide.pth')  # its head's bias fits
+    train(config)
+
+
+def test_a_run_goes_on_from_a_checkpoint_of_its_own_only(tmp_path, data, config):
+    train(config)
+    path = tmp_path / 'run/epoch_1.pth'
+    with pytest.raises(UserError, match=r'cannot go on from .*, which does not fit ImageClassifier: .*size mismatch'):
+        train(resumed(checked(data, tmp_path / 'other', model=classifier(width=8)), path))
+    saved = read_checkpoint(path)
+    torch.save({'state_dict': saved['state_dict'], 'meta': saved['meta']}, tmp_path / 'student.pth')
+    with pytest.raises(UserError, match=r'student\.pth, which holds no state of an optimiser'):
+        train(resumed(checked(data, tmp_path / 'other'), tmp_path / 'student.pth'))
+    adam = checked(data, tmp_path / 'other', optim_wrapper=dict(optimizer=dict(type='Adam', lr=1e-3)))
+    with pytest.raises(UserError, match=r'written by another optimiser .*momentum.*betas'):
+        train(resumed(adam, path))
+    parts = checked(data, tmp_path / 'other')
+    parts.optim_wrapper.paramwise_cfg = dict(norm_decay_mult=0.)
+    with pytest.raises(UserError, match=r'optimiser with 1 parameter groups, this config has 24'):
+        train(resumed(parts, path))
+
+
+def test_no_iteration(data, tmp_path):
+    config = checked(data, tmp_path / 'run', param_scheduler=[])
+    config.train_dataloader.update(batch_size=25, drop_last=True)
+    with pytest.raises(UserError, match=r'no iteration to train: 24 samples make 0 batches \(drop_last'):
+        train(config)
+    assert not list((tmp_path / 'run').glob('*.pth'))
+
+
+def test_weights_that_are_not_finite_keep_the_last_checkpoint(data, tmp_path):
+    config = checked(data, tmp_path / 'run', param_scheduler=[dict(
+        type='MultiStepLR', milestones=[1], gamma=1e36)])
+    config.train_cfg.max_epochs = 3
+    with pytest.raises(UserError, match=r'not finite after iteration [56]: .*last good checkpoint is kept'):
+        train(config)
+    saved = read_checkpoint(tmp_path / 'run/epoch_1.pth')
+    assert all(value.isfinite().all() for value in saved['state_dict'].values())
+    assert not (tmp_path / 'run/epoch_2.pth').exists()
+
+
+@MODELS.register_module()
+class MaskedPooling(GlobalAveragePooling):
+    """Has a buffer of one value."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.register_buffer('mask', torch.tensor([value]))
+
+
+def test_buffers_may_hold_infinities_but_no_nan(data, tmp_path):
+    def masked(value: float) -> dict:
+        return classifier() | dict(neck=dict(type='kd_plugins.MaskedPooling', value=value))
+
+    train(checked(data, tmp_path / 'inf', model=masked(-torch.inf)))
+    with pytest.raises(UserError, match=r'neck\.mask is not finite'):
+        train(checked(data, tmp_path / 'nan', model=masked(torch.nan)))
+
+
+def test_a_run_begun_anew_is_not_gone_on_with_from_an_older_one(tmp_path, data, config):
+    first = train(config)
+    path = tmp_path / 'run/epoch_1.pth'
+    assert run_of(read_checkpoint(path)) == (tmp_path / 'run' / RUN_MARK).read_text() != ''
+    assert latest_checkpoint(config) == str(path)
+    again = checked(data, tmp_path / 'run', randomness=dict(seed=1))
+    again.train_dataloader.dataset.pipeline[0] = dict(type='LoadImageFromFile', imdecode_backend='none')
+    with pytest.raises(Exception, match='none'):  # before its first checkpoint
+        train(again)
+    assert latest_checkpoint(again) is None
+    train(resumed(config, path))  # by name it does
+    assert latest_checkpoint(config) == str(tmp_path / 'run/epoch_2.pth')
+    assert run_of(read_checkpoint(tmp_path / 'run/epoch_2.pth')) == run_of(read_checkpoint(path))
+    assert not equal(weights(first.model), read_checkpoint(tmp_path / 'run/epoch_2.pth')['state_dict'])
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path, data):
+    """Its checkpoints have no mark."""
+    train(classification_config(data, tmp_path / 'run', epochs=1))
+    config = checked(data, tmp_path / 'run')
+    path = latest_checkpoint(config)
+    assert path.endswith('epoch_1.pth')
+    train(resumed(config, path))
+    assert (tmp_path / 'run' / RUN_MARK).read_text() == ''
+    assert latest_checkpoint(config).endswith('epoch_2.pth')
