@@ -79,6 +79,6 @@ methods = dict(
 # A quarter of the images attacked: an attack is ten passes of the teacher, forward and back, most of BSS's time.
 methods['bss_quick'] = [
     methods['bss'][0], methods['bss'][1] | dict(loss=methods['bss'][1]['loss'] | dict(attack_size=16))]
-# RKD on embeddings of length 1.
+# RKD on embeddings of length 1, which neither its paper nor lenscloth/RKD has, but the poster's authors' later library.
 methods |= {f'{name}_unit': [methods[name][0] | dict(loss=methods[name][0]['loss'] | dict(normalize=True))]
             for name in ('rkd_d', 'rkd_a', 'rkd_da')}
