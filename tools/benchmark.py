@@ -5,34 +5,41 @@
     python tools/benchmark.py loader
     python tools/benchmark.py step --amp --channels-last
     python tools/benchmark.py teacher
+    python tools/benchmark.py losses step reid --device cuda --json all.json
+
+Several may be named, with options that all of them have; one that fails does not keep the next from running.
 
 losses    every loss, forward and backward, beside its literal form: all pairs by broadcasting, as popular code does;
           and beside its floor: the time to read student and teacher and to write the gradient, or to compute the
           products that it cannot do without, at the speeds measured of this machine. Value and gradient are compared
           with the literal form's and with float64's; the exit status is 1 where they disagree.
-reid      retrieval on drawn features, on the CPU: the evaluation at the size of Market-1501 beside the similarity
-          product alone (torch's own, and the faster one that the package takes) and beside the usual way (a full
-          argsort and a loop over the queries); re-ranking beside its dense form; and a memory-mapped gallery of a
-          million items. The exit status is 1 where the mAPs disagree.
+reid      retrieval on drawn features: the evaluation at the size of Market-1501 beside the similarity product alone
+          (torch's own, and the faster one that the package takes on a CPU) and beside the usual way (a full argsort
+          and a loop over the queries); re-ranking, on the CPU, beside its dense form; and a memory-mapped gallery of
+          a million items. The exit status is 1 where the mAPs disagree.
 loader    CIFAR-sized batches, augmented and normalised: from memory a whole batch at once, beside the stock pipeline.
 step      training steps: of the student alone, with the teacher's forward pass beside it, with each method's terms,
           and these with the teacher's answers from disk; and the three operations that a distilled step spends most
           time in.
 teacher   a teacher's forward pass by layout and precision, and with --compile compiled, and its answers from disk.
 
-Time is the median of interleaved repetitions (on a CPU with --threads 1 the time that the thread ran, on which other
-programs have less influence), a ratio of retrieval's the median of the single ratios. The floor is the time to read and
-write what a loss or a batch is made of, at the measured bandwidth, or to compute the products that it cannot
-do without, at the rate measured of large products; a step's has all its convolutions and products. Of losses, batches
-and steps, memory is the peak that a call adds to what is held: on CUDA by torch's own statistics; on a CPU the highest
-sum of the allocations and frees that torch.profiler sees, which is exact and free of what ran before, where a process's
-resident size is neither (it leaves out the scratch space of the matrix library). Of retrieval, memory is the process's
-largest resident size while it ran, in a process of its own, and how much of it the run added.
+Time is the median of interleaved repetitions (on a GPU by its own clock; on a CPU with --threads 1 the time that the
+thread ran, on which other programs have less influence), a ratio of retrieval's the median of the single ratios. The
+floor is the time to read and write what a loss or a batch is made of, at the measured bandwidth, or to compute the
+products that it cannot do without, at the rate measured of large products; a step's has all its convolutions and
+products. Of losses, batches and steps, memory is the peak that a call adds to what is held: on CUDA by torch's own
+statistics; on a CPU the highest sum of the allocations and frees that torch.profiler sees, which is exact and free of
+what ran before, where a process's resident size is neither (it leaves out the scratch space of the matrix library). Of
+retrieval, memory is the process's largest resident size while it ran, in a process of its own, how much of it the run
+added, and what was allocated on a GPU.
 """
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
 
 # Before torch is imported: idle threads that wait by spinning slow down what runs beside.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
@@ -47,8 +54,8 @@ from benchmarks.teacher import teacher
 from kd_plugins.errors import UserError, one_line_errors
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line."""
+def parser_of() -> argparse.ArgumentParser:
+    """Describe the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
     command = commands.add_parser('losses', help='every loss beside its literal form')
@@ -56,16 +63,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.add_argument('--dtypes', nargs='+', choices=['float32', 'bfloat16'], default=['float32'])
     command.add_argument('--limit', type=float, default=1., metavar='GIB',
                          help='leave out literal forms with a larger tensor (default: %(default)s)')
-    command.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     command.set_defaults(run_command=losses)
     command = commands.add_parser('reid', help='retrieval beside the usual way')
-    command.add_argument('--parts', nargs='+', choices=REID_PARTS, default=list(REID_PARTS), help='(default: all)')
+    command.add_argument('--parts', nargs='+', choices=REID_PARTS, help='(default: all that is installed for)')
     command.add_argument('--scale', type=float, default=1., help='factor of the numbers of items and dimensions')
     command.add_argument('--folder', help='where the drawn features lie meanwhile, some 2 GiB (default: the system\'s)')
     command.set_defaults(run_command=reid)
     command = commands.add_parser('loader', help='CIFAR-sized batches beside the stock pipeline')
     command.add_argument('--images', type=int, default=50_000, help='pictures in the drawn set')
-    command.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     command.set_defaults(run_command=loader)
     command = commands.add_parser('step', help='training steps with each method')
     command.add_argument('--parts', nargs='+', choices=STEP_PARTS, default=['cifar'], help='(default: cifar)')
@@ -73,14 +78,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.add_argument('--batch-size', type=int, default=128)
     command.add_argument('--amp', action='store_true', help='under bfloat16 autocast')
     command.add_argument('--channels-last', action='store_true')
-    command.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     command.set_defaults(run_command=step)
     command = commands.add_parser('teacher', help="a teacher's ways to answer")
     command.add_argument('--parts', nargs='+', choices=['cifar', 'imagenet'], default=['cifar'],
                          help='(default: cifar)')
     command.add_argument('--batch-size', type=int, default=128)
     command.add_argument('--compile', action='store_true', help='also compiled, which takes minutes at first')
-    command.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     command.set_defaults(run_command=teacher)
     for command in commands.choices.values():
         command.add_argument('--repeats', type=int, default=5)
@@ -93,11 +96,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.set_defaults(run_command=reid_run)
     for command in commands.choices.values():
         command.add_argument('--threads', type=int, default=torch.get_num_threads(), help='number of CPU threads')
-    args = parser.parse_args(argv)
-    if args.repeats < 1:
-        raise UserError(f'--repeats: expected at least 1, got {args.repeats}')
-    torch.set_num_threads(args.threads)
-    args.run_command(args)
+        command.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
+                             help='(default: a GPU where there is one)')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    argv, parser = list(sys.argv[1:] if argv is None else argv), parser_of()
+    names = list(takewhile(('losses', 'reid', 'loader', 'step', 'teacher').__contains__, argv)) or argv[:1]
+    runs = [parser.parse_args([name, *argv[len(names):]]) for name in names] or [parser.parse_args(argv)]
+    for args in runs:
+        if args.repeats < 1:
+            raise UserError(f'--repeats: expected at least 1, got {args.repeats}')
+        if args.device.startswith('cuda') and not torch.cuda.is_available():
+            raise UserError(f'--device {args.device}: torch finds no GPU here; take --device cpu')
+    results: dict[str, dict[str, Any]] = {}
+    failures = []
+    for args in runs:
+        args.results, args.several = results, len(runs) > 1
+        torch.set_num_threads(args.threads)
+        try:
+            args.run_command(args)
+        except UserError as error:
+            failures.append(error)
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        raise UserError('; '.join(map(str, failures)))
 
 
 if __name__ == '__main__':

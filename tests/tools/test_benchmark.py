@@ -59,6 +59,30 @@ def test_disagreement_is_an_error_that_names_the_loss(run, broken):
         run([kept, case._replace(reference=broken(case.reference))])
 
 
+def test_several_are_measured_into_one_file_whatever_fails(monkeypatch, tmp_path):
+    def measured(args):
+        timing.keep(args, dict(figure=len(args.results)))
+        if args.command == 'losses':
+            raise UserError('two losses differ')
+
+    for name in ('losses', 'step', 'reid'):
+        monkeypatch.setattr(tool, name, measured)
+    out = tmp_path / 'out.json'
+    with pytest.raises(UserError, match=r'^two losses differ$'):
+        tool.main(['losses', 'step', 'reid', '--device', 'cpu', '--repeats', '2', '--json', str(out)])
+    found = json.loads(out.read_text())
+    assert {name: part['figure'] for name, part in found.items()} == dict(losses=0, step=1, reid=2)
+    assert all(part['device'] == 'cpu' and part['torch'] == torch.__version__ for part in found.values())
+    tool.main(['step', '--device', 'cpu', '--json', str(out)])
+    assert json.loads(out.read_text())['figure'] == 0
+    with pytest.raises(SystemExit):  # an option that not all of them have, before any is measured
+        tool.main(['step', 'losses', '--amp', '--json', str(tmp_path / 'none.json')])
+    assert not (tmp_path / 'none.json').exists()
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(UserError, match='--device cuda: torch finds no GPU here'):
+        tool.main(['losses', 'step', '--device', 'cuda'])
+
+
 def test_peak_memory_is_the_most_held_at_once():
     def step():
         for _ in range(3):
@@ -79,7 +103,7 @@ def test_retrieval_is_measured_beside_the_usual_way(tmp_path, capsys):
     for result in results.values():
         assert result['ratio'] == pytest.approx(result['seconds'][0] / results['re-ranking']['seconds'][0])
         assert result['peak_bytes'] > result['added_bytes'] > 0
-    assert 'rerank: 33 queries, 159 gallery items, 20 dimensions, 1 threads' in capsys.readouterr().out
+    assert 'rerank: 33 queries, 159 gallery items, 20 dimensions, cpu, 1 threads' in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures('faiss')

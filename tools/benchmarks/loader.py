@@ -1,7 +1,6 @@
 """Batches of CIFAR-sized pictures: mmpretrain's pipeline, picture by picture, and a whole batch at once."""
 
 import argparse
-import json
 import pickle
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from mmengine.runner import Runner
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.timing import machine_of, peak_memory, seconds
+from benchmarks.timing import keep, machine_of, peak_memory, seconds
 
 DATASETS = Path(__file__).parents[2] / 'configs/_base_/datasets'
 BATCHES = 10  # in a turn
@@ -93,6 +92,4 @@ def loader(args: argparse.Namespace) -> None:
         table.add_row(name, f'{median(rates):,.0f} ({min(rates):,.0f}–{max(rates):,.0f})', f'{ratio:.1f}',
                       f'{memory[name] / 2**20:.1f}', f'{median(values) / floor:.1f}')
     Console(width=max(100, Console().width)).print(table)
-    if args.json:
-        Path(args.json).write_text(json.dumps(dict(device=str(device), threads=args.threads, loaders=results), indent=2)
-                                   + '\n')
+    keep(args, dict(loaders=results))

@@ -1,11 +1,9 @@
 """Every loss beside its literal form: all pairs by broadcasting, as popular code does."""
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -16,7 +14,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.timing import Machine, machine_of, peak_memory, seconds
+from benchmarks.timing import Machine, keep, machine_of, peak_memory, seconds
 from kd_plugins import functional
 from kd_plugins.errors import UserError
 
@@ -215,7 +213,9 @@ def measure(case: Case, args: argparse.Namespace, dtype: torch.dtype, machine: M
         steps['reference'] = passes(case.reference, student, teacher, leaves)
         result['value_disagreement'], result['gradient_disagreement'] = off_by(own, steps['reference']())
     times: dict[str, list[float]] = {name: [] for name in steps}
-    # A clock's reading and a first call's surprises must not count: short calls are timed many at once.
+    # A clock's reading and the first calls' surprises must not count: short calls are timed many at once.
+    for step in steps.values():
+        step()
     calls = {name: max(1, int(LEAST / seconds(step, device))) for name, step in steps.items()}
     for repeat in range(args.repeats):
         if repeat and sum(sum(times[name]) * calls[name] for name in steps) > 1e3 * PATIENCE:
@@ -261,9 +261,7 @@ def losses(args: argparse.Namespace) -> None:
     """Measure the losses."""
     device = torch.device(args.device)
     machine = machine_of(device)
-    about = dict(device=torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu',
-                 threads=torch.get_num_threads(), repeats=args.repeats, torch=torch.__version__,
-                 gigabytes_per_second=round(machine.bandwidth / 1e9, 1),
+    about = dict(gigabytes_per_second=round(machine.bandwidth / 1e9, 1),
                  gigaflops=round(machine.operations / 1e9, 1))
     cases = [(case, getattr(torch, dtype)) for case in loss_cases(args.full) for dtype in args.dtypes]
     results: list[dict[str, Any]] = []
@@ -271,9 +269,8 @@ def losses(args: argparse.Namespace) -> None:
         for case, dtype in track(cases, 'measuring', console=Console(stderr=True), transient=True):
             results.append(measure(case, args, dtype, machine))
     finally:  # what was measured is not lost with an interruption
-        print_table(results, ', '.join(f'{k} {v}' for k, v in about.items()))
-        if args.json:
-            Path(args.json).write_text(json.dumps(about | dict(cases=results), indent=2) + '\n')
+        keep(args, about | dict(cases=results))
+        print_table(results, ', '.join(f'{k} {v}' for k, v in args.results['losses'].items() if k != 'cases'))
 
     def wrong(keys: tuple[str, str], tolerances: dict[str, float]) -> str:
         # Written so that a value that is no number counts as a disagreement.

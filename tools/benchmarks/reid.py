@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
+from benchmarks.timing import keep
 from kd_plugins import evaluation
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation import ReIDFeatures, Retrieval, load_features, rank_matches, rank_rows
@@ -51,10 +53,11 @@ def reid_features(queries: int, gallery: int, dimensions: int, folder: Path) -> 
             out[start:start + 10_000] = x + (own > 0)[:, None] * centres[own]
 
 
-def usual_way(features: ReIDFeatures) -> dict[str, float]:
+def usual_way(features: ReIDFeatures, device: str) -> dict[str, float]:
     """Score as popular code does: argsort of the whole distance matrix, precision at every rank of every query."""
-    query, gallery = (F.normalize(torch.from_numpy(x)) for x in (features.query_features, features.gallery_features))
-    order = np.argsort(1 - (query @ gallery.T).numpy(), axis=1)
+    query, gallery = (F.normalize(torch.from_numpy(x).to(device))
+                      for x in (features.query_features, features.gallery_features))
+    order = np.argsort((1 - query @ gallery.T).cpu().numpy(), axis=1)
     matches = features.gallery_ids[order] == features.query_ids[:, None]
     precisions = []
     for row, match in enumerate(matches):
@@ -65,15 +68,20 @@ def usual_way(features: ReIDFeatures) -> dict[str, float]:
     return {'mAP': float(np.mean(precisions))}
 
 
-def similarity_product(features: ReIDFeatures, library: bool = False) -> None:
+def evaluation_of(features: ReIDFeatures, device: str, progress: bool = False) -> Retrieval:
+    """Score the package's way."""
+    return rank_matches(features, device=device, progress=progress)
+
+
+def similarity_product(features: ReIDFeatures, device: str, library: bool = False) -> None:
     """Multiply the features, gallery block by gallery block, and nothing else, as torch does or as the package does."""
-    query = torch.from_numpy(np.array(features.query_features))
+    query = torch.from_numpy(np.array(features.query_features)).to(device)
     for start in range(0, len(features.gallery_features), step := BLOCK // query.shape[1]):
-        gallery = torch.from_numpy(np.array(features.gallery_features[start:start + step]))
+        gallery = torch.from_numpy(np.array(features.gallery_features[start:start + step])).to(device)
         inner_products(operand(query), operand(gallery)) if library else query @ gallery.T
 
 
-def dense_reranking(features: ReIDFeatures, k1: int = 20, k2: int = 6, weight: float = 0.3) -> Retrieval:
+def dense_reranking(features: ReIDFeatures, device: str, k1: int = 20, k2: int = 6, weight: float = 0.3) -> Retrieval:
     """Re-rank the usual way: every N x N matrix in memory, loops over the rows."""
     x = np.concatenate((features.query_features, features.gallery_features))
     x /= np.linalg.norm(x, axis=1, keepdims=True)
@@ -112,15 +120,15 @@ def dense_reranking(features: ReIDFeatures, k1: int = 20, k2: int = 6, weight: f
     return rank_rows([(slice(0, queries), final[:, queries:])], features)
 
 
-def sparse_reranking(features: ReIDFeatures) -> Retrieval:
+def sparse_reranking(features: ReIDFeatures, device: str) -> Retrieval:
     """Re-rank the package's way."""
     return rank_rows(evaluation.KReciprocal(features.query_features, features.gallery_features).rows(), features)
 
 
-REID = {'evaluation': partial(rank_matches, device='cpu'), 'product': similarity_product,
+REID = {'evaluation': evaluation_of, 'product': similarity_product,
         'product by oneDNN': partial(similarity_product, library=True), 'usual way': usual_way,
         're-ranking': sparse_reranking, 'dense re-ranking': dense_reranking,
-        'evaluation with a bar': partial(rank_matches, device='cpu', progress=True)}
+        'evaluation with a bar': partial(evaluation_of, progress=True)}
 # Queries, gallery items, dimensions, and what is measured, against the first of it.
 REID_PARTS = {
     'market': (3_368, 15_913, 2_048, ('evaluation', 'product', 'product by oneDNN', 'usual way')),
@@ -140,25 +148,32 @@ def reid_run(args: argparse.Namespace) -> None:
     if args.resident:
         features = replace(features, query_features=np.array(features.query_features),
                            gallery_features=np.array(features.gallery_features))
-    torch.ones(2, 2) @ torch.ones(2, 2)  # starts the threads
+    start = torch.ones(2, 2, device=args.device)
+    (start @ start).sort()  # starts the threads, or loads a GPU's libraries
     Path('/proc/self/clear_refs').write_text('5')  # forgets the peak, which came with the process or was the loading's
     held = resident('VmRSS')
     results: dict[str, dict[str, Any]] = {name: dict(seconds=[]) for name in args.names}
     for _ in range(args.repeats):
         for name, result in results.items():
             start = time.perf_counter()
-            found = REID[name](features)
+            found = REID[name](features, args.device)
+            if args.device != 'cpu':
+                torch.cuda.synchronize(args.device)
             result['seconds'].append(time.perf_counter() - start)
             result |= found.summary() if isinstance(found, Retrieval) else found or {}
     peak = resident('VmHWM')
-    print(json.dumps(dict(runs=results, peak_bytes=peak, added_bytes=peak - held)))
+    memory = dict(peak_bytes=peak, added_bytes=peak - held)
+    if args.device != 'cpu':
+        memory |= dict(device_bytes=torch.cuda.max_memory_allocated(args.device))
+    print(json.dumps(dict(runs=results) | memory))
 
 
 def reid(args: argparse.Namespace) -> None:
     """Measure retrieval: times in turn in one process, memory in a process for each."""
     parts = {}
-    for part in args.parts:
+    for part in args.parts or [part for part in REID_PARTS if part != 'rerank' or find_spec('faiss')]:
         *sizes, names = REID_PARTS[part]
+        names = [name for name in names if args.device == 'cpu' or 'oneDNN' not in name]
         queries, gallery, dimensions = (max(1, int(x * args.scale)) for x in sizes)
         repeats = args.repeats if part == 'market' else 1
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
@@ -166,7 +181,8 @@ def reid(args: argparse.Namespace) -> None:
 
             def run(names: Sequence[str], repeats: int, folder: str = folder, part: str = part) -> dict[str, Any]:
                 command = [sys.executable, str(TOOL), 'reid-run', folder, *names, '--repeats', str(repeats),
-                           '--threads', str(args.threads), *['--resident'] * (part != 'million')]
+                           '--threads', str(args.threads), '--device', args.device]
+                command += ['--resident'] * (part != 'million')
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
                 if done.returncode:
                     raise UserError(f'{part}: measuring {", ".join(names)} failed, see the error above')
@@ -176,20 +192,21 @@ def reid(args: argparse.Namespace) -> None:
             for name in names:
                 results[name] |= {k: v for k, v in run([name], 1).items() if k != 'runs'}
         own = results[names[0]]
-        table = Table('', 's (min–max)', 'times as long', 'mAP', 'MiB at its peak', 'MiB added',
+        memory = {'peak_bytes': 'MiB at its peak', 'added_bytes': 'MiB added'}
+        if args.device != 'cpu':
+            memory |= {'device_bytes': 'MiB on the GPU'}
+        table = Table('', 's (min–max)', 'times as long', 'mAP', *memory.values(),
                       title=f'{part}: {queries} queries, {gallery} gallery items, {dimensions} dimensions, '
-                            f'{args.threads} threads')
+                            f'{args.device}, {args.threads} threads')
         for name, result in results.items():
             result['ratio'] = median(x / y for x, y in zip(result['seconds'], own['seconds'], strict=True))
             seconds = result['seconds']
             table.add_row(name, f'{median(seconds):.2f} ({min(seconds):.2f}–{max(seconds):.2f})',
                           f'{result["ratio"]:.2f}', f'{result["mAP"]:.6f}' if 'mAP' in result else '',
-                          *(f'{result[key] / 2**20:.0f}' for key in ('peak_bytes', 'added_bytes')))
+                          *(f'{result[key] / 2**20:.0f}' for key in memory))
         Console(width=max(110, Console().width)).print(table)
         parts[part] = dict(queries=queries, gallery=gallery, dimensions=dimensions, results=results)
-        if args.json:
-            about = dict(threads=args.threads, torch=torch.__version__, numpy=np.__version__, parts=parts)
-            Path(args.json).write_text(json.dumps(about, indent=2) + '\n')
+        keep(args, dict(numpy=np.__version__, parts=parts))
         scores = [result['mAP'] for result in results.values() if 'mAP' in result]
         if not max(scores) - min(scores) <= TOLERANCE:
             raise UserError(f'{part}: the ways to score disagree by more than {TOLERANCE:g}, see the table')

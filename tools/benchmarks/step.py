@@ -1,7 +1,6 @@
 """Training steps: the student alone, with the teacher's answer beside it, with each method, and that from a cache."""
 
 import argparse
-import json
 import random
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.timing import machine_of, peak_memory, seconds
+from benchmarks.timing import keep, machine_of, peak_memory, seconds
 from kd_plugins.config import load_config
 from kd_plugins.distiller import Distillation
 from kd_plugins.errors import UserError
@@ -124,7 +123,7 @@ def costs(run: Callable[[], None], device: torch.device) -> list[str]:
         run()
     key = 'self_device_time_total' if device.type == 'cuda' else 'self_cpu_time_total'
     events = sorted(record.key_averages(), key=lambda event: -getattr(event, key))
-    total = sum(getattr(event, key) for event in events)
+    total = sum(getattr(event, key) for event in events) or 1  # some virtual machines hide a GPU's counters
     return [f'{event.key} {getattr(event, key) / total:.0%}' for event in islice(events, 3)]
 
 
@@ -166,7 +165,5 @@ def step(args: argparse.Namespace) -> None:
                           *(f'{x / 2**20:.0f}' for x in memory.values()), f'{result["times_floor"]:.1f}',
                           ', '.join(most))
         Console(width=max(240, Console().width)).print(table)
-    if args.json:
-        about = dict(device=torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu',
-                     threads=torch.get_num_threads(), torch=torch.__version__, batch_size=args.batch_size)
-        Path(args.json).write_text(json.dumps(about | dict(parts=results), indent=2) + '\n')
+        keep(args, dict(batch_size=args.batch_size, amp=args.amp, channels_last=args.channels_last,
+                        gigaflops=round(machine.operations / 1e9, 1), parts=results))

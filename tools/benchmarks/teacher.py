@@ -1,7 +1,6 @@
 """A teacher's forward pass: layouts, precisions, compiled or not, and its answers from disk."""
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.step import STEP_PARTS, stripped, terms_of
-from benchmarks.timing import seconds
+from benchmarks.timing import keep, seconds
 from kd_plugins.cache import AnswerCache
 from kd_plugins.config import load_config
 from kd_plugins.recorder import Recorder
@@ -93,5 +92,4 @@ def teacher(args: argparse.Namespace) -> None:
         Console(width=max(120, Console().width)).print(table)
         results[part] = {name: dict(seconds=taken, first=first[name], ratio=base / median(taken))
                          for name, taken in times.items()}
-    if args.json:
-        Path(args.json).write_text(json.dumps(dict(threads=args.threads, parts=results), indent=2) + '\n')
+    keep(args, dict(parts=results))

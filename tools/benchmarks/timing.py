@@ -1,10 +1,10 @@
-"""What all measurements share: the time and the memory of a call."""
+"""What all measurements share: the time and the memory of a call, and where the figures go."""
 
+import argparse
 import json
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,29 +21,39 @@ class Machine(NamedTuple):
 
 
 def machine_of(device: torch.device, dtype: torch.dtype = torch.float32) -> Machine:
-    """Measure a device: the best of some copies of 256 MiB, and of some products of 2048 x 2048 in a precision."""
-    source, target = torch.ones(2, 2 ** 26, device=device)
-    a, b = torch.randn(2, 2048, 2048, device=device, dtype=dtype)
+    """Measure a device: the best of some copies, of 256 MiB or, on a GPU, 1 GiB, and of some products in a precision.
+
+    The products are of 2048 x 2048, on a GPU 8192 x 8192: smaller ones do not fill it.
+    """
+    size, side = (2 ** 26, 2048) if device.type == 'cpu' else (2 ** 28, 8192)
+    source, target = torch.ones(2, size, device=device)
     copying = min(seconds(lambda: target.copy_(source), device) for _ in range(8))
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
     product = min(seconds(lambda: a @ b, device) for _ in range(8))
-    return Machine(2 * source.nbytes / copying, 2 * 2048 ** 3 / product)
+    return Machine(2 * source.nbytes / copying, 2 * side ** 3 / product)
 
 
 def seconds(step: Callable[[], Any], device: torch.device) -> float:
-    """Return how long one call takes; on a CPU with one thread, how long that thread ran."""
-    synchronise = partial(torch.cuda.synchronize, device) if device.type == 'cuda' else lambda: None
-    # What other processes take of the processor then does not count.
-    clock = time.thread_time if device.type == 'cpu' and torch.get_num_threads() == 1 else time.perf_counter
-    synchronise()
+    """Return how long one call takes: on a GPU by its own clock, on a CPU with one thread how long that thread ran."""
+    if device.type == 'cuda':
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        start.record()
+        step()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+    # What other processes take of the processor does not count with one thread.
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     start = clock()
     step()
-    synchronise()
     return clock() - start
 
 
 def peak_memory(step: Callable[[], Any], device: torch.device) -> int:
     """Return the bytes that a call holds at its peak, beyond what was held before."""
     if device.type == 'cuda':
+        torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         step()
@@ -55,3 +65,17 @@ def peak_memory(step: Callable[[], Any], device: torch.device) -> int:
         record.export_chrome_trace(str(path))
         events = [e for e in json.loads(path.read_text())['traceEvents'] if e['name'] == '[memory]']
     return max(accumulate(e['args']['Bytes'] for e in sorted(events, key=lambda e: e['ts'])))
+
+
+def keep(args: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Note a command's figures and of which machine they are; where ``--json`` asks for them, write all so far.
+
+    The file holds one command's figures, or, where several were named, those of each under its name.
+    """
+    device = torch.device(getattr(args, 'device', 'cpu'))
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device)
+    args.results[args.command] = dict(
+        device=name, torch=torch.__version__, threads=torch.get_num_threads(), repeats=args.repeats) | results
+    if args.json:
+        found = args.results if args.several else args.results[args.command]
+        Path(args.json).write_text(json.dumps(found, indent=2) + '\n')
