@@ -256,7 +256,7 @@ def load_loosely(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor]
     if harmless:
         print_log(f'left out of the checkpoint, since no layer needs it: {first(harmless)}', 'current')
     return Misfit(missing, [name for name in left_over if name not in harmless], mismatched,
-                  len(own.keys() - integers) - len(missing) - len(mismatched))
+                  sum(value.is_floating_point() for value in own.values()) - len(missing) - len(mismatched))
 
 
 def load_weights(model: torch.nn.Module, path: str | Path, allow_pickle: bool = False) -> None:
@@ -390,6 +390,8 @@ def save_weights(weights: dict[str, torch.Tensor], path: str | Path, meta: dict[
     """Write weights alone, whole or not at all, readable without pickled code."""
     with io.BytesIO() as buffer:
         plain = OrderedDict((name, tensor.detach().cpu()) for name, tensor in weights.items())
-        plain._metadata = getattr(weights, '_metadata', {})  # the versions by which modules know older files
+        # By their versions modules know older files.
+        plain._metadata = {name: {'version': about['version']} for name, about in getattr(
+            weights, '_metadata', {}).items() if 'version' in about}
         torch.save({'state_dict': plain, 'meta': meta}, buffer)
         AtomicBackend().put(buffer.getvalue(), str(path))

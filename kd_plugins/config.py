@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.utils import import_modules_from_strings
 
 from kd_plugins.errors import UserError, user_named
+from kd_plugins.unpickling import guard_files
 
 
 def default_work_dir(path: str | Path) -> str:
@@ -32,6 +33,7 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
     """
     if not Path(path).is_file():
         raise UserError(f'config {path} does not exist: give the path of a .py file, as in configs/nst_voc.py')
+    guard_files()  # a config may be YAML
     try:
         config = Config.fromfile(path, import_custom_modules=False)
     except (Exception, SystemExit) as error:

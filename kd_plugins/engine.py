@@ -24,7 +24,7 @@ def prepare_run(
     Args:
         config: The config, changed in place.
         launcher: What has started the processes, as mmengine names it.
-        allow_pickle: Run the code that pickled checkpoints hold. Only for files that you trust.
+        allow_pickle: Run the code that pickled checkpoints and annotations hold. Only for files that you trust.
         skip_corrupt: Leave images that cannot be read out of the training data.
         amp: Train under bfloat16 autocast.
 
@@ -33,6 +33,9 @@ def prepare_run(
     """
     config.launcher = launcher
     guard_checkpoints(allow_pickle)
+    if not allow_pickle and 'OpenImagesChallengeDataset' in map(type_name, _records(config._cfg_dict)):
+        raise UserError('OpenImagesChallengeDataset reads its label tree by pickle, which can run code: if you trust '
+                        'its hierarchy_file, allow it (--allow-pickle)')
     _add_hooks(config)
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):  # every image is scored, or none
         _check_images(config.get(name), skip_corrupt and name == 'train_dataloader')

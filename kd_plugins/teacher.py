@@ -65,14 +65,15 @@ def build_teacher(
 
 
 def _initialise(network: nn.Module) -> None:
-    network.init_weights()
+    if hasattr(network, 'init_weights'):
+        network.init_weights()
     random = dict(network.named_parameters())
     for name, module, _ in check_pretrained(network):
         for key, _ in module.named_parameters(name):
             random.pop(key, None)
     if random:
-        print_log(f'the teacher has no checkpoint, and is random in {first(list(random))}: give it one, unless this is '
-                  'what you want', 'current', logging.WARNING)
+        print_log(f'the teacher has no checkpoint, and is random in {first(list(random))}: give it one, unless its '
+                  'network brings weights of its own', 'current', logging.WARNING)
 
 
 class _Renormalise(nn.Module):

@@ -24,6 +24,7 @@ from kd_plugins.checkpoint import (
     AtomicBackend,
     guard_checkpoints,
     latest_checkpoint,
+    load_loosely,
     load_weights,
     read_checkpoint,
     read_weights,
@@ -193,6 +194,36 @@ def test_one_cycle_schedule_can_be_read_back(tmp_path):
     schedule = [dict(type='OneCycleLR', eta_max=0.1, by_epoch=False, total_steps=6)]
     train(classification_config(image_folder(tmp_path / 'data'), tmp_path / 'run', param_scheduler=schedule))
     assert read_checkpoint(tmp_path / 'run/epoch_2.pth')['meta']['epoch'] == 2
+
+
+class Scaled(torch.nn.Linear):
+    """Older versions kept twice the weight."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        if local_metadata.get('version', 1) < 2:
+            state_dict[f'{prefix}weight'] = state_dict[f'{prefix}weight'] / 2
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def test_versions_are_kept_and_asked_for(tmp_path):
+    model, other = torch.nn.Sequential(Scaled(3, 2)), torch.nn.Sequential(Scaled(3, 2))
+    save_weights(model.state_dict(), tmp_path / 'new.pth', {})
+    load_weights(other, tmp_path / 'new.pth')
+    assert torch.equal(other[0].weight, model[0].weight)
+    load_loosely(other[0], read_weights(tmp_path / 'new.pth', '0'))
+    assert torch.equal(other[0].weight, model[0].weight)
+    torch.save(dict(model.state_dict()), tmp_path / 'old.pth')
+    load_weights(other, tmp_path / 'old.pth')
+    assert torch.equal(other[0].weight, model[0].weight / 2)
+
+
+@pytest.mark.parametrize('content', [dict(state_dict=None), dict(epoch=3), dict(model=dict(w=torch.ones(1)))])
+def test_a_file_without_weights(tmp_path, content):
+    torch.save(content, tmp_path / 'x.pth')
+    with pytest.raises(UserError, match=r'x\.pth holds no weights: expected a dictionary of tensors'):
+        load_weights(torch.nn.Linear(1, 1), tmp_path / 'x.pth')
 
 
 def test_weights_come_back_and_strangers_are_named(tmp_path):

@@ -15,6 +15,15 @@ def config(tmp_path):
         tmp_path, tmp_path, val_cfg={}, val_evaluator=dict(type='Accuracy'), val_dataloader=loader)
 
 
+def test_a_yaml_config_runs_no_code(tmp_path):
+    (tmp_path / 'x.yaml').write_text(f'model: !!python/object/apply:os.mkdir [{tmp_path}/executed]')
+    with pytest.raises(UserError, match=r'x\.yaml is no valid config: .*os\.mkdir'):
+        load_config(str(tmp_path / 'x.yaml'))
+    assert not (tmp_path / 'executed').exists()
+    (tmp_path / 'x.yaml').write_text('model: {type: A, sizes: [1, 2]}')
+    assert load_config(str(tmp_path / 'x.yaml')).model.sizes == [1, 2]
+
+
 @pytest.mark.parametrize('path', ['model', 'train_dataloader', 'train_cfg', 'optim_wrapper', 'val_cfg', 'val_evaluator',
                                   'train_dataloader.dataset', 'train_dataloader.batch_size', 'optim_wrapper.optimizer'])
 def test_what_training_needs_is_missed(config, path):

@@ -88,3 +88,12 @@ def test_a_folder_has_one_command_and_is_free_again_when_that_ends_though_its_ch
         pass
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+
+
+def test_data_that_are_read_by_pickle_are_refused_unless_allowed():
+    config = Config(dict(test_dataloader=dict(dataset=dict(type='RepeatDataset', dataset=dict(
+        type='mmdet.OpenImagesChallengeDataset')))))
+    with pytest.raises(UserError, match='OpenImagesChallengeDataset reads its label tree by pickle'):
+        prepare_run(config)
+    prepare_run(config, allow_pickle=True)
+    prepare_run(Config())  # nothing later in this process runs code

@@ -32,7 +32,7 @@ ROOMS = {
                  {'PIL', 'cv2', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'numpy', 'torch'}),
     'evaluation': (LEAVES | {'functional'}, {'faiss', 'mmengine', 'numpy', 'rich', 'scipy', 'torch'}),
     'compat': (LEAVES, {'mmcv', 'mmdet', 'scipy', 'torch', 'torchvision'}),
-    'config': (LEAVES, {'mmengine'}),
+    'config': (LEAVES | {'unpickling'}, {'mmengine'}),
     'engine': (LEAVES | {'checkpoint', 'config'}, {'mmengine', 'torch'}),
     'errors': (set(), {'mmengine'}),
     'registry': (set(), {'mmengine'}),

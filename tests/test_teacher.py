@@ -5,9 +5,10 @@ import pytest
 import torch
 from mmengine.model import BaseDataPreprocessor, ImgDataPreprocessor
 from mmengine.structures import BaseDataElement
-from tiny import PREPROCESSOR, classifier, teacher_record
+from tiny import PREPROCESSOR, classifier, equal, teacher_record
 from torch import nn
 
+from kd_plugins import teacher as teacher_module
 from kd_plugins.errors import UserError
 from kd_plugins.models import Distiller, MutualLearning, NativeEnsemble
 from kd_plugins.registry import MODELS
@@ -144,6 +145,24 @@ def test_distilled_teacher_is_its_student(tmp_path, kind):
         assert hasattr(network.data_preprocessor, 'mean') == (where is not None)
         if where == 'student':
             student.pop('data_preprocessor')
+
+
+def test_without_a_checkpoint_its_parts_are_initialised_and_what_is_random_is_told(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(teacher_module, 'print_log', lambda line, *_: told.append(line))
+    record = teacher_record(tmp_path)
+    model = record['config']
+    model['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint=record['checkpoint'], prefix='backbone')
+    network, expected = build_teacher(model, None), build_teacher(**record)
+    assert equal(network.backbone.state_dict(), expected.backbone.state_dict())
+    assert 'random in head.fc.weight, head.fc.bias: give it one' in told[0]
+    assert len(told) == 1
+    model['init_cfg'] = dict(type='Pretrained', checkpoint=record['checkpoint'])
+    assert equal(build_teacher(model, None).state_dict(), expected.state_dict())
+    assert len(told) == 1
+    model['backbone']['depth'] = 8
+    with pytest.raises(UserError, match=r'backbone was not handed over: .*stage1\..* is left over'):
+        build_teacher(model, None)
 
 
 def test_missing_config(tmp_path):

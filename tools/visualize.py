@@ -32,6 +32,7 @@ from visuals.similarity import similarity
 from visuals.tsne import tsne
 
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
+from kd_plugins.checkpoint import guard_checkpoints
 from kd_plugins.errors import one_line_errors
 
 
@@ -58,6 +59,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_args(argv)
+    guard_checkpoints(getattr(args, 'allow_pickle', False))
     args.run(args)
 
 

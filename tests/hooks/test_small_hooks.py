@@ -130,9 +130,10 @@ class TestHandover:
         model['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint=str(source), prefix=prefix)
         return classification_config(data, tmp_path / 'run', model, 1, default_hooks=HOOKS, log_level='INFO')
 
-    def test_reports_what_arrived(self, tmp_path, data, source, caplog):
+    @pytest.mark.parametrize('prefix', ['backbone.', 'backbone'])
+    def test_reports_what_arrived(self, tmp_path, data, source, caplog, prefix):
         with caplog.at_level(logging.INFO):
-            train(self.config(data, tmp_path, source))
+            train(self.config(data, tmp_path, source, prefix))
         log = next((tmp_path / 'run').glob('*/*.log')).read_text()
         assert f'backbone: all 42 tensors are those of {source}' in log
 
