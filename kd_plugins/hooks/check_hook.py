@@ -1,10 +1,14 @@
 """What would go wrong in silence, or only after hours, is refused before the first step."""
 
+import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+from mmengine import fileio
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from kd_plugins.compat import check_operators, mend_ssd_head
@@ -41,19 +45,40 @@ class CheckHook(Hook):
 
 
 def class_lists(dataset: Any) -> Iterator[Sequence[str]]:
-    """Yield the names of labels 0, 1, … of a data set, or of each of those that it joins.
+    """Yield what labels 0, 1, … of a data set mean, or of each of those that it joins.
 
-    Where class folders give the labels, these are the folders' names: they are numbered in their order, so that one
-    that is missing shifts the labels of all that follow, whatever ``metainfo`` says.
+    That need not be what ``metainfo`` says. Class folders are numbered in the order of their names, and mmdet numbers
+    COCO's categories in the order of the file; so one that is missing shifts the labels of all that follow.
     """
     inner = getattr(dataset, 'dataset', None)
     parts = [*getattr(dataset, 'datasets', []), *([] if inner is None else [inner])]
     for part in parts:
         yield from class_lists(part)
     if not parts:
-        classes = getattr(dataset, 'folder_to_idx', None) or getattr(dataset, 'metainfo', {}).get('classes')
-        if classes:
-            yield tuple(classes)
+        classes = tuple(getattr(dataset, 'metainfo', {}).get('classes') or ())
+        names = tuple(getattr(dataset, 'folder_to_idx', None) or _categories(dataset))
+        for label, (name, given) in enumerate(zip(names, classes, strict=False)):
+            if name != given and name in classes:
+                print_log(f"label {label} is '{name}' in the data, and is shown as '{given}': their own order counts, "
+                          f'not that of classes; give these in the same order', 'current', logging.WARNING)
+                break
+        if names or classes:
+            yield names + classes[len(names):]
+
+
+def _categories(dataset: Any) -> Sequence[str]:
+    """Return the names of the categories that a data set in COCO's format uses, in the order of their labels."""
+    labels, path = getattr(dataset, 'cat2label', None), getattr(dataset, 'ann_file', '')
+    if not labels or not path.endswith('.json'):
+        return ()
+    # The whole file is long to read, and its categories are mostly last.
+    _, _, rest = fileio.get(path, backend_args=getattr(dataset, 'backend_args', None)).rpartition(b'"categories"')
+    try:
+        categories, _ = json.JSONDecoder().raw_decode(rest.decode().lstrip(' :\r\n\t'))
+        names = {category['id']: category['name'] for category in categories}
+        return tuple(names[category] for category in sorted(labels, key=labels.get))
+    except (ValueError, TypeError, KeyError):  # something else by that name
+        return ()
 
 
 def check_classes(trained: Sequence[str], given: Sequence[str], name: str) -> None:

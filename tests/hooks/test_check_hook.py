@@ -1,11 +1,13 @@
 """Data sets that number their classes differently never meet in one run."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 from mmengine.dataset import ConcatDataset, RepeatDataset
+from mmengine.logging import MMLogger
 from mmpretrain.datasets import CustomDataset
-from tiny import image_folder
+from tiny import coco_folder, image_folder
 from torch.utils.data import DataLoader
 
 from kd_plugins.datasets import PKSampler
@@ -51,6 +53,41 @@ def test_a_list_that_ends_early_is_refused_and_none_is_fine(tmp_path):
         check(train, val)
     check(train, SimpleNamespace(metainfo={}))  # such as a gallery, whose people are others
     check(Unnamed(), val)
+
+
+def test_categories_that_a_file_lacks_or_orders_differently_shift_the_labels(tmp_path, caplog):
+    CocoDataset = pytest.importorskip('mmdet.datasets').CocoDataset
+    data = coco_folder(tmp_path / 'data')
+    whole = json.loads((data / 'annotations.json').read_text())
+
+    def build(*names):
+        categories = [dict(id=i, name=name) for i, name in enumerate(names, 1)]
+        (data / f'{"".join(names)}.json').write_text(json.dumps(whole | dict(categories=categories), indent=1))
+        return CocoDataset(data_root=str(data), ann_file=f'{"".join(names)}.json', data_prefix=dict(img='images/'),
+                           metainfo=dict(classes=('a', 'b', 'c')), pipeline=[])
+
+    train = build('x', 'a', 'b', 'c')
+    logger = MMLogger.get_instance('categories')
+    logger.addHandler(caplog.handler)
+    check(train, build('a', 'b', 'c', 'd'))
+    check(train, build('a', 'b'))  # no c is scored
+    assert not caplog.messages
+    for names, label in ((('b', 'c'), 0), (('a', 'c', 'b'), 1)):
+        with pytest.raises(UserError, match=f"val_dataloader: label {label} is '{names[label]}' there and "):
+            check(train, build(*names))
+    check(build('a', 'c', 'b'))
+    assert "label 1 is 'c' in the data, and is shown as 'b'" in caplog.messages[-1]
+    (data / 'xabc.json').write_text(json.dumps(whole | dict(more=dict(categories=[1]))))  # others by that name
+    check(train, train)
+
+
+def test_folders_in_another_order_than_their_given_names_are_told(tmp_path, caplog):
+    logger = MMLogger.get_instance('folders')
+    logger.addHandler(caplog.handler)
+    check(CustomDataset(data_root=str(image_folder(tmp_path)), metainfo=dict(
+        classes=('class0', 'class2', 'class1', 'class3'))))
+    assert [text.partition(':')[0] for text in caplog.messages] == [
+        "label 1 is 'class1' in the data, and is shown as 'class2'"]
 
 
 def test_a_batch_that_cuts_up_the_samplers_groups_is_refused(tmp_path):
