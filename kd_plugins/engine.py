@@ -112,10 +112,8 @@ def leave_group() -> None:
 def _add_hooks(config: Config) -> None:
     # Config stores a copy of a dict, so that setdefault would return one that is not part of it.
     hooks = dict(config.get('default_hooks') or {})
-    hooks.setdefault('reseed', dict(type='kd_plugins.ReseedHook'))
-    hooks.setdefault('integrity', dict(type='kd_plugins.IntegrityHook'))
-    hooks.setdefault('check', dict(type='kd_plugins.CheckHook'))
-    hooks.setdefault('corruption', dict(type='kd_plugins.CorruptionHook'))
+    for name in ('Reseed', 'Accumulation', 'Integrity', 'Check', 'Corruption'):
+        hooks.setdefault(name.lower(), dict(type=f'kd_plugins.{name}Hook'))
     if hooks.get('checkpoint', {}) is not None:  # without checkpoints there is none to export
         hooks.setdefault('export', dict(type='kd_plugins.ExportHook'))
     config.default_hooks = hooks

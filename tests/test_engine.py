@@ -17,8 +17,9 @@ def test_a_config_without_default_hooks_gets_them(given):
     config = Config(given)
     prepare_run(config)
     assert {name: hook.type for name, hook in config.default_hooks.items()} == dict(
-        reseed='kd_plugins.ReseedHook', integrity='kd_plugins.IntegrityHook', check='kd_plugins.CheckHook',
-        corruption='kd_plugins.CorruptionHook', export='kd_plugins.ExportHook')
+        reseed='kd_plugins.ReseedHook', accumulation='kd_plugins.AccumulationHook',
+        integrity='kd_plugins.IntegrityHook', check='kd_plugins.CheckHook', corruption='kd_plugins.CorruptionHook',
+        export='kd_plugins.ExportHook')
 
 
 def test_given_hooks_stay_and_without_checkpoints_none_is_exported():
@@ -27,7 +28,7 @@ def test_given_hooks_stay_and_without_checkpoints_none_is_exported():
     assert config.default_hooks.to_dict() == dict(
         checkpoint=None, reseed=None, logger=dict(type='LoggerHook', interval=7),
         integrity=dict(type='kd_plugins.IntegrityHook'), check=dict(type='kd_plugins.CheckHook'),
-        corruption=dict(type='kd_plugins.CorruptionHook'))
+        accumulation=dict(type='kd_plugins.AccumulationHook'), corruption=dict(type='kd_plugins.CorruptionHook'))
 
 
 @pytest.mark.parametrize('load', ['LoadImageFromFile', 'mmcv.LoadImageFromFile', LoadImageFromFile])

@@ -1,3 +1,4 @@
+from kd_plugins.hooks.accumulation_hook import AccumulationHook
 from kd_plugins.hooks.channels_last_hook import ChannelsLastHook
 from kd_plugins.hooks.check_hook import CheckHook
 from kd_plugins.hooks.corruption_hook import CorruptionHook
@@ -9,5 +10,5 @@ from kd_plugins.hooks.held_out_hook import HeldOutHook
 from kd_plugins.hooks.integrity_hook import IntegrityHook
 from kd_plugins.hooks.reseed_hook import ReseedHook
 
-__all__ = ['ChannelsLastHook', 'CheckHook', 'CorruptionHook', 'DistillationHook', 'ExportHook', 'FreezeHook',
-           'HandoverHook', 'HeldOutHook', 'IntegrityHook', 'ReseedHook']
+__all__ = ['AccumulationHook', 'ChannelsLastHook', 'CheckHook', 'CorruptionHook', 'DistillationHook', 'ExportHook',
+           'FreezeHook', 'HandoverHook', 'HeldOutHook', 'IntegrityHook', 'ReseedHook']

@@ -17,6 +17,7 @@ from command_line import CommandLine
 from mmengine.config import Config
 from tiny import classification_config, classifier, equal, image_folder, teacher_record
 
+from kd_plugins.checkpoint import read_checkpoint
 from kd_plugins.datasets.drawing import CLASSES, draw_voc
 from kd_plugins.engine import alone_in
 
@@ -370,6 +371,7 @@ def long_run(tmp_path, shared):
         folder.mkdir()
         config = distilled(folder, shared, KD, HINT, epochs=3)
         config.param_scheduler[0].milestones = [2]
+        config.optim_wrapper.accumulative_counts = 2  # of three iterations an epoch
         config.train_dataloader.num_workers = workers
         config.val_dataloader = copy.deepcopy(config.train_dataloader)
         config.val_dataloader.dataset.pipeline.pop(1)  # what is scored must not depend on chance
@@ -491,7 +493,7 @@ def test_two_processes_train_and_test_on_a_cpu_and_leave_no_thread_behind(comman
     """A thread of gloo's that outlives the run can abort its process, in one of ten to twenty runs."""
     folder, config = long_run('run')
     config.train_dataloader.batch_size = 4
-    config.train_cfg.max_epochs = 1
+    config.train_cfg.max_epochs = 2
     config.default_hooks.sync = dict(type='SyncBuffersHook')  # BatchNorm's statistics are each process's own
     config.custom_imports.imports.append('last_threads')
     config.test_dataloader, config.test_cfg, config.test_evaluator = config.val_dataloader, {}, config.val_evaluator
@@ -500,7 +502,8 @@ def test_two_processes_train_and_test_on_a_cpu_and_leave_no_thread_behind(comman
     def threads():
         return [path.read_text().split() for path in sorted(folder.glob('threads?'))]
 
-    assert command(folder, 'cfg.py', '--launcher', 'pytorch', ranks=ranks(folder)) == 0
+    assert command(folder, 'cfg.py', '--launcher', 'pytorch', ranks=ranks(folder)) == 0, (
+        folder / 'stderr').read_text() + (folder / 'stderr1').read_text()
     assert [set(x) & {'pt_gloo_runloop'} for x in threads()] == [set(), set()]
     metrics = json.loads((folder / 'run/result.json').read_text())['metrics']
     assert command(folder, 'cfg.py', folder / 'run/student.pth', '--work-dir', folder / 'test', '--launcher', 'pytorch',
@@ -509,6 +512,12 @@ def test_two_processes_train_and_test_on_a_cpu_and_leave_no_thread_behind(comman
     scores = json.loads((folder / 'stdout').read_text().splitlines()[-1])
     assert scores['accuracy/top1'] == metrics['accuracy/top1']
     assert 'accuracy/top1"' not in (folder / 'stdout1').read_text()
+    # Of three iterations an epoch the last waits for its step, which needs both processes' gradients.
+    whole = read_checkpoint(folder / 'run/student.pth')['state_dict']
+    assert command(folder, 'cfg.py', '--resume', 'run/epoch_1.pth', '--launcher', 'pytorch', ranks=ranks(folder)) == 0
+    resumed = read_checkpoint(folder / 'run/student.pth')['state_dict']
+    assert not equal(whole, resumed)  # another order of sums
+    torch.testing.assert_close(resumed, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_a_second_training_in_the_folder_of_one_that_runs_is_refused(command, long_run):
