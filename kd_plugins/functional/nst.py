@@ -104,12 +104,13 @@ class _GaussianSum(torch.autograd.Function):
 
 def _variance(own: Tensor, other: Tensor, cross: Tensor, bandwidth: str | float) -> Tensor | float:
     """Return sigma^2, one a sample (B, 1, 1) where it is measured, from minus half the squared distances."""
+    # Equal maps have no distance to measure by; rounding must not take its place.
+    least = torch.finfo(cross.dtype).eps ** 0.5
     if not isinstance(bandwidth, str):
-        return bandwidth
+        return max(bandwidth, least)
     blocks = (cross,) if bandwidth == 'cross' else (own, other, cross, cross)
     variance = sum(x.sum((1, 2), keepdim=True) for x in blocks) / sum(x[0].numel() for x in blocks) * -2
-    # Equal maps have no distance to measure by; rounding must not take its place.
-    return variance.clamp_min(torch.finfo(cross.dtype).eps ** 0.5)
+    return variance.clamp_min(least)
 
 
 def _gaussian(student: Tensor, teacher: Tensor, bandwidth: str | float) -> Tensor:
@@ -159,7 +160,8 @@ def nst_loss(
         c: Constant of ``'poly'``, from 0.
         bandwidth: sigma^2 of ``'gaussian'``: the mean squared distance, per sample and without gradient, of the
             student-teacher pairs (``'cross'``) or of all ordered pairs of the two sets together (``'all'``), or a
-            fixed number above 0. The paper only says "of the pairs".
+            fixed number above 0; at least 3.5e-4 (1.5e-8 in float64), below which rounding counts as distance. The
+            paper only says "of the pairs".
 
     Returns:
         Scalar without unit.

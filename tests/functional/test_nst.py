@@ -166,6 +166,16 @@ def test_gaussian_of_one_pattern():
     assert student.grad.abs().max() < 1
 
 
+@pytest.mark.parametrize('bandwidth', [1e-3, 1e-8, 1e-30])
+def test_a_narrow_gaussian_knows_each_pattern_alone(bandwidth):
+    """As sigma goes to 0, k(x, y) is 1 for x = y and else 0, and MMD^2 is 1 / C_S + 1 / C_T."""
+    student, teacher = (x.float() for x in maps((8, 6, 5, 5)))
+    student.requires_grad_()
+    loss = nst_loss(student, teacher, 'gaussian', bandwidth=bandwidth)
+    assert loss.item() == pytest.approx(1 / 8 + 1 / 6, rel=1e-3)
+    assert torch.autograd.grad(loss, student)[0].abs().max() < 1e-3
+
+
 def test_scale_of_a_channel_does_not_matter():
     student, teacher = maps(SHAPES[0])
     for kernel in nst.KERNELS:
