@@ -8,7 +8,7 @@ Sources: mmcv's ``mmcv/ops`` (interface and definitions); torchvision's ``torchv
 """
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import reduce
 from typing import NoReturn
 
 import torch
@@ -167,13 +167,20 @@ def _average_roi_align(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     if pool_mode != 1:
         raise missing("roi_align with pool_mode='max'")
-    return partial(
-        torchvision.ops.roi_align,
-        output_size=(aligned_height, aligned_width),
-        spatial_scale=spatial_scale,
-        sampling_ratio=sampling_ratio,
-        aligned=aligned,
-    )
+    def align(input: Tensor, rois: Tensor) -> Tensor:
+        # torchvision reads out of bounds for a roi that is not finite, as a diverged training has them.
+        finite = rois.isfinite().all(1)
+        output = torchvision.ops.roi_align(
+            input,
+            rois.where(finite[:, None], 0),
+            output_size=(aligned_height, aligned_width),
+            spatial_scale=spatial_scale,
+            sampling_ratio=sampling_ratio,
+            aligned=aligned,
+        )
+        return output.masked_fill(~finite[:, None, None, None], torch.nan)
+
+    return align
 
 
 def roi_align_forward(
@@ -189,7 +196,7 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """RoIAlign: every bin is the mean of bilinear samples on a regular grid in it.
+    """RoIAlign: every bin is the mean of bilinear samples on a regular grid in it; NaN for a roi that is not finite.
 
     Args:
         input: (B, C, H, W).

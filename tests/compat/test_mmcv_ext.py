@@ -323,6 +323,19 @@ def test_roi_align_types(dtype, tolerance):
     torch.testing.assert_close(feature.grad.double(), reference.grad, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize('place', [1, 4])
+def test_a_roi_that_is_no_number_does_not_end_the_process(value, place):
+    feature, rois = torch.randn(2, 2, 7, 9, requires_grad=True), ROIS.float()
+    expected = ops.roi_align(feature, rois, 2, 0.5, 0)
+    rois[1, place] = value
+    output = ops.roi_align(feature, rois, 2, 0.5, 0)
+    assert output[1].isnan().all()
+    torch.testing.assert_close(output[[0, 2, 3]], expected[[0, 2, 3]], rtol=0, atol=0)
+    output.nansum().backward()
+    assert feature.grad.isfinite().all()
+
+
 def test_roi_align_has_no_maximum():
     with pytest.raises(UserError, match="pool_mode='max'"):
         ops.roi_align(torch.zeros(1, 1, 4, 4), torch.zeros(1, 5), 2, 1.0, 0, 'max')
