@@ -23,19 +23,39 @@ def build_teacher(
     config: str | dict[str, Any], checkpoint: str | None, data_preprocessor: dict[str, Any] | None = None,
     allow_pickle: bool = False,
 ) -> nn.Module:
-    """Build a teacher's network and load its weights.
+    """Build a teacher's network, see :func:`build_network`, and load its weights.
 
     Args:
-        config: Path of a config, ``package::path`` of a stock one (``mmpretrain::resnet/resnet101_8xb32_in1k.py``), or
-            an inline model record.
+        config: As for :func:`build_network`.
         checkpoint: File or address of the weights. ``None`` leaves them to the ``init_cfg`` of the network's parts;
             what is random then is logged.
-        data_preprocessor: Overrides the teacher's own, to state which input it was trained on. One without mean and std
-            states raw pixels; an empty one states nothing.
+        data_preprocessor: As for :func:`build_network`.
         allow_pickle: Run the code that a pickled checkpoint holds. Only for files that you trust.
 
     Raises:
         UserError: The config or the checkpoint is missing, or they do not fit each other.
+    """
+    network = build_network(config, data_preprocessor)
+    if checkpoint is not None:
+        load_weights(network, checkpoint, allow_pickle)
+    else:
+        _initialise(network)
+    return network
+
+
+def build_network(
+    config: str | dict[str, Any], data_preprocessor: dict[str, Any] | None = None,
+) -> nn.Module:
+    """Build a network as its constructor leaves it.
+
+    Args:
+        config: Path of a config, ``package::path`` of a stock one (``mmpretrain::resnet/resnet101_8xb32_in1k.py``), or
+            an inline model record. Of what is itself distilled, the student is taken.
+        data_preprocessor: Overrides the network's own, to state which input it was trained on. One without mean and std
+            states raw pixels; an empty one states nothing.
+
+    Raises:
+        UserError: The config is missing.
     """
     scope = None
     if isinstance(config, str):
@@ -57,10 +77,6 @@ def build_teacher(
         network = registry.build(model)
     if model.get('data_preprocessor') is None and hasattr(network, 'data_preprocessor'):
         network.data_preprocessor = BaseDataPreprocessor()  # mmpretrain's default would state raw pixels
-    if checkpoint is not None:
-        load_weights(network, checkpoint, allow_pickle)
-    else:
-        _initialise(network)
     return network
 
 

@@ -11,6 +11,7 @@ from mmengine.registry import DATASETS, HOOKS, PARAM_SCHEDULERS
 from mmengine.structures import BaseDataElement
 from mmpretrain.structures import DataSample
 
+from kd_plugins import teacher as teacher_module
 from kd_plugins.config import default_work_dir
 from kd_plugins.distiller import Distillation
 from kd_plugins.registry import MODELS
@@ -34,6 +35,12 @@ METHODS = {
     'kd_nst', 'kd_at', 'kd_nst_at', 'fitnet_nst', 'kd_fitnet', 'kd_fitnet_nst', 'at_nst', 'bss', 'nst-gan',
     'fitnet_stage1', 'fitnet_two-stage', 'fsp_stage1', 'fsp_two-stage',
 }
+
+
+@pytest.fixture(autouse=True)
+def _without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a config's networks are initialised from is not there."""
+    monkeypatch.setattr(teacher_module, '_initialise', lambda network: None)
 
 
 @pytest.fixture(autouse=True)

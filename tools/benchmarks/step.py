@@ -24,7 +24,7 @@ from benchmarks.timing import keep, machine_of, peak_memory, seconds
 from kd_plugins.config import load_config
 from kd_plugins.distiller import Distillation
 from kd_plugins.errors import UserError
-from kd_plugins.teacher import build_teacher
+from kd_plugins.teacher import build_network
 
 ROOT = Path(__file__).parents[2]
 # What is measured, and the side of its images.
@@ -73,7 +73,10 @@ def steps_of(
     device = torch.device(args.device)
     teacher, terms = terms_of(config)
     torch.manual_seed(0)
-    student = stripped(build_teacher(config.filename, None)).to(device)
+    student = stripped(build_network(config.filename)).to(device)
+    network = build_network(teacher['config'], teacher.get('data_preprocessor'))
+    teacher['checkpoint'] = f'{cache}/teacher.pth'  # random weights do
+    torch.save(network.state_dict(), teacher['checkpoint'])
     inputs, samples = batch_of(config, size, side, device)
     if args.channels_last:
         inputs = inputs.contiguous(memory_format=torch.channels_last)

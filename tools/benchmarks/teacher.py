@@ -18,7 +18,7 @@ from benchmarks.timing import keep, seconds
 from kd_plugins.cache import AnswerCache
 from kd_plugins.config import load_config
 from kd_plugins.recorder import Recorder
-from kd_plugins.teacher import build_teacher
+from kd_plugins.teacher import build_network
 
 PASSES = {  # channels-last, bfloat16, inference mode, compiled
     'float32': (False, False, False, False),
@@ -34,7 +34,7 @@ TAPS = {'logits': ['head.fc'], 'logits and the last maps': ['head.fc', 'backbone
 def forward(record: dict[str, Any], inputs: Tensor, name: str) -> Callable[[], Any]:
     """Return one way to run the teacher."""
     channels_last, half, inference, compiled = PASSES[name]
-    network = stripped(build_teacher(**record)).to(inputs.device).eval().requires_grad_(False)
+    network = stripped(build_network(record['config'])).to(inputs.device).eval().requires_grad_(False)
     if channels_last:
         network.to(memory_format=torch.channels_last)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
@@ -52,7 +52,7 @@ def forward(record: dict[str, Any], inputs: Tensor, name: str) -> Callable[[], A
 @contextmanager
 def answers(record: dict[str, Any], inputs: Tensor, taps: list[str]) -> Iterator[Callable[[], Any]]:
     """Give a call that reads the answers to a batch from a cache."""
-    network = stripped(build_teacher(**record)).to(inputs.device).eval()
+    network = stripped(build_network(record['config'])).to(inputs.device).eval()
     recorder = Recorder(network, taps)
     with torch.no_grad(), recorder.recording() as features, tempfile.TemporaryDirectory() as folder:
         network(inputs, mode='tensor')
