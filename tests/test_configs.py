@@ -222,7 +222,8 @@ def test_a_method_survives_the_first_steps_of_its_own_learning_rate(path: str) -
         total.backward()
         optimizer.step()
         sizes.append(sum(losses[f'loss_{term.name}'].item() for term in record.terms))
-    assert all(size < 20 * sizes[0] for size in sizes)
+    # An untrained student can be as near to an untrained teacher as nothing: what grows from there is no divergence.
+    assert all(size < 20 * max(sizes[0], 0.05) for size in sizes), sizes
 
 
 @pytest.mark.parametrize('path', [f'configs/cifar10/{method}/{network}.py' for method in ONLINE_MODELS
