@@ -268,9 +268,10 @@ def losses(args: argparse.Namespace) -> None:
     try:
         for case, dtype in track(cases, 'measuring', console=Console(stderr=True), transient=True):
             results.append(measure(case, args, dtype, machine))
+            keep(args, about | dict(cases=results))
     finally:  # what was measured is not lost with an interruption
-        keep(args, about | dict(cases=results))
-        print_table(results, ', '.join(f'{k} {v}' for k, v in args.results['losses'].items() if k != 'cases'))
+        if results:
+            print_table(results, ', '.join(f'{k} {v}' for k, v in args.results['losses'].items() if k != 'cases'))
 
     def wrong(keys: tuple[str, str], tolerances: dict[str, float]) -> str:
         # Written so that a value that is no number counts as a disagreement.

@@ -163,10 +163,10 @@ def step(args: argparse.Namespace) -> None:
             result |= dict(seconds=times, over_percent=median(over), peak_bytes=memory, costs=most,
                            times_floor=median(times['distilled']) / floor)
             results[part][path.stem] = result
+            keep(args, dict(batch_size=args.batch_size, amp=args.amp, channels_last=args.channels_last,
+                            gigaflops=round(machine.operations / 1e9, 1), parts=results))
             table.add_row(path.stem, *(f'{result[name]:.1f}' for name in runs),
                           f'{median(over):+.1f} ({min(over):+.1f} to {max(over):+.1f})',
                           *(f'{x / 2**20:.0f}' for x in memory.values()), f'{result["times_floor"]:.1f}',
                           ', '.join(most))
         Console(width=max(240, Console().width)).print(table)
-        keep(args, dict(batch_size=args.batch_size, amp=args.amp, channels_last=args.channels_last,
-                        gigaflops=round(machine.operations / 1e9, 1), parts=results))
