@@ -84,9 +84,9 @@ def _initialise(network: nn.Module) -> None:
     if hasattr(network, 'init_weights'):
         network.init_weights()
     random = dict(network.named_parameters())
-    for name, module, _ in check_pretrained(network):
-        for key, _ in module.named_parameters(name):
-            random.pop(key, None)
+    for name, found, _ in check_pretrained(network):
+        for key in found:
+            random.pop(f'{name}.{key}'.lstrip('.'), None)
     if random:
         print_log(f'the teacher has no checkpoint, and is random in {first(list(random))}: give it one, unless its '
                   'network brings weights of its own', 'current', logging.WARNING)

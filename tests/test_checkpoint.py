@@ -119,6 +119,19 @@ def run_config(folder, **hook):
     return Config(dict(work_dir=str(folder), default_hooks=dict(checkpoint=dict(type='CheckpointHook', **hook))))
 
 
+def test_what_is_to_go_goes_when_the_next_file_is_written(tmp_path):
+    """With max_keep_ckpts=1 mmengine removes the only checkpoint before it writes the next one."""
+    old, new = str(tmp_path / 'old.pth'), str(tmp_path / 'new.pth')
+    AtomicBackend().put(b'old', old)
+    AtomicBackend().remove(old)
+    assert os.path.isfile(old)
+    AtomicBackend().put(b'new', new)
+    assert [path.name for path in tmp_path.iterdir()] == ['new.pth']
+    AtomicBackend().remove(new)
+    AtomicBackend().put(b'again', new)
+    assert Path(new).read_bytes() == b'again'
+
+
 def test_newest_by_time_then_by_number(tmp_path, told):
     config = run_config(tmp_path)
     assert latest_checkpoint(config) is None

@@ -23,5 +23,5 @@ class HandoverHook(Hook):
         if runner.iter or runner._load_from:
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        for name, module, path in check_pretrained(model):
-            runner.logger.info(f'{name or "the model"}: all {len(module.state_dict())} tensors are those of {path}')
+        for name, found, path in check_pretrained(model):
+            runner.logger.info(f'{name or "the model"}: {len(found)} tensors are those of {path}')

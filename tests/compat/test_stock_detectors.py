@@ -4,10 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
 
+from kd_plugins.checkpoint import check_pretrained
+from kd_plugins.errors import UserError
 from kd_plugins.hooks import CheckHook
 
 MODELS = pytest.importorskip('mmdet.registry').MODELS
@@ -70,3 +73,31 @@ def test_trains_and_predicts(name):
     assert predicted.bboxes.shape[1] == 4
     assert torch.isfinite(predicted.bboxes).all()
     assert (predicted.scores.diff() <= 0).all()
+
+
+def test_a_backbone_that_converts_its_file_by_itself_is_handed_over(tmp_path):
+    """mmdet's Swin reads the authors' files, which lack the norms of its outputs."""
+    backbone = dict(type='SwinTransformer', embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=2,
+                    convert_weights=True, init_cfg=ConfigDict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth')))
+    model = MODELS.build(backbone)
+    theirs = [('stages', 'layers'), ('attn.w_msa.', 'attn.'), ('ffn.layers.0.0.', 'mlp.fc1.'),
+              ('ffn.layers.1.', 'mlp.fc2.'), ('projection', 'proj')]
+    weights = {}
+    for name, value in model.state_dict().items():
+        if not name.startswith('norm'):
+            for own, other in theirs:
+                name = name.replace(own, other)
+            weights[name] = torch.rand_like(value) if value.is_floating_point() else value
+    torch.save({'model': weights}, tmp_path / 'x.pth')
+    model.init_weights()
+    ((name, found, _),) = check_pretrained(model)
+    assert name == ''
+    assert set(model.state_dict()) - set(found) == {f'norm{i}.{x}' for i in range(4) for x in ('weight', 'bias')} | {
+        x for x, _ in model.named_buffers()}
+    with torch.no_grad():
+        model.patch_embed.norm.bias += 1
+    with pytest.raises(UserError, match=r'not handed over: .*patch_embed\.norm\.bias differs'):
+        list(check_pretrained(model))
+    torch.save({'model': {'other.weight': torch.ones(1)}}, tmp_path / 'x.pth')
+    with pytest.raises(UserError, match=r'not handed over: .*no tensor fits'):
+        list(check_pretrained(model))
