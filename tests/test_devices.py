@@ -22,6 +22,7 @@ from tiny import (
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kd_plugins.datasets import BatchedImages
 from kd_plugins.distiller import preserved_rng
 from kd_plugins.hooks import DistillationHook
 from kd_plugins.registry import DATASETS, MODELS
@@ -94,7 +95,10 @@ def test_scaled_gradients_train_as_plain_ones_do(data, teacher, tmp_path, device
 
 def test_a_resumed_run_with_a_gradient_scaler_ends_as_the_straight_one(data, teacher, tmp_path, device, half):
     config = distilled(data, tmp_path / 'straight', teacher)
-    config.optim_wrapper.update(type='AmpOptimWrapper', dtype=half)  # the scale starts at 65536 and falls as needed
+    config.optim_wrapper.update(
+        type='AmpOptimWrapper', dtype=half, loss_scale=dict(init_scale=1024.0, growth_interval=2),
+        accumulative_counts=2)  # an epoch's third batch waits for the next epoch's first
+    config.default_hooks.accumulation = dict(type='kd_plugins.AccumulationHook')
     straight = train(copy.deepcopy(config))
     state = straight.optim_wrapper.optimizer.state
     groups = straight.optim_wrapper.param_groups
@@ -105,7 +109,7 @@ def test_a_resumed_run_with_a_gradient_scaler_ends_as_the_straight_one(data, tea
     config.load_from, config.resume = str(tmp_path / 'straight/epoch_1.pth'), True
     resumed = train(config)
     assert equal(trained(resumed), trained(straight))
-    assert resumed.optim_wrapper.loss_scaler.get_scale() == straight.optim_wrapper.loss_scaler.get_scale() > 0
+    assert resumed.optim_wrapper.loss_scaler.get_scale() == straight.optim_wrapper.loss_scaler.get_scale() == 2048
     assert all(value.isfinite().all() for value in trained(straight).values())
 
 
@@ -137,6 +141,14 @@ class Squares:
     def get_data_info(self, i):
         image = torch.randint(120, (16, 16, 3), generator=torch.Generator().manual_seed(i)) + 40 * (i % CLASSES)
         return dict(img=image.to(torch.uint8).numpy(), gt_label=i % CLASSES)
+
+
+def test_pictures_and_labels_are_on_the_device_they_are_held_on():
+    images = BatchedImages(dict(type='kd_plugins.Squares'), padding=2, flip_prob=0.5, device='meta')
+    images.set_epoch(0, 0)
+    batch = images.__getitems__([3, 1])
+    assert batch['inputs'].is_meta
+    assert all(sample.gt_label.is_meta for sample in batch['data_samples'])
 
 
 def test_pictures_held_on_the_device_train_with_answers_from_a_cache(data, teacher, tmp_path, device):

@@ -34,15 +34,15 @@ class BatchedImages:
     alone. So they depend neither on the order of the pictures nor on the number of processes or workers, a resumed
     run repeats them, and a picture drawn twice in an epoch looks the same twice.
 
-    A batch is ``dict(inputs=..., data_samples=...)``: (B, 3, H, W) uint8 on ``device``, and B samples with
-    ``gt_label``, (1,) int64 on the CPU, and the picture's number as ``sample_idx``.
+    A batch is ``dict(inputs=..., data_samples=...)``: (B, 3, H, W) uint8, and B samples with ``gt_label``, (1,) int64,
+    and the picture's number as ``sample_idx``; pictures and labels are on ``device``.
 
     Args:
         dataset: Record of a data set whose ``get_data_info(i)`` has ``img``, (H, W, 3) uint8, and an integer
             ``gt_label``. Its pipeline is not run.
         padding: Width of the black border that a crop may reach into.
         flip_prob: Probability of a horizontal flip.
-        device: Where the pictures are held; other than 'cpu' only with ``num_workers=0``.
+        device: Where pictures and labels are held; other than 'cpu' only with ``num_workers=0``, without pin_memory.
         replay: Draw again in epoch e what was drawn in epoch e % replay; None never repeats.
         seed: Seed of the draws, the same in all processes; None takes what :meth:`set_epoch` is given.
 
@@ -65,7 +65,7 @@ class BatchedImages:
                             'uint8 (H, W, 3) of one size, and gt_label; use the data set itself, with a pipeline')
         self.metainfo = source.metainfo
         self.corruption = getattr(source, 'corruption', None)  # for the CorruptionHook; the source itself is let go
-        self._labels = torch.tensor([info['gt_label'] for info in infos], dtype=torch.int64)[:, None]
+        self._labels = torch.tensor([info['gt_label'] for info in infos], dtype=torch.int64, device=device)[:, None]
         images = torch.from_numpy(np.stack([info['img'] for info in infos])).permute(0, 3, 1, 2)
         height, width = images.shape[2:]
         images = F.pad(images, [padding] * 4).contiguous().to(device)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d, avg_pool2d, max_pool2d
 
 Features = Tensor | Sequence[Tensor]
 
@@ -88,13 +88,26 @@ def check_number(name: str, value: float, low: float, strict: bool = False, whol
         raise ValueError(f'{name}: expected {kind} {"above" if strict else "of at least"} {low}, got {value!r}')
 
 
-def match_size(
-    first: Tensor, second: Tensor, pool: Callable[[Tensor, tuple[int, int]], Tensor] = adaptive_avg_pool2d
-) -> tuple[Tensor, Tensor]:
-    """Pool (..., H, W) maps to the smaller of the two heights and the smaller of the two widths."""
+def match_size(first: Tensor, second: Tensor, mode: str = 'avg') -> tuple[Tensor, Tensor]:
+    """Pool (..., H, W) maps to the smaller of the two heights and the smaller of the two widths.
+
+    Args:
+        first: Maps.
+        second: Maps.
+        mode: ``'avg'`` or ``'max'``.
+    """
     size = min(first.shape[-2], second.shape[-2]), min(first.shape[-1], second.shape[-1])
-    first, second = (x if x.shape[-2:] == size else pool(x, size) for x in (first, second))
-    return first, second
+    return _pooled(first, size, mode), _pooled(second, size, mode)
+
+
+def _pooled(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    if x.shape[-2:] == size:
+        return x
+    plain, adaptive = (avg_pool2d, adaptive_avg_pool2d) if mode == 'avg' else (max_pool2d, adaptive_max_pool2d)
+    if x.shape[-2] % size[0] or x.shape[-1] % size[1]:
+        return adaptive(x, size)
+    # Cells of one size: on a GPU, only this way has a deterministic gradient.
+    return plain(x, (x.shape[-2] // size[0], x.shape[-1] // size[1]))
 
 
 def unit(x: Tensor, eps: float = 1e-12) -> Tensor:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor
-from torch.nn.functional import adaptive_max_pool2d, mse_loss
+from torch.nn.functional import mse_loss
 
 from .common import check_channels, check_maps, distillation_loss, match_size, product
 
 
 def _flow(first: Tensor, second: Tensor) -> Tensor:
-    first, second = match_size(first, second, adaptive_max_pool2d)
+    first, second = match_size(first, second, 'max')
     return product(first.flatten(2), second.flatten(2).mT) / first[0, 0].numel()
 
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from loss_table import LOSSES, TOLERANCES
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d
 
 from kd_plugins import functional as F
+from kd_plugins.functional import common
 
 losses = pytest.mark.parametrize('loss', LOSSES.values(), ids=LOSSES)
 layouts = pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['', 'channels_last'])
@@ -85,3 +87,18 @@ def test_no_gradient_mixes_devices_or_waits_for_a_gpu(loss, monkeypatch):
             student = torch.randn(SHAPE, dtype=dtype, requires_grad=True)
             loss(student, torch.randn(SHAPE, dtype=dtype)).backward()
             assert student.grad.is_meta
+
+
+@pytest.mark.parametrize('loss', [F.at_loss, F.nst_loss, F.fitnet_loss, lambda s, t: F.fsp_loss((s, s), (s, t))],
+                         ids=['at', 'nst', 'fitnet', 'fsp'])
+def test_maps_of_a_multiple_of_the_size_have_a_deterministic_gradient(loss, monkeypatch):
+    student, teacher = torch.randn(2, 3, 8, 6, requires_grad=True), torch.randn(2, 3, 4, 3)
+    expected = torch.autograd.grad(loss(student, teacher), student)[0]
+    with monkeypatch.context() as patch:
+        for name in ('adaptive_avg_pool2d', 'adaptive_max_pool2d'):  # which have none on a GPU
+            patch.setattr(common, name, None)
+        assert torch.equal(torch.autograd.grad(loss(student, teacher), student)[0], expected)
+    for name, adaptive in (('avg_pool2d', adaptive_avg_pool2d), ('max_pool2d', adaptive_max_pool2d)):
+        monkeypatch.setattr(common, name, lambda x, cell, pool=adaptive: pool(
+            x, (x.shape[-2] // cell[0], x.shape[-1] // cell[1])))
+    torch.testing.assert_close(torch.autograd.grad(loss(student, teacher), student)[0], expected)
