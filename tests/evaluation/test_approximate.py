@@ -1,12 +1,17 @@
 """Approximate search against the exact one."""
 
+from types import ModuleType
+
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip('faiss', reason='approximate search is by faiss')
 
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation import ReIDFeatures, rank_approximately, rank_matches
+
+pytestmark = pytest.mark.usefixtures('device')  # beside a GPU, too
 
 
 @pytest.fixture
@@ -67,3 +72,22 @@ def test_mistakes_are_told(features: ReIDFeatures) -> None:
         rank_approximately(features, 'lsh', 5)
     with pytest.raises(UserError, match='k of at least 1'):
         rank_approximately(features, 'ivf', 0)
+
+
+def test_first_matches_are_those_of_an_exact_search_by_faiss(
+    features: ReIDFeatures, device: torch.device, faiss: ModuleType
+) -> None:
+    query, gallery = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (
+        features.query_features, features.gallery_features))
+    if device.type == 'cpu':
+        _, items = faiss.knn(query, gallery, len(gallery), faiss.METRIC_INNER_PRODUCT)
+    elif faiss.get_num_gpus():
+        _, items = faiss.knn_gpu(
+            faiss.StandardGpuResources(), query, gallery, len(gallery), metric=faiss.METRIC_INNER_PRODUCT)
+    else:
+        pytest.skip('this faiss is built for no GPU, or finds none')
+    exact = rank_matches(features, device=str(device))
+    for row, rank in zip(exact.queries, exact.first_match(), strict=True):
+        right = features.gallery_ids[items[row]] == features.query_ids[row]
+        kept = ~right | (features.gallery_cams[items[row]] != features.query_cams[row])
+        assert 1 + right[kept].argmax() == rank

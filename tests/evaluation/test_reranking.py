@@ -8,6 +8,8 @@ from kd_plugins.errors import UserError
 from kd_plugins.evaluation import reranking
 from kd_plugins.evaluation.reranking import KReciprocal, expand_queries
 
+pytestmark = pytest.mark.usefixtures('device')  # beside a GPU, too
+
 
 def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
