@@ -249,7 +249,7 @@ def load_loosely(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor]
     finally:
         handle.remove()
     own, buffers = model.state_dict(), dict(model.named_buffers())
-    integers = {name for name, value in buffers.items() if not value.is_floating_point()}
+    integers = {name for name, value in [*own.items(), *buffers.items()] if not value.is_floating_point()}
     missing = [name for name in missing if name not in integers]
     averages = {f'ema_{name.replace(".", "_")}' for name in own}
     harmless = [name for name in left_over

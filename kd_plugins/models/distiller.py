@@ -5,21 +5,23 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
-from torch import Tensor
+from torch import Tensor, nn
 
+from kd_plugins.checkpoint import weights_of
 from kd_plugins.distiller import Distillation, preserved_rng
-from kd_plugins.errors import UserError
+from kd_plugins.models.composite import Composite
 from kd_plugins.registry import MODELS
 
 
 @MODELS.register_module()
-class Distiller(BaseModel):
+class Distiller(Composite):
     """A student that learns from a teacher; to everyone else, the student.
 
-    ``state_dict`` holds the student's keys alone, so that a checkpoint loads straight into it. Trainable adapters
-    travel in that dictionary's metadata, where torch keeps a module's version; they come back on resuming.
+    ``state_dict`` is the student's, so that a checkpoint loads straight into it. Trainable adapters travel in that
+    dictionary's metadata, where torch keeps a module's version; they come back on resuming. Attributes that a Distiller
+    does not have itself are the student's, to read and to set: mmdet's and mmpretrain's hooks switch parts of a model
+    by them (``model.bbox_head.use_l1 = True``).
 
     Args:
         student: The student's model record.
@@ -33,6 +35,8 @@ class Distiller(BaseModel):
     Raises:
         UserError: The dry run finds something wrong with a term.
     """
+
+    _holders = ('student',)
 
     def __init__(
         self, student: Mapping[str, Any], teacher: Mapping[str, Any] | Sequence[Mapping[str, Any]],
@@ -53,8 +57,53 @@ class Distiller(BaseModel):
             images = torch.randn(2, channels, height, width)
         for line in self.distillation.dry_run(network, images, [sample, sample.clone()]):
             print_log(f'distillation term {line}', 'current')
-        self.register_state_dict_post_hook(_keep_student)
-        self.register_load_state_dict_pre_hook(_place_student)
+        self.register_state_dict_post_hook(_keep_adapters)
+        self.register_load_state_dict_pre_hook(_place_adapters)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            student = self.__dict__.get('_modules', {}).get('student')
+            if student is None or name.startswith('__'):
+                raise
+            return getattr(student, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        student = self.__dict__.get('_modules', {}).get('student')
+        if student is None or name in self.__dict__ or name in self._modules or hasattr(type(self), name) or (
+                not hasattr(student, name)):
+            super().__setattr__(name, value)
+        else:
+            setattr(student, name, value)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Return the student, whose keys have no prefix here."""
+        return {'': self.student}
+
+    def deployable(self, state_dict: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Return the student's weights, which have no more to do with the adapters."""
+        weights = weights_of(state_dict, 'the checkpoint')
+        versions = weights._metadata.get('', {})
+        weights._metadata[''] = {key: value for key, value in versions.items() if key != 'distillation'}
+        split = getattr(self.student, 'deployable', lambda weights: {'student': weights})
+        return split(weights)
+
+    def get_layer_depth(self, param_name: str) -> tuple[int, int]:
+        """Return the depth of a layer as the student numbers it, for layer-wise learning rates."""
+        return self.student.get_layer_depth(param_name.removeprefix('student.'))
+
+    def parse_losses(self, losses: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum the losses as the student does."""
+        return self.student.parse_losses(losses)
+
+    def val_step(self, data: Any) -> list[Any]:
+        """Predict as the student does."""
+        return self.student.val_step(data)
+
+    def test_step(self, data: Any) -> list[Any]:
+        """Predict as the student does."""
+        return self.student.test_step(data)
 
     def init_weights(self) -> None:
         """Initialise the student."""
@@ -70,28 +119,16 @@ class Distiller(BaseModel):
         return self.distillation.add_to(losses, features, targets, inputs, data_samples)
 
 
-def _keep_student(
+def _keep_adapters(
     module: Distiller, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any]
 ) -> None:
-    adapters = {}
-    for key in [k for k in state_dict if k.startswith(prefix)]:
-        name, value = key.removeprefix(prefix), state_dict.pop(key)
-        if name.startswith('student.'):
-            state_dict[prefix + name.removeprefix('student.')] = value
-        elif name.startswith('distillation.'):
-            adapters[name] = value.detach().cpu()
-    if adapters:
-        local_metadata['distillation'] = adapters
+    own = [key for key in state_dict if key.startswith(f'{prefix}distillation.')]
+    if own:
+        local_metadata['distillation'] = {key.removeprefix(prefix): state_dict.pop(key).detach().cpu() for key in own}
 
 
-def _place_student(
+def _place_adapters(
     module: Distiller, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *_: Any
 ) -> None:
-    for key in [k for k in state_dict if k.startswith(prefix)]:
-        state_dict[f'{prefix}student.{key.removeprefix(prefix)}'] = state_dict.pop(key)
     own = {f'distillation.{k}': v for k, v in module.distillation.state_dict().items()}
-    saved = local_metadata.get('distillation', own)
-    if saved.keys() != own.keys():
-        raise UserError(f'the checkpoint holds adapters {sorted(saved)}, this config has {sorted(own)}: '
-                        'resume with the config that wrote it')
-    state_dict.update({prefix + k: v for k, v in saved.items()})
+    state_dict.update({prefix + k: v for k, v in local_metadata.get('distillation', own).items()})

@@ -5,21 +5,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kd_plugins.distiller import preserved_rng
+from kd_plugins.checkpoint import weights_of
+from kd_plugins.distiller import check_finite, preserved_rng
 from kd_plugins.errors import UserError
 from kd_plugins.functional import kd_loss
 from kd_plugins.functional.common import check_choice, check_number
+from kd_plugins.models.composite import Composite
 from kd_plugins.recorder import Recorder
 from kd_plugins.registry import MODELS
 
 
 @MODELS.register_module()
-class MutualLearning(BaseModel):
+class MutualLearning(Composite):
     """Deep mutual learning (DML): a student and its peers, trained together on the same batches.
 
     Network i of K minimises ``L_i = task_i + weight / (K - 1) * sum_{j != i} KL(p_j || p_i)``, with ``task_i`` all the
@@ -53,14 +54,16 @@ class MutualLearning(BaseModel):
 
     Raises:
         UserError: There is no peer, a peer has a preprocessor of its own, there is no such tap; in training, if the
-            networks tell different classes apart, or alternating updates meet data-parallel, gradient accumulation or a
-            ``DistillationHook``.
+            networks tell different classes apart, a loss is not finite, or alternating updates meet data-parallel,
+            gradient accumulation or a ``DistillationHook``.
         ValueError: A number or choice is out of range.
 
     Sources:
         1. Zhang, Xiang, Hospedales, Lu: Deep Mutual Learning, CVPR 2018, arXiv 1706.00384.
         2. github.com/YingZhangDUT/Deep-Mutual-Learning, ``train_models.py``.
     """
+
+    _holders = ('student', 'peers')
 
     def __init__(
         self, student: Mapping[str, Any], peers: int | Sequence[Mapping[str, Any]] = 1, tau: float = 1.0,
@@ -113,8 +116,10 @@ class MutualLearning(BaseModel):
             raise UserError("MutualLearning: update='alternating' works in train_step, which data-parallel leaves out: "
                             "use update='joint', or one process")
         tasks, logits = self._learn(inputs, data_samples)
-        return {name: loss for number in range(len(tasks))
-                for name, loss in self._losses(number, tasks, logits).items()}
+        losses = {name: loss for number in range(len(tasks))
+                  for name, loss in self._losses(number, tasks, logits).items()}
+        check_finite(losses)
+        return losses
 
     def train_step(self, data: Any, optim_wrapper: OptimWrapper) -> dict[str, Tensor]:
         """Update all networks on a batch; see the class.
@@ -137,6 +142,7 @@ class MutualLearning(BaseModel):
         logged = {}
         for number, network in enumerate(self._networks):
             losses = self._losses(number, tasks, logits)
+            check_finite(losses)
             logged |= losses
             optim_wrapper.update_params(self.parse_losses(losses)[0])  # the others have no gradient and stay
             if network is not self._networks[-1]:
@@ -146,9 +152,8 @@ class MutualLearning(BaseModel):
 
     def deployable(self, state_dict: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Split the weights by network: ``student``, ``peer1``, ..., each as its plain model has them."""
-        prefixes = {'student': 'student.'} | {f'peer{n + 1}': f'peers.{n}.' for n in range(len(self.peers))}
-        return {name: {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-                for name, prefix in prefixes.items()}
+        prefixes = {'student': 'student'} | {f'peer{n + 1}': f'peers.{n}' for n in range(len(self.peers))}
+        return {name: weights_of(state_dict, 'the checkpoint', prefix) for name, prefix in prefixes.items()}
 
     def _learn(self, inputs: Tensor, data_samples: Sequence[Any]) -> tuple[list[dict[str, Any]], list[Tensor]]:
         """Run every network once; return the losses of each by itself, and its logits."""

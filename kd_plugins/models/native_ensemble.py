@@ -6,13 +6,14 @@ from math import exp
 from typing import Any
 
 import torch
-from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from kd_plugins.distiller import preserved_rng
+from kd_plugins.checkpoint import weights_of
+from kd_plugins.distiller import check_finite, preserved_rng
 from kd_plugins.errors import UserError
 from kd_plugins.functional import kd_loss
 from kd_plugins.functional.common import check_choice, check_number
+from kd_plugins.models.composite import Composite
 from kd_plugins.recorder import Recorder
 from kd_plugins.registry import MODELS
 from kd_plugins.schedule import Schedule
@@ -59,7 +60,7 @@ def _untrained(record: Any) -> Any:
 
 
 @MODELS.register_module()
-class NativeEnsemble(BaseModel):
+class NativeEnsemble(Composite):
     """On-the-fly native ensemble (ONE): a network whose last part exists several times, and a gate that joins them.
 
     The student is a whole plain network, branch 0. The other branches are networks of its kind, with random weights of
@@ -112,6 +113,8 @@ class NativeEnsemble(BaseModel):
         3. github.com/NeurAI-Lab/InBiaseD, ``models/cifar/wideresnet.py``.
     """
 
+    _holders = ('student', 'branches')
+
     def __init__(
         self, student: Mapping[str, Any], branches: int = 3,
         shared: Sequence[str] = ('backbone.stem', 'backbone.stage1', 'backbone.stage2'), tied: Sequence[str] = (),
@@ -129,9 +132,10 @@ class NativeEnsemble(BaseModel):
         record.setdefault('data_preprocessor', data_preprocessor)
         network = MODELS.build(copy.deepcopy(record))
         super().__init__(network.data_preprocessor)
-        if not hasattr(network.head, '_get_loss'):
-            raise UserError(f"NativeEnsemble joins classifiers with a head of mmpretrain's, got a "
-                            f'{type(network.head).__name__}')
+        if not hasattr(getattr(network, 'head', None), '_get_loss'):
+            found = f'a {type(network.head).__name__}' if hasattr(network, 'head') else 'none'
+            raise UserError(f"NativeEnsemble joins classifiers with a head of mmpretrain's, got {found} in a "
+                            f'{type(network).__name__}')
         if not shared:
             raise UserError('NativeEnsemble: shared names no module: give those that the branches share')
         Recorder(network, [*shared, *tied])  # knows the names
@@ -182,7 +186,9 @@ class NativeEnsemble(BaseModel):
             kl = weight * kd_loss(own, ensemble, self.tau) if weight else own.new_zeros(())
             losses |= {f'{name}_{number}': value for name, value in (task | {'loss_kl': kl}).items()}
         task = self.student.head._get_loss(ensemble, data_samples)
-        return losses | {f'{name}_ensemble': value for name, value in task.items()}
+        losses |= {f'{name}_ensemble': value for name, value in task.items()}
+        check_finite(losses)
+        return losses
 
     def current_weight(self) -> float:
         """Return the weight of the divergence at this point of training."""
@@ -190,9 +196,7 @@ class NativeEnsemble(BaseModel):
 
     def deployable(self, state_dict: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Return the weights to keep: ``student``, as its plain model has them, and ``ensemble``, all of them."""
-        student = {key.removeprefix('student.'): value for key, value in state_dict.items()
-                   if key.startswith('student.')}
-        return {'student': student, 'ensemble': dict(state_dict)}
+        return {'student': weights_of(state_dict, 'the checkpoint', 'student'), 'ensemble': state_dict}
 
     def _run(
         self, inputs: Tensor, data_samples: Sequence[Any] | None, mode: str
