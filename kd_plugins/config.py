@@ -25,6 +25,27 @@ def default_work_dir(path: str | Path) -> str:
     return str(Path('work_dirs', *below))
 
 
+def located(text: str, config: str | Path) -> str:
+    """Return where a relative path is that a config names: here, or beside the folder ``configs`` that has the config.
+
+    A path that is in neither place is meant from here.
+    """
+    parts = Path(config).resolve().parts
+    if 'configs' not in parts or os.path.exists(text):
+        return text
+    there = os.path.join(*parts[:len(parts) - 1 - parts[::-1].index('configs')], text)
+    return there if os.path.exists(there) else text
+
+
+def _locate(node: Any, config: str) -> None:
+    """Locate the paths below a node of a config that begin as this project's do."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        if isinstance(value, str) and value.startswith(('configs/', 'data/', 'work_dirs/')):
+            node[key] = located(value, config)
+        elif isinstance(value, (dict, list)):
+            _locate(value, config)
+
+
 def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] | None = None) -> Config:
     """Read a config and settle where its run lives.
 
@@ -49,7 +70,9 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
         except Exception as error:
             raise UserError(f"{path}: custom_imports is {config.custom_imports}, expected dict(imports=['module']) of "
                             f'modules that can be imported ({type(error).__name__}: {error})') from error
-    config.work_dir = work_dir or config.get('work_dir') or default_work_dir(path)
+    given = config.get('work_dir')
+    _locate(config._cfg_dict, path)
+    config.work_dir = work_dir or given or default_work_dir(path)
     user_named(text for _, text in _nodes(config) if isinstance(text, str))
     return config
 

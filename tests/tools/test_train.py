@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -527,3 +528,43 @@ def test_a_second_training_in_the_folder_of_one_that_runs_is_refused(command, lo
     with alone_in(folder / 'run'):
         assert command(folder, 'cfg.py') == 1
     error_line(folder, f'{folder}/run: another command is at work in this folder')
+
+
+def test_requirements_in_a_circle_are_refused_before_anything_trains(tmp_path, command, config):
+    config.requires = [dict(config='b.py', checkpoint='work_dirs/b/student.pth')]
+    config.dump(tmp_path / 'a.py')
+    config.requires = [dict(config='a.py', checkpoint='work_dirs/a/student.pth')]
+    config.dump(tmp_path / 'b.py')
+    assert command(tmp_path, 'a.py') == 1
+    error_line(tmp_path, 'b.py requires a.py, which requires it in turn')
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('named', [
+    dict(requires=[dict(config='b.py', checkpoint='none.pth')]), dict(compare=dict(b='b.py'))], ids=lambda x: min(x))
+def test_what_another_config_lacks_is_told_before_anything_trains(tmp_path, command, config, named):
+    config.update(named)
+    config.dump(tmp_path / 'a.py')
+    config.pop('model')
+    config.dump(tmp_path / 'b.py')
+    assert command(tmp_path, 'a.py') == 1
+    error_line(tmp_path, 'a.py names b.py under requires or compare: b.py has no model')
+
+
+def test_a_command_started_elsewhere_finds_what_the_config_names_beside_its_folder(tmp_path, command, config):
+    """As ``cd tools && python train.py ../configs/...``; the run is where the command was started."""
+    home, away = tmp_path / 'home', tmp_path / 'away'
+    for folder in (home / 'configs/part', home / 'work_dirs/t', away):
+        folder.mkdir(parents=True)
+    data, teacher = config.train_dataloader.dataset, config.custom_hooks[0].teacher
+    shutil.copytree(data.data_root, home / 'data/images')
+    shutil.copy(teacher.checkpoint, home / 'work_dirs/t/student.pth')
+    Config(dict(model=teacher.config)).dump(home / 'configs/t.py')
+    data.data_root = 'data/images'
+    teacher.update(config='configs/t.py', checkpoint='work_dirs/t/student.pth')
+    config.requires = [dict(teacher)]
+    config.train_cfg.max_epochs = 1
+    config.pop('work_dir')
+    config.dump(home / 'configs/part/cfg.py')
+    assert command(away, '../home/configs/part/cfg.py') == 0, (away / 'stderr').read_text()
+    assert (away / 'work_dirs/part/cfg/student.pth').is_file()

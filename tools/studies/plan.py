@@ -14,7 +14,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from kd_plugins.config import load_config
+from kd_plugins.config import load_config, located
 from kd_plugins.errors import UserError
 from studies.checks import TEACHER_SEED, check_spelling, check_study, method_on
 from studies.data import corrupt, data_options, filled, hold_out
@@ -157,6 +157,7 @@ def load_study(path: str, root: str | None = None) -> Study:
             raise UserError(f"{path}: a study has no option '{key}'; the nearest is '{near[0]}': correct it, or give a "
                             'name of your own that is less alike')
     options = {key: config.get(key, default) for key, default in DEFAULTS.items()}
+    options['terms_from'] = located(options['terms_from'], path)
     for key in ('networks', 'methods'):
         if not config.get(key):
             raise UserError(f'{path}: a study needs {key}, as in configs/studies/quick.py')
