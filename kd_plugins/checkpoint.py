@@ -101,8 +101,10 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', allow_pickle: b
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnreadableError(
             f'{path} is no readable checkpoint (truncated or damaged): make it again ({reason})') from error
-    if not isinstance(checkpoint, dict):
-        raise UserError(f'{path} holds a {type(checkpoint).__name__}, expected a dictionary with a state_dict')
+    weights = checkpoint.get('state_dict', {}) if isinstance(checkpoint, dict) else checkpoint
+    if not isinstance(weights, dict):
+        raise UserError(f'{path} holds a {type(weights).__name__} in place of weights: expected a dictionary of '
+                        'tensors, by themselves or under state_dict')
     if backbone:  # as mmengine reads the names of mmcls
         weights = checkpoint.get('state_dict', checkpoint)
         return {'state_dict': {key[9:]: value for key, value in weights.items() if key.startswith('backbone.')}}
@@ -186,7 +188,7 @@ def read_weights(path: str | Path, prefix: str = '', allow_pickle: bool = False)
 def weights_of(checkpoint: dict[str, Any], path: str | Path, prefix: str = '') -> OrderedDict[str, torch.Tensor]:
     """Return the weights of a checkpoint that was read from ``path``, see :func:`read_weights`."""
     weights = checkpoint.get('state_dict', checkpoint)
-    if not isinstance(weights, dict) or not any(isinstance(value, torch.Tensor) for value in weights.values()):
+    if not any(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UserError(f'{path} holds no weights: expected a dictionary of tensors, by themselves or under state_dict')
     found = OrderedDict((name.removeprefix('module.'), value) for name, value in weights.items())
     # The versions by which modules know older files.
@@ -410,7 +412,10 @@ def latest_checkpoint(config: Config) -> str | None:
 
 def run_of(checkpoint: dict[str, Any]) -> str:
     """Return the mark of the run that has written a checkpoint; '' where it has none."""
-    return checkpoint.get('message_hub', {}).get('runtime_info', {}).get(RUN_MARK, '')
+    try:
+        return checkpoint['message_hub']['runtime_info'].get(RUN_MARK, '')
+    except (AttributeError, KeyError, TypeError):  # not of mmengine's runner
+        return ''
 
 
 def save_weights(weights: dict[str, torch.Tensor], path: str | Path, meta: dict[str, Any]) -> None:

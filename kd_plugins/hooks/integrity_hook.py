@@ -9,7 +9,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
 from kd_plugins.checkpoint import RUN_MARK, AtomicBackend, load_loosely, weights_of
 from kd_plugins.errors import UserError
@@ -49,10 +49,11 @@ class IntegrityHook(Hook):
         if misfit:
             raise UserError(f'a run cannot go on from {path}, which does not fit {type(model).__name__}: {misfit}; '
                             "give this config's own checkpoint, or start from what fits by load_from")
-        if 'optimizer' not in checkpoint or 'iter' not in checkpoint.get('meta', {}):
+        meta, optimizer = checkpoint.get('meta'), checkpoint.get('optimizer')
+        if not isinstance(optimizer, dict) or not isinstance(meta, dict) or not {'epoch', 'iter'} <= meta.keys():
             raise UserError(f'a run cannot go on from {path}, which holds no state of an optimiser: give one of the '
                             "run's own checkpoints, or start from its weights by load_from")
-        groups, own = checkpoint['optimizer'].get('param_groups'), getattr(runner.optim_wrapper, 'param_groups', None)
+        groups, own = optimizer.get('param_groups'), getattr(runner.optim_wrapper, 'param_groups', None)
         if groups and own:
             _check_groups(path, groups, own)
 
@@ -72,12 +73,20 @@ class IntegrityHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Keep the last good checkpoint where the weights are no numbers any more."""
-        parameters = {name for name, _ in _unwrapped(runner.model).named_parameters()}
-        for name, value in checkpoint['state_dict'].items():
-            # A buffer may hold infinities on purpose, as a mask.
-            if value.is_floating_point() and (value.isnan() | (value.isinf() & (name in parameters))).any():
-                raise UserError(f'{name} is not finite after iteration {runner.iter}: training stops, the last good '
-                                'checkpoint is kept; lower the learning rate')
+        _check_finite(runner, checkpoint['state_dict'])
+
+    def after_train(self, runner: Runner) -> None:
+        """Look at the weights of a run that saves none, too."""
+        _check_finite(runner, _unwrapped(runner.model).state_dict())
+
+
+def _check_finite(runner: Runner, weights: dict[str, Tensor]) -> None:
+    parameters = {name for name, _ in _unwrapped(runner.model).named_parameters()}
+    for name, value in weights.items():
+        # A buffer may hold infinities on purpose, as a mask.
+        if value.is_floating_point() and (value.isnan() | (value.isinf() & (name in parameters))).any():
+            raise UserError(f'{name} is not finite after iteration {runner.iter}: training stops, the last good '
+                            'checkpoint is kept; lower the learning rate')
 
 
 def _check_groups(path: str, saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]]) -> None:

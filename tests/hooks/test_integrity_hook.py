@@ -52,6 +52,7 @@ def test_a_run_goes_on_from_a_checkpoint_of_its_own_only(tmp_path, data, config)
         train(resumed(checked(data, tmp_path / 'other', model=classifier(width=8)), path))
     saved = read_checkpoint(path)
     torch.save({'state_dict': saved['state_dict'], 'meta': saved['meta']}, tmp_path / 'student.pth')
+    assert run_of(read_checkpoint(tmp_path / 'student.pth')) == ''
     with pytest.raises(UserError, match=r'student\.pth, which holds no state of an optimiser'):
         train(resumed(checked(data, tmp_path / 'other'), tmp_path / 'student.pth'))
     adam = checked(data, tmp_path / 'other', optim_wrapper=dict(optimizer=dict(type='Adam', lr=1e-3)))
@@ -80,6 +81,9 @@ def test_weights_that_are_not_finite_keep_the_last_checkpoint(data, tmp_path):
     saved = read_checkpoint(tmp_path / 'run/epoch_1.pth')
     assert all(value.isfinite().all() for value in saved['state_dict'].values())
     assert not (tmp_path / 'run/epoch_2.pth').exists()
+    config.update(work_dir=str(tmp_path / 'other'), default_hooks=config.default_hooks | dict(checkpoint=None))
+    with pytest.raises(UserError, match='not finite after iteration 9'):
+        train(config)
 
 
 @MODELS.register_module()
