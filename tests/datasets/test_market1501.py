@@ -89,6 +89,7 @@ def test_images_of_any_ending_are_taken_and_the_log_says_what_is_left_out(
         path.rename(path.with_suffix(('.JPG', '.png', '.jpeg', '.bmp')[i % 4]))
     logger = MMLogger.get_instance('market')
     logger.addHandler(caplog.handler)
+    caplog.clear()  # an earlier test's logger has the same handler
     with caplog.at_level(logging.INFO):
         assert [(Path(path).stem, *rest) for path, *rest in records(root, 'test')] == expected
     assert [message for message in caplog.messages if 'left out' in message] == [
