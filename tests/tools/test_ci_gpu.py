@@ -52,7 +52,7 @@ def test_no_step_outlasts_the_time_for_all(tmp_path):
 
 def test_the_budgets_fit_the_time_for_all(tmp_path):
     steps = gpu.steps_of('cuda', tmp_path)
-    assert [x.name for x in steps] == ['tests', 'cifar', 'losses', 'step', 'reid']
+    assert [x.name for x in steps] == ['tests', 'runs', 'cifar', 'losses', 'step', 'reid']
     assert sum(x.budget for x in steps) <= gpu.ALLOWED < 480
     assert all(str(x.figures) in x.command for x in steps if x.figures)
 
