@@ -254,7 +254,7 @@ def test_shipped_studies_spell_out(path, monkeypatch):
     known = {(n, c, m) for n in options['networks'] for c in options['corruptions']
              for m in [*options['methods'], 'Teacher']}
     assert not options['references'] or known & published.keys()
-    if 'quick' not in path.stem:
+    if 'quick' not in path.stem and 'cifar10' not in path.stem.split('_')[0]:  # the papers' own, whole
         assert published.keys() <= known
     for run in {(x.network, x.method): x for x in study.runs}.values():  # the texts are configs
         namespace = {}

@@ -1,7 +1,7 @@
 # All images of CIFAR-10 on a schedule that two cores train in days: images from memory, bfloat16, channels-last,
 # one warm-up epoch and one cosine. Augmentations repeat after `replay` epochs, so that a teacher's answers can be kept;
 # all seeds draw the same ones, in other orders.
-epochs, replay = 30, 10
+epochs, epochs_first, epochs_imbalanced, replay = 30, 10, 80, 10
 lr = 0.1
 
 replace = ['configs/_base_/datasets/cifar10_batched.py', 'configs/_base_/schedules/cifar_quick.py']
@@ -18,3 +18,6 @@ common = dict(
     val_cfg=dict(fp16=True),  # mmengine's name for autocast: bfloat16 on a CPU
     default_hooks=dict(layout=dict(type='kd_plugins.ChannelsLastHook'), checkpoint=dict(max_keep_ckpts=1)))
 draws = dict(train_dataloader=dict(dataset=dict(seed=0, replay=replay)))
+# Of two stages, the first.
+first_stage = dict(
+    param_scheduler=[warm_up, dict(cosine, end=epochs_first)], train_cfg=dict(max_epochs=epochs_first))
