@@ -33,8 +33,8 @@ methods = dict(
         terms=[dict(term, weight=factor * term['weight'] if 'weight' in term else factor) for term in named[key]],
         teacher_cache=key not in ('at', 'sp'))
        for name, key in (
-           ('NST poly', 'nst_poly'), ('AT', 'at'), ('SP', 'sp'), ('RKD-DA', 'rkd_da'), ('RKD-A', 'rkd_a'),
-           ('RKD-D', 'rkd_d'), ('NST linear', 'nst_linear'), ('NST Gaussian', 'nst_gaussian'))
+           ('NST poly', 'nst_poly'), ('AT', 'at'), ('SP', 'sp'), ('RKD-DA', 'rkd_da_unit'), ('RKD-A', 'rkd_a_unit'),
+           ('RKD-D', 'rkd_d_unit'), ('NST linear', 'nst_linear'), ('NST Gaussian', 'nst_gaussian'))
        for factor in factors},
     **{f'Hinton alpha {alpha}': dict(
         terms=[dict(named.kd[0], weight=alpha)],
