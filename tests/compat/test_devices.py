@@ -4,6 +4,7 @@ import kd_plugins  # noqa: F401, I001 - supplies the operators
 import pytest
 import torch
 from mmcv import ops
+from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
 
 def roi_align(x, boxes):
@@ -20,6 +21,23 @@ def deform_conv(x, offset, weight):
 
 def modulated_deform_conv(x, offset, mask, weight, bias):
     return ops.modulated_deform_conv2d(x, offset, mask, weight, bias, 1, 1, 1, 1, 2)
+
+
+def deform_conv_of_a_diverged_run(x, offset, weight):
+    return ops.deform_conv2d(x, offset, weight, 1, 1, 1, 1, 2).nan_to_num()
+
+
+def roi_align_of_a_diverged_run(x, boxes):
+    return ops.roi_align(x, boxes, 2, 0.5, 0).nan_to_num()
+
+
+def deformable_attention(value, locations, weights):
+    shapes, starts = (torch.tensor(x, device=value.device) for x in ([[4, 5], [2, 3]], [0, 20]))
+    return MultiScaleDeformableAttnFunction.apply(value, shapes, starts, locations, weights, 64)
+
+
+def masked_conv(x, weight, bias):
+    return ops.masked_conv2d(x, x[:, 0] > 0, weight, bias, 1) + 0 * x.sum()  # it has no backward pass
 
 
 def sigmoid_focal_loss(x, target):
@@ -40,6 +58,15 @@ OPERATORS = [
     (roi_align, lambda: [*drawn(MAP), BOXES]), (roi_pool, lambda: [*drawn(MAP), BOXES]),
     (deform_conv, lambda: drawn(MAP, (2, 36, 9, 8), (6, 4, 3, 3))),
     (modulated_deform_conv, lambda: drawn(MAP, (2, 36, 9, 8), (2, 18, 9, 8), (6, 4, 3, 3), (6,))),
+    # At whole numbers, many points lie at -1, where mmcv has no gradient.
+    (deform_conv, lambda: [x.round() if x.shape[1] == 36 else x for x in drawn(MAP, (2, 36, 9, 8), (6, 4, 3, 3))]),
+    (deform_conv_of_a_diverged_run, lambda: [
+        x.masked_fill(x > 2, torch.nan) if x.shape[1] == 36 else x
+        for x in drawn(MAP, (2, 36, 9, 8), (6, 4, 3, 3))]),
+    (roi_align_of_a_diverged_run, lambda: [*drawn(MAP), BOXES.masked_fill(BOXES == 11, torch.nan)]),
+    (deformable_attention, lambda: [
+        *drawn((2, 26, 2, 3)), torch.rand(2, 3, 2, 2, 2, 2).double() * 1.4 - 0.2, *drawn((2, 3, 2, 2, 2))]),
+    (masked_conv, lambda: drawn((1, 4, 9, 8), (6, 4, 3, 3), (6,))),
     (sigmoid_focal_loss, lambda: [*drawn((7, 4)), torch.arange(7.0)]),
     (softmax_focal_loss, lambda: [*drawn((7, 4)), torch.arange(7.0)]),
 ]
