@@ -69,7 +69,7 @@ def class_lists(dataset: Any) -> Iterator[Sequence[str]]:
 def _categories(dataset: Any) -> Sequence[str]:
     """Return the names of the categories that a data set in COCO's format uses, in the order of their labels."""
     labels, path = getattr(dataset, 'cat2label', None), getattr(dataset, 'ann_file', '')
-    if not labels or not path.endswith('.json'):
+    if not labels or not str(path).endswith('.json'):
         return ()
     # The whole file is long to read, and its categories are mostly last.
     _, _, rest = fileio.get(path, backend_args=getattr(dataset, 'backend_args', None)).rpartition(b'"categories"')
