@@ -25,7 +25,7 @@ ROOMS = {
     'term': (LEAVES | {'recorder', 'schedule'}, {'torch'}),
     'distiller': (LEAVES | CORE, {'mmengine', 'numpy', 'torch'}),
     'models': (LEAVES | CORE | {'losses', 'functional'}, {'mmengine', 'mmpretrain', 'torch'}),
-    'hooks': (LEAVES | CORE | {'compat', 'losses', 'functional'}, {'mmengine', 'torch'}),
+    'hooks': (LEAVES | CORE | {'compat', 'losses', 'functional'}, {'mmengine', 'numpy', 'torch'}),
     'optim': (LEAVES, {'mmengine', 'torch'}),
     'data_files': (LEAVES, {'torchvision'}),
     'datasets': (LEAVES | {'data_files', 'unpickling'},

@@ -24,6 +24,7 @@ from kd_plugins.config import check_config, load_config
 from kd_plugins.engine import leave_group, prepare_run, scope_of
 from kd_plugins.errors import one_line_errors
 from kd_plugins.hooks.check_hook import check_checkpoint_classes
+from kd_plugins.hooks.export_hook import plain
 
 
 def parse_args() -> argparse.Namespace:
@@ -70,7 +71,7 @@ def main() -> None:
     metrics = runner.test()
     print_log(f'scored {args.checkpoint}', 'current', logging.INFO)
     if is_main_process():
-        print(json.dumps({key: float(value) for key, value in metrics.items()}))
+        print(json.dumps(plain(metrics)))
     del runner, model
     leave_group()
 

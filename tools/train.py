@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported: idle threads that wait by spinning slow down what runs beside.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
@@ -32,7 +33,7 @@ from rich.table import Table
 
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
 from kd_plugins.checkpoint import latest_checkpoint
-from kd_plugins.config import check_config, default_work_dir, load_config
+from kd_plugins.config import check_config, load_config
 from kd_plugins.engine import alone_in, leave_group, prepare_run
 from kd_plugins.errors import UserError, one_line_errors
 
@@ -118,24 +119,38 @@ def set_resume(config: Config, resume: str | None) -> None:
         config.resume, config.load_from = True, resume
 
 
+def read_result(folder: str | Path) -> dict[str, Any] | None:
+    """Return what a run's ``result.json`` says; None where there is none, or no whole one."""
+    try:
+        result = json.loads(Path(folder, 'result.json').read_text())
+        return result if {'metrics', 'checkpoint', 'log'} <= result.keys() and dict(result['metrics']) else None
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return None
+
+
 def print_comparison(config: Config, flags: Sequence[str]) -> None:
     """Train the runs to compare with, where their result is missing, and print a table of the last-epoch metrics."""
     results = {}
     for name, path in config.compare.items():
-        result = Path(default_work_dir(path), 'result.json')
-        if not result.is_file():
+        folder = load_config(path).work_dir
+        if read_result(folder) is None:
             if config.launcher != 'none':
                 raise UserError(f'{path}, to compare with, has no result: make it with python tools/train.py {path}')
             train_apart(path, flags)
-        results[name] = json.loads(result.read_text())
-    own = Path(config.work_dir, 'result.json')
-    results[config.get('name', Path(config.filename).stem)] = json.loads(own.read_text())
-    metrics = [key for key in next(iter(results.values()))['metrics'] if key not in ('epoch', 'iter')]
+        results[name] = read_result(folder)
+    results[config.get('name', Path(config.filename).stem)] = read_result(config.work_dir)
+    for name, result in results.items():
+        if result is None:
+            raise UserError(f'{name} has left no metrics to compare: its config needs an ExportHook, and '
+                            'val_dataloader, val_cfg and val_evaluator')
+    metrics = [key for key, value in next(iter(results.values()))['metrics'].items()
+               if key not in ('epoch', 'iter') and isinstance(value, (int, float))]
     groups = {key.rpartition('/')[0] for key in metrics}
     names = [key.rpartition('/')[2] for key in metrics] if len(groups) == 1 else metrics
     table = Table('run', *names, 'checkpoint', 'log')
     for name, result in results.items():
-        values = [f'{result["metrics"].get(key, float("nan")):.4g}' for key in metrics]
+        values = [result['metrics'].get(key) for key in metrics]
+        values = [f'{value:.4g}' if isinstance(value, (int, float)) else '–' for value in values]
         table.add_row(name, *values, *(os.path.relpath(result[key]) for key in ('checkpoint', 'log')))
     Console(width=max(160, 80 + 12 * len(metrics), Console().width), soft_wrap=True).print(table)
 

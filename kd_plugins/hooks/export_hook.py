@@ -1,17 +1,31 @@
 """What a finished run leaves behind."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from mmengine.dist import master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from torch import Tensor
 
 from kd_plugins.checkpoint import AtomicBackend, read_checkpoint, save_weights
 from kd_plugins.errors import UserError
 from kd_plugins.registry import HOOKS
+
+
+def plain(value: Any) -> Any:
+    """Return a metric's value as what JSON can hold: an array as lists, of anything unknown its text."""
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(x) for x in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 @HOOKS.register_module()
@@ -46,6 +60,11 @@ class ExportHook(Hook):
         """Note the metrics and when they were taken."""
         self._metrics = dict(metrics or {}) | {'epoch': runner.epoch, 'iter': runner.iter}
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Keep out of the checkpoint what is no plain value: read back, it would be refused as pickled code."""
+        notes = checkpoint.get('message_hub', {}).get('runtime_info', {})
+        notes.update((key, plain(value)) for key, value in notes.items() if key.startswith(('val/', 'test/')))
+
     def after_train(self, runner: Runner) -> None:
         """Write both files; first take the metrics of a run that was killed after its last checkpoint."""
         if runner.val_loop is not None and self._metrics.get('iter') != runner.iter:
@@ -63,7 +82,7 @@ class ExportHook(Hook):
         for name, weights in split(checkpoint['state_dict']).items():
             save_weights(weights, folder / f'{name}.pth', meta)
         log = Path(runner.log_dir) / f'{runner.timestamp}.log'
-        result = {'metrics': self._metrics, 'checkpoint': str(folder / 'student.pth'),
+        result = {'metrics': plain(self._metrics), 'checkpoint': str(folder / 'student.pth'),
                   'config': str(runner.cfg.filename or ''), 'log': str(log)}
         AtomicBackend().put(f'{json.dumps(result, indent=2)}\n'.encode(), str(folder / 'result.json'))
         runner.logger.info(f'the student is in {folder / "student.pth"}')

@@ -1,8 +1,10 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
+from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner
 from tiny import classification_config, classifier, equal, image_folder, train, weights
 
@@ -36,6 +38,30 @@ def test_export_is_the_last_checkpoint_and_the_last_metrics(tmp_path, data):
     assert result['metrics']['epoch'] == 2
     assert result['metrics']['accuracy/top1'] == pytest.approx(
         runner.message_hub.get_scalar('val/accuracy/top1').data[0][-1])
+
+
+class Strange(BaseMetric):
+    """Values as metrics of stock packages and of users have them."""
+
+    def process(self, data_batch, data_samples):
+        self.results.append(None)
+
+    def compute_metrics(self, results):
+        return dict(tensor=torch.tensor(0.5), per_class=np.array([0.25, 1]), count=np.int64(3), nothing=None, text='x',
+                    nested=dict(a=[torch.ones(2), {1: torch.tensor(True)}]), other=range(2))
+
+
+def test_metrics_that_are_no_numbers_do_not_lose_the_result(tmp_path, data):
+    config = classification_config(data, tmp_path / 'run', default_hooks=HOOKS, log_level='INFO')
+    evaluated(config)
+    config.val_evaluator = [dict(type='ConfusionMatrix', num_classes=4), dict(type=Strange),
+                            dict(type='SingleLabelMetric', average=None, num_classes=4)]
+    train(config)
+    metrics = json.loads((tmp_path / 'run/result.json').read_text())['metrics']
+    assert sum(map(sum, metrics.pop('confusion_matrix/result'))) == 24
+    assert all(len(metrics.pop(f'single-label/{name}_classwise')) == 4 for name in ('precision', 'recall', 'f1-score'))
+    assert metrics == dict(tensor=0.5, per_class=[0.25, 1], count=3, nothing=None, text='x',
+                           nested=dict(a=[[1, 1], {'1': True}]), other='range(0, 2)', epoch=2, iter=6)
 
 
 def test_a_held_out_part_is_scored_beside_the_test_set_and_chosen_by(tmp_path, data):

@@ -265,6 +265,20 @@ def pretend(path: Path, changed: str = 'stop', only: str = '*', cut: tuple[str, 
     return [Path(x).relative_to(study.root).as_posix() for x in launcher.started]
 
 
+@pytest.mark.parametrize('broken', ['', '{"metrics": {"accu', '[]', '{"metrics": 3}', '\udce9'])
+def test_a_broken_result_is_made_again_and_a_broken_record_begins_anew(here, data, broken):
+    path = write_study(here, data, FEW)
+    pretend(path, only='*/baseline/*')
+    run = next(x for x in plan.load_study(str(path)).students if x.finished)
+    assert pretend(path, only='*/baseline/*') == []
+    (run.folder / 'run.json').write_text(broken, errors='surrogateescape')
+    assert pretend(path, only='*/baseline/*') == []
+    assert run.record == {} or 'sessions' not in run.record
+    (run.folder / 'result.json').write_text(broken, errors='surrogateescape')
+    assert pretend(path, only='*/baseline/*') == ['small/clean/baseline/seed0']
+    assert [x['status'] for x in run.record['sessions']] == ['finished']
+
+
 def test_a_run_remembers_the_teacher_that_it_was_trained_from(here, data):
     path = write_study(here, data, FEW)
     pretend(path, only='*/kd/*')

@@ -146,7 +146,9 @@ def test_the_best_epoch_is_chosen_on_the_held_out_part(here, data):
         [(30., 50.), (70., 60.), (80., 55.), (60., 60.)])]
     log = runs[0].folder / 'time/vis_data/scalars.json'
     log.parent.mkdir(parents=True)
-    log.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    rest = ['{"accuracy/top1": 99.', '99', '{"accuracy/top1": null, "validation/top1": 99.0}', '\udce9']
+    text = '\n'.join([*map(json.dumps, lines), *rest])
+    log.write_text(text, errors='surrogateescape')  # a kill can cut a line, a bad disk anything
     (runs[0].folder / 'result.json').write_text(json.dumps({'metrics': lines[-1]}))
     held_out = 'validation = dict(size=30)\n'
     for more, best in (('', 80.), (held_out, 70.), (held_out + 'error = True\n', 30.)):

@@ -27,7 +27,8 @@ def run(tmp_path):
     loader['dataset'] = dict(loader['dataset'], pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')])
     for name in ('val', 'test'):
         config.merge_from_dict({
-            f'{name}_dataloader': loader, f'{name}_cfg': {}, f'{name}_evaluator': dict(type='Accuracy')})
+            f'{name}_dataloader': loader, f'{name}_cfg': {}, f'{name}_evaluator': [
+                dict(type='Accuracy'), dict(type='ConfusionMatrix', num_classes=4)]})
     train(config)
     config.pop('default_hooks')
     config.dump(tmp_path / 'config.py')
@@ -47,6 +48,8 @@ def test_scores_what_training_reported_and_draws(run, tmp_path, monkeypatch, cap
                     '--show-dir', tmp_path / 'pictures')
     expected = json.loads((folder / 'result.json').read_text())['metrics']
     assert metrics['accuracy/top1'] == pytest.approx(expected['accuracy/top1'])
+    assert metrics['confusion_matrix/result'] == expected['confusion_matrix/result']
+    assert sum(map(sum, metrics['confusion_matrix/result'])) == 24
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 24
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -568,3 +569,14 @@ def test_a_command_started_elsewhere_finds_what_the_config_names_beside_its_fold
     config.dump(home / 'configs/part/cfg.py')
     assert command(away, '../home/configs/part/cfg.py') == 0, (away / 'stderr').read_text()
     assert (away / 'work_dirs/part/cfg/student.pth').is_file()
+
+
+def test_a_broken_result_counts_as_none_so_that_it_is_made_again(tmp_path):
+    read_result = runpy.run_path(str(TRAIN))['read_result']
+    good = dict(metrics=dict(mAP=0.5), checkpoint='c', log='l')
+    assert read_result(tmp_path) is None
+    for text in ('', json.dumps(good)[:-3], '[]', '{"metrics": 3}', json.dumps(good | dict(metrics={})), '\udce9'):
+        (tmp_path / 'result.json').write_text(text, errors='surrogateescape')
+        assert read_result(tmp_path) is None
+    (tmp_path / 'result.json').write_text(json.dumps(good))
+    assert read_result(tmp_path) == good

@@ -268,7 +268,7 @@ class Execution:
     def _record(self, run: Run, status: str, seconds: float) -> None:
         record = run.record
         if record:
-            record['sessions'].append(dict(status=status, seconds=round(seconds, 2)))
+            record.setdefault('sessions', []).append(dict(status=status, seconds=round(seconds, 2)))
             _write(run.folder / 'run.json', json.dumps(record, indent=2) + '\n')
         _write(run.folder / 'config.py', run.text)  # in place of the runner's, which may say where it went on from
 

@@ -78,16 +78,20 @@ class Run:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What ``run.json`` says; empty before the first start."""
-        try:
-            return json.loads((self.folder / 'run.json').read_text())
-        except (FileNotFoundError, ValueError):  # a kill can leave it empty
-            return {}
+        """What ``run.json`` says; empty before the first start, and where it is broken."""
+        record = _json(self.folder / 'run.json')
+        return record if isinstance(record.get('sessions', []), list) else {}
 
     @property
     def finished(self) -> bool:
-        """Whether it has a result, of whatever config."""
-        return (self.folder / 'result.json').is_file()
+        """Whether it has a whole result, of whatever config."""
+        return self.metrics is not None
+
+    @property
+    def metrics(self) -> dict[str, Any] | None:
+        """The metrics in ``result.json``; None before the end, and where it is broken."""
+        metrics = _json(self.folder / 'result.json').get('metrics')
+        return metrics if isinstance(metrics, dict) else None
 
     @property
     def changed(self) -> bool:
@@ -305,6 +309,15 @@ class _Plan:
                 raise UserError(f"{path} has no terms '{name}': it has {', '.join(known)}")
             found += known[name]
         return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Return what a file holds, empty where it is missing or broken."""
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _plain(config: Config) -> dict[str, Any]:

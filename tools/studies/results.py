@@ -36,14 +36,16 @@ def centre_of(average: str) -> Callable[[Iterable[float]], float]:
 
 
 def scalars(run: Run) -> list[dict[str, Any]]:
-    """Return the lines of a run's ``scalars.json``, its sessions in order."""
+    """Return the numbers in the lines of a run's ``scalars.json``, its sessions in order."""
     lines = []
     for path in sorted(run.folder.glob('*/vis_data/scalars.json')):
-        for line in path.read_text().splitlines():
+        for line in path.read_text(errors='replace').splitlines():
             try:
-                lines.append(json.loads(line))
+                values = json.loads(line)
             except ValueError:  # a kill can cut the last line
                 continue
+            if isinstance(values, dict):
+                lines.append({key: value for key, value in values.items() if isinstance(value, (int, float))})
     return lines
 
 
@@ -53,10 +55,10 @@ def metrics_of(study: Study, run: Run) -> dict[str, float]:
     Raises:
         UserError: They lack the study's metric.
     """
-    metrics = json.loads((run.folder / 'result.json').read_text())['metrics']
+    metrics = {key: value for key, value in run.metrics.items() if isinstance(value, (int, float))}
     if study.options['metric'] not in metrics:
-        raise UserError(f"{run.folder / 'result.json'} has no metric '{study.options['metric']}': give the study one "
-                        f'of {", ".join(metrics)}')
+        raise UserError(f"{run.folder / 'result.json'} has no number for the metric '{study.options['metric']}': give "
+                        f'the study one of {", ".join(metrics)}')
     return metrics
 
 
