@@ -80,6 +80,7 @@ def test_equal_average_precisions_and_few_queries_give_a_fixed_choice():
     assert [rows.tolist() for rows in chosen.values()] == [[1, 0], [1, 0], [0, 1]]
 
 
+@pytest.mark.usefixtures('faiss')
 def test_the_first_items_are_ranked_without_what_the_evaluation_leaves_out(tmp_path: Path):
     features = people(tmp_path)
     items, distances, right = ranking.rank_items(features, 0, 3, 'euclidean')
@@ -91,6 +92,7 @@ def test_the_first_items_are_ranked_without_what_the_evaluation_leaves_out(tmp_p
     assert right.tolist() == [True, False, True, False, False, True, False, False, False]
 
 
+@pytest.mark.usefixtures('faiss')
 def test_of_many_equal_items_the_wrong_ones_come_first():
     features = along_a_line([(1., 1, 1)], [(1., 1, 2)] * 40 + [(1., 2, 2)] * 3 + [(1., -1, 2)] * 2)
     for metric in ('cosine', 'euclidean'):
@@ -99,6 +101,7 @@ def test_of_many_equal_items_the_wrong_ones_come_first():
         assert right.tolist() == [False, False, False, True]
 
 
+@pytest.mark.usefixtures('faiss')
 @pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
 @pytest.mark.parametrize('seed', range(6))
 def test_rankings_agree_with_plain_loops_and_with_the_evaluation(
@@ -125,6 +128,7 @@ def test_rankings_agree_with_plain_loops_and_with_the_evaluation(
         assert (np.flatnonzero(right) + 1).tolist() == retrieval.ranks[start:end].tolist()
 
 
+@pytest.mark.usefixtures('faiss')
 def test_three_pictures_are_written(tmp_path: Path, capsys: pytest.CaptureFixture):
     save_features(people(tmp_path), tmp_path / 'features.npz')
     out = tmp_path / 'new' / 'pictures'
@@ -140,6 +144,7 @@ def test_three_pictures_are_written(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert 700 < width < 1000
 
 
+@pytest.mark.usefixtures('faiss')
 def test_a_folder_of_arrays_is_read_and_one_query_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture):
     features = people(tmp_path)
     (tmp_path / 'features').mkdir()
@@ -151,6 +156,7 @@ def test_a_folder_of_arrays_is_read_and_one_query_is_enough(tmp_path: Path, caps
         'AP 1.00 to 1.00', 'AP 0.722 to 0.722', 'AP 0.333 to 0.333']
 
 
+@pytest.mark.usefixtures('faiss')
 def test_a_row_shows_the_query_and_its_items_in_frames(tmp_path: Path):
     features = people(tmp_path)
     rankings = [ranking.rank_items(features, query, 2, 'euclidean') for query in (0, 1)]
@@ -193,6 +199,7 @@ def refused(*argv: object, command: str = 'ranking') -> str:
     return message
 
 
+@pytest.mark.usefixtures('faiss')
 def test_what_is_wrong_is_told(tmp_path: Path):
     features = people(tmp_path)
     file = tmp_path / 'features.npz'

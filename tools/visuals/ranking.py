@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
-import faiss
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -43,6 +42,10 @@ def choose(ap: np.ndarray, count: int) -> dict[str, np.ndarray]:
 
 def nearest(query: np.ndarray, gallery: np.ndarray, rows: np.ndarray, count: int, metric: str) -> np.ndarray:
     """Return which of the gallery's ``rows`` are the ``count`` nearest ones, up to the rounding of float32."""
+    try:
+        import faiss
+    except ModuleNotFoundError as error:
+        raise UserError("a ranking needs faiss, which is not installed: pip install 'kd_plugins[reid]'") from error
     cosine = metric == 'cosine'
     heap = faiss.ResultHeap(1, count, keep_max=cosine)
     step = max(1, BLOCK // gallery.shape[1])
