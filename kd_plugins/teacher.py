@@ -1,5 +1,6 @@
 """The frozen teacher."""
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -70,7 +71,7 @@ def build_network(
         model = config
     while type_name(model) in ('Distiller', 'MutualLearning', 'NativeEnsemble'):  # itself distilled
         model = {'data_preprocessor': model.get('data_preprocessor')} | dict(model['student'])
-    model = dict(model)
+    model = copy.deepcopy(dict(model))  # mmdet changes records as it builds
     if data_preprocessor is not None:
         model['data_preprocessor'] = data_preprocessor or None
     with MODELS.switch_scope_and_registry(scope) as registry:

@@ -126,3 +126,23 @@ def test_replaced_module_is_heard(net, images):
     with recorder.recording() as features:
         net(images)
     assert len(features['norm']) == 1
+
+
+def test_a_pass_may_fail_once_every_tap_has_run():
+    class Annotated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(2, 3), nn.Linear(3, 1)
+
+        def forward(self, x, boxes=None):
+            return self.head(self.body(x)) + boxes.area
+
+    model, x = Annotated(), torch.zeros(1, 2)
+    recorder = Recorder(model, ['body'])
+    with recorder.probing() as features:
+        model(x)
+    assert len(features['body']) == 1
+    with recorder.recording(stop=True), pytest.raises(AttributeError):  # how often the tap runs is not known
+        model(x)
+    with pytest.raises(AttributeError), Recorder(model, ['body', 'head']).probing():
+        model.forward(x.boxes)

@@ -1,5 +1,6 @@
 """Distillation as a model."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from kd_plugins.checkpoint import weights_of
 from kd_plugins.distiller import Distillation, preserved_rng
+from kd_plugins.errors import UserError
 from kd_plugins.models.composite import Composite
 from kd_plugins.registry import MODELS
 
@@ -43,19 +45,28 @@ class Distiller(Composite):
         terms: Sequence[Mapping[str, Any]], input_shape: Sequence[int] = (3, 224, 224),
         data_preprocessor: Mapping[str, Any] | None = None, task: bool = True,
     ) -> None:
-        record = dict(student)
+        record = copy.deepcopy(dict(student))  # mmdet changes records as it builds
         record.setdefault('data_preprocessor', data_preprocessor)
         network = MODELS.build(record)
         super().__init__(network.data_preprocessor)
         self.student = network
-        self.distillation = Distillation(network, teacher, terms, task)
+        super().__setattr__('distillation', Distillation(network, teacher, terms, task))  # a student may have its own
         channels, height, width = input_shape
         sample = BaseDataElement(metainfo=dict(
             img_shape=(height, width), ori_shape=(height, width), pad_shape=(height, width),
             batch_input_shape=(height, width), scale_factor=(1.0, 1.0)))
         with preserved_rng():
             images = torch.randn(2, channels, height, width)
-        for line in self.distillation.dry_run(network, images, [sample, sample.clone()]):
+        try:
+            lines = self.distillation.dry_run(network, images, [sample, sample.clone()])
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f'Distiller: a dry run on two made-up images of input_shape={tuple(input_shape)} failed '
+                f'({type(error).__name__}: {error}): give the input_shape of the data, tap modules that run before '
+                'annotations are needed, or use DistillationHook, whose dry run takes images of the data') from error
+        for line in lines:
             print_log(f'distillation term {line}', 'current')
         self.register_state_dict_post_hook(_keep_adapters)
         self.register_load_state_dict_pre_hook(_place_adapters)

@@ -100,6 +100,26 @@ def test_attributes_are_the_students(tmp_path):
         runner.model.nothing  # noqa: B018
 
 
+class Annotated(ImageClassifier):
+    """Needs annotations before its head, in any mode."""
+
+    def extract_feat(self, inputs, stage='neck', data_samples=None):
+        feature = super().extract_feat(inputs, stage)
+        return feature if data_samples is None else data_samples[0].gt_instances
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.head(self.extract_feat(inputs, data_samples=data_samples))
+
+
+def test_made_up_images_have_no_annotations(tmp_path):
+    model = model_of('Distiller', tmp_path)
+    model['student']['type'] = Annotated
+    MODELS.build(model)
+    model['terms'] = [HINT | dict(student='head.fc', teacher='head.fc')]
+    with pytest.raises(UserError, match=r"input_shape=\(3, 16, 16\) failed \(AttributeError: .*'gt_instances'\)"):
+        MODELS.build(model)
+
+
 def test_layers_have_the_students_depth():
     backbone = dict(type='VisionTransformer', arch='deit-tiny', img_size=32, patch_size=16)
     alone = classifier() | dict(backbone=backbone, neck=None, head=dict(
