@@ -39,6 +39,11 @@ def prepare_run(
     _add_hooks(config)
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):  # every image is scored, or none
         _check_images(config.get(name), skip_corrupt and name == 'train_dataloader')
+    hooks = [*config.default_hooks.values(), *(config.get('custom_hooks') or [])]
+    _check_images(hooks, False)
+    for record in _records(hooks):
+        for name in ('switch_pipeline', 'train_pipeline'):  # which take the place of the training data's later on
+            _check_images(record.get(name), skip_corrupt)
     if amp:
         config.optim_wrapper = {key: value for key, value in config.optim_wrapper.items()
                                 if key not in ('loss_scale', 'dtype')} | {'type': 'kd_plugins.BF16OptimWrapper'}

@@ -37,8 +37,13 @@ def test_images_are_checked_by_name_and_by_class(load):
     def loader():
         return dict(dataset=dict(type='RepeatDataset', dataset=dict(pipeline=[dict(type=load, to_float32=True)])))
 
-    config = Config(dict(train_dataloader=loader(), val_dataloader=loader(), test_dataloader=loader()))
+    config = Config(dict(
+        train_dataloader=loader(), val_dataloader=loader(), test_dataloader=loader(), custom_hooks=[
+            dict(type='PipelineSwitchHook', switch_pipeline=loader()['dataset']['dataset']['pipeline']),
+            dict(type='kd_plugins.HeldOutHook', dataloader=loader())]))
     prepare_run(config, skip_corrupt=True)
+    assert config.custom_hooks[0].switch_pipeline[0].skip_corrupt is True
+    assert config.custom_hooks[1].dataloader.dataset.dataset.pipeline[0].skip_corrupt is False
     for name, skips in (('train', True), ('val', False), ('test', False)):
         assert config[f'{name}_dataloader'].dataset.dataset.pipeline[0] == dict(
             type='kd_plugins.LoadImage', to_float32=True, skip_corrupt=skips)

@@ -7,11 +7,13 @@ from itertools import zip_longest
 from typing import Any
 
 from mmengine import fileio
+from mmengine.dataset import Compose
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from kd_plugins.compat import check_operators, mend_ssd_head
+from kd_plugins.distiller import preserved_rng
 from kd_plugins.errors import UserError
 from kd_plugins.registry import HOOKS
 
@@ -20,9 +22,12 @@ from kd_plugins.registry import HOOKS
 class CheckHook(Hook):
     """Compares the classes of what is scored with those that are trained, and looks for the model's operators.
 
+    A pipeline to which mmdet's ``PipelineSwitchHook`` switches late in training loads one sample.
+
     Raises:
         UserError: Before training, as :func:`check_classes`, or where the data loader's batch is not what its sampler
-            puts together; before training or testing, as :func:`kd_plugins.compat.check_operators`.
+            puts together, or where a pipeline cannot be switched; before training or testing, as
+            :func:`kd_plugins.compat.check_operators`.
     """
 
     def before_run(self, runner: Runner) -> None:
@@ -37,11 +42,30 @@ class CheckHook(Hook):
         if batch != loader.batch_size:
             raise UserError(f'train_dataloader: batch_size={loader.batch_size} cuts up what its '
                             f'{type(loader.sampler).__name__} puts together; set batch_size={batch}')
+        for hook in runner.hooks:
+            if steps := getattr(hook, 'switch_pipeline', None):
+                _try_pipeline(type(hook).__name__, loader.dataset, steps)
         trained = [*class_lists(loader.dataset)]
         scored = [] if runner.val_loop is None else [*class_lists(runner.val_dataloader.dataset)]
         for name, classes in (*(('train_dataloader', x) for x in trained), *(('val_dataloader', x) for x in scored)):
             if trained:
                 check_classes(trained[0], classes, name)
+
+
+def _try_pipeline(name: str, dataset: Any, steps: Sequence[Any]) -> None:
+    if not hasattr(dataset, 'pipeline'):
+        raise UserError(f'{name}: {type(dataset).__name__} has no pipeline of its own, so that nothing would be '
+                        'switched: let the data set itself be train_dataloader.dataset, or leave the hook out')
+    before = dataset.pipeline
+    dataset.pipeline = Compose(steps)
+    try:
+        with preserved_rng():
+            sample = dataset[0]
+    finally:
+        dataset.pipeline = before
+    if 'inputs' not in sample:
+        raise UserError(f'{name}: its pipeline makes no inputs: let it load images and end in the same step as that of '
+                        'the training data')
 
 
 def class_lists(dataset: Any) -> Iterator[Sequence[str]]:

@@ -3,7 +3,10 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from mmdet.engine.hooks import PipelineSwitchHook
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.logging import MMLogger
 from mmpretrain.datasets import CustomDataset
@@ -22,10 +25,10 @@ class Unnamed(list):
 GIVEN = dict(metainfo=dict(classes=('a', 'b', 'c', 'd')))  # which hides the folders' names
 
 
-def check(train, val=None):
+def check(train, val=None, hooks=()):
     loader = DataLoader(train)
     CheckHook().before_train(SimpleNamespace(
-        train_dataloader=loader, val_loop=val, val_dataloader=SimpleNamespace(dataset=val)))
+        hooks=hooks, train_dataloader=loader, val_loop=val, val_dataloader=SimpleNamespace(dataset=val)))
 
 
 @pytest.mark.parametrize('options', [{}, GIVEN])
@@ -94,9 +97,32 @@ def test_a_batch_that_cuts_up_the_samplers_groups_is_refused(tmp_path):
     data = CustomDataset(data_root=str(image_folder(tmp_path)))
     sampler = PKSampler(data, 2, 3, seed=0)
     for size in (6, 8):
-        runner = SimpleNamespace(train_dataloader=DataLoader(data, size, sampler=sampler), val_loop=None)
+        runner = SimpleNamespace(hooks=(), train_dataloader=DataLoader(data, size, sampler=sampler), val_loop=None)
         if size == 6:
             CheckHook().before_train(runner)
         else:
             with pytest.raises(UserError, match=r'batch_size=8 cuts up what its PKSampler puts together; set .*=6'):
                 CheckHook().before_train(runner)
+
+
+def test_a_pipeline_that_is_switched_to_late_is_tried_at_the_start(tmp_path):
+    load, pack = dict(type='mmcv.LoadImageFromFile'), dict(type='mmpretrain.PackInputs')
+    train = CustomDataset(data_root=str(image_folder(tmp_path / 'train')), pipeline=[load, pack])
+    kept = train.pipeline
+
+    def switch(*steps, data=train):
+        check(data, hooks=[PipelineSwitchHook(280, list(steps))])
+
+    state = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    switch(load, dict(type='mmcv.RandomFlip', prob=0.5), pack)
+    assert train.pipeline is kept
+    assert (torch.get_rng_state().equal(state[0]), np.random.get_state()[1].tolist()) == (True, state[1])
+    with pytest.raises(KeyError, match='LoadImageFromFiel is not in'):
+        switch(dict(type='mmcv.LoadImageFromFiel'))
+    with pytest.raises(AssertionError, match='is not found in results'):
+        switch(dict(type='mmcv.CenterCrop', crop_size=4), pack)
+    with pytest.raises(UserError, match='PipelineSwitchHook: its pipeline makes no inputs'):
+        switch(load)
+    assert train.pipeline is kept
+    with pytest.raises(UserError, match='PipelineSwitchHook: RepeatDataset has no pipeline of its own'):
+        switch(load, pack, data=RepeatDataset(train, 2))
