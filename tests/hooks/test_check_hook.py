@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from mmdet.engine.hooks import PipelineSwitchHook
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.logging import MMLogger
 from mmpretrain.datasets import CustomDataset
@@ -106,6 +105,7 @@ def test_a_batch_that_cuts_up_the_samplers_groups_is_refused(tmp_path):
 
 
 def test_a_pipeline_that_is_switched_to_late_is_tried_at_the_start(tmp_path):
+    PipelineSwitchHook = pytest.importorskip('mmdet.engine.hooks').PipelineSwitchHook
     load, pack = dict(type='mmcv.LoadImageFromFile'), dict(type='mmpretrain.PackInputs')
     train = CustomDataset(data_root=str(image_folder(tmp_path / 'train')), pipeline=[load, pack])
     kept = train.pipeline
