@@ -428,7 +428,8 @@ def test_resume_goes_on_with_its_own_run_wherever_the_checkpoints_are(tmp_path, 
     config.train_cfg.max_epochs = 4
     saved = (tmp_path / 'elsewhere/run/step_3.pth').read_bytes()
     (tmp_path / 'elsewhere/run/step_4.pth').write_bytes(saved[:-9])  # cut short
-    finish(command, tmp_path, config, '--resume')
+    config.resume = True  # is the same
+    finish(command, tmp_path, config)
     told = (tmp_path / 'stdout').read_text()
     assert 'step_4.pth is no readable checkpoint' in told
     assert 'starts anew' not in told
