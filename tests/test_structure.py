@@ -82,7 +82,7 @@ def test_plain_scores_need_neither_faiss_nor_scipy(monkeypatch):
         assert not any(module in imported(path) for path in PACKAGE.rglob('*.py'))
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, 'faiss', None)
-    with pytest.raises(UserError, match=r"KReciprocal needs faiss.*pip install 'kd_plugins\[reid\]'"):
+    with pytest.raises(UserError, match=r"KReciprocal needs faiss.*pip install -e '\.\[reid\]'"):
         evaluation.KReciprocal  # noqa: B018
 
 

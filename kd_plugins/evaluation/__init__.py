@@ -31,4 +31,4 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(f'{__name__}.{_BY_FAISS[name]}'), name)
     except ModuleNotFoundError as error:
-        raise UserError(f"{name} needs {error.name}, which is not installed: pip install 'kd_plugins[reid]'") from error
+        raise UserError(f"{name} needs {error.name}, which is not installed: pip install -e '.[reid]'") from error

@@ -45,7 +45,7 @@ def nearest(query: np.ndarray, gallery: np.ndarray, rows: np.ndarray, count: int
     try:
         import faiss
     except ModuleNotFoundError as error:
-        raise UserError("a ranking needs faiss, which is not installed: pip install 'kd_plugins[reid]'") from error
+        raise UserError("a ranking needs faiss, which is not installed: pip install -e '.[reid]'") from error
     cosine = metric == 'cosine'
     heap = faiss.ResultHeap(1, count, keep_max=cosine)
     step = max(1, BLOCK // gallery.shape[1])
