@@ -128,7 +128,7 @@ class _Renormalise(nn.Module):
                 f"{type(student).__name__}, does not state what it makes: give the student one of mmengine's, mmdet's "
                 "or mmpretrain's, or give the teacher data_preprocessor={} to hand it the student's batch as it is")
         (mean_s, std_s, flip_s, pad_s), (mean_t, std_t, flip_t, pad) = statistics(student), statistics(teacher)
-        self.flip, self.pad = flip_s != flip_t, pad
+        self.flip, self.student_pad, self.pad = flip_s != flip_t, pad_s, pad
         if self.flip:
             mean_s, std_s = mean_s.flip(0), std_s.flip(0)
         self.register_buffer('scale', std_s / std_t, persistent=False)
@@ -143,9 +143,11 @@ class _Renormalise(nn.Module):
         samples = () if data_samples is None else data_samples
         for number, sample in zip(range(len(outputs)), samples, strict=False):
             height, width = getattr(sample, 'img_shape', outputs.shape[-2:])[:2]
-            if (height, width) != outputs.shape[-2:]:  # where gradient is wanted, each of these costs a copy of it
-                outputs[number, :, height:] = self.pad
-                outputs[number, :, :, width:] = self.pad
+            if (height, width) != outputs.shape[-2:]:  # where gradient is wanted, this costs a copy of it
+                # Some transforms (torchvision's, in mmpretrain) leave img_shape as it was: no border but what looks so.
+                border = (inputs[number] == self.student_pad).all(0)
+                border[:height, :width] = False
+                outputs[number].masked_fill_(border, self.pad)
         return outputs
 
 

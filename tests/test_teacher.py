@@ -11,7 +11,7 @@ from torch import nn
 from kd_plugins import teacher as teacher_module
 from kd_plugins.errors import UserError
 from kd_plugins.models import Distiller, MutualLearning, NativeEnsemble
-from kd_plugins.registry import MODELS
+from kd_plugins.registry import MODELS, TRANSFORMS
 from kd_plugins.teacher import Teacher, build_teacher
 
 
@@ -79,8 +79,13 @@ def test_detector_of_raw_pixels_gets_them():
     torch.testing.assert_close(converted, own, rtol=1e-4, atol=1e-4)
 
 
+def padded(count=1):
+    """Return images of 5 x 7, which batching has padded to 8 x 8."""
+    return nn.functional.pad(torch.randn(count, 3, 5, 7), (0, 1, 0, 3))
+
+
 def test_padding_alone_is_converted():
-    image = torch.randn(1, 3, 8, 8)
+    image = padded()
     sample = BaseDataElement(metainfo=dict(img_shape=(5, 7)))
     converted = Teacher(build(pad_value=3), ['head.fc'], build().data_preprocessor)._convert(image, [sample])
     assert torch.equal(converted[..., :5, :7], image[..., :5, :7])
@@ -98,17 +103,29 @@ def test_batch_of_unknown_normalisation_is_refused():
 def test_padding_stays_zero():
     convert = Teacher(build(mean=[0.0] * 3), ['head.fc'], build().data_preprocessor)._convert
     sample = BaseDataElement(metainfo=dict(img_shape=(5, 7)))
-    images = convert(torch.randn(1, 3, 8, 8), [sample])
+    images = convert(padded(), [sample])
     assert images[0, :, :5, :7].abs().min() > 0
     assert images[0, :, 5:].abs().max() == 0
     assert images[0, :, :, 7:].abs().max() == 0
+
+
+def test_a_size_that_a_transform_left_behind_cuts_nothing_off():
+    """mmpretrain's ``torchvision/Resize`` resizes the image and not ``img_shape``."""
+    results = TRANSFORMS.build(dict(type='mmpretrain.torchvision/Resize', size=(8, 8)))(
+        dict(img=torch.randint(1, 256, (3, 5, 7), dtype=torch.uint8), img_shape=(5, 7)))
+    assert results['img_shape'] == (5, 7)
+    teacher, student = build(mean=[0.0] * 3, std=[1.0] * 3), build()
+    batch = student.data_preprocessor(dict(inputs=[results['img']]), False)['inputs']
+    converted = Teacher(teacher, ['head.fc'], student.data_preprocessor)._convert(
+        batch, [BaseDataElement(metainfo=dict(img_shape=results['img_shape']))])
+    torch.testing.assert_close(converted[0], results['img'].float())
 
 
 def test_answers_to_made_up_inputs_can_be_differentiated():
     """Through the conversion too: of a border that batching padded, the answer does not depend."""
     network = build(mean=[0.0] * 3, to_rgb=True)
     teacher = Teacher(network, ['head.fc'], build().data_preprocessor)
-    images = torch.randn(2, 3, 8, 8, requires_grad=True)
+    images = torch.cat([padded(), torch.randn(1, 3, 8, 8)]).requires_grad_()
     samples = [BaseDataElement(metainfo=dict(img_shape=(5, 7))), BaseDataElement()]
     answer = teacher.answer(images, samples)['head.fc'][0]
     assert torch.equal(answer, teacher(images, samples)['head.fc'][0])
