@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kd_plugins.errors import UserError
@@ -57,7 +58,7 @@ class Recorder:
                 raise UserError(f"{type(model).__name__} has no module '{tap}' to tap; nearest names: "
                                 f'{", ".join(near)}')
         self._cloned: set[str] = set()
-        self._once = False
+        self._once = self._probed = False
 
     @contextmanager
     def _listening(self, hook: Callable[[str, list[Tensor]], None]) -> Iterator[None]:
@@ -80,18 +81,29 @@ class Recorder:
         Args:
             stop: Leave the block as soon as every tap has run, and with it the layers that come later. Only where
                 :meth:`probing` saw each tap run exactly once; otherwise the whole pass is run.
+
+        Raises:
+            UserError: In training a later layer overwrites an output in place, and did not in :meth:`probing`: a
+                dropout.
         """
         features: Features = {tap: [] for tap in self._taps}
+        versions: dict[str, list[int]] = {tap: [] for tap in self._taps}
         missing = set(self._taps)
 
         def record(tap: str, tensors: list[Tensor]) -> None:
             features[tap] += [x.clone() for x in tensors] if tap in self._cloned else tensors
+            versions[tap] += [x._version for x in features[tap][len(versions[tap]):]]
             missing.discard(tap)
             if stop and self._once and not missing:
                 raise _Complete
 
         with self._listening(record), suppress(_Complete):
             yield features
+        if self._probed and torch.is_grad_enabled():
+            for tap in self._taps:
+                if versions[tap] != [x._version for x in features[tap]]:
+                    raise UserError(f"what '{tap}' puts out is overwritten in training by a layer after it (a dropout "
+                                    'with inplace=True): tap that layer instead, or set its inplace to False')
 
     @contextmanager
     def probing(self) -> Iterator[Features]:
@@ -117,5 +129,6 @@ class Recorder:
                 if any(not calls[tap] for tap in self._taps):
                     raise
                 whole = False
+        self._probed = True
         self._once = whole and all(calls[tap] == 1 for tap in self._taps)
         self._cloned = {tap for tap in self._taps if versions[tap] != [x._version for x in features[tap]]}

@@ -146,3 +146,20 @@ def test_a_pass_may_fail_once_every_tap_has_run():
         model(x)
     with pytest.raises(AttributeError), Recorder(model, ['body', 'head']).probing():
         model.forward(x.boxes)
+
+
+@pytest.mark.parametrize('inplace', [True, False])
+def test_overwritten_in_training_alone(inplace):
+    model, x = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5, inplace)), torch.zeros(4, 2)
+    recorder = Recorder(model, ['0', '1'])
+    with recorder.probing():
+        model.eval()(x)
+    with torch.no_grad(), recorder.recording():
+        model.train()(x)
+    if not inplace:
+        with recorder.recording():
+            model(x)
+        return
+    with pytest.raises(UserError, match=r"what '0' puts out is overwritten .* set its inplace to False"), (
+            recorder.recording()):
+        model(x)
