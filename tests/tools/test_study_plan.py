@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 from studies import data as studies_data
 from studies import plan, report
 from tiny import image_folder
@@ -331,3 +332,24 @@ methods['Without'] = dict(terms=['kd'], teacher_cache=False)
     cached = {run.method: 'cache' in hook['teacher'] for run in plan.load_study(str(path)).students
               for hook in run.config.get('custom_hooks', [])}
     assert cached == {'KD': True, 'AT': True, 'Without': False}
+
+
+def test_a_network_whose_config_holds_classes(here, data):
+    """As configs by ``read_base`` do: the runs' files name them, and they are corrupted as those with names are."""
+    path = write_study(here, data, "networks = dict(small=dict(config='lazy.py'))\nmethods = {'Baseline': dict()}\n")
+    (here / 'lazy.py').write_text(f"""
+from mmengine.dataset import DefaultSampler
+from mmpretrain.models import ImageClassifier
+from kd_plugins.datasets import CIFAR10
+model = dict(type=ImageClassifier, head=dict(num_classes=10))
+train_dataloader = dict(batch_size=8, sampler=dict(type=DefaultSampler, shuffle=True), dataset=dict(
+    type=CIFAR10, data_root={str(data)!r}, split='train'))
+""")
+    noisy = next(run for run in plan.load_study(str(path)).students if run.corruption == 'sigma=0.4')
+    (here / 'run.py').write_text(noisy.text)
+    config = Config.fromfile(here / 'run.py')
+    assert config.model.type == 'mmpretrain.models.ImageClassifier'
+    dataset = config.train_dataloader.dataset
+    assert (dataset.type, dataset.label_noise) == ('kd_plugins.datasets.CIFAR10', dict(rate=0.4))
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        assert registry.build(dataset).corruption['label_noise']['rate'] == 0.4

@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from kd_plugins.errors import UserError
+from kd_plugins.registry import type_name
 
-# Data sets with options for corruption of their own.
-_CORRUPTIBLE = ('kd_plugins.CIFAR10', 'kd_plugins.CIFAR100')
+
+def _is_corruptible(dataset: Mapping[str, Any]) -> bool:
+    """Whether a data set has options for corruption of its own."""
+    return dataset['type'].startswith('kd_plugins.') and type_name(dataset) in ('CIFAR10', 'CIFAR100')
 
 
 def filled(node: Any, seed: int) -> Any:
@@ -32,7 +35,7 @@ def hold_out(config: dict[str, Any], options: Mapping[str, Any], metric: str) ->
     place = _innermost(loader)
     source = copy.deepcopy(_innermost(config['train_dataloader'])['dataset'])
     # CIFAR's are taken of what is left; those of a data set that has to be wrapped come first.
-    if source.pop('indices', None) is not None and source['type'] not in _CORRUPTIBLE:
+    if source.pop('indices', None) is not None and not _is_corruptible(source):
         raise UserError(f"validation: {source['type']} with indices would hold other images out of other indices: give "
                         'it none')
     place['dataset'] = source | {key: place['dataset'][key] for key in ('pipeline', ) if key in place['dataset']}
@@ -62,7 +65,7 @@ def corrupt(loader: dict[str, Any], options: Mapping[str, Any]) -> None:
     if not options:
         return
     holder = _innermost(loader)
-    if holder['dataset']['type'] in _CORRUPTIBLE:
+    if _is_corruptible(holder['dataset']):
         holder['dataset'].update(options)
     else:
         holder['dataset'] = dict(type='kd_plugins.Corrupted', dataset=holder['dataset'], **options)

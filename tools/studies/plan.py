@@ -321,7 +321,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _plain(config: Config) -> dict[str, Any]:
-    return config._cfg_dict.to_dict()
+    return config.to_dict()  # classes, which a config by read_base has, as their names
 
 
 def _required(run: Run) -> dict[str, str]:
