@@ -57,7 +57,7 @@ def test_the_budgets_fit_the_time_for_all(tmp_path):
     assert all(str(x.figures) in x.command for x in steps if x.figures)
 
 
-def test_the_short_run_distils_on_its_device_from_the_teacher_it_trains(tmp_path):
+def test_the_short_run_distils_from_the_teacher_it_trains(tmp_path):
     assert gpu.write_configs(tmp_path, 'cpu')
     teacher, student = (load_config(str(tmp_path / f'{name}.py')) for name in ('teacher', 'student'))
     (hook,) = student.custom_hooks
@@ -68,7 +68,6 @@ def test_the_short_run_distils_on_its_device_from_the_teacher_it_trains(tmp_path
         assert config.optim_wrapper.type == 'kd_plugins.BF16OptimWrapper'
         assert config.default_hooks.layout.type == 'kd_plugins.ChannelsLastHook'
         for loader in (config.train_dataloader, config.val_dataloader):
-            assert loader.dataset.device == 'cpu'
             assert loader.dataset.dataset.data_root == str(tmp_path / 'data')
     assert len(list((tmp_path / 'data').rglob('*_batch*'))) == 6
 
