@@ -82,6 +82,10 @@ def checked_inputs(inputs: Any) -> Any:
     return inputs
 
 
+def _records(value: Any) -> bool:
+    return isinstance(value, Sequence) and len(value) > 0 and all(isinstance(x, Mapping) for x in value)
+
+
 class Distillation(nn.Module):
     """Teachers, terms and adapters, bound to a student.
 
@@ -112,10 +116,15 @@ class Distillation(nn.Module):
                             f"({', '.join(arguments)}), expected (inputs, data_samples, mode), with the modes 'loss' "
                             "and 'tensor', as mmpretrain's and mmdet's models have")
         self._reached = False  # whether a training step has shown that every term reaches the student
-        records = [teacher] if isinstance(teacher, Mapping) else list(teacher)
-        if not records:
+        if not isinstance(task, bool):
+            raise UserError(f'task must be True or False, got {task!r}')
+        records = [teacher] if isinstance(teacher, Mapping) else teacher
+        if not _records(records):
             raise UserError('a distillation needs a teacher: give a record, dict(config=..., checkpoint=...), or a '
-                            'list of such records')
+                            f'list of such records, got {teacher!r}')
+        if not _records(terms):
+            raise UserError('a distillation needs terms: give a list of records, [dict(name=..., loss=dict(type=...), '
+                            f'student=..., teacher=...)], got {terms!r}')
         with preserved_rng():
             built = []
             for number, record in enumerate(terms, 1):

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -64,11 +64,18 @@ def build_network(
             config = get_config(config) if '::' in config else mmengine.Config.fromfile(config)
         except FileNotFoundError as error:
             raise UserError(f'teacher config {config} does not exist: give a path or package::path') from error
+        except (AssertionError, ValueError) as error:  # mmengine's, of the package
+            raise UserError(f'teacher config {config}: {error}; give a path or package::path') from error
+        if 'model' not in config:
+            raise UserError(f'the teacher config {config.filename} has no model: give that of a whole network')
         scope = config.get('default_scope')
         model = config.model
         model.setdefault('data_preprocessor', config.get('data_preprocessor'))
-    else:
+    elif isinstance(config, Mapping) and 'type' in config:
         model = config
+    else:
+        raise UserError("a teacher's config must be a path, package::path, or a model record with a 'type', got "
+                        f'{config!r}')
     while type_name(model) in ('Distiller', 'MutualLearning', 'NativeEnsemble'):  # itself distilled
         model = {'data_preprocessor': model.get('data_preprocessor')} | dict(model['student'])
     model = copy.deepcopy(dict(model))  # mmdet changes records as it builds
@@ -171,6 +178,8 @@ class Teacher:
         self, model: nn.Module, taps: Iterable[str], student_preprocessor: nn.Module | None = None,
         cache: str | None = None, bf16: bool = False,
     ) -> None:
+        if not isinstance(bf16, bool):
+            raise UserError(f"a teacher's bf16 must be True or False, got {bf16!r}")
         self.model = model.eval().requires_grad_(False)
         self._bf16 = bf16
         if bf16:

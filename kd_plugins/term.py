@@ -5,6 +5,7 @@ import difflib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 import torch
@@ -117,22 +118,33 @@ class Term(nn.Module):
         adapter: str | Mapping[str, Any] | None = None, of: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(name, str) or not name:
+            raise UserError(f'the name of a term must be a text, got {name!r}')
         self.name = name
         self.loss = build_part(f"the loss of term '{name}'", loss)
-        self.student_taps = [student] if isinstance(student, str) else list(student)
-        self.teacher_taps = [teacher] if isinstance(teacher, str) else list(teacher)
+        self.student_taps, self.teacher_taps = self._taps('student', student), self._taps('teacher', teacher)
         if isinstance(weight, Mapping):
             checked_arguments(f"the weight of term '{name}'", Schedule, weight)
             weight = Schedule(**weight)
         elif not isinstance(weight, (int, float)):
             raise UserError(f"the weight of term '{name}' must be a number or dict(at=[...], value=[...]), "
                             f'got {weight!r}')
+        if not all(isfinite(x) and x >= 0 for x in (weight.value if isinstance(weight, Schedule) else [weight])):
+            raise UserError(f"the weight of term '{name}' must be finite and not below 0, got "
+                            f'{weight.value if isinstance(weight, Schedule) else weight}')
         self.weight = weight
         if isinstance(adapter, str) and adapter != 'auto':
             raise UserError(f"the adapter of term '{name}' must be None, 'auto' or a module record, got '{adapter}'")
         self._adapter = adapter
         self.adapters = nn.ModuleList()
         self.of = of
+
+    def _taps(self, side: str, taps: Any) -> list[str]:
+        found = [taps] if isinstance(taps, str) else taps
+        if not isinstance(found, Sequence) or not found or not all(isinstance(tap, str) for tap in found):
+            raise UserError(f"term '{self.name}': {side} must be the name of a module or a list of such names, "
+                            f'got {taps!r}')
+        return list(found)
 
     def choose_teachers(self, count: int) -> None:
         """Settle which of so many teachers the term has."""
@@ -206,8 +218,14 @@ class Term(nn.Module):
             if len(levels) != 2:
                 raise UserError(f"term '{self.name}': {type(self.loss).__name__} takes two features a network (the "
                                 f'in- and output of a stage), got {len(levels)}: give a list of two taps')
-            return self.loss(levels, targets)
-        return sum(self.loss(s, t) for s, t in zip(levels, targets, strict=True))
+            losses = [self.loss(levels, targets)]
+        else:
+            losses = [self.loss(s, t) for s, t in zip(levels, targets, strict=True)]
+        for loss in losses:
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                raise UserError(f"term '{self.name}': {type(self.loss).__name__} must return a scalar, got "
+                                f'{tuple(loss.shape) if isinstance(loss, Tensor) else loss!r}: a mean or a sum')
+        return sum(losses)
 
     @contextmanager
     def meeting(self, student: Features, targets: Sequence[Features]) -> Iterator[None]:

@@ -188,6 +188,12 @@ def test_name_that_the_student_uses_already(student, teacher, images):
     (dict(loss='KDLoss'), "must be a record with a 'type'"),
     (dict(wieght=2), "term 'kd' has no option 'wieght': did you mean 'weight'"),
     (dict(weight='much'), 'must be a number'),
+    (dict(weight=-1), 'must be finite and not below 0, got -1'),
+    (dict(weight=dict(at=[0, 1], value=[1, -1])), r'must be finite and not below 0, got \[1, -1\]'),
+    (dict(name=''), "the name of a term must be a text, got ''"),
+    (dict(student=None), 'student must be the name of a module or a list of such names, got None'),
+    (dict(teacher=[]), r'teacher must be the name of a module or a list of such names, got \[\]'),
+    (dict(loss=dict(type='torch.nn.MSELoss', reduction='none')), r'MSELoss must return a scalar, got \(6, 4\)'),
     (dict(weight=dict(at=[0], values=[1])), "has no option 'values': did you mean 'value'"),
     (dict(adapter='automatic'), "must be None, 'auto' or a module record"),
     (dict(student='neck.gap'), r'student neck.gap \(6, 16, 1, 1\) -> teacher head.fc \(6, 4\): these cannot meet'),
@@ -298,9 +304,23 @@ def test_mistakes_with_teachers(student, tmp_path, terms, message):
     assert '\n' not in str(error.value)
 
 
-def test_no_teacher(student):
+@pytest.mark.parametrize('given', [[], None, 'teacher.py', ['teacher.py']])
+def test_no_teacher(student, given):
     with pytest.raises(UserError, match='a distillation needs a teacher'):
-        Distillation(student, [], [KD])
+        Distillation(student, given, [KD])
+
+
+@pytest.mark.parametrize('given', [[], None, KD, dict(kd=KD), ['kd']])
+def test_no_terms(student, teacher, given):
+    with pytest.raises(UserError, match='a distillation needs terms: give a list of records'):
+        Distillation(student, teacher, given)
+
+
+def test_yes_and_no_are_no_texts(student, teacher):
+    with pytest.raises(UserError, match="task must be True or False, got 'no'"):
+        Distillation(student, teacher, [KD], task='no')
+    with pytest.raises(UserError, match="bf16 must be True or False, got 'no'"):
+        Distillation(student, teacher | dict(bf16='no'), [KD])
 
 
 def labelled(labels):

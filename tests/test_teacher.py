@@ -187,6 +187,16 @@ def test_missing_config(tmp_path):
         build_teacher(str(tmp_path / 'none.py'), None)
 
 
+@pytest.mark.parametrize(('config', 'message'), [
+    (None, "must be a path, package::path, or a model record with a 'type', got None"), ({}, r'got \{\}'),
+    ('nowhere::resnet.py', 'teacher config nowhere::resnet.py: .*; give a path or package::path'),
+    ('mmpretrain::_base_/datasets/cifar10_bs16.py', 'cifar10_bs16.py has no model: give that of a whole network'),
+])
+def test_config_that_is_none(config, message):
+    with pytest.raises(UserError, match=message):
+        build_teacher(config, None)
+
+
 def test_checkpoint_of_another_network(tmp_path):
     record = teacher_record(tmp_path)
     with pytest.raises(UserError, match=r'does not fit ImageClassifier: .*stage1.* is left over.*this very config'):
