@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
+from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
@@ -48,6 +49,9 @@ class Distiller(Composite):
         record = copy.deepcopy(dict(student))  # mmdet changes records as it builds
         record.setdefault('data_preprocessor', data_preprocessor)
         network = MODELS.build(record)
+        if type(network).train_step is not BaseModel.train_step and not isinstance(network, Composite):
+            raise UserError(f'Distiller: {type(network).__name__} has a train_step of its own, which a model around it '
+                            'leaves out: use DistillationHook')
         super().__init__(network.data_preprocessor)
         self.student = network
         super().__setattr__('distillation', Distillation(network, teacher, terms, task))  # a student may have its own

@@ -120,6 +120,17 @@ def test_made_up_images_have_no_annotations(tmp_path):
         MODELS.build(model)
 
 
+def test_a_train_step_of_its_own_is_not_left_out(tmp_path):
+    class Stepping(ImageClassifier):
+        def train_step(self, data, optim_wrapper):
+            raise AssertionError
+
+    model = model_of('Distiller', tmp_path)
+    model['student']['type'] = Stepping
+    with pytest.raises(UserError, match=r'Stepping has a train_step of its own, .*: use DistillationHook'):
+        MODELS.build(model)
+
+
 def test_layers_have_the_students_depth():
     backbone = dict(type='VisionTransformer', arch='deit-tiny', img_size=32, patch_size=16)
     alone = classifier() | dict(backbone=backbone, neck=None, head=dict(
