@@ -96,3 +96,12 @@ def test_a_message_is_printed_in_any_locale():
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False, env=dict(
         LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0', PYTHONPATH=str(Path(__file__).parents[1])))
     assert (done.returncode, done.stderr) == (1, 'error: \\xe9.py does not exist\n')
+
+
+def test_a_group_that_has_lost_a_process_says_so(capsys):
+    def collective():
+        raise RuntimeError('[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:19361: '
+                           'Connection reset by peer')
+
+    assert told(capsys, collective) == (
+        'error: another process of this run has ended, see its error: start all of them again, with --resume\n')

@@ -15,7 +15,7 @@ from kd_plugins.functional import kd_loss
 from kd_plugins.functional.common import check_choice, check_number
 from kd_plugins.models.composite import Composite
 from kd_plugins.recorder import Recorder
-from kd_plugins.registry import MODELS
+from kd_plugins.registry import MODELS, type_name
 from kd_plugins.schedule import Schedule
 
 
@@ -50,7 +50,7 @@ class _Tied(nn.Module):
 def _untrained(record: Any) -> Any:
     """Return a copy of a model's record without the pretrained weights that it names."""
     def pretrained(value: Any) -> bool:
-        return isinstance(value, Mapping) and str(value.get('type')).endswith('Pretrained')
+        return isinstance(value, Mapping) and type_name(value) in ('Pretrained', 'PretrainedInit')
 
     if isinstance(record, Mapping):
         return {key: _untrained(value) for key, value in record.items() if not pretrained(value)}

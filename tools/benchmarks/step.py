@@ -24,6 +24,7 @@ from benchmarks.timing import keep, machine_of, peak_memory, seconds
 from kd_plugins.config import load_config
 from kd_plugins.distiller import Distillation
 from kd_plugins.errors import UserError
+from kd_plugins.registry import type_name
 from kd_plugins.teacher import build_network
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +40,7 @@ STEP_PARTS = {
 def terms_of(config: Config) -> tuple[dict[str, Any], Sequence[dict[str, Any]]]:
     """Return a config's teacher and terms."""
     for hook in config.get('custom_hooks', []):
-        if str(hook.get('type')).endswith('DistillationHook'):
+        if type_name(hook) == 'DistillationHook':
             return dict(hook.teacher, checkpoint=None), hook.terms
     raise UserError(f'{config.filename}: has no DistillationHook; measure a config that distils')
 
