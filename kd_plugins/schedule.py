@@ -43,7 +43,7 @@ class Schedule:
         if by not in ('epoch', 'iter', 'progress'):
             raise UserError(f"a schedule runs by 'epoch', 'iter' or 'progress', got by='{by}'")
         self.at, self.value, self.by = list(at), list(value), by
-        self._epoch, self._start = 0, 0  # of the last call: its epoch, and the iteration this began with
+        self._epoch, self._start = -1, 0  # of the last call: its epoch, and the iteration this began with
 
     def __call__(self) -> float:
         """Return the value now, by what mmengine's message hub holds; to be called in every iteration."""

@@ -47,6 +47,14 @@ def test_the_epoch_is_the_loops(hub, by):
     assert values == pytest.approx([4, 4.5, 5, 5.995, 6])
 
 
+def test_a_run_resumed_within_an_epoch_begins_it_anew(hub):
+    """mmengine's loop by epochs does, whatever the checkpoint's iteration."""
+    schedule = Schedule([0, 10], [0, 10])
+    for name, value in dict(iter=60, epoch=0).items():
+        hub.update_info(name, value)
+    assert schedule() == 0
+
+
 def test_an_epoch_begins_at_a_whole_number(hub):
     schedule = Schedule([0, 29, 29], [0, 0, 1])  # 29 * 7 / 700 * 100 is less, in floating point
     for name, value in dict(iter=29 * 7, epoch=29, max_iters=700, max_epochs=100).items():
