@@ -287,26 +287,47 @@ def check_pretrained(model: torch.nn.Module) -> Iterator[tuple[str, dict[str, to
         UserError: A tensor is missing in a checkpoint, left over under its prefix, of another shape, or not equal to
             the module's.
     """
+    for name, module, path, prefix in _pretrained(model):
+        own = {key: value.clone() for key, value in module.state_dict().items()}
+        code = getattr(getattr(type(module), 'init_weights', None), '__code__', None)
+        if code is not None and 'CheckpointLoader' in code.co_names:
+            found, problem = _converted(module)
+        else:
+            misfit = load_loosely(module, read_weights(path, prefix))
+            if not prefix:  # a whole network's file for its backbone
+                misfit.left_over.clear()
+            found, problem = module.state_dict(), str(misfit)
+        problem = problem or first([f'{key} differs' for key, x in found.items() if not torch.equal(x, own[key])])
+        if problem:
+            raise UserError(f"{name or 'the model'} was not handed over: under '{prefix}' in {path}, {problem}; both "
+                            f'configs must describe the same {name or "model"}')
+        yield name, found, path
+
+
+def check_arrival(model: torch.nn.Module) -> None:
+    """Check that of each ``init_cfg=dict(type='Pretrained', ...)`` at least one tensor has arrived, by whatever name.
+
+    Raises:
+        UserError: None has.
+    """
+    for name, module, path, prefix in _pretrained(model):
+        checkpoint = read_checkpoint(path)
+        groups = [checkpoint, *(group for group in checkpoint.values() if isinstance(group, dict))]
+        given = [x for group in groups for x in group.values() if isinstance(x, torch.Tensor) and x.is_floating_point()]
+        # Constants, as of a new BatchNorm, may be equal by chance.
+        own = [x.detach().cpu() for x in module.parameters() if x.numel() > 1 and x.min() < x.max()]
+        if own and not any(x.shape == y.shape and torch.equal(x, y.to(x.dtype)) for x in own for y in given):
+            raise UserError(f"{name or 'the model'} was not handed over: no tensor of it is one of {path}"
+                            f"{f', prefix {prefix}' if prefix else ''}; give the checkpoint of such a network, and the "
+                            'prefix of its names, or leave init_cfg out')
+
+
+def _pretrained(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, str, str]]:
     for name, module in model.named_modules():
         records = getattr(module, 'init_cfg', None) or []
         for record in [records] if isinstance(records, dict) else records:
-            if type_name(record) not in ('Pretrained', 'PretrainedInit'):
-                continue
-            path, prefix = record['checkpoint'], record.get('prefix') or ''
-            own = {key: value.clone() for key, value in module.state_dict().items()}
-            code = getattr(getattr(type(module), 'init_weights', None), '__code__', None)
-            if code is not None and 'CheckpointLoader' in code.co_names:
-                found, problem = _converted(module)
-            else:
-                misfit = load_loosely(module, read_weights(path, prefix))
-                if not prefix:  # a whole network's file for its backbone
-                    misfit.left_over.clear()
-                found, problem = module.state_dict(), str(misfit)
-            problem = problem or first([f'{key} differs' for key, x in found.items() if not torch.equal(x, own[key])])
-            if problem:
-                raise UserError(f"{name or 'the model'} was not handed over: under '{prefix}' in {path}, {problem}; "
-                                f'both configs must describe the same {name or "model"}')
-            yield name, found, path
+            if type_name(record) in ('Pretrained', 'PretrainedInit'):
+                yield name, module, record['checkpoint'], record.get('prefix') or ''
 
 
 def _converted(module: torch.nn.Module) -> tuple[dict[str, torch.Tensor], str]:

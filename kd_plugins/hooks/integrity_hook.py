@@ -11,7 +11,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from kd_plugins.checkpoint import RUN_MARK, AtomicBackend, load_loosely, weights_of
+from kd_plugins.checkpoint import RUN_MARK, AtomicBackend, check_arrival, load_loosely, weights_of
 from kd_plugins.errors import UserError
 from kd_plugins.registry import HOOKS
 
@@ -22,8 +22,8 @@ class IntegrityHook(Hook):
 
     mmengine loads checkpoints loosely and saves whatever there is. Here a run ends with one line
 
-    * whose ``load_from`` has no tensor of the model, or whose ``--resume`` has not all of them, or not the state of its
-      optimiser;
+    * whose ``load_from`` or pretrained ``init_cfg`` has no tensor of the model, or whose ``--resume`` has not all of
+      them, or not the state of its optimiser;
     * that has no iteration to train;
     * whose weights are not finite when they are to be saved.
 
@@ -65,6 +65,8 @@ class IntegrityHook(Hook):
                 f'there is no iteration to train: {len(loader.dataset)} samples make {len(loader)} batches'
                 f'{" (drop_last leaves an incomplete one out)" if getattr(loader, "drop_last", False) else ""}, for '
                 f'{runner.max_epochs} epochs: lower the batch size, or give more data or epochs')
+        if not runner._load_from:
+            check_arrival(_unwrapped(runner.model))
         if not runner._resume:
             runner.message_hub.update_info(RUN_MARK, uuid.uuid4().hex)
         if is_main_process():

@@ -77,8 +77,9 @@ def test_trains_and_predicts(name):
 
 def test_a_backbone_that_converts_its_file_by_itself_is_handed_over(tmp_path):
     """mmdet's Swin reads the authors' files, which lack the norms of its outputs."""
-    backbone = dict(type='SwinTransformer', embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=2,
-                    convert_weights=True, init_cfg=ConfigDict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth')))
+    backbone = dict(type='mmdet.SwinTransformer', embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1],
+                    window_size=2, convert_weights=True,
+                    init_cfg=ConfigDict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth')))
     model = MODELS.build(backbone)
     theirs = [('stages', 'layers'), ('attn.w_msa.', 'attn.'), ('ffn.layers.0.0.', 'mlp.fc1.'),
               ('ffn.layers.1.', 'mlp.fc2.'), ('projection', 'proj')]

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmpretrain.models import GlobalAveragePooling
 from tiny import classification_config, classifier, equal, image_folder, train, weights
 
-from kd_plugins.checkpoint import RUN_MARK, latest_checkpoint, read_checkpoint, run_of
+from kd_plugins.checkpoint import RUN_MARK, check_arrival, latest_checkpoint, read_checkpoint, run_of
 from kd_plugins.errors import UserError
 from kd_plugins.registry import MODELS
 
@@ -43,6 +43,21 @@ def test_load_from_needs_one_tensor_that_fits(tmp_path, config):
     torch.save({'state_dict': other}, tmp_path / 'wide.pth')
     config.load_from = str(tmp_path / 'wide.pth')  # its head's bias fits
     train(config)
+
+
+def test_a_pretrained_part_needs_one_tensor_that_arrives(tmp_path, config):
+    other = MODELS.build(classifier(width=8)).state_dict()
+    torch.save({'state_dict': {f'net.{key}': value for key, value in other.items()}}, tmp_path / 'x.pth')
+    config.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth'))
+    with pytest.raises(UserError, match=r'backbone was not handed over: no tensor of it is one of .*x\.pth'):
+        train(config)
+    own = MODELS.build(classifier()).backbone.state_dict()
+    for name in ('stem.0.weight', 'net.stem.0.weight'):  # the second by a name that the backbone's own code would know
+        torch.save({'model': {name: own['stem.0.weight'].half()}}, tmp_path / 'x.pth')
+        backbone = MODELS.build(config.model.backbone)
+        with torch.no_grad():
+            backbone.stem[0].weight.copy_(own['stem.0.weight'].half())
+        check_arrival(backbone)
 
 
 def test_a_run_goes_on_from_a_checkpoint_of_its_own_only(tmp_path, data, config):
