@@ -83,12 +83,13 @@ class IntegrityHook(Hook):
 
 
 def _check_finite(runner: Runner, weights: dict[str, Tensor]) -> None:
-    parameters = {name for name, _ in _unwrapped(runner.model).named_parameters()}
-    for name, value in weights.items():
-        # A buffer may hold infinities on purpose, as a mask.
-        if value.is_floating_point() and (value.isnan() | (value.isinf() & (name in parameters))).any():
-            raise UserError(f'{name} is not finite after iteration {runner.iter}: training stops, the last good '
-                            'checkpoint is kept; lower the learning rate')
+    parameters = dict(_unwrapped(runner.model).named_parameters())  # some networks save them under other names
+    bad = [name for name, value in parameters.items() if not value.isfinite().all()]
+    # A buffer may hold infinities on purpose, as a mask.
+    bad += [name for name, value in weights.items() if value.is_floating_point() and value.isnan().any()]
+    if bad:
+        raise UserError(f'{bad[0]} is not finite after iteration {runner.iter}: training stops, the last good '
+                        'checkpoint is kept; lower the learning rate')
 
 
 def _check_groups(path: str, saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections import OrderedDict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tiny import classification_config, classifier, equal, image_folder, teacher
 
 from kd_plugins.checkpoint import load_weights
 from kd_plugins.errors import UserError
+from kd_plugins.hooks import IntegrityHook
 from kd_plugins.registry import MODELS
 
 HINT = dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student='backbone.stage2', teacher='backbone.stage2',
@@ -98,6 +100,15 @@ def test_attributes_are_the_students(tmp_path):
     assert (network.loss_lambda, other.student.loss_lambda) == (2, 5)
     with pytest.raises(AttributeError, match="'Renaming' object has no attribute 'nothing'"):
         runner.model.nothing  # noqa: B018
+
+
+def test_an_infinite_weight_is_seen_under_any_name(tmp_path):
+    model = MODELS.build(model_of('Distiller', tmp_path))
+    with torch.no_grad():
+        model.student.head.fc.weight[0] = torch.inf
+    with pytest.raises(UserError, match=r'head\.fc\.weight is not finite after iteration 3'):
+        IntegrityHook().before_save_checkpoint(
+            SimpleNamespace(model=model, iter=3), dict(state_dict=model.state_dict()))
 
 
 class Annotated(ImageClassifier):
