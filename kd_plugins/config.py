@@ -1,5 +1,6 @@
 """Configs of the command lines: read, and checked before anything is built."""
 
+import difflib
 import logging
 import math
 import os
@@ -8,10 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import MODELS, OPTIMIZERS
 from mmengine.utils import import_modules_from_strings
 
 from kd_plugins.errors import UserError, user_named
@@ -71,9 +74,12 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
             raise UserError(f"{path}: custom_imports is {config.custom_imports}, expected dict(imports=['module']) of "
                             f'modules that can be imported ({type(error).__name__}: {error})') from error
     given = config.get('work_dir')
-    _locate(config._cfg_dict, path)
-    config.work_dir = work_dir or given or default_work_dir(path)
-    user_named(text for _, text in _nodes(config) if isinstance(text, str))
+    try:
+        _locate(config._cfg_dict, path)
+        config.work_dir = work_dir or given or default_work_dir(path)
+        user_named(text for _, text in _nodes(config) if isinstance(text, str))
+    except ImportError as error:  # mmengine imports what a config does when it is looked at
+        raise UserError(f'{path} is no valid config: {error}') from error
     return config
 
 
@@ -107,7 +113,7 @@ def _or_none(kind: _Kind) -> _Kind:
 
 
 _DICT = _Kind('a dict', lambda x: isinstance(x, Mapping))
-_TEXT = _Kind('a text', lambda x: isinstance(x, str))
+_TEXT = _Kind('a text', lambda x: isinstance(x, str) and '\0' not in x)
 _FLAG = _Kind('True or False', lambda x: isinstance(x, bool))
 _NUMBER = _Kind('a finite number of at least 0', lambda x: _is_number(x) and x >= 0)
 _NUMBERS = _Kind('a list of finite numbers', lambda x: _is_list(x, _is_number))
@@ -121,6 +127,8 @@ _CHANNELS = _Kind('a whole number of at least 1, or several',
 _INTERVAL = _Kind('a whole number of at least 1, or -1 for never', lambda x: _whole(-1).fits(x) and x != 0)
 _CLASSES = _Kind("a list or tuple of names (a single one needs a comma, as ('dog', )), or a file of them",
                  lambda x: x is None or (os.path.isfile(x) if isinstance(x, str) else _is_list(x, lambda _: True, 1)))
+_RANKS = _Kind('a whole number of at least 1, or a tuple of such',
+               lambda x: _whole(1).fits(x) or _is_list(x, _whole(1).fits, 1))
 _LEVEL = _Kind("a level of Python's logging, as 'INFO'", lambda x: x in logging.getLevelNamesMapping()
                or x in logging.getLevelNamesMapping().values())
 
@@ -150,7 +158,10 @@ _VALUES = {
     'optim_wrapper.optimizer.lr': _NUMBER, 'optim_wrapper.optimizer.momentum': _NUMBER,
     'optim_wrapper.optimizer.weight_decay': _NUMBER,
     'param_scheduler': _or_none(_Kind(_ONE_OR_MORE.words, lambda x: isinstance(x, Mapping) or _is_list(x, _is_record))),
-    'param_scheduler.*.milestones': _NUMBERS,
+    'param_scheduler.*.milestones': _NUMBERS, 'param_scheduler.*.gamma': _NUMBER, 'model.*head.topk': _RANKS,
+    '*_evaluator*.topk': _RANKS, 'model.*init_cfg': _or_none(_Kind('config dicts, one or a list', lambda x: isinstance(
+        x, Mapping) or _is_list(x, lambda y: isinstance(y, Mapping)))), 'optim_wrapper.clip_grad.max_norm': _NUMBER,
+    'runner_type': _Kind("'Runner'", lambda x: x == 'Runner'),
     'default_hooks': _or_none(_DICT), 'custom_hooks': _or_none(_STEPS),
     'default_hooks.checkpoint.interval': _INTERVAL, 'default_hooks.checkpoint.max_keep_ckpts': _INTERVAL,
     'default_hooks.logger.interval': _whole(1),
@@ -172,7 +183,10 @@ _NEEDED = {'train': {'train_dataloader': ('dataset', 'sampler', 'batch_size'), '
            'test': {'test_dataloader': ('dataset', 'sampler')}}
 # What else mmengine's runner takes; the other keys of a config are its author's.
 _READ = {path.partition('.')[0] for path in _VALUES if not path.startswith('*')}.union(
-    *_GROUPS.values(), ('data_preprocessor', 'custom_imports', 'launcher', 'experiment_name', 'cfg', 'runner_type'))
+    *_GROUPS.values(), ('data_preprocessor', 'custom_imports', 'launcher', 'experiment_name', 'cfg'))
+# What mmengine's constructor of optimisers takes; it would leave out another option in silence.
+_PARAMWISE = {'custom_keys', 'lr_mult', 'decay_mult', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult',
+              'flat_decay_mult', 'dwconv_decay_mult', 'dcn_offset_lr_mult', 'bypass_duplicate'}
 
 
 def check_config(config: Config, part: str = 'train', where: str | None = None) -> None:
@@ -204,9 +218,32 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
             raise UserError(f'{where}: {path} is NaN, expected a number')
         if path.endswith('.type') and not isinstance(value, str) and not callable(value):
             raise UserError(f'{where}: {path} is {_short(value)}, expected the name of what is to be built')
+        if fnmatchcase(path, '*data_preprocessor') and value and len({
+                len(value[x]) for x in ('mean', 'std') if value.get(x) is not None}) > 1:
+            raise UserError(f'{where}: {path} has mean={value["mean"]} and std={value["std"]}: give as many of both')
+    scope = config.get('default_scope')
+    if scope and scope not in MODELS.children and find_spec(scope) is None:
+        raise UserError(f"{where}: default_scope is '{scope}', which is no package that is installed")
+    _check_optimiser(config, where)
     for key, hook in (config.get('default_hooks') or {}).items():
         if hook is not None and not _is_record(hook) and not callable(hook):
             raise UserError(f'{where}: default_hooks.{key} is {_short(hook)}, expected {_RECORD.words}, or None')
+
+
+def _check_optimiser(config: Config, where: str) -> None:
+    wrapper = config.get('optim_wrapper') or {}
+    if wrapper.get('constructor', 'DefaultOptimWrapperConstructor') != 'DefaultOptimWrapperConstructor':
+        return
+    if unknown := set(wrapper.get('paramwise_cfg') or {}) - _PARAMWISE:
+        raise UserError(f"{where}: optim_wrapper.paramwise_cfg has no option '{min(unknown)}'; options are "
+                        f'{", ".join(sorted(_PARAMWISE))}')
+    kind = (wrapper.get('optimizer') or {}).get('type')
+    if isinstance(kind, str):
+        with OPTIMIZERS.switch_scope_and_registry(config.get('default_scope')) as registry:
+            if registry.get(kind) is None:
+                near = difflib.get_close_matches(kind.rpartition('.')[2], OPTIMIZERS.module_dict, 3)
+                raise UserError(f"{where}: optim_wrapper.optimizer.type '{kind}' is not registered; nearest names: "
+                                f'{", ".join(near) or "none"}')
 
 
 def _check_parts(config: Config, part: str, where: str) -> None:
@@ -219,6 +256,11 @@ def _check_parts(config: Config, part: str, where: str) -> None:
             if config.get(key) is None:
                 raise UserError(f"{where} has {' and '.join(given)} but no {key}: give all of "
                                 f"{', '.join(_GROUPS['val'])}, or none")
+    if part == 'train' and not given:
+        for hook in (config.get('default_hooks') or {}).values():
+            if isinstance(hook, Mapping) and hook.get('save_best'):
+                raise UserError(f"{where}: save_best is {hook['save_best']!r}, but without {', '.join(_GROUPS['val'])} "
+                                'nothing is scored: give them, or leave it out')
     for key, names in _NEEDED[part].items():
         value = config.get(key)
         for name in names if isinstance(value, Mapping) and not {'constructor', 'batch_sampler'} & {*value} else ():

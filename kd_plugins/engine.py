@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 
 from kd_plugins.checkpoint import guard_checkpoints
 from kd_plugins.errors import UserError
@@ -33,6 +35,7 @@ def prepare_run(
     """
     config.launcher = launcher
     guard_checkpoints(allow_pickle)
+    BaseDataset._serialize_data = _serialized
     if not allow_pickle and 'OpenImagesChallengeDataset' in map(type_name, _records(config._cfg_dict)):
         raise UserError('OpenImagesChallengeDataset reads its label tree by pickle, which can run code: if you trust '
                         'its hierarchy_file, allow it (--allow-pickle)')
@@ -63,6 +66,19 @@ def scope_of(config: Config) -> str:
     return model.get('_scope_') or (kind if isinstance(kind, str) else kind.__module__).partition('.')[0]
 
 
+_serialize = BaseDataset._serialize_data
+
+
+def _serialized(dataset: BaseDataset) -> tuple[np.ndarray, np.ndarray]:
+    """Do what mmengine's data sets do once they are read, but say so where nothing is left of one."""
+    if not dataset.data_list:
+        source = dataset.ann_file or dataset.data_root or dataset.data_prefix
+        classes = f'{dataset.metainfo.get("classes")!r:.60}'
+        raise UserError(f'{type(dataset).__name__}: no image is left of {source}: it has none, or none that '
+                        f'classes={classes}, filter_cfg={dataset.filter_cfg} and indices={dataset._indices} keep')
+    return _serialize(dataset)
+
+
 # Where a launcher tells each process its number.
 _RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
@@ -72,6 +88,14 @@ def _check_launcher(launcher: str) -> None:
         start = dict(pytorch='torchrun --nproc_per_node N', slurm='srun', mpi='mpirun -n N')[launcher]
         raise UserError(f'--launcher {launcher}: this process was not started by it; put {start} before the command, '
                         'or leave the option out')
+    if launcher == 'pytorch':
+        for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'):
+            if name not in os.environ or (name != 'MASTER_ADDR' and not os.environ[name].isdecimal()):
+                raise UserError(f'--launcher pytorch: {name} is {os.environ.get(name)!r}, which torchrun would have '
+                                'set; put torchrun --nproc_per_node N before the command')
+        if int(os.environ['RANK']) >= int(os.environ['WORLD_SIZE']):
+            raise UserError(f"--launcher pytorch: RANK is {os.environ['RANK']}, expected less than WORLD_SIZE, "
+                            f"{os.environ['WORLD_SIZE']}")
     if launcher == 'none' and 'TORCHELASTIC_RUN_ID' in os.environ:
         raise UserError('torchrun has started this process, which would train alone: give --launcher pytorch')
     if launcher in ('slurm', 'mpi') and not torch.cuda.is_available():

@@ -3,13 +3,15 @@
 import difflib
 import errno
 import logging
+import os
 import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 
@@ -32,12 +34,13 @@ def user_named(texts: Iterable[str]) -> None:
 
 
 def _is_named(path: object) -> bool:
-    """Whether the user named the path or a folder above it, in a config or on the command line."""
+    """Whether the user named the path, or one above or below it, in a config or on the command line."""
     if not isinstance(path, (str, bytes)) or not path:
         return False
     given = Path(path.decode(errors='surrogateescape') if isinstance(path, bytes) else path).absolute()
     named = {Path(text.rpartition('=')[2]).absolute() for text in (*_named, *sys.argv[1:]) if text and '\0' not in text}
-    return not named.isdisjoint((given, *given.parents))
+    # A folder above a named path is met where it has to be made.
+    return not named.isdisjoint((given, *given.parents)) or any(given in path.parents for path in named)
 
 
 def _user_message(error: BaseException) -> str | None:
@@ -46,6 +49,8 @@ def _user_message(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         # A data loader's worker hands its exception over with the traceback as text: the message is its end.
         return text.rpartition(f'{UserError.__module__}.{UserError.__qualname__}: ')[2]
+    if isinstance(error, UnicodeEncodeError):
+        return f"{error.object!r:.80} has letters that this locale's {error.encoding} lacks: set PYTHONUTF8=1"
     if isinstance(error, OSError) and (error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
                                        or _is_named(error.filename)):
         told = f'{error.filename}: {error.strerror}' if error.filename else text
@@ -69,14 +74,28 @@ def _refusal(error: BaseException) -> str | None:
         text = text.strip().splitlines()[-1]
     else:
         text = f'{type(error).__name__}: {text}'
-    if not _is_stock(files):
+    part, by_config = _part_at_work(error)
+    if not by_config and not _is_stock(files):
         return None
     if found := re.match(r"KeyError: (\S+) is not in the \S+?::(.+?) registry", text):
         return (f"type '{found[1]}' is not in the {found[2]} registry; nearest names: "
                 f"{', '.join(_registered_near(*found.groups())) or 'none'}; correct it in the config, or name in "
                 'custom_imports the module that registers it')
-    part = _part_at_work(error)
-    return f'{part}: {" ".join(text.split())[:300]}; correct the options in the config, or the data'.removeprefix(': ')
+    kept = _keep_traceback(error)
+    told = ' '.join(f'{part}: {text}'.removeprefix(': ').split())[:500]
+    return f'{told}; correct the options in the config, or the data{f" (traceback in {kept})" if kept else ""}'
+
+
+def _keep_traceback(error: BaseException) -> str | None:
+    """Write the traceback into the run's log; return the file, None where there is none yet."""
+    from mmengine.logging import MMLogger
+
+    if MMLogger.check_instance_created(MMLogger.get_current_instance().instance_name):
+        for handler in MMLogger.get_current_instance().handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.stream.write(''.join(traceback.format_exception(error)))
+                return os.path.relpath(handler.baseFilename)
+    return None
 
 
 def _is_stock(files: list[str]) -> bool:
@@ -89,36 +108,56 @@ def _is_stock(files: list[str]) -> bool:
     return False
 
 
-def _registries() -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _registries() -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     from mmengine import registry  # only here, so that this module stays cheap to import
 
     for root in vars(registry).values():
         if isinstance(root, registry.Registry):
             for child in (root, *root.children.values()):
-                yield root.name, child.scope, child.module_dict
+                yield root.name, child.name, child.scope, child.module_dict
 
 
 def _registered_near(name: str, kind: str) -> list[str]:
-    scopes = {key: scope for root, scope, modules in _registries() if root == kind for key in modules}
+    found = [*_registries()]
+    roots = {root for root, child, *_ in found if kind in (root, child)}  # a child may be named otherwise
+    scopes = {key: scope for root, _, scope, modules in found if root in roots for key in modules}
     return [f'{scopes[x]}.{x}' for x in difflib.get_close_matches(name.rpartition('.')[2], scopes, n=3)]
 
 
-def _part_at_work(error: BaseException) -> str:
-    """Return the innermost part of a config that was built or ran: its class, and a module's place in the model."""
-    classes = {class_ for _, _, modules in _registries() for class_ in modules.values()}
-    part, model = '', None
+def _part_at_work(error: BaseException) -> tuple[str, bool]:
+    """Return the innermost part of a config that was built or ran: its class, with its options or its place.
+
+    Also whether the config is to blame whosever code raised: the part is a layer of torch, of a size that the config
+    gave, or the constructor that got the config's options.
+    """
+    classes = {class_ for *_, modules in _registries() for class_ in modules.values() if isinstance(class_, type)}
+    part, model, blamed, being_built = '', None, False, None
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        names = frame.f_locals
-        owner = names.get('self')
-        if hasattr(owner, 'named_modules'):
-            model = model or owner
+        local, owner = frame.f_locals, frame.f_locals.get('self')
+        if frame.f_code.co_name == 'build_from_cfg' and isinstance(local.get('obj_cls'), type):
+            being_built = local['obj_cls']
+            part, blamed = f'{being_built.__name__}({_brief(local.get("args", {}))})', False
+        elif type(owner) is being_built and being_built is not None:
+            blamed = frame.f_code.co_name == '__init__'
+        elif hasattr(owner, 'named_modules'):
+            model, kind = model or owner, type(owner)
             place = next((name for name, module in model.named_modules() if module is owner), '')
-            part = f'{place} ({type(owner).__name__})' if place else type(owner).__name__
+            if being_built is None:
+                part = f'{place} ({kind.__name__})' if place else kind.__name__
+            blamed = kind.__module__.startswith('torch.nn.modules')
         elif type(owner) in classes:
-            part = type(owner).__name__
-        elif frame.f_code.co_name == 'build_from_cfg' and hasattr(built := names.get('obj_cls'), '__name__'):
-            part = built.__name__
-    return part
+            source = getattr(owner, 'ann_file', '') or getattr(owner, 'data_root', '')  # of a data set
+            part = f'{type(owner).__name__}{f" ({source})" if source else ""}'
+            blamed, being_built = False, None
+        elif being_built is None and not frame.f_globals.get('__name__', '').startswith('torch.'):
+            blamed = False
+    return part, blamed
+
+
+def _brief(options: Mapping[str, Any]) -> str:
+    """Return the options of a config dict that are single values."""
+    return ', '.join(f'{key}={value!r:.40}' for key, value in options.items()
+                     if isinstance(value, (str, int, float, list, tuple, NoneType)))[:200]
 
 
 @contextmanager

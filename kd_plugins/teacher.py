@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import mmengine
@@ -36,6 +37,8 @@ def build_teacher(
     Raises:
         UserError: The config or the checkpoint is missing, or they do not fit each other.
     """
+    if not isinstance(checkpoint, (str, Path, type(None))):
+        raise UserError(f"a teacher's checkpoint must be a path, an address or None, got {checkpoint!r}")
     network = build_network(config, data_preprocessor)
     if checkpoint is not None:
         load_weights(network, checkpoint, allow_pickle)
@@ -64,8 +67,9 @@ def build_network(
             config = get_config(config) if '::' in config else mmengine.Config.fromfile(config)
         except FileNotFoundError as error:
             raise UserError(f'teacher config {config} does not exist: give a path or package::path') from error
-        except (AssertionError, ValueError) as error:  # mmengine's, of the package
-            raise UserError(f'teacher config {config}: {error}; give a path or package::path') from error
+        except Exception as error:  # of its code, or mmengine's of the package
+            raise UserError(f'teacher config {config}: {type(error).__name__}: {error}; give a path '
+                            'or package::path') from error
         if 'model' not in config:
             raise UserError(f'the teacher config {config.filename} has no model: give that of a whole network')
         scope = config.get('default_scope')
@@ -135,6 +139,9 @@ class _Renormalise(nn.Module):
                 f"{type(student).__name__}, does not state what it makes: give the student one of mmengine's, mmdet's "
                 "or mmpretrain's, or give the teacher data_preprocessor={} to hand it the student's batch as it is")
         (mean_s, std_s, flip_s, pad_s), (mean_t, std_t, flip_t, pad) = statistics(student), statistics(teacher)
+        if len({x.numel() for x in (mean_s, std_s, mean_t, std_t)} - {1}) > 1:
+            raise UserError(f"the teacher's data_preprocessor has a mean of {mean_t.numel()} channels, the student's "
+                            f'of {mean_s.numel()}: both take the same images')
         self.flip, self.student_pad, self.pad = flip_s != flip_t, pad_s, pad
         if self.flip:
             mean_s, std_s = mean_s.flip(0), std_s.flip(0)
@@ -178,6 +185,8 @@ class Teacher:
         self, model: nn.Module, taps: Iterable[str], student_preprocessor: nn.Module | None = None,
         cache: str | None = None, bf16: bool = False,
     ) -> None:
+        if not isinstance(cache, (str, Path, type(None))):
+            raise UserError(f"a teacher's cache must be a folder or None, got {cache!r}")
         if not isinstance(bf16, bool):
             raise UserError(f"a teacher's bf16 must be True or False, got {bf16!r}")
         self.model = model.eval().requires_grad_(False)

@@ -7,6 +7,8 @@ import time
 import pytest
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
+from mmpretrain.datasets import CustomDataset
+from tiny import image_folder
 
 from kd_plugins.engine import alone_in, prepare_run, scope_of
 from kd_plugins.errors import UserError
@@ -103,3 +105,12 @@ def test_data_that_are_read_by_pickle_are_refused_unless_allowed():
         prepare_run(config)
     prepare_run(config, allow_pickle=True)
     prepare_run(Config())  # nothing later in this process runs code
+
+
+def test_a_data_set_of_which_nothing_is_left_says_so(tmp_path):
+    prepare_run(Config())
+    image_folder(tmp_path)
+    data = CustomDataset(data_root=str(tmp_path), indices=2)
+    assert len(data) == 2
+    with pytest.raises(UserError, match=r'CustomDataset: no image is left of .*, filter_cfg=None and indices=0 keep'):
+        CustomDataset(data_root=str(tmp_path), indices=0)

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 from mmpretrain.datasets import PackInputs
+from torch._utils import ExceptionWrapper
 
 from kd_plugins import errors
 from kd_plugins.errors import UserError, one_line_errors, user_named
-from kd_plugins.registry import MODELS
+from kd_plugins.registry import DATA_SAMPLERS, MODELS
 
 
 def told(capsys, action):
@@ -50,7 +51,7 @@ def test_a_path_of_the_programs_own_is_a_defect(capsys, path):
 def test_what_stock_code_refuses_is_told_with_the_part_of_the_config(capsys):
     assert told(capsys, lambda: PackInputs()(5)).startswith('error: PackInputs: ')
     line = told(capsys, lambda: MODELS.build(dict(type='mmpretrain.LinearClsHead', num_classes=4)))
-    assert line.startswith('error: LinearClsHead: TypeError: ')
+    assert line.startswith('error: LinearClsHead(num_classes=4): TypeError: ')
     assert "'in_channels'" in line
     line = told(capsys, lambda: MODELS.build(dict(type='mmpretrain.LinearClsHed')))
     assert 'mmpretrain.LinearClsHead' in line
@@ -74,20 +75,31 @@ def test_defects_keep_their_traceback(capsys):
     assert 'Traceback' in told(capsys, lambda: Config(dict(a=1)).a.b)
 
 
+@pytest.mark.parametrize('given', ['CifarResNet', 'PKSampler'])
+def test_a_constructor_that_refuses_the_options_of_a_config_shows_them(capsys, given):
+    """Of a class of this project too, for the options are the config's."""
+    registry, options = dict(CifarResNet=(MODELS, dict(depth='deep')), PKSampler=(
+        DATA_SAMPLERS, dict(dataset=[1], instances='many')))[given]
+    line = told(capsys, lambda: registry.build(dict(type=f'kd_plugins.{given}', **options)))
+    assert line.startswith(f'error: {given}(')
+    assert repr([*options.values()][-1]) in line
+
+
+def test_what_fails_later_in_a_class_of_this_project_is_a_defect(capsys):
+    network = MODELS.build(dict(type='kd_plugins.CifarResNet', depth=8))
+    assert 'Traceback' in told(capsys, lambda: network(None, nosuch=5))
+
+
 def test_the_message_of_a_worker_is_its_last_line(capsys):
-    import torch
+    def fail(error):
+        try:
+            raise error
+        except type(error):
+            ExceptionWrapper(where='in DataLoader worker process 0').reraise()
 
-    class Data(torch.utils.data.Dataset):
-        def __len__(self):
-            return 1
-
-        def __getitem__(self, index):
-            if index == 'defect':
-                return 1
-            raise UserError('a.png: image file is truncated; replace it')
-
-    loader = torch.utils.data.DataLoader(Data(), num_workers=1)
-    assert told(capsys, lambda: list(loader)) == 'error: a.png: image file is truncated; replace it\n'
+    line = told(capsys, lambda: fail(UserError('a.png: image file is truncated; replace it')))
+    assert line == 'error: a.png: image file is truncated; replace it\n'
+    assert 'Traceback' in told(capsys, lambda: fail(KeyError('of this file')))
 
 
 def test_a_message_is_printed_in_any_locale():

@@ -33,8 +33,9 @@ ROOMS = {
     'evaluation': (LEAVES | {'functional'}, {'faiss', 'mmengine', 'numpy', 'rich', 'scipy', 'torch'}),
     'compat': (LEAVES, {'mmcv', 'mmdet', 'scipy', 'torch', 'torchvision'}),
     'config': (LEAVES | {'unpickling'}, {'mmengine'}),
-    'engine': (LEAVES | {'checkpoint', 'config'}, {'mmengine', 'torch'}),
+    'engine': (LEAVES | {'checkpoint', 'config'}, {'mmengine', 'numpy', 'torch'}),
     'errors': (set(), {'mmengine'}),
+    'options': (LEAVES, {'mmengine', 'torch'}),
     'registry': (set(), {'mmengine'}),
     'unpickling': (LEAVES, {'mmengine', 'yaml'}),
 }

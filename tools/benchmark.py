@@ -39,6 +39,7 @@ import os
 import sys
 from collections.abc import Sequence
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 # Before torch is imported: idle threads that wait by spinning slow down what runs beside.
@@ -52,6 +53,7 @@ from benchmarks.step import STEP_PARTS, step
 from benchmarks.teacher import teacher
 
 from kd_plugins.errors import UserError, one_line_errors
+from kd_plugins.options import check_device, check_least
 
 
 def parser_of() -> argparse.ArgumentParser:
@@ -101,16 +103,27 @@ def parser_of() -> argparse.ArgumentParser:
     return parser
 
 
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse what needs no measurement to be seen wrong."""
+    check_least(args, repeats=1, threads=1, images=1, batch_size=1, limit=0)
+    check_device(args.device)
+    folder, file = getattr(args, 'folder', None), getattr(args, 'json', None)
+    if folder and not Path(folder).is_dir():
+        raise UserError(f'--folder {folder}: there is no such folder')
+    if file and (Path(file).is_dir() or not Path(file).parent.is_dir()):
+        raise UserError(f'--json {file}: expected a file in a folder that is there')
+    known = {path.stem for part in getattr(args, 'parts', None) or () for path in STEP_PARTS.get(part, ((), ))[0]}
+    if unknown := set(getattr(args, 'only', None) or ()) - known:
+        raise UserError(f'--only: there is no config {", ".join(sorted(unknown))} in {", ".join(args.parts)}')
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     argv, parser = list(sys.argv[1:] if argv is None else argv), parser_of()
     names = list(takewhile(('losses', 'reid', 'loader', 'step', 'teacher').__contains__, argv)) or argv[:1]
     runs = [parser.parse_args([name, *argv[len(names):]]) for name in names] or [parser.parse_args(argv)]
     for args in runs:
-        if args.repeats < 1:
-            raise UserError(f'--repeats: expected at least 1, got {args.repeats}')
-        if args.device.startswith('cuda') and not torch.cuda.is_available():
-            raise UserError(f'--device {args.device}: torch finds no GPU here; take --device cpu')
+        check_options(args)
     results: dict[str, dict[str, Any]] = {}
     failures = []
     for args in runs:

@@ -17,6 +17,7 @@ and approximate_.
 import argparse
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,8 +26,6 @@ from pathlib import Path
 # Before torch is imported: idle threads that wait by spinning slow down what runs beside.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
-import torch
-from mmengine.config import DictAction
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from rich.console import Console
@@ -39,6 +38,7 @@ from kd_plugins.config import check_config, load_config
 from kd_plugins.engine import prepare_run
 from kd_plugins.errors import UserError, one_line_errors
 from kd_plugins.evaluation import ReIDFeatures, load_features, rank_matches, rank_rows
+from kd_plugins.options import KeyValues, check_device, check_least
 from kd_plugins.registry import DATASETS
 
 RANKS = (1, 5, 10, 20)
@@ -66,7 +66,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--device', help='where similarities are computed (default: a GPU where there is one)')
     parser.add_argument('--work-dir', help='folder of the extracted features (default: work_dirs/<config>)')
     parser.add_argument('--allow-pickle', action='store_true', help='run the code in pickled checkpoints you trust')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
+    parser.add_argument('--cfg-options', nargs='+', action=KeyValues, metavar='KEY=VALUE', help='override the config')
     args = parser.parse_args(argv)
     if Path(args.source).suffix == '.py' and args.checkpoint is None:
         raise UserError(f'{args.source} is a config: give the checkpoint to score after it')
@@ -74,10 +74,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f'{args.source}: expected a config (.py) before a checkpoint; features stand alone')
     if args.expand is not None and args.metric != 'cosine':
         raise UserError('--expand makes queries of norm 1, which go with --metric cosine only')
-    if args.device is not None and not args.device.startswith(('cpu', 'cuda')):
-        raise UserError(f"--device: expected 'cpu' or 'cuda', got '{args.device}'")
-    if str(args.device).startswith('cuda') and not torch.cuda.is_available():
-        raise UserError(f'--device {args.device}: torch finds no such GPU here; leave the option out')
+    check_device(args.device)
+    check_least(args, expand=1, k1=1, k2=1, top=1)
+    if not 0 <= args.lambda_value <= 1:
+        raise UserError(f'--lambda: expected a number from 0 to 1, got {args.lambda_value}')
+    if not math.isfinite(args.alpha):
+        raise UserError(f'--alpha: expected a finite number, got {args.alpha}')
     for wanted, name in ((args.expand is not None, 'expand_queries'), (args.rerank, 'KReciprocal'),
                          (args.approximate, 'rank_approximately')):
         if wanted:

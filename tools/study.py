@@ -41,12 +41,14 @@ from collections.abc import Sequence
 # Before torch is imported: idle threads that wait by spinning slow down what runs beside.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
+from studies.checks import check_runs
 from studies.execute import Execution, LocalLauncher, RayLauncher, check_unchanged
 from studies.plan import load_study
 from studies.report import references, report
 
 from kd_plugins.engine import alone_in
 from kd_plugins.errors import UserError, one_line_errors
+from kd_plugins.options import check_least
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -68,8 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--launcher', choices=['local', 'ray'], default='local')
     parser.add_argument('--gpus', type=float, default=0., help='GPUs that a run reserves, under Ray')
     args = parser.parse_args(argv)
-    if args.jobs < 1 or (args.threads or 1) < 1:
-        raise UserError(f'--jobs {args.jobs}, --threads {args.threads}: expected at least 1')
+    check_least(args, jobs=1, threads=1, gpus=0)
     study = load_study(args.study, args.root)
     references(study)  # what is wrong in them is told now, not after the training
     runs = study.only(args.only) if args.only else study.runs
@@ -79,7 +80,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(state, run.folder.relative_to(study.root).as_posix())
         return
     failed = {}
+    if args.table and not any(run.finished for run in study.runs):
+        raise UserError(f'--table: no run of the study has a result in {study.root}: train it first, or give its '
+                        '--root')
     if not args.table:
+        check_runs(study)
         threads = args.threads or max(len(os.sched_getaffinity(0)) // args.jobs, 1)
         with alone_in(study.root):
             check_unchanged(runs, args.changed)

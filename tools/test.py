@@ -12,7 +12,7 @@ from pathlib import Path
 # Before torch is imported: idle threads that wait by spinning slow down what runs beside.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -25,6 +25,7 @@ from kd_plugins.engine import leave_group, prepare_run, scope_of
 from kd_plugins.errors import one_line_errors
 from kd_plugins.hooks.check_hook import check_checkpoint_classes
 from kd_plugins.hooks.export_hook import plain
+from kd_plugins.options import KeyValues
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', help='folder of the log (default: work_dirs/<config>)')
     parser.add_argument('--show-dir', help='draw the predictions into this folder')
     parser.add_argument('--allow-pickle', action='store_true', help='run the code in pickled checkpoints you trust')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
+    parser.add_argument('--cfg-options', nargs='+', action=KeyValues, metavar='KEY=VALUE', help='override the config')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -13,6 +13,7 @@ compare   name='configs/y.py' of runs to stand beside this one in the table that
 
 import argparse
 import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -24,7 +25,7 @@ from typing import Any
 # Before torch is imported: idle threads that wait by spinning slow down what runs beside.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
@@ -36,6 +37,7 @@ from kd_plugins.checkpoint import latest_checkpoint
 from kd_plugins.config import check_config, load_config
 from kd_plugins.engine import alone_in, leave_group, prepare_run
 from kd_plugins.errors import UserError, one_line_errors
+from kd_plugins.options import KeyValues
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help='train under bfloat16 autocast')
     parser.add_argument('--skip-corrupt', action='store_true', help='leave out images that cannot be read')
     parser.add_argument('--allow-pickle', action='store_true', help='run the code in pickled checkpoints you trust')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override the config')
+    parser.add_argument('--cfg-options', nargs='+', action=KeyValues, metavar='KEY=VALUE', help='override the config')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -64,6 +66,10 @@ def prepare(config: Config) -> None:
             function = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError, ValueError) as error:
             raise UserError(f"prepare: there is no function '{name}' ({error}); correct the record's type") from error
+        try:
+            inspect.signature(function).bind(**arguments)
+        except TypeError as error:
+            raise UserError(f"prepare: {name}: {error}; correct the record's options") from error
         function(**arguments)
 
 

@@ -21,6 +21,8 @@ def _is_truncated_jpeg(data: bytes) -> bool:
     The marker is looked for behind the start of the first scan, since an embedded thumbnail brings its own; the data
     of a scan never contain one by chance.
     """
+    if data.startswith(b'\x89PNG'):
+        return b'IEND' not in data
     if not data.startswith(b'\xff\xd8'):
         return False
     at = 2
@@ -72,6 +74,9 @@ class LoadImage(LoadImageFromFile):
 
     def transform(self, results: dict) -> dict | None:
         """Read ``results['img_path']``; set ``img`` (H, W, 3), ``img_shape`` and ``ori_shape``."""
+        if 'img_path' not in results:
+            raise UserError(f'LoadImage: the sample has no img_path, but {", ".join(results)}: it stands first in a '
+                            'pipeline')
         path = results['img_path']
         try:
             data = fileio.get(path, backend_args=self.backend_args)

@@ -11,6 +11,7 @@ from mmengine.dataset import Compose
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
+from torch import nn
 
 from kd_plugins.compat import check_operators, mend_ssd_head
 from kd_plugins.distiller import preserved_rng
@@ -50,6 +51,22 @@ class CheckHook(Hook):
         for name, classes in (*(('train_dataloader', x) for x in trained), *(('val_dataloader', x) for x in scored)):
             if trained:
                 check_classes(trained[0], classes, name)
+        if trained:
+            check_class_count(runner.model, trained[0])
+
+
+def check_class_count(model: nn.Module, classes: Sequence[str]) -> None:
+    """Compare the heads of a model with the classes of its training data.
+
+    Raises:
+        UserError: A head has fewer.
+    """
+    for name, module in model.named_modules():
+        count = getattr(module, 'num_classes', None)
+        if name.endswith('head') and 'rpn' not in name and isinstance(count, int) and count < len(classes):
+            some = f'{", ".join(map(str, classes[:5]))}{", ..." if len(classes) > 5 else ""}'
+            raise UserError(f'{name}: num_classes is {count}, but the training data have {len(classes)} classes '
+                            f'({some}): correct one of them')
 
 
 def _try_pipeline(name: str, dataset: Any, steps: Sequence[Any]) -> None:

@@ -56,6 +56,7 @@ class IntegrityHook(Hook):
         groups, own = optimizer.get('param_groups'), getattr(runner.optim_wrapper, 'param_groups', None)
         if groups and own:
             _check_groups(path, groups, own)
+        _check_schedules(path, checkpoint.get('param_schedulers'), runner.param_schedulers)
 
     def before_train(self, runner: Runner) -> None:
         """Look for something to train on, and mark the run."""
@@ -107,3 +108,14 @@ def _check_groups(path: str, saved: Sequence[dict[str, Any]], own: Sequence[dict
 
 def _unwrapped(model: nn.Module) -> nn.Module:
     return model.module if is_model_wrapper(model) else model
+
+
+def _check_schedules(path: str, saved: Any, own: Any) -> None:
+    """Compare the saved schedules with those of the config, whose states mmengine would mix up in silence."""
+    own, saved = ([x for y in given.values() for x in y] if isinstance(given, dict) else given or []
+                  for given in (own, saved))
+    kinds = [sorted(x.state_dict()) for x in own], [sorted(x) for x in saved]
+    if kinds[0] != kinds[1]:
+        raise UserError(f'{path} was written with {len(saved)} schedules (param_scheduler), this config has '
+                        f'{len(own)}, or others: go on with the config that wrote it, or start from its weights by '
+                        'load_from')

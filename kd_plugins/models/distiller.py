@@ -55,6 +55,9 @@ class Distiller(Composite):
         super().__init__(network.data_preprocessor)
         self.student = network
         super().__setattr__('distillation', Distillation(network, teacher, terms, task))  # a student may have its own
+        if not isinstance(input_shape, (list, tuple)) or len(input_shape) != 3 or not all(
+                isinstance(x, int) and x > 0 for x in input_shape):
+            raise UserError(f'input_shape is {input_shape!r}, expected the (C, H, W) of the images, as (3, 224, 224)')
         channels, height, width = input_shape
         sample = BaseDataElement(metainfo=dict(
             img_shape=(height, width), ori_shape=(height, width), pad_shape=(height, width),

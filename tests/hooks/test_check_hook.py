@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader
 from kd_plugins.datasets import PKSampler
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import CheckHook
+from kd_plugins.hooks.check_hook import check_class_count
+from kd_plugins.registry import MODELS
 
 
 class Unnamed(list):
@@ -27,7 +29,8 @@ GIVEN = dict(metainfo=dict(classes=('a', 'b', 'c', 'd')))  # which hides the fol
 def check(train, val=None, hooks=()):
     loader = DataLoader(train)
     CheckHook().before_train(SimpleNamespace(
-        hooks=hooks, train_dataloader=loader, val_loop=val, val_dataloader=SimpleNamespace(dataset=val)))
+        hooks=hooks, model=torch.nn.Identity(), train_dataloader=loader, val_loop=val,
+        val_dataloader=SimpleNamespace(dataset=val)))
 
 
 @pytest.mark.parametrize('options', [{}, GIVEN])
@@ -96,7 +99,9 @@ def test_a_batch_that_cuts_up_the_samplers_groups_is_refused(tmp_path):
     data = CustomDataset(data_root=str(image_folder(tmp_path)))
     sampler = PKSampler(data, 2, 3, seed=0)
     for size in (6, 8):
-        runner = SimpleNamespace(hooks=(), train_dataloader=DataLoader(data, size, sampler=sampler), val_loop=None)
+        runner = SimpleNamespace(
+            hooks=(), model=torch.nn.Identity(), train_dataloader=DataLoader(data, size, sampler=sampler),
+            val_loop=None)
         if size == 6:
             CheckHook().before_train(runner)
         else:
@@ -126,3 +131,13 @@ def test_a_pipeline_that_is_switched_to_late_is_tried_at_the_start(tmp_path):
     assert train.pipeline is kept
     with pytest.raises(UserError, match='PipelineSwitchHook: RepeatDataset has no pipeline of its own'):
         switch(load, pack, data=RepeatDataset(train, 2))
+
+
+def test_a_head_with_fewer_classes_than_the_data_is_refused():
+    model = torch.nn.ModuleDict(dict(
+        rpn_head=torch.nn.Identity(), bbox_head=MODELS.build(dict(type='mmpretrain.LinearClsHead', num_classes=3,
+                                                                  in_channels=4))))
+    model['rpn_head'].num_classes = 1  # objects of any class
+    check_class_count(model, ['a', 'b', 'c'])
+    with pytest.raises(UserError, match=r'bbox_head: num_classes is 3, .* have 4 classes \(a, b, c, d\)'):
+        check_class_count(model, ['a', 'b', 'c', 'd'])

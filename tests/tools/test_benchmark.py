@@ -79,7 +79,7 @@ def test_several_are_measured_into_one_file_whatever_fails(monkeypatch, tmp_path
         tool.main(['step', 'losses', '--amp', '--json', str(tmp_path / 'none.json')])
     assert not (tmp_path / 'none.json').exists()
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    with pytest.raises(UserError, match='--device cuda: torch finds no GPU here'):
+    with pytest.raises(UserError, match='--device cuda: torch finds no such GPU here'):
         tool.main(['losses', 'step', '--device', 'cuda'])
 
 

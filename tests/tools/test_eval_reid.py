@@ -113,8 +113,8 @@ def test_mistakes_end_in_one_line(file: Path, tmp_path: Path) -> None:
             (['none.npz'], 'none.npz does not exist'),
             (['config.py'], 'config.py is a config: give the checkpoint'),
             ([str(file), 'model.pth'], r'expected a config \(.py\) before a checkpoint'),
-            ([str(file), '--rerank', '--k1', '0'], 'k1 of at least 1'),
-            ([str(file), '--expand', '0'], 'n of at least 1'),
+            ([str(file), '--rerank', '--k1', '0'], '--k1: expected at least 1, got 0'),
+            ([str(file), '--expand', '0'], '--expand: expected at least 1, got 0'),
             ([str(file), '--expand', '3', '--metric', 'euclidean'], 'go with --metric cosine only'),
             ([str(file), '--device', 'tpu'], "expected 'cpu' or 'cuda', got 'tpu'")):
         with pytest.raises(UserError, match=message):

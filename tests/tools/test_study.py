@@ -141,23 +141,36 @@ validation = dict(size=30)
 def test_a_method_that_fails_is_told_and_stops_no_other(here, data, capsys):
     study = str(write_study(here, data, '''
 methods = {
-    'Baseline': dict(), 'Unknown': dict(terms=['no_such']), 'Wrong': dict(terms=[dict(
-        name='x', loss=dict(type='kd_plugins.KDLoss'), student='head.fcc', teacher='head.fc')]),
-    'After': dict(first=dict(terms=['no_such']), terms=[])}
+    'Baseline': dict(), 'Wrong': dict(terms=[wrong := dict(
+        name='x', loss=dict(type='kd_plugins.FitNetLoss'), student='backbone.stage1', teacher='backbone.stage3')]),
+    'After': dict(first=dict(terms=[wrong]), terms=[])}
 corruptions = {'clean': dict()}
 seeds = [0]
 '''))
-    with pytest.raises(UserError, match='4 of 6 runs failed'):
+    with pytest.raises(UserError, match='3 of 5 runs failed'):
         tool.main([study, '--jobs', '2'])
     told = capsys.readouterr().err
-    assert "small / clean / Unknown / seed 0: " in told
-    assert "has no terms 'no_such': it has kd, " in told
     assert 'small / clean / Wrong / seed 0: error: ' in told
-    assert 'head.fcc' in told
+    assert 'FitNetLoss' in told
     assert 'After / seed 0: not started, since small / clean / After / seed 0 (first stage) failed' in told
     table = (here / 'work_dirs/studies/tiny/table.md').read_text()
-    assert table.count('— (1 missing)') == 3
+    assert table.count('— (1 missing)') == 2
     assert '| Baseline | **' in table
+
+
+@pytest.mark.parametrize(('more', 'told'), [
+    ("methods['Wrong'] = dict(terms=['no_such'])", "has no terms 'no_such': it has kd, "),
+    ("methods['Wrong'] = dict(terms=[dict(KD, student='head.fcc')])", "no module 'head.fcc' to tap"),
+    ("methods['Wrong'] = dict(terms=[dict(KD, loss=dict(type='kd_plugins.KDLoss', tua=4.0))])", "no option 'tua'"),
+    ("methods['Wrong'] = dict(wrap=dict(type='kd_plugins.Mutual'))", 'Mutual is not in'),
+    ("metric = 'accuracy/top5'", "there is no metric 'accuracy/top5': give the study one of accuracy/top1"),
+    ("common['train_dataloader'] = dict(batch_size=0)", 'train_dataloader.batch_size is 0, expected'),
+])
+def test_what_a_study_names_is_checked_before_anything_trains(here, data, more, told):
+    kd = "KD = dict(name='x', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', teacher='head.fc')\n"
+    with pytest.raises((UserError, KeyError), match=told):
+        tool.main([str(write_study(here, data, f'{FEW}{kd}{more}\n'))])
+    assert not list(here.rglob('run.json'))
 
 
 def test_it_resumes_after_a_kill_and_its_children_do_not_outlive_it(here, data):

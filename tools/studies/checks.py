@@ -5,11 +5,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmengine.config import Config
+from torch import nn
 
-from kd_plugins.config import one_slip
+from kd_plugins.config import check_config, one_slip
 from kd_plugins.datasets.corruption import check_options
+from kd_plugins.distiller import preserved_rng
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import DistillationHook
+from kd_plugins.recorder import Recorder
+from kd_plugins.registry import MODELS
+from kd_plugins.term import Term, checked_arguments
 
 # The keys of a study's records; a misspelt one would be left out in silence.
 _KEYS = {
@@ -21,7 +26,8 @@ _KEYS = {
 _CHOICES = dict(teacher_data=('clean', 'same'), teacher_seeds=('one', 'each'), average=('mean', 'median'),
                 columns=(None, 'network', 'corruption'), error=(False, True))
 _KINDS = {'a dict': (Mapping, ('wrap', 'hook', 'overrides', 'common', 'teacher_common')),
-          'a list': ((list, tuple), ('terms', 'replace', 'references'))}
+          'a list': ((list, tuple), ('terms', 'replace', 'references')),
+          'a text': (str, ('metric', 'terms_from', 'notes')), 'a text, or None': ((str, type(None)), ('title', 'root'))}
 # A teacher's seed is this much more than the students': one of a student's own architecture would be its baseline.
 TEACHER_SEED = 1000
 
@@ -35,8 +41,12 @@ def check_study(path: str, options: Mapping[str, Any]) -> None:
     _check_record(path, options)
     for part, allowed in _KEYS.items():
         _check_record(f'{path}: {part}', options[part])
+        if not options[part] and part in ('networks', 'methods', 'corruptions'):
+            raise UserError(f'{path}: {part} is empty, expected one at least')
         for name, record in options[part].items():
             where = f"{path}: {part}['{name}']"
+            if not isinstance(name, str):
+                raise UserError(f'{where}: the name of one is {name!r}, expected a text')
             _check_record(where, record, allowed)
             if 'config' in allowed and not isinstance(record.get('config'), str):
                 raise UserError(f"{where} names no config: give config='configs/...py'")
@@ -123,3 +133,52 @@ def check_spelling(where: str, given: Mapping[str, Any], known: Mapping[str, Any
         elif near := sorted(x for x in known if one_slip(key, x)):
             raise UserError(f"{where} has '{key}', which is not in the config, but '{near[0]}' is: correct it")
 
+
+def check_runs(study: Any) -> None:
+    """Build every network of a study's runs, and its terms, as the runs would.
+
+    Raises:
+        UserError: A run's config is none that trains; a term, a tap of one, or the study's metric is not there.
+    """
+    networks: dict[str, nn.Module] = {}
+
+    def network_of(config: Mapping[str, Any]) -> nn.Module:
+        key = repr([config.get(x) for x in ('model', 'data_preprocessor', 'default_scope')])
+        if key not in networks:
+            with preserved_rng(), MODELS.switch_scope_and_registry(config.get('default_scope')) as registry:
+                networks[key] = registry.build(
+                    {'data_preprocessor': config.get('data_preprocessor'), **config['model']})
+        return networks[key]
+
+    seen = set()
+    for run in study.runs:
+        if (place := (run.network, run.corruption, run.method, run.part)) in seen or run.problem:
+            continue
+        seen.add(place)  # the seeds do not differ in what can be wrong
+        check_config(Config(run.config), where=f'{study.name}: {run.name}')
+        _check_metric(study, run.config)
+        student = network_of(run.config)
+        for hook in run.config.get('custom_hooks', []):
+            if hook['type'] == 'kd_plugins.DistillationHook':
+                teacher = network_of(run.needs[0].config)
+                for record in hook['terms']:
+                    try:
+                        checked_arguments(f"term '{record['name']}'", Term, record)
+                        term = Term(**record)
+                        Recorder(student, term.student_taps)
+                        Recorder(teacher, term.teacher_taps)
+                    except UserError as error:
+                        raise UserError(f'{study.name}: {run.name}: {error}') from error
+
+
+def _check_metric(study: Any, config: Mapping[str, Any]) -> None:
+    """Compare the study's metric with what mmpretrain's accuracy, alone, is going to be called."""
+    given = config.get('val_evaluator') or {}
+    (evaluator, ) = given if isinstance(given, (list, tuple)) and len(given) == 1 else (given, )
+    if isinstance(evaluator, Mapping) and evaluator.get('type') == 'Accuracy' and not evaluator.get('thrs'):
+        topk = evaluator.get('topk', (1, ))
+        names = [f"{evaluator.get('prefix', 'accuracy')}/top{k}"
+                 for k in (topk if isinstance(topk, (list, tuple)) else (topk, ))]
+        if study.options['metric'] not in names:
+            raise UserError(f"{study.name}: there is no metric '{study.options['metric']}': give the study one of "
+                            f'{", ".join(names)}')

@@ -130,13 +130,15 @@ class Study:
 
     def only(self, patterns: Iterable[str]) -> list[Run]:
         """Return the runs whose folder below the root matches a pattern, and what they need."""
-        chosen = {run for run in self.students for pattern in patterns
-                  if fnmatchcase(run.folder.relative_to(self.root).as_posix(), pattern)}
-        if not chosen:
-            example = self.students[0].folder.relative_to(self.root).as_posix()
-            raise UserError(f"--only: no run matches {' '.join(patterns)}; runs are named as {example}, and * stands "
-                            'for any part of that')
-        wanted = set(chosen)
+        wanted = set()
+        for pattern in patterns:
+            chosen = {run for run in self.students
+                      if fnmatchcase(run.folder.relative_to(self.root).as_posix(), pattern)}
+            if not chosen:
+                example = self.students[0].folder.relative_to(self.root).as_posix()
+                raise UserError(f'--only: no run matches {pattern}; runs are named as {example}, and * stands for any '
+                                'part of that')
+            wanted |= chosen
         for run in reversed(self.runs):
             if run in wanted:
                 wanted.update(run.needs)
@@ -226,6 +228,8 @@ class _Plan:
         self, config: Config, folder: Path, corruption: str, seed: int, randomness: int | None = None,
     ) -> dict[str, Any]:
         plain = filled(_plain(config), seed)
+        if not plain.get('train_dataloader'):
+            raise UserError(f'{self._path}: the config that is to be trained in {folder} has no train_dataloader')
         data = data_options(self._options['corruptions'].get(corruption, {}))
         if validation := self._options['validation']:
             hold_out(plain, validation, self._options['metric'])
@@ -278,8 +282,10 @@ class _Plan:
         needs, problem = [], ''
         try:
             terms = self._terms_of(record.get('terms', []), source.get('terms_from', self._options['terms_from']))
-        except UserError as error:  # the other methods can be made
-            terms, problem = [], str(error)
+        except UserError as error:
+            if 'terms_from' not in source:
+                raise
+            terms, problem = [], str(error)  # the other methods can be made
         if terms:
             if not source.get('teacher'):
                 raise UserError(f"{self._path}: method '{method}' needs a teacher, but network '{network}' names none")
@@ -304,7 +310,10 @@ class _Plan:
             if isinstance(name, Mapping):
                 found.append(name)
                 continue
-            known = self._file(path)['methods']
+            known = self._file(path).get('methods')
+            if not isinstance(known, Mapping):
+                raise UserError(f'{path} has no methods, where the terms are looked for: give terms_from a file as '
+                                'configs/_base_/methods.py')
             if name not in known:
                 raise UserError(f"{path} has no terms '{name}': it has {', '.join(known)}")
             found += known[name]

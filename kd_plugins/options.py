@@ -1,0 +1,57 @@
+"""What command lines check of their options."""
+
+import argparse
+from typing import Any
+
+import torch
+from mmengine.config import DictAction
+
+from kd_plugins.errors import UserError
+
+
+def check_least(args: argparse.Namespace, **least: float) -> None:
+    """Check numbers that have a least value; an option that is not given is None, or not there.
+
+    Raises:
+        UserError: One is less, or NaN.
+    """
+    for name, value in least.items():
+        given = getattr(args, name, None)
+        if given is not None and not given >= value:
+            raise UserError(f'--{name.replace("_", "-")}: expected at least {value}, got {given}')
+
+
+def check_device(device: str | None) -> None:
+    """Check the name of a device.
+
+    Raises:
+        UserError: It is none of a CPU or of a GPU that is there.
+    """
+    if device is None:
+        return
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        kind = None
+    if kind is None or kind.type not in ('cpu', 'cuda'):
+        raise UserError(f"--device: expected 'cpu' or 'cuda', got '{device}'")
+    if kind.type == 'cuda' and (kind.index or 0) >= torch.cuda.device_count():
+        raise UserError(f'--device {device}: torch finds no such GPU here; leave the option out, or take --device cpu')
+
+
+class KeyValues(DictAction):
+    """mmengine's ``KEY=VALUE ...``, where what is none of these is named."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None,
+    ) -> None:
+        """Read the values."""
+        for text in values:
+            key, sign, _ = text.partition('=')
+            try:
+                if not key or not sign:
+                    raise ValueError('no key, or no =')
+                super().__call__(parser, argparse.Namespace(), [text], option_string)
+            except (ValueError, AssertionError, IndexError) as error:
+                parser.error(f"{option_string}: expected KEY=VALUE, got '{text}' ({error})")
+        super().__call__(parser, namespace, values, option_string)
