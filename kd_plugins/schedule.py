@@ -73,5 +73,5 @@ class Schedule:
 
 def _counts_iterations(hub: MessageHub) -> bool:
     """Return whether a run of a single epoch is one of mmengine's by iterations: only its config says so."""
-    loop = re.search(r'^train_cfg = dict\((.*?)\)$', hub.get_info('cfg', ''), re.MULTILINE | re.DOTALL)
+    loop = re.search(r'^train_cfg *= *dict\((.*?)\)$', hub.get_info('cfg', ''), re.MULTILINE | re.DOTALL)
     return loop is not None and any(sign in loop[1] for sign in ('by_epoch=False', 'IterBasedTrainLoop'))

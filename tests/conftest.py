@@ -29,6 +29,14 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if 'device' in item.fixturenames]
 
 
+@pytest.fixture(autouse=True, scope='session')
+def _plain_configs():
+    """Let mmengine write configs as they are: yapf's layout of one takes longer than many a run here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **style: (text, False))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
