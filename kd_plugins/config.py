@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, OPTIMIZERS
+from mmengine.registry import FUNCTIONS, MODELS, OPTIMIZERS, Registry
 from mmengine.utils import import_modules_from_strings
 
 from kd_plugins.errors import UserError, user_named
@@ -225,6 +225,8 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
     if scope and scope not in MODELS.children and find_spec(scope) is None:
         raise UserError(f"{where}: default_scope is '{scope}', which is no package that is installed")
     _check_optimiser(config, where)
+    for key in _GROUPS[part][:1] + (_GROUPS['val'][:1] if part == 'train' else ()):
+        _check_registered(f'{where}: {key}.collate_fn', (config.get(key) or {}).get('collate_fn'), FUNCTIONS)
     for key, hook in (config.get('default_hooks') or {}).items():
         if hook is not None and not _is_record(hook) and not callable(hook):
             raise UserError(f'{where}: default_hooks.{key} is {_short(hook)}, expected {_RECORD.words}, or None')
@@ -237,13 +239,16 @@ def _check_optimiser(config: Config, where: str) -> None:
     if unknown := set(wrapper.get('paramwise_cfg') or {}) - _PARAMWISE:
         raise UserError(f"{where}: optim_wrapper.paramwise_cfg has no option '{min(unknown)}'; options are "
                         f'{", ".join(sorted(_PARAMWISE))}')
-    kind = (wrapper.get('optimizer') or {}).get('type')
-    if isinstance(kind, str):
-        with OPTIMIZERS.switch_scope_and_registry(config.get('default_scope')) as registry:
-            if registry.get(kind) is None:
-                near = difflib.get_close_matches(kind.rpartition('.')[2], OPTIMIZERS.module_dict, 3)
-                raise UserError(f"{where}: optim_wrapper.optimizer.type '{kind}' is not registered; nearest names: "
-                                f'{", ".join(near) or "none"}')
+    with OPTIMIZERS.switch_scope_and_registry(config.get('default_scope')) as registry:
+        _check_registered(f'{where}: optim_wrapper.optimizer', wrapper.get('optimizer'), registry)
+
+
+def _check_registered(where: str, record: Any, registry: Registry) -> None:
+    """Look a type up that mmengine would look up without a word for what is not there."""
+    kind = record.get('type') if isinstance(record, Mapping) else None
+    if isinstance(kind, str) and registry.get(kind) is None:
+        near = difflib.get_close_matches(kind.rpartition('.')[2], (registry.parent or registry).module_dict, 3)
+        raise UserError(f"{where}: type '{kind}' is not registered; nearest names: {', '.join(near) or 'none'}")
 
 
 def _check_parts(config: Config, part: str, where: str) -> None:

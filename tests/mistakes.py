@@ -401,7 +401,7 @@ NUMBERS = {
     "model['data_preprocessor']['mean']": ('[1.0, 2.0]', "'x'", "[float('nan')] * 3", '[None] * 3'),
     "model['data_preprocessor']['std']": ('[0.0] * 3', "'x'", "[float('nan')] * 3"),
     "train_dataloader['dataset']['pipeline'][1]['prob']": ('2', '-1', "'x'", 'None'),
-    "train_dataloader['dataset']['indices']": ('-5', '0', "'x'", '[99]'),
+    "train_dataloader['dataset']['indices']": ('0', "'x'", '[99]'),
     "train_dataloader['prefetch_factor']": ('0', "'x'"),
     "train_dataloader['persistent_workers']": ('True',),
 }
@@ -834,7 +834,7 @@ def data() -> Iterator[Mistake]:
             'size|500',
         ),
         (f"{place} = dict(type='kd_plugins.Corrupted', label_noise=dict(rate=0.4))", 'dataset'),
-        (f"{place} = dict(type='RepeatDataset', dataset={place}, times=0)", 'times|RepeatDataset|empty|images'),
+        (f"{place} = dict(type='RepeatDataset', dataset={place}, times=0)", 'times|RepeatDataset|0 samples'),
         (f"{place} = dict(type='ConcatDataset', datasets=[])", 'datasets|ConcatDataset'),
         ("val_dataloader['dataset']['data_root'] = 'nosuch'", 'nosuch'),
         (
@@ -927,7 +927,7 @@ def data() -> Iterator[Mistake]:
         ('no JSON', '{"images": [', 'annotations.json'),
         ('empty', '', 'annotations.json'),
         ('a list', '[]', 'annotations.json|list'),
-        ('no images', '{"annotations": [], "categories": []}', 'images'),
+        ('no images', '{"annotations": [], "categories": []}', 'image'),
         ('no categories', '{"images": [], "annotations": []}', 'categories'),
         (
             'nothing in it',

@@ -94,3 +94,25 @@ def test_imports_that_fail_are_told_by_their_key(tmp_path, imports):
     (tmp_path / 'cfg.py').write_text(f'custom_imports = {imports}\n')
     with pytest.raises(UserError, match=r'cfg\.py: custom_imports is .*, expected dict'):
         load_config(str(tmp_path / 'cfg.py'))
+
+
+@pytest.mark.parametrize(('path', 'value', 'told'), [
+    ('optim_wrapper.optimizer.type', 'SDG', "optimizer: type 'SDG' is not registered; nearest names: SGD"),
+    ('train_dataloader.collate_fn', dict(type='nosuch'), "collate_fn: type 'nosuch' is not registered"),
+    ('default_scope', 'mmnosuch', "default_scope is 'mmnosuch', which is no package that is installed"),
+    ('optim_wrapper.paramwise_cfg', dict(custom_key={}), "no option 'custom_key'; options are .*custom_keys"),
+    ('default_hooks.checkpoint', dict(type='CheckpointHook', save_best='auto'), "save_best is 'auto', but without"),
+    ('model.data_preprocessor', dict(mean=[1.0] * 3, std=[1.0] * 2), 'give as many of both'),
+])
+def test_names_that_nothing_answers_to(config, path, value, told):
+    config.merge_from_dict({path: value})
+    if 'save_best' in told:
+        for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):
+            config._cfg_dict.pop(key)
+    with pytest.raises(UserError, match=told):
+        check_config(config)
+
+
+def test_a_study_is_sent_to_its_command():
+    with pytest.raises(UserError, match=r'is a study: python tools/study\.py x\.py'):
+        check_config(Config(dict(networks={}, methods={})), where='x.py')
