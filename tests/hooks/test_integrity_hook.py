@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import CosineAnnealingLR, MultiStepLR
 from mmpretrain.models import GlobalAveragePooling
 from tiny import classification_config, classifier, equal, image_folder, train, weights
 
 from kd_plugins.checkpoint import RUN_MARK, check_arrival, latest_checkpoint, read_checkpoint, run_of
 from kd_plugins.errors import UserError
+from kd_plugins.hooks.integrity_hook import _check_schedules
 from kd_plugins.registry import MODELS
 
 
@@ -144,3 +146,14 @@ def test_a_run_of_an_older_version_goes_on(tmp_path, data):
     train(resumed(config, path))
     assert (tmp_path / 'run' / RUN_MARK).read_text() == ''
     assert latest_checkpoint(config).endswith('epoch_2.pth')
+
+
+def test_schedules_of_another_kind_are_refused():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    steps, cosine = MultiStepLR(optimizer, [1]), CosineAnnealingLR(optimizer, T_max=5)
+    _check_schedules('x.pth', [steps.state_dict()], [MultiStepLR(optimizer, [3, 4])])
+    _check_schedules('x.pth', None, [])
+    _check_schedules('x.pth', dict(a=[steps.state_dict()]), dict(a=[steps]))
+    for saved, own in (([steps.state_dict()], [cosine]), ([steps.state_dict()], None), ([], [steps])):
+        with pytest.raises(UserError, match=r'x\.pth was written with \d schedules \(param_scheduler\)'):
+            _check_schedules('x.pth', saved, own)
