@@ -11,7 +11,7 @@ import mmengine
 import torch
 from mmengine.hub import get_config
 from mmengine.logging import print_log
-from mmengine.model import BaseDataPreprocessor
+from mmengine.model import BaseDataPreprocessor, BaseModule
 from torch import Tensor, nn
 
 from kd_plugins.cache import AnswerCache
@@ -93,7 +93,10 @@ def build_network(
 
 
 def _initialise(network: nn.Module) -> None:
-    if hasattr(network, 'init_weights'):
+    for module in network.modules():
+        if not isinstance(module, BaseModule):
+            module.is_init = True  # for mmengine: timm's and transformers' would draw their pretrained weights anew
+    if isinstance(network, BaseModule):
         network.init_weights()
     random = dict(network.named_parameters())
     for name, found, _ in check_pretrained(network):

@@ -3,7 +3,7 @@ import copy
 import mmengine
 import pytest
 import torch
-from mmengine.model import BaseDataPreprocessor, ImgDataPreprocessor
+from mmengine.model import BaseDataPreprocessor, BaseModule, ImgDataPreprocessor
 from mmengine.structures import BaseDataElement
 from tiny import PREPROCESSOR, classifier, equal, teacher_record
 from torch import nn
@@ -17,6 +17,14 @@ from kd_plugins.teacher import Teacher, build_teacher
 
 def build(**preprocessor):
     return MODELS.build(classifier() | dict(data_preprocessor=PREPROCESSOR | preprocessor))
+
+
+class Body(BaseModule):
+    """A network around a part that is none of mmengine's."""
+
+    def __init__(self, part):
+        super().__init__(dict(type='Constant', layer='Linear', val=0))
+        self.own, self.part = nn.Linear(2, 2), part
 
 
 def test_answers_with_its_own_features(tmp_path):
@@ -180,6 +188,18 @@ def test_without_a_checkpoint_its_parts_are_initialised_and_what_is_random_is_to
     model['backbone']['depth'] = 8
     with pytest.raises(UserError, match=r'backbone was not handed over: .*stage1\..* is left over'):
         build_teacher(model, None)
+
+
+def test_a_part_of_another_library_keeps_the_weights_that_it_was_built_with(monkeypatch):
+    """timm's and transformers' networks have an init_weights, too, that draws pretrained weights anew."""
+    class Pretrained(nn.Conv1d):
+        def init_weights(self):
+            nn.init.zeros_(self.weight)
+
+    monkeypatch.setitem(MODELS.module_dict, 'Body', Body)
+    network = build_teacher(dict(type='Body', part=Pretrained(2, 2, 1)), None)
+    assert network.part.weight.any()
+    assert not network.own.weight.any()
 
 
 def test_missing_config(tmp_path):
