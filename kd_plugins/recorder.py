@@ -88,18 +88,20 @@ class Recorder:
         """
         features: Features = {tap: [] for tap in self._taps}
         versions: dict[str, list[int]] = {tap: [] for tap in self._taps}
+        watched = self._probed and torch.is_grad_enabled()  # tensors of inference_mode have no version
         missing = set(self._taps)
 
         def record(tap: str, tensors: list[Tensor]) -> None:
             features[tap] += [x.clone() for x in tensors] if tap in self._cloned else tensors
-            versions[tap] += [x._version for x in features[tap][len(versions[tap]):]]
+            if watched:
+                versions[tap] += [x._version for x in features[tap][len(versions[tap]):]]
             missing.discard(tap)
             if stop and self._once and not missing:
                 raise _Complete
 
         with self._listening(record), suppress(_Complete):
             yield features
-        if self._probed and torch.is_grad_enabled():
+        if watched:
             for tap in self._taps:
                 if versions[tap] != [x._version for x in features[tap]]:
                     raise UserError(f"what '{tap}' puts out is overwritten in training by a layer after it (a dropout "

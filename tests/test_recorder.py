@@ -128,6 +128,13 @@ def test_replaced_module_is_heard(net, images):
     assert len(features['norm']) == 1
 
 
+def test_records_in_inference_mode(net, images):
+    recorder = Recorder(net, ['norm'])
+    with torch.inference_mode(), recorder.recording() as features:
+        net(images)
+    assert len(features['norm']) == 1
+
+
 def test_a_pass_may_fail_once_every_tap_has_run():
     class Annotated(nn.Module):
         def __init__(self):
