@@ -2,7 +2,7 @@
 
 import inspect
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from typing import Any
@@ -14,6 +14,7 @@ from mmengine.logging import MessageHub
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from kd_plugins.checkpoint import first
 from kd_plugins.errors import UserError
 from kd_plugins.recorder import Features, Recorder
 from kd_plugins.teacher import Teacher, build_teacher
@@ -67,6 +68,22 @@ def check_finite(losses: Mapping[str, Any]) -> None:
                         "kept; lower the term's weight or the learning rate")
 
 
+def _check_data_parallel(losses: Iterable[Tensor]) -> None:
+    """Look for parameters that these losses do not reach, where data-parallel takes that for an error."""
+    wrapper = DistributedDataParallel._get_active_ddp_module()
+    if wrapper is None or wrapper.find_unused_parameters or wrapper.static_graph:
+        return
+    nodes, seen = [loss.grad_fn for loss in losses], {None}
+    while nodes:
+        if (node := nodes.pop()) not in seen:
+            seen.add(node)
+            nodes += [other for other, _ in node.next_functions]
+    reached = {getattr(node, 'variable', None) for node in seen}
+    if missed := [name for name, p in wrapper.module.named_parameters() if p.requires_grad and p not in reached]:
+        raise UserError(f'with task=False no gradient goes to {first(missed)}, which data-parallel takes for an error: '
+                        'set find_unused_parameters=True in the config')
+
+
 def checked_inputs(inputs: Any) -> Any:
     """Return a batch's images.
 
@@ -116,6 +133,7 @@ class Distillation(nn.Module):
                             f"({', '.join(arguments)}), expected (inputs, data_samples, mode), with the modes 'loss' "
                             "and 'tensor', as mmpretrain's and mmdet's models have")
         self._reached = False  # whether a training step has shown that every term reaches the student
+        self._covered = False  # and, where data-parallel needs that, that together they reach all of it
         if not isinstance(task, bool):
             raise UserError(f'task must be True or False, got {task!r}')
         records = [teacher] if isinstance(teacher, Mapping) else teacher
@@ -309,10 +327,9 @@ class Distillation(nn.Module):
             if not any(loss.requires_grad for loss in own.values()):
                 raise UserError('with task=False the terms alone train, but the weights of all are 0 now: give one a '
                                 'weight')
-            wrapper = DistributedDataParallel._get_active_ddp_module()
-            if wrapper is not None and not wrapper.find_unused_parameters:
-                raise UserError('with task=False parts of the student get no gradient, which data-parallel takes for '
-                                'an error: set find_unused_parameters=True in the config')
+            if not self._covered:
+                _check_data_parallel(own.values())
+                self._covered = True
             losses = {name: value.detach() if isinstance(value, Tensor) else [x.detach() for x in value]
                       for name, value in losses.items()}
         return losses | own

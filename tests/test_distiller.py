@@ -1,12 +1,15 @@
 import copy
 import pickle
 import random
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmpretrain.structures import DataSample
 from tiny import CLASSES, PREPROCESSOR, classifier, teacher_record
+from torch.nn.parallel import DistributedDataParallel
 
 from kd_plugins import functional
 from kd_plugins.distiller import Distillation, preserved_rng
@@ -500,6 +503,23 @@ def test_without_the_task_its_losses_give_no_gradient(student, teacher, images):
     core.terms[0].adapters.requires_grad_(False)
     with pytest.raises(UserError, match='with task=False the terms alone train, but the weights of all are 0 now'):
         core.add_to(task, features, core.ask(images, None), images, None)
+
+
+@pytest.mark.parametrize(('term', 'static', 'missed'), [
+    (KD, False, False), (HINT | dict(student=STAGES[1], teacher=STAGES[1]), True, False),
+    (HINT | dict(student=STAGES[1], teacher=STAGES[1]), False, True)])
+def test_data_parallel_without_the_task_needs_a_gradient_everywhere(
+        student, teacher, images, monkeypatch, term, static, missed):
+    wrapper = SimpleNamespace(module=student, find_unused_parameters=False, static_graph=static)
+    monkeypatch.setattr(DistributedDataParallel, '_get_active_ddp_module', lambda: wrapper)
+    core = Distillation(student, teacher, [term], task=False)
+    core.dry_run(student, images, None)
+    for _ in range(2):
+        with core.recorder.recording() as features:
+            task = student(images, labelled([0] * 6), mode='loss')
+        with pytest.raises(UserError, match=r'no gradient goes to backbone.stage3\S+, .*: set find_unused_param') if (
+                missed) else nullcontext():
+            core.add_to(task, features, core.ask(images, None), images, None)
 
 
 def test_copies_have_a_student_of_their_own(sure, images):

@@ -33,8 +33,8 @@ class DistillationHook(Hook):
         terms: Records of :class:`kd_plugins.term.Term`.
         task: False trains on the terms alone, as the first stage of FitNet and FSP does. The task's losses are computed
             and logged still, but give no gradient: layers that no term reaches get none, not even 0, so that neither
-            weight decay nor momentum moves them. Their BatchNorm statistics go on to follow what passes through. Under
-            data-parallel such a run needs ``find_unused_parameters=True`` in the config.
+            weight decay nor momentum moves them. Their BatchNorm statistics go on to follow what passes through. With
+            such layers, data-parallel needs ``find_unused_parameters=True`` in the config.
 
     Raises:
         UserError: Before training, when a dry run on the first images finds something wrong with a term.
