@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
+from operator import itemgetter
 from typing import Any
 
 from mmengine import fileio
@@ -16,6 +17,7 @@ from torch import nn
 from kd_plugins.compat import check_operators, mend_ssd_head
 from kd_plugins.distiller import preserved_rng
 from kd_plugins.errors import UserError
+from kd_plugins.hooks.held_out_hook import HeldOutHook
 from kd_plugins.registry import HOOKS
 
 
@@ -47,12 +49,19 @@ class CheckHook(Hook):
             if steps := getattr(hook, 'switch_pipeline', None):
                 _try_pipeline(type(hook).__name__, loader.dataset, steps)
         trained = [*class_lists(loader.dataset)]
-        scored = [] if runner.val_loop is None else [*class_lists(runner.val_dataloader.dataset)]
-        for name, classes in (*(('train_dataloader', x) for x in trained), *(('val_dataloader', x) for x in scored)):
-            if trained:
-                check_classes(trained[0], classes, name)
-        if trained:
-            check_class_count(runner.model, trained[0])
+        scored = []
+        if runner.val_loop is not None:
+            scored.append(('val_dataloader', runner.val_dataloader.dataset))
+            scored += [('HeldOutHook', hook.dataset) for hook in runner.hooks if isinstance(hook, HeldOutHook)]
+        given = [('train_dataloader', x) for x in trained]
+        given += [(name, x) for name, dataset in scored for x in class_lists(dataset)]
+        for name, (classes, labels) in given if trained else ():
+            most = max(labels, trained[0][1])
+            check_classes(trained[0][0][:most], classes[:most], name)
+        # Of panoptic data each head knows things alone, or stuff.
+        if trained and 'thing_classes' not in getattr(loader.dataset, 'metainfo', {}):
+            classes, labels = max(trained, key=itemgetter(1))
+            check_class_count(runner.model, classes[:labels])
 
 
 def check_class_count(model: nn.Module, classes: Sequence[str]) -> None:
@@ -85,17 +94,18 @@ def _try_pipeline(name: str, dataset: Any, steps: Sequence[Any]) -> None:
                         'the training data')
 
 
-def class_lists(dataset: Any) -> Iterator[Sequence[str]]:
-    """Yield what labels 0, 1, … of a data set mean, or of each of those that it joins.
+def class_lists(dataset: Any) -> Iterator[tuple[Sequence[str], int]]:
+    """Yield what labels 0, 1, … of a data set mean, or of each of those that it joins, and how many labels it can have.
 
     That need not be what ``metainfo`` says. Class folders are numbered in the order of their names, and mmdet numbers
-    COCO's categories in the order of the file; so one that is missing shifts the labels of all that follow.
+    COCO's categories in the order of the file; so one that is missing shifts the labels of all that follow, and names
+    beyond the file's are of no label. Data whose class names go into the network (``return_classes``) yield nothing.
     """
     inner = getattr(dataset, 'dataset', None)
     parts = [*getattr(dataset, 'datasets', []), *([] if inner is None else [inner])]
     for part in parts:
         yield from class_lists(part)
-    if not parts:
+    if not parts and not getattr(dataset, 'return_classes', False):
         classes = tuple(getattr(dataset, 'metainfo', {}).get('classes') or ())
         names = tuple(getattr(dataset, 'folder_to_idx', None) or _categories(dataset))
         for label, (name, given) in enumerate(zip(names, classes, strict=False)):
@@ -104,7 +114,7 @@ def class_lists(dataset: Any) -> Iterator[Sequence[str]]:
                           f'not that of classes; give these in the same order', 'current', logging.WARNING)
                 break
         if names or classes:
-            yield names + classes[len(names):]
+            yield names + classes[len(names):], len(names or classes)
 
 
 def _categories(dataset: Any) -> Sequence[str]:
@@ -149,6 +159,6 @@ def check_checkpoint_classes(checkpoint: Mapping[str, Any], dataset: Any) -> Non
         UserError: There is one.
     """
     trained = ((checkpoint.get('meta') or {}).get('dataset_meta') or {}).get('classes') or ()
-    given = dataset.metainfo.get('classes') or ()
+    given = () if getattr(dataset, 'return_classes', False) else dataset.metainfo.get('classes') or ()
     if any(own != other and other in trained for own, other in zip(trained, given, strict=False)):
         check_classes(trained, given, 'test_dataloader')

@@ -34,6 +34,15 @@ class HeldOutHook(Hook):
         self._dataloader, self._evaluator = dataloader, evaluator
         self._loop: ValLoop | None = None
 
+    @property
+    def dataset(self) -> Any:
+        """The held-out data, once they are built."""
+        return self._loop.dataloader.dataset
+
+    def before_train(self, runner: Runner) -> None:
+        """Build the data, so that what is wrong with them is told before training."""
+        self.before_val(runner)
+
     def before_val(self, runner: Runner) -> None:
         """Build the data, the first time."""
         if self._loop is None:

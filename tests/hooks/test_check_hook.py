@@ -1,5 +1,6 @@
 """Data sets that number their classes differently never meet in one run."""
 
+import copy
 import json
 from types import SimpleNamespace
 
@@ -9,13 +10,13 @@ import torch
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.logging import MMLogger
 from mmpretrain.datasets import CustomDataset
-from tiny import coco_folder, image_folder
+from tiny import classification_config, coco_folder, image_folder, train
 from torch.utils.data import DataLoader
 
 from kd_plugins.datasets import PKSampler
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import CheckHook
-from kd_plugins.hooks.check_hook import check_class_count
+from kd_plugins.hooks.check_hook import check_checkpoint_classes, check_class_count
 from kd_plugins.registry import MODELS
 
 
@@ -26,10 +27,10 @@ class Unnamed(list):
 GIVEN = dict(metainfo=dict(classes=('a', 'b', 'c', 'd')))  # which hides the folders' names
 
 
-def check(train, val=None, hooks=()):
+def check(train, val=None, hooks=(), model=None):
     loader = DataLoader(train)
     CheckHook().before_train(SimpleNamespace(
-        hooks=hooks, model=torch.nn.Identity(), train_dataloader=loader, val_loop=val,
+        hooks=hooks, model=model or torch.nn.Identity(), train_dataloader=loader, val_loop=val,
         val_dataloader=SimpleNamespace(dataset=val)))
 
 
@@ -84,6 +85,50 @@ def test_categories_that_a_file_lacks_or_orders_differently_shift_the_labels(tmp
     assert "label 1 is 'c' in the data, and is shown as 'b'" in caplog.messages[-1]
     (data / 'xabc.json').write_text(json.dumps(whole | dict(more=dict(categories=[1]))))  # others by that name
     check(train, train)
+
+
+def head(num_classes):
+    return torch.nn.ModuleDict(dict(bbox_head=MODELS.build(
+        dict(type='mmpretrain.LinearClsHead', num_classes=num_classes, in_channels=4))))
+
+
+def test_names_that_no_label_has_count_for_nothing(tmp_path):
+    """mmdet's MOT sets list thirteen names over files of one category; its ByteTrack trains on that one."""
+    CocoDataset = pytest.importorskip('mmdet.datasets').CocoDataset
+    data = coco_folder(tmp_path / 'data')
+
+    def build(*names, **options):
+        return CocoDataset(data_root=str(data), ann_file='annotations.json', data_prefix=dict(img='images/'),
+                           metainfo=dict(classes=names), pipeline=[], **options)
+
+    train, val = build('person'), build('person', 'car', 'crowd')
+    check(train, val, model=head(1))
+    check(val, train, model=head(1))
+    # Names that go into the network say themselves what they are, as in GLIP.
+    other = build('x', 'person', return_classes=True)
+    check(train, other)
+    check(other, train, model=head(1))
+    check_checkpoint_classes(dict(meta=dict(dataset_meta=dict(classes=('person', 'x')))), other)
+    # The heads of PanopticFPN know things or stuff.
+    named = SimpleNamespace(metainfo=dict(classes=('a', 'b'), thing_classes=('a', )))
+    check(named, model=head(1))
+    del named.metainfo['thing_classes']
+    with pytest.raises(UserError, match=r'num_classes is 1, .* have 2 classes'):
+        check(named, model=head(1))
+
+
+def test_held_out_data_have_the_classes_of_training(tmp_path):
+    config = classification_config(image_folder(tmp_path / 'data'), tmp_path / 'run')
+    loader = dict(config.train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
+    other = copy.deepcopy(loader)
+    other['dataset']['data_root'] = str(image_folder(tmp_path / 'other'))
+    (tmp_path / 'other/class0').rename(tmp_path / 'other/class9')
+    config.merge_from_dict(dict(
+        val_dataloader=loader, val_cfg={}, val_evaluator=dict(type='Accuracy'),
+        default_hooks=dict(check=dict(type='kd_plugins.CheckHook')),
+        custom_hooks=[dict(type='kd_plugins.HeldOutHook', dataloader=other, evaluator=dict(type='Accuracy'))]))
+    with pytest.raises(UserError, match="HeldOutHook: label 0 is 'class1' there and 'class0' in training"):
+        train(config)
 
 
 def test_folders_in_another_order_than_their_given_names_are_told(tmp_path, caplog):
