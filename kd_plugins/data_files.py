@@ -3,6 +3,7 @@
 import os
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 from kd_plugins.errors import UserError
@@ -53,7 +54,7 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
             raise UserError(f'{archive}: this Python unpacks tar files unchecked; use 3.10.12, 3.11.4 or a newer one')
         with tarfile.open(archive) as file:
             file.extractall(folder, filter='data')
-    except (tarfile.TarError, zipfile.BadZipFile) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise UserError(f'{archive} cannot be unpacked ({error}): fetch it again, from its official source') from error
 
 
