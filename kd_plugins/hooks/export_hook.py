@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.dist import master_only
+from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -33,7 +33,9 @@ class ExportHook(Hook):
     """At the end of training, writes ``student.pth`` and ``result.json`` into the run's folder.
 
     ``student.pth`` holds the weights of the last checkpoint (the averaged ones under an ``EMAHook``) and no pickled
-    code. ``result.json`` holds the metrics of the last epoch, never of the best one on the test set.
+    code. ``result.json`` holds the metrics of the last epoch, never of the best one on the test set. A run that begins
+    anew, without ``--resume``, first renames both files of an older run in its folder to ``*.earlier``: they are not
+    its own.
 
     A model that trains several networks together offers ``deployable(state_dict)``, a dictionary of weights by name:
     each is written as ``<name>.pth``. Its ``student.pth`` is the plain student's, to be scored with the plain student's
@@ -47,7 +49,7 @@ class ExportHook(Hook):
         self._writers: list[CheckpointHook] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Look for the hook that writes what is exported."""
+        """Look for the hook that writes what is exported, and put an older run's files aside."""
         self._writers = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook) and hook.save_last]
         if not self._writers:
             raise UserError('ExportHook exports the last checkpoint, but no CheckpointHook writes one: add '
@@ -55,6 +57,11 @@ class ExportHook(Hook):
         if '://' in str(self._writers[0].out_dir):
             raise UserError(f'ExportHook exports the last checkpoint, but {self._writers[0].out_dir}, where the '
                             'CheckpointHook writes it, is no folder here: change out_dir, or leave ExportHook out')
+        if not runner._resume and is_main_process():
+            for name in ('result.json', 'student.pth'):
+                if (file := Path(runner.work_dir, name)).is_file():
+                    file.replace(f'{file}.earlier')
+                    runner.logger.info(f'{file}, of an earlier run, is now {name}.earlier')
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Note the metrics and when they were taken."""

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from tiny import classification_config, classifier, equal, image_folder, train, weights
 
@@ -38,6 +39,29 @@ def test_export_is_the_last_checkpoint_and_the_last_metrics(tmp_path, data):
     assert result['metrics']['epoch'] == 2
     assert result['metrics']['accuracy/top1'] == pytest.approx(
         runner.message_hub.get_scalar('val/accuracy/top1').data[0][-1])
+
+
+def test_files_of_an_older_run_are_not_taken_for_those_of_a_new_one(tmp_path, data):
+    class Killed(Hook):
+        priority = 'LOWEST'
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            raise KeyboardInterrupt
+
+    def start(hooks=(), **more):
+        return train(classification_config(data, tmp_path / 'run', default_hooks=HOOKS, custom_hooks=hooks, **more))
+
+    def left():
+        return {path.name for path in (tmp_path / 'run').iterdir() if 'student' in path.name or 'result' in path.name}
+
+    start()
+    export = (tmp_path / 'run/student.pth').read_bytes()
+    start(resume=True, load_from=str(tmp_path / 'run/epoch_2.pth'))
+    assert left() == {'student.pth', 'result.json'}
+    with pytest.raises(KeyboardInterrupt):
+        start([Killed()])
+    assert left() == {'student.pth.earlier', 'result.json.earlier'}
+    assert (tmp_path / 'run/student.pth.earlier').read_bytes() == export
 
 
 class Strange(BaseMetric):
