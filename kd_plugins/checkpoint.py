@@ -29,7 +29,7 @@ from numpy._core import multiarray
 from torch.hub import download_url_to_file, get_dir
 
 from kd_plugins.compat import provide_interp2d
-from kd_plugins.errors import UserError
+from kd_plugins.errors import MAKE_ROOM, UserError
 from kd_plugins.registry import type_name
 from kd_plugins.unpickling import guard_files
 
@@ -361,8 +361,8 @@ class AtomicBackend(LocalBackend):
             os.replace(partial, filepath)
         except OSError as error:
             Path(partial).unlink(missing_ok=True)
-            raise UserError(f'{filepath} cannot be written ({error.strerror}): the last good checkpoint is kept; '
-                            'make room and go on with --resume') from error
+            raise UserError(f'{filepath} cannot be written ({error.strerror}): what was written before is kept; '
+                            f'{MAKE_ROOM}') from error
         self._condemned.discard(str(filepath))
         while self._condemned:
             Path(self._condemned.pop()).unlink(missing_ok=True)

@@ -19,9 +19,9 @@ class UserError(ValueError):
     """What a user can mend: the message names the thing, what was expected, and the remedy, in one line."""
 
 
-_FULL = '; make room and go on with --resume'
-_REMEDIES = {errno.ENOENT: '; check the path in the config', errno.ENOSPC: _FULL, errno.EDQUOT: _FULL,
-             errno.EFBIG: _FULL}
+MAKE_ROOM = 'make room and give the command again, train.py with --resume'
+_REMEDIES = {errno.ENOENT: '; check the path in the config',
+             **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f'; {MAKE_ROOM}')}
 # Packages whose code works by the config: what it raises is about the config or the data.
 _STOCK = ('mmengine', 'mmcv', 'mmdet', 'mmpretrain')
 _LIBRARY = {Path(sysconfig.get_path(name)) for name in ('stdlib', 'platstdlib', 'purelib', 'platlib')}
@@ -161,15 +161,19 @@ def _brief(options: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """End a command line with ``error: …`` and exit status 1 where the user can mend the cause; 130 on Ctrl-C."""
+def one_line_errors(stopped: str = 'stopped by Ctrl-C') -> Iterator[None]:
+    """End a command line with ``error: …`` and exit status 1 where the user can mend the cause.
+
+    Args:
+        stopped: What to say on Ctrl-C, whose exit status is 130.
+    """
     logging.raiseExceptions = False  # a log line that finds no room is lost, not followed by a traceback
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors='backslashreplace')  # a locale may lack a letter of a message
     try:
         yield
     except KeyboardInterrupt:
-        print('stopped by Ctrl-C; go on with --resume', file=sys.stderr)
+        print(stopped, file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
         message = _user_message(error)

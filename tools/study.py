@@ -101,9 +101,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    with one_line_errors():
-        try:
-            main()
-        except KeyboardInterrupt:
-            print('stopped; the same command goes on', file=sys.stderr)
-            raise SystemExit(130) from None
+    with one_line_errors('stopped; the same command goes on'):
+        main()

@@ -180,5 +180,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    with one_line_errors():
+    with one_line_errors('stopped by Ctrl-C; go on with --resume'):
         main()

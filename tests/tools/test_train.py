@@ -283,7 +283,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, command, shared):
     config.dump(tmp_path / 'cfg.py')
     command.start(tmp_path, 'cfg.py', '--resume', limit=len(good) // 2)
     assert command.wait() == 1
-    error_line(tmp_path, 'run/epoch_2.pth cannot be written', 'last good checkpoint is kept', '--resume')
+    error_line(tmp_path, 'run/epoch_2.pth cannot be written', 'written before is kept', 'train.py with --resume')
     assert (tmp_path / 'run/epoch_1.pth').read_bytes() == good
     assert sorted(path.name for path in (tmp_path / 'run').glob('*.pth*')) == ['epoch_1.pth', 'student.pth']
     assert command(tmp_path, 'cfg.py', '--resume') == 0
