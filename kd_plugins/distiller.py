@@ -302,7 +302,10 @@ class Distillation(nn.Module):
                 theirs = [samples[i] for i in places.tolist()]
                 return term.of_teacher(self.teachers[number].answer(x, theirs))[0]
 
-            made = term.loss.adversaries(inputs[chosen], labels[chosen], other[chosen], logits)
+            try:
+                made = term.loss.adversaries(inputs[chosen], labels[chosen], other[chosen], logits)
+            except ValueError as error:  # of its options, which the images do not fit
+                raise UserError(f"term '{term.name}': {error}") from error
             with torch.no_grad():
                 target = self.teachers[number].answer(made, samples)
             with self.recorder.recording() as found:

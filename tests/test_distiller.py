@@ -377,6 +377,15 @@ def test_bss_compares_on_samples_at_the_boundary(sure, images):
     assert all(torch.equal(x, state[k]) for k, x in teacher.model.state_dict().items())
 
 
+def test_bss_with_scales_for_other_channels(sure, images):
+    student, record = sure
+    term = BSS | dict(loss=BSS['loss'] | dict(scale=[0.8, 0.8]))
+    core, features, _, _ = distil(student, record, [term | dict(weight=0)], images)
+    core.terms[0].weight = 2.0
+    with pytest.raises(UserError, match=r"term 'bss': scale: expected one for each of 3 channels, got 2"):
+        core(features, core.ask(images, None), images, labelled([1] * 6))
+
+
 def test_bss_asks_the_cache_for_the_batch_only(sure, tmp_path, images):
     student, record = sure
     core, features, _, _ = distil(student, record | dict(cache=str(tmp_path / 'cache')), [BSS | dict(weight=0)], images)
