@@ -184,7 +184,6 @@ class Distillation(nn.Module):
             teacher.apply(fn)
         return super()._apply(fn, recurse)
 
-    @torch.no_grad()
     def dry_run(self, student: nn.Module, inputs: Tensor, data_samples: Sequence[Any] | None) -> list[str]:
         """Run the networks once, build the adapters, check every term, and describe each in a line.
 
@@ -193,6 +192,13 @@ class Distillation(nn.Module):
         Raises:
             UserError: A tap does not run, or features cannot meet; the message holds both shapes.
         """
+        return self.prepare(*self.probe(student, inputs, data_samples))
+
+    @torch.no_grad()
+    def probe(
+        self, student: nn.Module, inputs: Tensor, data_samples: Sequence[Any] | None,
+    ) -> tuple[Features, list[Features]]:
+        """Return what the taps of the student and of each teacher put out; the first half of :meth:`dry_run`."""
         modes = {module: module.training for module in student.modules()}
         with preserved_rng():
             student.eval()
@@ -200,16 +206,21 @@ class Distillation(nn.Module):
                 student(inputs, data_samples, mode='tensor')
             for module, mode in modes.items():
                 module.training = mode
-            targets = [teacher.probe(inputs, data_samples) for teacher in self.teachers]
-            for whose, found in (('student', features), *(('teacher', target) for target in targets)):
-                for tap, levels in found.items():
-                    if not levels:
-                        raise UserError(f"the {whose}'s module '{tap}' puts out no tensor in a forward pass: "
-                                        'tap another one')
-            lines = []
+            return features, [teacher.probe(inputs, data_samples) for teacher in self.teachers]
+
+    @torch.no_grad()
+    def prepare(self, features: Features, targets: Sequence[Features]) -> list[str]:
+        """Build the adapters for these features, and check and describe every term; its second half."""
+        for whose, found in (('student', features), *(('teacher', target) for target in targets)):
+            for tap, levels in found.items():
+                if not levels:
+                    raise UserError(f"the {whose}'s module '{tap}' puts out no tensor in a forward pass: "
+                                    'tap another one')
+        lines = []
+        with preserved_rng():
             for term in self.terms:
                 term.build_adapters(features, targets)
-                term.to(inputs.device)
+                term.to(next(x.device for levels in features.values() for x in levels))
                 with term.meeting(features, targets):
                     term(features, targets)
                 lines.append(term.describe(features, targets))

@@ -65,7 +65,7 @@ class Distiller(Composite):
         with preserved_rng():
             images = torch.randn(2, channels, height, width)
         try:
-            lines = self.distillation.dry_run(network, images, [sample, sample.clone()])
+            found = self.distillation.probe(network, images, [sample, sample.clone()])
         except UserError:
             raise
         except Exception as error:
@@ -73,7 +73,7 @@ class Distiller(Composite):
                 f'Distiller: a dry run on two made-up images of input_shape={tuple(input_shape)} failed '
                 f'({type(error).__name__}: {error}): give the input_shape of the data, tap modules that run before '
                 'annotations are needed, or use DistillationHook, whose dry run takes images of the data') from error
-        for line in lines:
+        for line in self.distillation.prepare(*found):
             print_log(f'distillation term {line}', 'current')
         self.register_state_dict_post_hook(_keep_adapters)
         self.register_load_state_dict_pre_hook(_place_adapters)

@@ -131,6 +131,15 @@ def test_made_up_images_have_no_annotations(tmp_path):
         MODELS.build(model)
 
 
+def test_a_defect_of_a_loss_is_not_blamed_on_the_images(tmp_path):
+    class Broken(torch.nn.Module):
+        def forward(self, student, teacher):
+            return student.maen()
+
+    with pytest.raises(AttributeError, match='maen'):
+        MODELS.build(model_of('Distiller', tmp_path) | dict(terms=[HINT | dict(loss=dict(type=Broken))]))
+
+
 def test_a_train_step_of_its_own_is_not_left_out(tmp_path):
     class Stepping(ImageClassifier):
         def train_step(self, data, optim_wrapper):
