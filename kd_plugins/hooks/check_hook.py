@@ -25,7 +25,8 @@ from kd_plugins.registry import HOOKS
 class CheckHook(Hook):
     """Compares the classes of what is scored with those that are trained, and looks for the model's operators.
 
-    A pipeline to which mmdet's ``PipelineSwitchHook`` switches late in training loads one sample.
+    A pipeline to which mmdet's ``PipelineSwitchHook`` switches late in training loads one sample. The commands add this
+    hook to every run; ``default_hooks=dict(check=None)`` leaves it out.
 
     Raises:
         UserError: Before training, as :func:`check_classes`, or where the data loader's batch is not what its sampler
