@@ -323,10 +323,15 @@ def check_arrival(model: torch.nn.Module) -> None:
 
 
 def _pretrained(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, str, str]]:
+    """Yield each module with a pretrained ``init_cfg``, but not its parts: mmengine loads the outermost file last."""
+    loaded: list[str] = []
     for name, module in model.named_modules():
+        if any(not outer or name.startswith(f'{outer}.') for outer in loaded):
+            continue
         records = getattr(module, 'init_cfg', None) or []
         for record in [records] if isinstance(records, dict) else records:
             if type_name(record) in ('Pretrained', 'PretrainedInit'):
+                loaded.append(name)
                 yield name, module, record['checkpoint'], record.get('prefix') or ''
 
 

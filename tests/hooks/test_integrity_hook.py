@@ -62,6 +62,19 @@ def test_a_pretrained_part_needs_one_tensor_that_arrives(tmp_path, config):
         check_arrival(backbone)
 
 
+def test_a_part_whose_weights_a_file_of_the_whole_replaces(tmp_path, config):
+    """As in mmdet's trackers: the detector's file is loaded after that of its backbone."""
+    for name in ('backbone', 'whole'):
+        torch.save({'state_dict': MODELS.build(classifier()).state_dict()}, tmp_path / f'{name}.pth')
+    config.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'backbone.pth'),
+                                          prefix='backbone')
+    config.model.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'whole.pth'))
+    model = MODELS.build(config.model)
+    model.init_weights()
+    assert equal(model.state_dict(), torch.load(tmp_path / 'whole.pth')['state_dict'])
+    check_arrival(model)
+
+
 def test_a_run_goes_on_from_a_checkpoint_of_its_own_only(tmp_path, data, config):
     train(config)
     path = tmp_path / 'run/epoch_1.pth'
