@@ -1,6 +1,5 @@
 """Distillation for any stock config, by one entry in ``custom_hooks``."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,14 +99,13 @@ class DistillationHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Start to listen."""
         student, distillation = _unwrapped(runner.model), self.distillation
-        signature = inspect.signature(student.forward)
         step: tuple[Any, ...] | None = None
 
         def start(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             nonlocal step
-            arguments = signature.bind(*args, **kwargs).arguments
-            if arguments.get('mode') == 'loss':
-                targets = distillation.ask(arguments['inputs'], arguments.get('data_samples'))
+            inputs, data_samples, mode = _arguments(*args, **kwargs)
+            if mode == 'loss':
+                targets = distillation.ask(inputs, data_samples)
                 recording = distillation.recorder.recording()
                 step = recording, recording.__enter__(), targets
 
@@ -117,8 +115,8 @@ class DistillationHook(Hook):
                 return losses
             (recording, features, targets), step = step, None
             recording.__exit__(None, None, None)
-            arguments = signature.bind(*args, **kwargs).arguments
-            return distillation.add_to(losses, features, targets, arguments['inputs'], arguments.get('data_samples'))
+            inputs, data_samples, _ = _arguments(*args, **kwargs)
+            return distillation.add_to(losses, features, targets, inputs, data_samples)
 
         self._handles = [student.register_forward_pre_hook(start, with_kwargs=True),
                          student.register_forward_hook(finish, with_kwargs=True)]
@@ -147,6 +145,11 @@ class DistillationHook(Hook):
             reason = str(error).splitlines()[-1].strip()
             raise UserError(f'the adapters in the checkpoint are not those of this config ({reason}): resume with the '
                             'config that wrote it') from error
+
+
+def _arguments(inputs: Any, data_samples: Any = None, mode: str = 'tensor', **_: Any) -> tuple[Any, Any, str]:
+    """Return the arguments of a student's forward, whose own signature may be (*args, **kwargs)."""
+    return inputs, data_samples, mode
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.hub import get_config
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
+from mmpretrain.models import ImageClassifier
 from tiny import (
     classification_config,
     classifier,
@@ -106,6 +107,17 @@ def test_both_ways_train_the_same_student(tmp_path, data, teacher, terms):
     stock = train(classification_config(data, tmp_path / 'stock'))
     assert equal(*states)
     assert not equal(states[0], weights(stock.model))
+
+
+@BOTH
+def test_a_student_whose_forward_hands_on_what_it_gets(tmp_path, data, teacher, way):
+    class Handing(ImageClassifier):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs)
+
+    config = classification_config(data, tmp_path / 'run', epochs=1, **way(teacher, [KD]))
+    config.model.get('student', config.model).type = Handing
+    assert (train(config).message_hub.get_scalar('train/loss_kd').data[0] > 0).all()
 
 
 @BOTH
