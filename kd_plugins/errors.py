@@ -139,7 +139,7 @@ def _part_at_work(error: BaseException) -> tuple[str, bool]:
             part, blamed = f'{being_built.__name__}({_brief(local.get("args", {}))})', False
         elif type(owner) is being_built and being_built is not None:
             blamed = frame.f_code.co_name == '__init__'
-        elif hasattr(owner, 'named_modules'):
+        elif hasattr(type(owner), 'named_modules'):  # the object itself may be half made
             model, kind = model or owner, type(owner)
             place = next((name for name, module in model.named_modules() if module is owner), '')
             if being_built is None:

@@ -57,6 +57,11 @@ def test_what_stock_code_refuses_is_told_with_the_part_of_the_config(capsys):
     assert 'mmpretrain.LinearClsHead' in line
 
 
+def test_an_object_that_is_half_made_is_not_asked(capsys):
+    """Any attribute of such a Config is a recursion without end."""
+    assert told(capsys, lambda: Config(5)).startswith('error: TypeError: cfg_dict must be a dict')
+
+
 def test_a_module_is_told_by_its_place_in_the_model(capsys):
     import torch
 
