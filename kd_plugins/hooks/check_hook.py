@@ -2,6 +2,7 @@
 
 import json
 import logging
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from operator import itemgetter
@@ -19,6 +20,8 @@ from kd_plugins.distiller import preserved_rng
 from kd_plugins.errors import UserError
 from kd_plugins.hooks.held_out_hook import HeldOutHook
 from kd_plugins.registry import HOOKS
+
+_CATEGORIES = 2 ** 25  # bytes in which the categories of a file have to end; else the names in metainfo count
 
 
 @HOOKS.register_module()
@@ -123,10 +126,13 @@ def _categories(dataset: Any) -> Sequence[str]:
     labels, path = getattr(dataset, 'cat2label', None), getattr(dataset, 'ann_file', '')
     if not labels or not str(path).endswith('.json'):
         return ()
-    # The whole file is long to read, and its categories are mostly last.
-    _, _, rest = fileio.get(path, backend_args=getattr(dataset, 'backend_args', None)).rpartition(b'"categories"')
+    # The whole file is long to parse, and may be of gigabytes; its categories are mostly last.
+    with fileio.get_local_path(path, backend_args=getattr(dataset, 'backend_args', None)) as local, open(
+            local, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        start = text.rfind(b'"categories"') + len(b'"categories"')
+        rest = text[start:start + _CATEGORIES]
     try:
-        categories, _ = json.JSONDecoder().raw_decode(rest.decode().lstrip(' :\r\n\t'))
+        categories, _ = json.JSONDecoder().raw_decode(rest.decode(errors='ignore').lstrip(' :\r\n\t'))
         names = {category['id']: category['name'] for category in categories}
         return tuple(names[category] for category in sorted(labels, key=labels.get))
     except (ValueError, TypeError, KeyError):  # something else by that name

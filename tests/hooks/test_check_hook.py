@@ -2,6 +2,7 @@
 
 import copy
 import json
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader
 from kd_plugins.datasets import PKSampler
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import CheckHook
-from kd_plugins.hooks.check_hook import check_checkpoint_classes, check_class_count
+from kd_plugins.hooks.check_hook import _categories, check_checkpoint_classes, check_class_count
 from kd_plugins.registry import MODELS
 
 
@@ -85,6 +86,18 @@ def test_categories_that_a_file_lacks_or_orders_differently_shift_the_labels(tmp
     assert "label 1 is 'c' in the data, and is shown as 'b'" in caplog.messages[-1]
     (data / 'xabc.json').write_text(json.dumps(whole | dict(more=dict(categories=[1]))))  # others by that name
     check(train, train)
+
+
+def test_a_long_file_is_not_taken_into_memory_for_its_categories(tmp_path):
+    path = tmp_path / 'long.json'
+    names = [dict(id=3, name='é'), dict(id=5, name='b')]
+    path.write_bytes(b'{"annotations": [' + b' ' * 2 ** 25 + b'], "categories": ' + json.dumps(names).encode() + b'}')
+    tracemalloc.start()
+    try:
+        assert _categories(SimpleNamespace(cat2label={5: 0, 3: 1}, ann_file=str(path))) == ('b', 'é')
+        assert tracemalloc.get_traced_memory()[1] < 2 ** 22
+    finally:
+        tracemalloc.stop()
 
 
 def head(num_classes):
