@@ -132,7 +132,7 @@ class Distillation(nn.Module):
             raise UserError(f'{type(student).__name__} cannot be distilled: its forward takes '
                             f"({', '.join(arguments)}), expected (inputs, data_samples, mode), with the modes 'loss' "
                             "and 'tensor', as mmpretrain's and mmdet's models have")
-        self._reached = False  # whether a training step has shown that every term reaches the student
+        self.reached = False  # whether a training step has shown that every term reaches the student
         self._covered = False  # and, where data-parallel needs that, that together they reach all of it
         if not isinstance(task, bool):
             raise UserError(f'task must be True or False, got {task!r}')
@@ -251,7 +251,7 @@ class Distillation(nn.Module):
         Raises:
             UserError: A loss is not finite, or a term gives the student no gradient.
         """
-        if not self._reached and torch.is_grad_enabled():
+        if not self.reached and torch.is_grad_enabled():
             self._check_gradient(features)
         weights = {term.name: term.current_weight() for term in self.terms}
         losses = {}
@@ -276,7 +276,7 @@ class Distillation(nn.Module):
                     f"term '{term.name}': no gradient goes from {'+'.join(term.student_taps)} into the student, so "
                     'that it would train nothing: all up to there is frozen, or lies inside a block under activation '
                     'checkpointing (with_cp=True); tap the whole block or a later module, or leave that out')
-        self._reached = True
+        self.reached = True
 
     def _on_adversaries(
         self, term: Term, features: Features, targets: Sequence[Features], inputs: Tensor,

@@ -36,7 +36,8 @@ class DistillationHook(Hook):
             such layers, data-parallel needs ``find_unused_parameters=True`` in the config.
 
     Raises:
-        UserError: Before training, when a dry run on the first images finds something wrong with a term.
+        UserError: Before training, when a dry run on the first images finds something wrong with a term; in the first
+            step, when the student does not run its forward.
     """
 
     def __init__(
@@ -120,6 +121,18 @@ class DistillationHook(Hook):
 
         self._handles = [student.register_forward_pre_hook(start, with_kwargs=True),
                          student.register_forward_hook(finish, with_kwargs=True)]
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Look whether there was something to listen to.
+
+        Raises:
+            UserError: The student trains alone.
+        """
+        if not self.distillation.reached:
+            raise UserError(f"a step of {type(_unwrapped(runner.model)).__name__} ran no forward in mode 'loss', to "
+                            'which DistillationHook adds its terms: let train_step call the model itself')
 
     def after_train(self, runner: Runner) -> None:
         """Stop to listen."""

@@ -120,6 +120,19 @@ def test_a_student_whose_forward_hands_on_what_it_gets(tmp_path, data, teacher, 
     assert (train(config).message_hub.get_scalar('train/loss_kd').data[0] > 0).all()
 
 
+def test_a_student_whose_train_step_goes_round_its_forward(tmp_path, data, teacher):
+    class Direct(ImageClassifier):
+        def train_step(self, data, optim_wrapper):
+            loss, told = self.parse_losses(self.loss(**self.data_preprocessor(data, True)))
+            optim_wrapper.update_params(loss)
+            return told
+
+    config = classification_config(data, tmp_path / 'run', **by_hook(teacher, [KD]))
+    config.model.type = Direct
+    with pytest.raises(UserError, match="a step of Direct ran no forward in mode 'loss'"):
+        train(config)
+
+
 @BOTH
 def test_teacher_is_untouched_and_nowhere(tmp_path, data, teacher, way):
     config = classification_config(data, tmp_path / 'run', **way(teacher, [KD, AT]))
