@@ -271,7 +271,8 @@ class Distillation(nn.Module):
     def _check_gradient(self, features: Features) -> None:
         """Look for terms that would show a loss and train nothing; that some levels are frozen is common."""
         for term in self.terms:
-            if term.may_weigh() and not any(x.requires_grad for x in term.of_student(features)):
+            found = term.of_student(features)
+            if term.may_weigh() and found and not any(x.requires_grad for x in found):
                 raise UserError(
                     f"term '{term.name}': no gradient goes from {'+'.join(term.student_taps)} into the student, so "
                     'that it would train nothing: all up to there is frozen, or lies inside a block under activation '

@@ -152,6 +152,13 @@ def test_frozen_levels_beside_trained_ones_are_common(student, teacher, images, 
     distil(frozen(student, *BELOW), teacher, [term], images)
 
 
+def test_a_tap_that_does_not_run_in_training(student, teacher, images):
+    core, *_ = distil(student, teacher, [KD], images)
+    core.reached = False
+    with pytest.raises(UserError, match=r"term 'kd': the student's taps give 0 feature\(s\), the teacher's 1"):
+        core({'head.fc': []}, core.ask(images, None), images, None)
+
+
 def test_without_gradient_none_is_missed(student, teacher, images):
     with torch.no_grad():
         distil(student, teacher, [KD], images)
