@@ -116,6 +116,7 @@ _DICT = _Kind('a dict', lambda x: isinstance(x, Mapping))
 _TEXT = _Kind('a text', lambda x: isinstance(x, str) and '\0' not in x)
 _FLAG = _Kind('True or False', lambda x: isinstance(x, bool))
 _NUMBER = _Kind('a finite number of at least 0', lambda x: _is_number(x) and x >= 0)
+_LIMIT = _Kind('a number of at least 0', lambda x: x == math.inf or _NUMBER.fits(x))  # inf logs the norm, no more
 _NUMBERS = _Kind('a list of finite numbers', lambda x: _is_list(x, _is_number))
 _RECORD = _Kind("a config dict with a type, as dict(type='...')", _is_record)
 _RECORDS = _Kind("a list of config dicts, each with a type, as [dict(type='...')]", lambda x: _is_list(x, _is_record))
@@ -160,7 +161,7 @@ _VALUES = {
     'param_scheduler': _or_none(_Kind(_ONE_OR_MORE.words, lambda x: isinstance(x, Mapping) or _is_list(x, _is_record))),
     'param_scheduler.*.milestones': _NUMBERS, 'param_scheduler.*.gamma': _NUMBER, 'model.*head.topk': _RANKS,
     '*_evaluator*.topk': _RANKS, 'model.*init_cfg': _or_none(_Kind('config dicts, one or a list', lambda x: isinstance(
-        x, Mapping) or _is_list(x, lambda y: isinstance(y, Mapping)))), 'optim_wrapper.clip_grad.max_norm': _NUMBER,
+        x, Mapping) or _is_list(x, lambda y: isinstance(y, Mapping)))), 'optim_wrapper.clip_grad.max_norm': _LIMIT,
     'runner_type': _Kind("'Runner'", lambda x: x == 'Runner'),
     'default_hooks': _or_none(_DICT), 'custom_hooks': _or_none(_STEPS),
     'default_hooks.checkpoint.interval': _INTERVAL, 'default_hooks.checkpoint.max_keep_ckpts': _INTERVAL,
@@ -168,7 +169,7 @@ _VALUES = {
     'randomness': _DICT, 'randomness.seed': _or_none(_whole(0, 2 ** 32 - 1)), 'env_cfg': _DICT,
     'visualizer': _or_none(_RECORD), 'log_processor': _or_none(_DICT), 'log_level': _LEVEL,
     'auto_scale_lr': _or_none(_DICT), 'auto_scale_lr.base_batch_size': _whole(1), 'work_dir': _TEXT,
-    'load_from': _or_none(_TEXT), 'resume': _FLAG, 'default_scope': _or_none(_TEXT),
+    'load_from': _or_none(_TEXT), 'resume': _or_none(_FLAG), 'default_scope': _or_none(_TEXT),
     'compile': _Kind('True, False or a dict', lambda x: isinstance(x, (bool, Mapping))),
     'prepare': _RECORDS, 'prepare.*.type': _TEXT,
     'requires': _Kind("a list of dict(config='...', checkpoint='...')", lambda x: _is_list(x, lambda y: isinstance(
@@ -183,7 +184,7 @@ _NEEDED = {'train': {'train_dataloader': ('dataset', 'sampler', 'batch_size'), '
            'test': {'test_dataloader': ('dataset', 'sampler')}}
 # What else mmengine's runner takes; the other keys of a config are its author's.
 _READ = {path.partition('.')[0] for path in _VALUES if not path.startswith('*')}.union(
-    *_GROUPS.values(), ('data_preprocessor', 'custom_imports', 'launcher', 'experiment_name', 'cfg'))
+    *_GROUPS.values(), ('data_preprocessor', 'custom_imports', 'experiment_name'))
 # What mmengine's constructor of optimisers takes; it would leave out another option in silence.
 _PARAMWISE = {'custom_keys', 'lr_mult', 'decay_mult', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult',
               'flat_decay_mult', 'dwconv_decay_mult', 'dcn_offset_lr_mult', 'bypass_duplicate'}

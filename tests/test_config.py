@@ -67,7 +67,8 @@ def test_a_value_that_its_place_cannot_have_is_named(config, path, value, expect
 @pytest.mark.parametrize('change', [
     {'train_dataloader.dataset.metainfo': dict(classes=('dog',))}, {'batch_size': None}, {'scale': float('nan')},
     {'custom_hooks': []}, {'default_hooks.logger': None}, {'randomness.seed': None}, {'optimizer_lr': 'x'},
-    {'param_scheduler': []}, {'hook': dict(type='EMAHook')}, {'optim_wrapper.paramwise_cfg': dict(_delete=True)}])
+    {'param_scheduler': []}, {'hook': dict(type='EMAHook')}, {'optim_wrapper.paramwise_cfg': dict(_delete=True)},
+    {'optim_wrapper.clip_grad': dict(max_norm=float('inf'))}, {'resume': None}, {'cfgs': 1}, {'launcher': 'none'}])
 def test_what_an_author_may_write_passes(config, change):
     config.merge_from_dict(change)
     check_config(config)
