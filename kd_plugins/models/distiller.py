@@ -36,7 +36,7 @@ class Distiller(Composite):
             data-parallel then needs.
 
     Raises:
-        UserError: The dry run finds something wrong with a term.
+        UserError: The dry run finds something wrong with a term; or the student has a train_step of its own.
     """
 
     _holders = ('student',)
