@@ -294,7 +294,7 @@ def check_pretrained(model: torch.nn.Module) -> Iterator[tuple[str, dict[str, to
             found, problem = _converted(module)
         else:
             misfit = load_loosely(module, read_weights(path, prefix))
-            if not prefix:  # a whole network's file for its backbone
+            if name and not prefix:  # a whole network's file for its backbone
                 misfit.left_over.clear()
             found, problem = module.state_dict(), str(misfit)
         problem = problem or first([f'{key} differs' for key, x in found.items() if not torch.equal(x, own[key])])

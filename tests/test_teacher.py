@@ -186,7 +186,7 @@ def test_without_a_checkpoint_its_parts_are_initialised_and_what_is_random_is_to
     assert equal(build_teacher(model, None).state_dict(), expected.state_dict())
     assert len(told) == 1
     model['backbone']['depth'] = 8
-    with pytest.raises(UserError, match=r'backbone was not handed over: .*stage1\..* is left over'):
+    with pytest.raises(UserError, match=r'the model was not handed over: .*stage1\..* is left over'):
         build_teacher(model, None)
 
 
