@@ -23,7 +23,7 @@ teacher_cache = True
 validation = dict(size=5000)
 seeds = [0]
 columns = 'network'
-rates = (0.03, 0.1, 0.3)
+rates = (0.03, 0.1, 0.3, 1.)
 # Times the weight that the authors of a method gave it.
 factors = (0.03, 0.1, 0.3, 1)
 methods = dict(
