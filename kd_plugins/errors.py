@@ -160,6 +160,16 @@ def _brief(options: Mapping[str, Any]) -> str:
                      if isinstance(value, (str, int, float, list, tuple, NoneType)))[:200]
 
 
+def _nobody_reads() -> bool:
+    """Return whether what reads the standard output has ended, as ``| head`` does; then let go of what is left."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 @contextmanager
 def one_line_errors(stopped: str = 'stopped by Ctrl-C') -> Iterator[None]:
     """End a command line with ``error: …`` and exit status 1 where the user can mend the cause.
@@ -176,6 +186,8 @@ def one_line_errors(stopped: str = 'stopped by Ctrl-C') -> Iterator[None]:
         print(stopped, file=sys.stderr)
         raise SystemExit(130) from None
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            raise SystemExit(0) from None
         message = _user_message(error)
         if message is None:
             traceback.print_exc()

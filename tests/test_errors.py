@@ -1,5 +1,6 @@
 """Which errors are told in one line, and which are defects of the program, whose traceback is shown."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -122,3 +123,17 @@ def test_a_group_that_has_lost_a_process_says_so(capsys):
 
     assert told(capsys, collective) == (
         'error: another process of this run has ended, see its error: start all of them again, with --resume\n')
+
+
+@pytest.mark.parametrize(('raises', 'status'), [('', 0), ("; raise BrokenPipeError('of a worker')", 1)])
+def test_a_reader_that_has_read_enough_ends_a_command_in_silence(raises, status):
+    """As ``| head`` does; but another pipe that breaks is no reader."""
+    code = ('import os, sys\nfrom kd_plugins.errors import *\nwith one_line_errors():\n'
+            f'    [print("row", flush=True) for _ in range(99999 if {not raises} else 1)]{raises}')
+    with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env=os.environ | dict(PYTHONPATH=str(Path(__file__).parents[1]))) as process:
+        process.stdout.readline()
+        if not raises:
+            process.stdout.close()
+        assert ('BrokenPipeError' in process.stderr.read()) == bool(raises)
+        assert process.wait() == status
