@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import re
+import select
 import sys
 import sysconfig
 import traceback
@@ -162,12 +163,12 @@ def _brief(options: Mapping[str, Any]) -> str:
 
 def _nobody_reads() -> bool:
     """Return whether what reads the standard output has ended, as ``| head`` does; then let go of what is left."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    if not output.poll(0):  # an error is reported unasked
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 @contextmanager
