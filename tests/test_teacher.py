@@ -190,14 +190,13 @@ def test_without_a_checkpoint_its_parts_are_initialised_and_what_is_random_is_to
         build_teacher(model, None)
 
 
-def test_a_part_of_another_library_keeps_the_weights_that_it_was_built_with(monkeypatch):
+def test_a_part_of_another_library_keeps_the_weights_that_it_was_built_with():
     """timm's and transformers' networks have an init_weights, too, that draws pretrained weights anew."""
     class Pretrained(nn.Conv1d):
         def init_weights(self):
             nn.init.zeros_(self.weight)
 
-    monkeypatch.setitem(MODELS.module_dict, 'Body', Body)
-    network = build_teacher(dict(type='Body', part=Pretrained(2, 2, 1)), None)
+    network = build_teacher(dict(type=Body, part=Pretrained(2, 2, 1)), None)
     assert network.part.weight.any()
     assert not network.own.weight.any()
 
