@@ -56,6 +56,8 @@ def _user_message(error: BaseException) -> str | None:
                                        or _is_named(error.filename)):
         told = f'{error.filename}: {error.strerror}' if error.filename else text
         return told + _REMEDIES.get(error.errno, '')
+    if type(error).__name__ == 'OutOfMemoryError':  # of torch, which this module does not import
+        return f'{text.partition(". ")[0]}: use a smaller batch_size, smaller images or --amp'
     if isinstance(error, RuntimeError) and 'gloo/transport' in text:
         return 'another process of this run has ended, see its error: start all of them again, with --resume'
     if not isinstance(error, OSError) or not error.filename:

@@ -232,7 +232,7 @@ class Term(nn.Module):
         """Say what meets what where, inside the block, the two cannot."""
         try:
             yield
-        except UserError:
+        except (UserError, torch.OutOfMemoryError):
             raise
         except (ValueError, RuntimeError) as error:
             reason = ' '.join(str(error).split())

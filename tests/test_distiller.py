@@ -235,6 +235,16 @@ def test_logits_of_other_class_counts_cannot_meet(student, tmp_path, images):
         Distillation(student, record, [KD]).dry_run(student, images, None)
 
 
+def test_memory_that_runs_out_is_no_mismatch_of_shapes(student, tmp_path, images, monkeypatch):
+    def forward(*args):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
+
+    distillation = Distillation(student, teacher_record(tmp_path), [KD])
+    monkeypatch.setattr(type(distillation.terms[0].loss), 'forward', forward)
+    with pytest.raises(torch.OutOfMemoryError):
+        distillation.dry_run(student, images, None)
+
+
 def two_teachers(folder, **second):
     """Return the records of two teachers with weights of their own."""
     records = []

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmpretrain.datasets import PackInputs
 from torch._utils import ExceptionWrapper
@@ -64,8 +65,6 @@ def test_an_object_that_is_half_made_is_not_asked(capsys):
 
 
 def test_a_module_is_told_by_its_place_in_the_model(capsys):
-    import torch
-
     head = MODELS.build(dict(type='mmpretrain.LinearClsHead', num_classes=4, in_channels=3))
     line = told(capsys, lambda: head((torch.zeros(2, 5), )))
     assert line.startswith('error: fc (Linear): RuntimeError: mat1 and mat2')
@@ -137,3 +136,11 @@ def test_a_reader_that_has_read_enough_ends_a_command_in_silence(raises, status)
             process.stdout.close()
         assert ('BrokenPipeError' in process.stderr.read()) == bool(raises)
         assert process.wait() == status
+
+
+def test_a_full_gpu_says_what_to_make_smaller(capsys):
+    def loss():
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
+
+    assert told(capsys, loss) == (
+        'error: CUDA out of memory: use a smaller batch_size, smaller images or --amp\n')
