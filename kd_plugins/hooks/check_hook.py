@@ -111,7 +111,11 @@ def class_lists(dataset: Any) -> Iterator[tuple[Sequence[str], int]]:
         yield from class_lists(part)
     if not parts and not getattr(dataset, 'return_classes', False):
         classes = tuple(getattr(dataset, 'metainfo', {}).get('classes') or ())
-        names = tuple(getattr(dataset, 'folder_to_idx', None) or _categories(dataset))
+        categories = _categories(dataset)
+        if unused := [name for name in classes if categories and name not in categories]:
+            print_log(f'{dataset.ann_file}: no category is named {", ".join(unused)}: of these classes there is no box',
+                      'current', logging.WARNING)
+        names = tuple(getattr(dataset, 'folder_to_idx', None) or categories)
         for label, (name, given) in enumerate(zip(names, classes, strict=False)):
             if name != given and name in classes:
                 print_log(f"label {label} is '{name}' in the data, and is shown as '{given}': their own order counts, "
@@ -124,8 +128,11 @@ def class_lists(dataset: Any) -> Iterator[tuple[Sequence[str], int]]:
 def _categories(dataset: Any) -> Sequence[str]:
     """Return the names of the categories that a data set in COCO's format uses, in the order of their labels."""
     labels, path = getattr(dataset, 'cat2label', None), getattr(dataset, 'ann_file', '')
-    if not labels or not str(path).endswith('.json'):
+    if labels is None or not str(path).endswith('.json'):
         return ()
+    if not labels:
+        raise UserError(f'{path}: no category has the name of a class ({", ".join(dataset.metainfo["classes"])}), so '
+                        'that there is no box to learn from or to score: correct classes')
     # The whole file is long to parse, and may be of gigabytes; its categories are mostly last.
     with fileio.get_local_path(path, backend_args=getattr(dataset, 'backend_args', None)) as local, open(
             local, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:

@@ -77,8 +77,12 @@ def test_categories_that_a_file_lacks_or_orders_differently_shift_the_labels(tmp
     logger = MMLogger.get_instance('categories')
     logger.addHandler(caplog.handler)
     check(train, build('a', 'b', 'c', 'd'))
-    check(train, build('a', 'b'))  # no c is scored
     assert not caplog.messages
+    check(train, build('a', 'b'))  # no c is scored
+    (message, ) = caplog.messages
+    assert message.endswith('ab.json: no category is named c: of these classes there is no box')
+    with pytest.raises(UserError, match=r'd\.json: no category has the name of a class \(a, b, c\)'):
+        check(build('d'))
     for names, label in ((('b', 'c'), 0), (('a', 'c', 'b'), 1)):
         with pytest.raises(UserError, match=f"val_dataloader: label {label} is '{names[label]}' there and "):
             check(train, build(*names))
