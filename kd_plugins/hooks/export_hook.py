@@ -9,7 +9,7 @@ import numpy as np
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from torch import Tensor
 
 from kd_plugins.checkpoint import AtomicBackend, read_checkpoint, save_weights
@@ -33,9 +33,9 @@ class ExportHook(Hook):
     """At the end of training, writes ``student.pth`` and ``result.json`` into the run's folder.
 
     ``student.pth`` holds the weights of the last checkpoint (the averaged ones under an ``EMAHook``) and no pickled
-    code. ``result.json`` holds the metrics of the last epoch, never of the best one on the test set. A run that trains,
-    from the start or on to more epochs, first renames both files that it finds in its folder to ``*.earlier``: until it
-    ends they are not its own.
+    code. ``result.json`` holds the metrics of the last epoch, never of the best one on the test set. A run that begins
+    anew, without ``--resume``, first renames both files of an older run in its folder to ``*.earlier``: they are not
+    its own.
 
     A model that trains several networks together offers ``deployable(state_dict)``, a dictionary of weights by name:
     each is written as ``<name>.pth``. Its ``student.pth`` is the plain student's, to be scored with the plain student's
@@ -49,7 +49,7 @@ class ExportHook(Hook):
         self._writers: list[CheckpointHook] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Look for the hook that writes what is exported, and put what an earlier training has left aside."""
+        """Look for the hook that writes what is exported, and put an older run's files aside."""
         self._writers = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook) and hook.save_last]
         if not self._writers:
             raise UserError('ExportHook exports the last checkpoint, but no CheckpointHook writes one: add '
@@ -57,9 +57,7 @@ class ExportHook(Hook):
         if '://' in str(self._writers[0].out_dir):
             raise UserError(f'ExportHook exports the last checkpoint, but {self._writers[0].out_dir}, where the '
                             'CheckpointHook writes it, is no folder here: change out_dir, or leave ExportHook out')
-        iterations = isinstance(loop := runner.train_loop, IterBasedTrainLoop)
-        left = loop.iter < loop.max_iters if iterations else loop.epoch < loop.max_epochs
-        if left and is_main_process():
+        if not runner._resume and is_main_process():
             for name in ('result.json', 'student.pth'):
                 if (file := Path(runner.work_dir, name)).is_file():
                     file.replace(f'{file}.earlier')
