@@ -40,8 +40,7 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
     """Unpack a tar file, compressed or not, or a zip file.
 
     Raises:
-        UserError: A member, or the target of a link, lies outside the folder; the archive is damaged; or Python is too
-            old to check tar files.
+        UserError: A member, or the target of a link, lies outside the folder; or the archive is damaged.
     """
     try:
         if zipfile.is_zipfile(archive):
@@ -50,10 +49,14 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
                     inside(name, archive)
                 file.extractall(folder)
             return
-        if not hasattr(tarfile, 'data_filter'):
-            raise UserError(f'{archive}: this Python unpacks tar files unchecked; use 3.10.12, 3.11.4 or a newer one')
         with tarfile.open(archive) as file:
-            file.extractall(folder, filter='data')
+            if hasattr(tarfile, 'data_filter'):
+                file.extractall(folder, filter='data')
+            else:  # before Python 3.10.12 and 3.11.4, as in Debian 12; links, which no data set here has, are refused
+                for member in file.getmembers():
+                    if _leads_out(member.name) or not (member.isfile() or member.isdir()):
+                        raise tarfile.ExtractError(f'{member.name!r} leads out of the folder or is no plain file')
+                file.extractall(folder)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise UserError(f'{archive} cannot be unpacked ({error}): fetch it again, from its official source') from error
 
@@ -64,6 +67,10 @@ def inside(name: str, source: str | Path) -> str:
     Raises:
         UserError: The name is absolute or goes up.
     """
-    if os.path.isabs(name) or '..' in Path(name).parts:
+    if _leads_out(name):
         raise UserError(f"{source} names '{name}', which lies outside the data: correct that file, or fetch it again")
     return name
+
+
+def _leads_out(name: str) -> bool:
+    return os.path.isabs(name) or '..' in Path(name).parts

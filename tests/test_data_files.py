@@ -24,6 +24,13 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = '') -> tarfil
     return info
 
 
+@pytest.fixture(params=['filter', 'no filter'])
+def python(request, monkeypatch) -> None:
+    """Also as a Python that is too old for tarfile's filters."""
+    if request.param == 'no filter':
+        monkeypatch.delattr(tarfile, 'data_filter', raising=False)
+
+
 @pytest.mark.parametrize('members', [
     [member('../out.txt')],
     [member('data/../../out.txt')],
@@ -32,7 +39,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = '') -> tarfil
     [member('link', tarfile.LNKTYPE, '../secret.txt')],
     [member('data/fifo', tarfile.FIFOTYPE)],
 ])
-def test_a_tar_file_that_leads_out_is_refused(tmp_path: Path, members: list[tarfile.TarInfo]) -> None:
+def test_a_tar_file_that_leads_out_is_refused(tmp_path: Path, members: list[tarfile.TarInfo], python: None) -> None:
     (tmp_path / 'secret.txt').write_text('secret')
     archive = tar(tmp_path / 'data.tar.gz', *members)
     with pytest.raises(UserError, match=r'data\.tar\.gz cannot be unpacked \(.*\): fetch it again') as error:
@@ -52,10 +59,10 @@ def test_a_zip_file_that_leads_out_is_refused(tmp_path: Path, name: str) -> None
     assert not (tmp_path / 'root').exists()
 
 
-def test_a_sound_archive_is_unpacked_and_a_damaged_one_told(tmp_path: Path) -> None:
-    archive = tar(tmp_path / 'data.tgz', member('data/in.txt'), member('data/link', tarfile.SYMTYPE, 'in.txt'))
+def test_a_sound_archive_is_unpacked_and_a_damaged_one_told(tmp_path: Path, python: None) -> None:
+    archive = tar(tmp_path / 'data.tgz', member('data', tarfile.DIRTYPE), member('data/in.txt'))
     unpack(archive, tmp_path / 'root')
-    assert (tmp_path / 'root' / 'data' / 'link').read_text() == 'hello'
+    assert (tmp_path / 'root' / 'data' / 'in.txt').read_text() == 'hello'
     for damaged in (b'no archive', archive.read_bytes()[:-30]):
         archive.write_bytes(damaged)
         with pytest.raises(UserError, match='cannot be unpacked'):
