@@ -263,15 +263,17 @@ def load_loosely(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor]
                   sum(value.is_floating_point() for value in own.values()) - len(missing) - len(mismatched))
 
 
-def load_weights(model: torch.nn.Module, path: str | Path, allow_pickle: bool = False) -> None:
-    """Load a checkpoint into a model, all of it into all of the model, see :func:`load_loosely`.
+def load_weights(model: torch.nn.Module, path: str | Path, allow_pickle: bool = False) -> dict[str, Any]:
+    """Load a checkpoint into a model, all of it into all of the model, see :func:`load_loosely`; return it.
 
     Raises:
         UserError: A tensor is missing, left over, or of another shape; or as :func:`read_weights`.
     """
-    if misfit := load_loosely(model, read_weights(path, '', allow_pickle)):
+    checkpoint = read_checkpoint(path, 'cpu', allow_pickle)
+    if misfit := load_loosely(model, weights_of(checkpoint, path)):
         raise UserError(
             f'{path} does not fit {type(model).__name__}: {misfit}; give the checkpoint of this very config')
+    return checkpoint
 
 
 def check_pretrained(model: torch.nn.Module) -> Iterator[tuple[str, dict[str, torch.Tensor], str]]:

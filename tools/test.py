@@ -19,7 +19,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
-from kd_plugins.checkpoint import load_weights, read_checkpoint
+from kd_plugins.checkpoint import load_weights
 from kd_plugins.config import check_config, load_config
 from kd_plugins.engine import leave_group, prepare_run, scope_of
 from kd_plugins.errors import one_line_errors
@@ -66,8 +66,8 @@ def main() -> None:
         set_drawing(config, args.show_dir)
     runner = Runner.from_cfg(config)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    load_weights(model, args.checkpoint, args.allow_pickle)  # mmengine would score whatever a loose load leaves
-    checkpoint = read_checkpoint(args.checkpoint, allow_pickle=args.allow_pickle)
+    # mmengine would score whatever a loose load leaves.
+    checkpoint = load_weights(model, args.checkpoint, args.allow_pickle)
     check_checkpoint_classes(checkpoint, runner.test_dataloader.dataset)
     metrics = runner.test()
     print_log(f'scored {args.checkpoint}', 'current', logging.INFO)
