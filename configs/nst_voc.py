@@ -4,8 +4,11 @@
 _base_ = 'voc/baseline.py'
 
 name = 'NST'
-requires = [dict(
-    config='configs/imagenet/resnet18_nst-poly_resnet101.py',
-    checkpoint='work_dirs/imagenet/resnet18_nst-poly_resnet101/student.pth')]
+requires = [
+    dict(
+        config='configs/imagenet/resnet18_nst-poly_resnet101.py',
+        checkpoint='work_dirs/imagenet/resnet18_nst-poly_resnet101/student.pth',
+    )
+]
 compare = dict(baseline='configs/voc/baseline.py')
 model = dict(backbone=dict(init_cfg=dict(checkpoint=requires[0]['checkpoint'])))

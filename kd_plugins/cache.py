@@ -58,16 +58,20 @@ class AnswerCache:
             with self._file:
                 return (self._file.executemany if many else self._file.execute)(statement, rows).fetchall()
         except sqlite3.Error as error:
-            raise UserError(f"{self.path}: the teacher's cache cannot be used ({error}); make room, delete the file, "
-                            'or take cache out of the teacher record') from error
+            raise UserError(
+                f"{self.path}: the teacher's cache cannot be used ({error}); make room, delete the file, "
+                'or take cache out of the teacher record'
+            ) from error
 
     def _keys(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> tuple[str, list[bytes]]:
         device = inputs.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
         kind = f'{tuple(inputs.shape[1:])} {precision}'
         shapes = [str(getattr(sample, 'img_shape', '')) for sample in data_samples or [None] * len(inputs)]
-        return kind, [hashlib.blake2b(_bytes(image), key=f'{precision} {shape}'.encode()[:64], digest_size=16).digest()
-                      for image, shape in zip(inputs.detach().cpu(), shapes, strict=True)]
+        return kind, [
+            hashlib.blake2b(_bytes(image), key=f'{precision} {shape}'.encode()[:64], digest_size=16).digest()
+            for image, shape in zip(inputs.detach().cpu(), shapes, strict=True)
+        ]
 
     def get(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features | None:
         """Return the features of a batch, or None where an image is not known yet, or its answer is damaged."""
@@ -89,12 +93,15 @@ class AnswerCache:
             for tap, levels in layout:
                 features[tap] = []
                 for shape, name, size in levels:
-                    level = values[:, start:start + size].contiguous().view(getattr(torch, name))
+                    level = values[:, start : start + size].contiguous().view(getattr(torch, name))
                     features[tap].append(level.view(-1, *shape).to(inputs.device))
                     start += size
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-            print_log(f'{self.path}: what it says of a batch is damaged ({error}); the teacher answers anew', 'current',
-                      logging.WARNING)
+            print_log(
+                f'{self.path}: what it says of a batch is damaged ({error}); the teacher answers anew',
+                'current',
+                logging.WARNING,
+            )
             return None
         return features
 
@@ -109,17 +116,29 @@ class AnswerCache:
         for tap, levels in features.items():
             for level in levels:
                 if level.shape[:1] != inputs.shape[:1]:
-                    raise UserError(f"the teacher's tap '{tap}' puts out {tuple(level.shape)} for {len(inputs)} "
-                                    'images: this cannot be kept, take cache out of the teacher record')
+                    raise UserError(
+                        f"the teacher's tap '{tap}' puts out {tuple(level.shape)} for {len(inputs)} "
+                        'images: this cannot be kept, take cache out of the teacher record'
+                    )
                 columns.append(level.cpu().contiguous().flatten(1).view(torch.uint8))
-            layout.append((tap, [(tuple(x.shape[1:]), str(x.dtype).removeprefix('torch.'),
-                                  x[0].numel() * x.element_size()) for x in levels]))
+            layout.append(
+                (
+                    tap,
+                    [
+                        (tuple(x.shape[1:]), str(x.dtype).removeprefix('torch.'), x[0].numel() * x.element_size())
+                        for x in levels
+                    ],
+                )
+            )
         values = torch.cat(columns, 1)
         text = json.dumps(layout)
         self._run('INSERT OR REPLACE INTO layouts VALUES (?, ?)', (kind, text))
         rows = [(key, _bytes(value)) for key, value in zip(keys, values, strict=True)]
-        self._run('INSERT OR REPLACE INTO answers VALUES (?, ?)',
-                  [(key, value + _checksum(value, key + text.encode())) for key, value in rows], many=True)
+        self._run(
+            'INSERT OR REPLACE INTO answers VALUES (?, ?)',
+            [(key, value + _checksum(value, key + text.encode())) for key, value in rows],
+            many=True,
+        )
 
 
 def _checksum(value: bytes | memoryview, about: bytes) -> bytes:

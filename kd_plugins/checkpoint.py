@@ -58,8 +58,11 @@ _SAFE = [
     np.ndarray,
     np.dtype,
     # Files of NumPy 1 know these two by another name.
-    *((getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
-      for name in ('_reconstruct', 'scalar') for core in ('core', '_core')),
+    *(
+        (getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
+        for name in ('_reconstruct', 'scalar')
+        for core in ('core', '_core')
+    ),
     *{type(np.dtype(t)) for t in (np.bool_, np.int32, np.int64, np.uint8, np.uint32, np.float32, np.float64)},
 ]
 
@@ -92,7 +95,8 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', allow_pickle: b
         name = re.search(r'GLOBAL ([\w.]+)', str(error))
         if name is None:
             raise UnreadableError(
-                f'{path} is no readable checkpoint (damaged or of another format): make it again') from error
+                f'{path} is no readable checkpoint (damaged or of another format): make it again'
+            ) from error
         raise UserError(
             f"{path} holds pickled code ('{name[1]}'), which is refused: re-save its state_dict alone, or, if you "
             'trust the file, allow it (--allow-pickle, or allow_pickle=True in the teacher record)'
@@ -100,11 +104,14 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', allow_pickle: b
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, ImportError, IndexError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnreadableError(
-            f'{path} is no readable checkpoint (truncated or damaged): make it again ({reason})') from error
+            f'{path} is no readable checkpoint (truncated or damaged): make it again ({reason})'
+        ) from error
     weights = checkpoint.get('state_dict', {}) if isinstance(checkpoint, dict) else checkpoint
     if not isinstance(weights, dict):
-        raise UserError(f'{path} holds a {type(weights).__name__} in place of weights: expected a dictionary of '
-                        'tensors, by themselves or under state_dict')
+        raise UserError(
+            f'{path} holds a {type(weights).__name__} in place of weights: expected a dictionary of '
+            'tensors, by themselves or under state_dict'
+        )
     if backbone:  # as mmengine reads the names of mmcls
         weights = checkpoint.get('state_dict', checkpoint)
         return {'state_dict': {key[9:]: value for key, value in weights.items() if key.startswith('backbone.')}}
@@ -125,7 +132,8 @@ def _check_sums(path: str) -> None:
                             pass
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, struct.error) as error:
         raise UnreadableError(
-            f'{path} is no readable checkpoint (truncated or damaged): make it again ({error})') from error
+            f'{path} is no readable checkpoint (truncated or damaged): make it again ({error})'
+        ) from error
 
 
 def _file_of(path: str) -> tuple[str, bool]:
@@ -143,12 +151,16 @@ def _file_of(path: str) -> tuple[str, bool]:
     elif prefix == 'mmcls':
         known = mmengine_checkpoint.get_mmcls_models()
     else:
-        raise UserError(f'{path}: checkpoints are read from files, http(s):// addresses, torchvision://, open-mmlab:// '
-                        'and mmcls:// names: fetch the file and give its path')
+        raise UserError(
+            f'{path}: checkpoints are read from files, http(s):// addresses, torchvision://, open-mmlab:// '
+            'and mmcls:// names: fetch the file and give its path'
+        )
     if name not in known:
         near = ', '.join(difflib.get_close_matches(name, known)) or 'none'
-        raise UserError(f"{path}: mmengine knows no '{name}' under {prefix}://; nearest names: {near}; correct it, or "
-                        'give the path of a file')
+        raise UserError(
+            f"{path}: mmengine knows no '{name}' under {prefix}://; nearest names: {near}; correct it, or "
+            'give the path of a file'
+        )
     address = known[name]
     if '://' in address:
         return _download(address), prefix == 'mmcls'
@@ -197,8 +209,11 @@ def weights_of(checkpoint: dict[str, Any], path: str | Path, prefix: str = '') -
     if prefix:
         prefix = prefix.rstrip('.') + '.'
         found = OrderedDict((name.removeprefix(prefix), x) for name, x in found.items() if name.startswith(prefix))
-        versions = {f'{name}.'.removeprefix(prefix).rstrip('.'): value for name, value in versions.items()
-                    if f'{name}.'.startswith(prefix)}
+        versions = {
+            f'{name}.'.removeprefix(prefix).rstrip('.'): value
+            for name, value in versions.items()
+            if f'{name}.'.startswith(prefix)
+        }
     found._metadata = versions
     return found
 
@@ -220,8 +235,14 @@ class Misfit(NamedTuple):
         return bool(self.missing or self.left_over or self.mismatched)
 
     def __str__(self) -> str:
-        return first([*self.mismatched, *(f'{name} is missing' for name in self.missing),
-                      *(f'{name} is left over' for name in self.left_over)], '; ')
+        return first(
+            [
+                *self.mismatched,
+                *(f'{name} is missing' for name in self.missing),
+                *(f'{name} is left over' for name in self.left_over),
+            ],
+            '; ',
+        )
 
 
 def load_loosely(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor]) -> Misfit:
@@ -247,20 +268,27 @@ def load_loosely(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor]
     except (AssertionError, IndexError, KeyError, RuntimeError) as error:
         mismatched = [line.strip().rstrip('.') for line in str(error).splitlines() if 'size mismatch for' in line]
         if not mismatched:  # which torch raises when all else is loaded
-            raise UserError(f'the checkpoint does not fit {type(model).__name__} ({type(error).__name__}: {error}); '
-                            'give the checkpoint of this very config') from error
+            raise UserError(
+                f'the checkpoint does not fit {type(model).__name__} ({type(error).__name__}: {error}); '
+                'give the checkpoint of this very config'
+            ) from error
     finally:
         handle.remove()
     own, buffers = model.state_dict(), dict(model.named_buffers())
     integers = {name for name, value in [*own.items(), *buffers.items()] if not value.is_floating_point()}
     missing = [name for name in missing if name not in integers]
     averages = {f'ema_{name.replace(".", "_")}' for name in own}
-    harmless = [name for name in left_over
-                if name in averages or name in buffers or name.startswith('data_preprocessor.')]
+    harmless = [
+        name for name in left_over if name in averages or name in buffers or name.startswith('data_preprocessor.')
+    ]
     if harmless:
         print_log(f'left out of the checkpoint, since no layer needs it: {first(harmless)}', 'current')
-    return Misfit(missing, [name for name in left_over if name not in harmless], mismatched,
-                  sum(value.is_floating_point() for value in own.values()) - len(missing) - len(mismatched))
+    return Misfit(
+        missing,
+        [name for name in left_over if name not in harmless],
+        mismatched,
+        sum(value.is_floating_point() for value in own.values()) - len(missing) - len(mismatched),
+    )
 
 
 def load_weights(model: torch.nn.Module, path: str | Path, allow_pickle: bool = False) -> dict[str, Any]:
@@ -272,7 +300,8 @@ def load_weights(model: torch.nn.Module, path: str | Path, allow_pickle: bool = 
     checkpoint = read_checkpoint(path, 'cpu', allow_pickle)
     if misfit := load_loosely(model, weights_of(checkpoint, path)):
         raise UserError(
-            f'{path} does not fit {type(model).__name__}: {misfit}; give the checkpoint of this very config')
+            f'{path} does not fit {type(model).__name__}: {misfit}; give the checkpoint of this very config'
+        )
     return checkpoint
 
 
@@ -301,8 +330,10 @@ def check_pretrained(model: torch.nn.Module) -> Iterator[tuple[str, dict[str, to
             found, problem = module.state_dict(), str(misfit)
         problem = problem or first([f'{key} differs' for key, x in found.items() if not torch.equal(x, own[key])])
         if problem:
-            raise UserError(f"{name or 'the model'} was not handed over: under '{prefix}' in {path}, {problem}; both "
-                            f'configs must describe the same {name or "model"}')
+            raise UserError(
+                f"{name or 'the model'} was not handed over: under '{prefix}' in {path}, {problem}; both "
+                f'configs must describe the same {name or "model"}'
+            )
         yield name, found, path
 
 
@@ -319,9 +350,11 @@ def check_arrival(model: torch.nn.Module) -> None:
         # Constants, as of a new BatchNorm, may be equal by chance.
         own = [x.detach().cpu() for x in module.parameters() if x.numel() > 1 and x.min() < x.max()]
         if own and not any(x.shape == y.shape and torch.equal(x, y.to(x.dtype)) for x in own for y in given):
-            raise UserError(f"{name or 'the model'} was not handed over: no tensor of it is one of {path}"
-                            f"{f', prefix {prefix}' if prefix else ''}; give the checkpoint of such a network, and the "
-                            'prefix of its names, or leave init_cfg out')
+            raise UserError(
+                f'{name or "the model"} was not handed over: no tensor of it is one of {path}'
+                f'{f", prefix {prefix}" if prefix else ""}; give the checkpoint of such a network, and the '
+                'prefix of its names, or leave init_cfg out'
+            )
 
 
 def _pretrained(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, str, str]]:
@@ -368,8 +401,9 @@ class AtomicBackend(LocalBackend):
             os.replace(partial, filepath)
         except OSError as error:
             Path(partial).unlink(missing_ok=True)
-            raise UserError(f'{filepath} cannot be written ({error.strerror}): what was written before is kept; '
-                            f'{MAKE_ROOM}') from error
+            raise UserError(
+                f'{filepath} cannot be written ({error.strerror}): what was written before is kept; {MAKE_ROOM}'
+            ) from error
         self._condemned.discard(str(filepath))
         while self._condemned:
             Path(self._condemned.pop()).unlink(missing_ok=True)
@@ -411,15 +445,23 @@ def latest_checkpoint(config: Config) -> str | None:
     if folder is None or folder == work_dir:
         folder = work_dir
     elif '://' in folder:
-        raise UserError(f"--resume: the CheckpointHook's out_dir, {folder}, is no folder here: fetch the checkpoint, "
-                        'and give its path after --resume')
+        raise UserError(
+            f"--resume: the CheckpointHook's out_dir, {folder}, is no folder here: fetch the checkpoint, "
+            'and give its path after --resume'
+        )
     else:
         folder = os.path.join(folder, os.path.basename(work_dir))
     template = hook.get('filename_tmpl')
     names = [template] if template else ['epoch_{}.pth', 'iter_{}.pth']
     pattern = '|'.join(re.sub(r'\\{.*?\\}', r'(\\d+)', re.escape(name)) for name in names)
-    found = sorted(((path.stat().st_mtime_ns, int(match[match.lastindex]), str(path)) for path in Path(folder).glob('*')
-                    if (match := re.fullmatch(pattern, path.name))), reverse=True)
+    found = sorted(
+        (
+            (path.stat().st_mtime_ns, int(match[match.lastindex]), str(path))
+            for path in Path(folder).glob('*')
+            if (match := re.fullmatch(pattern, path.name))
+        ),
+        reverse=True,
+    )
     mark = Path(work_dir, RUN_MARK)
     run = mark.read_text() if mark.is_file() else None
     damaged = None
@@ -434,8 +476,11 @@ def latest_checkpoint(config: Config) -> str | None:
             return path
     if damaged:
         raise UserError(f'{damaged}; there is no whole one before it to go on from: start anew, without --resume')
-    print_log(f'--resume: {folder} holds no checkpoint of this run{", only of an earlier one" if found else ""}: it '
-              'starts anew', 'current')
+    print_log(
+        f'--resume: {folder} holds no checkpoint of this run{", only of an earlier one" if found else ""}: it '
+        'starts anew',
+        'current',
+    )
     return None
 
 
@@ -452,7 +497,10 @@ def save_weights(weights: dict[str, torch.Tensor], path: str | Path, meta: dict[
     with io.BytesIO() as buffer:
         plain = OrderedDict((name, tensor.detach().cpu()) for name, tensor in weights.items())
         # By their versions modules know older files.
-        plain._metadata = {name: {'version': about['version']} for name, about in getattr(
-            weights, '_metadata', {}).items() if 'version' in about}
+        plain._metadata = {
+            name: {'version': about['version']}
+            for name, about in getattr(weights, '_metadata', {}).items()
+            if 'version' in about
+        }
         torch.save({'state_dict': plain, 'meta': meta}, buffer)
         AtomicBackend().put(buffer.getvalue(), str(path))

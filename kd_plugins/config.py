@@ -24,7 +24,7 @@ from kd_plugins.unpickling import guard_files
 def default_work_dir(path: str | Path) -> str:
     """Return ``work_dirs/<path below configs/, without .py>``; for a config elsewhere, its name."""
     parts = Path(path).with_suffix('').parts
-    below = parts[len(parts) - parts[::-1].index('configs'):] if 'configs' in parts else parts[-1:]
+    below = parts[len(parts) - parts[::-1].index('configs') :] if 'configs' in parts else parts[-1:]
     return str(Path('work_dirs', *below))
 
 
@@ -36,7 +36,7 @@ def located(text: str, config: str | Path) -> str:
     parts = Path(config).resolve().parts
     if 'configs' not in parts or os.path.exists(text):
         return text
-    there = os.path.join(*parts[:len(parts) - 1 - parts[::-1].index('configs')], text)
+    there = os.path.join(*parts[: len(parts) - 1 - parts[::-1].index('configs')], text)
     return there if os.path.exists(there) else text
 
 
@@ -65,14 +65,17 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
     try:
         config.merge_from_dict(options or {})
     except Exception as error:
-        raise UserError(f'--cfg-options {" ".join(options)}: not possible in {path}: {type(error).__name__}: {error}'
-                        ) from error
+        raise UserError(
+            f'--cfg-options {" ".join(options)}: not possible in {path}: {type(error).__name__}: {error}'
+        ) from error
     if config.get('custom_imports'):
         try:
             import_modules_from_strings(**config.custom_imports)
         except Exception as error:
-            raise UserError(f"{path}: custom_imports is {config.custom_imports}, expected dict(imports=['module']) of "
-                            f'modules that can be imported ({type(error).__name__}: {error})') from error
+            raise UserError(
+                f"{path}: custom_imports is {config.custom_imports}, expected dict(imports=['module']) of "
+                f'modules that can be imported ({type(error).__name__}: {error})'
+            ) from error
     given = config.get('work_dir')
     try:
         _locate(config._cfg_dict, path)
@@ -121,73 +124,149 @@ _NUMBERS = _Kind('a list of finite numbers', lambda x: _is_list(x, _is_number))
 _RECORD = _Kind("a config dict with a type, as dict(type='...')", _is_record)
 _RECORDS = _Kind("a list of config dicts, each with a type, as [dict(type='...')]", lambda x: _is_list(x, _is_record))
 _STEPS = _Kind(_RECORDS.words, lambda x: _is_list(x, lambda step: _is_record(step) or callable(step)))
-_ONE_OR_MORE = _Kind("config dicts with a type, one or a list", lambda x: _is_record(x) or _is_list(x, _is_record, 1))
+_ONE_OR_MORE = _Kind('config dicts with a type, one or a list', lambda x: _is_record(x) or _is_list(x, _is_record, 1))
 _PART = _Kind('a config dict, or None', lambda x: x is None or isinstance(x, Mapping) or _is_list(x, _is_record, 1))
-_CHANNELS = _Kind('a whole number of at least 1, or several',
-                  lambda x: not isinstance(x, (int, float, str)) or _whole(1).fits(x))
+_CHANNELS = _Kind(
+    'a whole number of at least 1, or several', lambda x: not isinstance(x, (int, float, str)) or _whole(1).fits(x)
+)
 _INTERVAL = _Kind('a whole number of at least 1, or -1 for never', lambda x: _whole(-1).fits(x) and x != 0)
-_CLASSES = _Kind("a list or tuple of names (a single one needs a comma, as ('dog', )), or a file of them",
-                 lambda x: x is None or (os.path.isfile(x) if isinstance(x, str) else _is_list(x, lambda _: True, 1)))
-_RANKS = _Kind('a whole number of at least 1, or a tuple of such',
-               lambda x: _whole(1).fits(x) or _is_list(x, _whole(1).fits, 1))
-_LEVEL = _Kind("a level of Python's logging, as 'INFO'", lambda x: x in logging.getLevelNamesMapping()
-               or x in logging.getLevelNamesMapping().values())
+_CLASSES = _Kind(
+    "a list or tuple of names (a single one needs a comma, as ('dog', )), or a file of them",
+    lambda x: x is None or (os.path.isfile(x) if isinstance(x, str) else _is_list(x, lambda _: True, 1)),
+)
+_RANKS = _Kind(
+    'a whole number of at least 1, or a tuple of such', lambda x: _whole(1).fits(x) or _is_list(x, _whole(1).fits, 1)
+)
+_LEVEL = _Kind(
+    "a level of Python's logging, as 'INFO'",
+    lambda x: x in logging.getLevelNamesMapping() or x in logging.getLevelNamesMapping().values(),
+)
 
 # What mmengine and this project read, by where it stands; * is any part of that. What a config may leave out is not
 # missed here.
 _VALUES = {
-    'model': _RECORD, 'model.*backbone': _PART, 'model.*neck': _PART, 'model.*head': _PART,
-    'model.*head.loss': _RECORD, 'model.*head.num_classes': _whole(1),
-    'model.*head.[0-9].num_classes': _whole(1), 'model.*.in_channels': _CHANNELS, 'model.*.out_channels': _CHANNELS,
-    'model.student': _RECORD, '*data_preprocessor': _or_none(_DICT), '*data_preprocessor.mean': _or_none(_NUMBERS),
-    '*data_preprocessor.std': _or_none(_Kind('a list of numbers above 0', lambda x: _is_list(
-        x, lambda y: _is_number(y) and y > 0))),
-    '*_dataloader': _or_none(_DICT), '*_dataloader.dataset': _RECORD, '*_dataloader.*.dataset': _RECORD,
-    '*_dataloader.sampler': _or_none(_RECORD), '*_dataloader.batch_sampler': _or_none(_RECORD),
-    '*_dataloader.batch_size': _whole(1), '*_dataloader.num_workers': _whole(0),
-    '*_dataloader.prefetch_factor': _or_none(_whole(1)), '*_dataloader.collate_fn': _RECORD,
-    '*_dataloader.*pipeline': _STEPS, '*_dataloader.*.data_root': _or_none(_TEXT),
+    'model': _RECORD,
+    'model.*backbone': _PART,
+    'model.*neck': _PART,
+    'model.*head': _PART,
+    'model.*head.loss': _RECORD,
+    'model.*head.num_classes': _whole(1),
+    'model.*head.[0-9].num_classes': _whole(1),
+    'model.*.in_channels': _CHANNELS,
+    'model.*.out_channels': _CHANNELS,
+    'model.student': _RECORD,
+    '*data_preprocessor': _or_none(_DICT),
+    '*data_preprocessor.mean': _or_none(_NUMBERS),
+    '*data_preprocessor.std': _or_none(
+        _Kind('a list of numbers above 0', lambda x: _is_list(x, lambda y: _is_number(y) and y > 0))
+    ),
+    '*_dataloader': _or_none(_DICT),
+    '*_dataloader.dataset': _RECORD,
+    '*_dataloader.*.dataset': _RECORD,
+    '*_dataloader.sampler': _or_none(_RECORD),
+    '*_dataloader.batch_sampler': _or_none(_RECORD),
+    '*_dataloader.batch_size': _whole(1),
+    '*_dataloader.num_workers': _whole(0),
+    '*_dataloader.prefetch_factor': _or_none(_whole(1)),
+    '*_dataloader.collate_fn': _RECORD,
+    '*_dataloader.*pipeline': _STEPS,
+    '*_dataloader.*.data_root': _or_none(_TEXT),
     '*_dataloader.*.data_prefix': _or_none(_Kind('a text or a dict of texts', lambda x: isinstance(x, (str, Mapping)))),
-    '*_dataloader.*.metainfo': _or_none(_DICT), '*_dataloader.*.classes': _CLASSES,
+    '*_dataloader.*.metainfo': _or_none(_DICT),
+    '*_dataloader.*.classes': _CLASSES,
     '*_dataloader.*.filter_cfg': _or_none(_DICT),
-    'train_cfg': _or_none(_DICT), 'val_cfg': _or_none(_DICT), 'test_cfg': _or_none(_DICT),
-    'train_cfg.max_epochs': _whole(1), 'train_cfg.max_iters': _whole(1), 'train_cfg.val_interval': _Kind(
-        'a number of at least 1', lambda x: _is_number(x) and x >= 1),
-    'train_cfg.val_begin': _whole(0), '*_evaluator': _or_none(_ONE_OR_MORE),
-    'optim_wrapper': _or_none(_DICT), 'optim_wrapper.optimizer': _RECORD, 'optim_wrapper.clip_grad': _or_none(_DICT),
-    'optim_wrapper.accumulative_counts': _whole(1), 'optim_wrapper.paramwise_cfg': _or_none(_DICT),
-    'optim_wrapper.optimizer.lr': _NUMBER, 'optim_wrapper.optimizer.momentum': _NUMBER,
+    'train_cfg': _or_none(_DICT),
+    'val_cfg': _or_none(_DICT),
+    'test_cfg': _or_none(_DICT),
+    'train_cfg.max_epochs': _whole(1),
+    'train_cfg.max_iters': _whole(1),
+    'train_cfg.val_interval': _Kind('a number of at least 1', lambda x: _is_number(x) and x >= 1),
+    'train_cfg.val_begin': _whole(0),
+    '*_evaluator': _or_none(_ONE_OR_MORE),
+    'optim_wrapper': _or_none(_DICT),
+    'optim_wrapper.optimizer': _RECORD,
+    'optim_wrapper.clip_grad': _or_none(_DICT),
+    'optim_wrapper.accumulative_counts': _whole(1),
+    'optim_wrapper.paramwise_cfg': _or_none(_DICT),
+    'optim_wrapper.optimizer.lr': _NUMBER,
+    'optim_wrapper.optimizer.momentum': _NUMBER,
     'optim_wrapper.optimizer.weight_decay': _NUMBER,
     'param_scheduler': _or_none(_Kind(_ONE_OR_MORE.words, lambda x: isinstance(x, Mapping) or _is_list(x, _is_record))),
-    'param_scheduler.*.milestones': _NUMBERS, 'param_scheduler.*.gamma': _NUMBER, 'model.*head.topk': _RANKS,
-    '*_evaluator*.topk': _RANKS, 'model.*init_cfg': _or_none(_Kind('config dicts, one or a list', lambda x: isinstance(
-        x, Mapping) or _is_list(x, lambda y: isinstance(y, Mapping)))), 'optim_wrapper.clip_grad.max_norm': _LIMIT,
+    'param_scheduler.*.milestones': _NUMBERS,
+    'param_scheduler.*.gamma': _NUMBER,
+    'model.*head.topk': _RANKS,
+    '*_evaluator*.topk': _RANKS,
+    'model.*init_cfg': _or_none(
+        _Kind(
+            'config dicts, one or a list',
+            lambda x: isinstance(x, Mapping) or _is_list(x, lambda y: isinstance(y, Mapping)),
+        )
+    ),
+    'optim_wrapper.clip_grad.max_norm': _LIMIT,
     'runner_type': _Kind("'Runner'", lambda x: x == 'Runner'),
-    'default_hooks': _or_none(_DICT), 'custom_hooks': _or_none(_STEPS),
-    'default_hooks.checkpoint.interval': _INTERVAL, 'default_hooks.checkpoint.max_keep_ckpts': _INTERVAL,
+    'default_hooks': _or_none(_DICT),
+    'custom_hooks': _or_none(_STEPS),
+    'default_hooks.checkpoint.interval': _INTERVAL,
+    'default_hooks.checkpoint.max_keep_ckpts': _INTERVAL,
     'default_hooks.logger.interval': _whole(1),
-    'randomness': _DICT, 'randomness.seed': _or_none(_whole(0, 2 ** 32 - 1)), 'env_cfg': _DICT,
-    'visualizer': _or_none(_RECORD), 'log_processor': _or_none(_DICT), 'log_level': _LEVEL,
-    'auto_scale_lr': _or_none(_DICT), 'auto_scale_lr.base_batch_size': _whole(1), 'work_dir': _TEXT,
-    'load_from': _or_none(_TEXT), 'resume': _or_none(_FLAG), 'default_scope': _or_none(_TEXT),
+    'randomness': _DICT,
+    'randomness.seed': _or_none(_whole(0, 2**32 - 1)),
+    'env_cfg': _DICT,
+    'visualizer': _or_none(_RECORD),
+    'log_processor': _or_none(_DICT),
+    'log_level': _LEVEL,
+    'auto_scale_lr': _or_none(_DICT),
+    'auto_scale_lr.base_batch_size': _whole(1),
+    'work_dir': _TEXT,
+    'load_from': _or_none(_TEXT),
+    'resume': _or_none(_FLAG),
+    'default_scope': _or_none(_TEXT),
     'compile': _Kind('True, False or a dict', lambda x: isinstance(x, (bool, Mapping))),
-    'prepare': _RECORDS, 'prepare.*.type': _TEXT,
-    'requires': _Kind("a list of dict(config='...', checkpoint='...')", lambda x: _is_list(x, lambda y: isinstance(
-        y, Mapping) and isinstance(y.get('config'), str) and isinstance(y.get('checkpoint'), str))),
-    'compare': _Kind("a dict of configs by the names of their runs, as dict(baseline='configs/...py')",
-                     lambda x: isinstance(x, Mapping) and all(isinstance(y, str) for y in x.values())),
+    'prepare': _RECORDS,
+    'prepare.*.type': _TEXT,
+    'requires': _Kind(
+        "a list of dict(config='...', checkpoint='...')",
+        lambda x: _is_list(
+            x,
+            lambda y: (
+                isinstance(y, Mapping) and isinstance(y.get('config'), str) and isinstance(y.get('checkpoint'), str)
+            ),
+        ),
+    ),
+    'compare': _Kind(
+        "a dict of configs by the names of their runs, as dict(baseline='configs/...py')",
+        lambda x: isinstance(x, Mapping) and all(isinstance(y, str) for y in x.values()),
+    ),
 }
-_GROUPS = {part: (f'{part}_dataloader', f'{part}_cfg', last) for part, last in (
-    ('train', 'optim_wrapper'), ('val', 'val_evaluator'), ('test', 'test_evaluator'))}
-_NEEDED = {'train': {'train_dataloader': ('dataset', 'sampler', 'batch_size'), 'val_dataloader': ('dataset', 'sampler'),
-                     'optim_wrapper': ('optimizer', )},
-           'test': {'test_dataloader': ('dataset', 'sampler')}}
+_GROUPS = {
+    part: (f'{part}_dataloader', f'{part}_cfg', last)
+    for part, last in (('train', 'optim_wrapper'), ('val', 'val_evaluator'), ('test', 'test_evaluator'))
+}
+_NEEDED = {
+    'train': {
+        'train_dataloader': ('dataset', 'sampler', 'batch_size'),
+        'val_dataloader': ('dataset', 'sampler'),
+        'optim_wrapper': ('optimizer',),
+    },
+    'test': {'test_dataloader': ('dataset', 'sampler')},
+}
 # What else mmengine's runner takes; the other keys of a config are its author's.
 _READ = {path.partition('.')[0] for path in _VALUES if not path.startswith('*')}.union(
-    *_GROUPS.values(), ('data_preprocessor', 'custom_imports', 'experiment_name'))
+    *_GROUPS.values(), ('data_preprocessor', 'custom_imports', 'experiment_name')
+)
 # What mmengine's constructor of optimisers takes; it would leave out another option in silence.
-_PARAMWISE = {'custom_keys', 'lr_mult', 'decay_mult', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult',
-              'flat_decay_mult', 'dwconv_decay_mult', 'dcn_offset_lr_mult', 'bypass_duplicate'}
+_PARAMWISE = {
+    'custom_keys',
+    'lr_mult',
+    'decay_mult',
+    'bias_lr_mult',
+    'bias_decay_mult',
+    'norm_decay_mult',
+    'flat_decay_mult',
+    'dwconv_decay_mult',
+    'dcn_offset_lr_mult',
+    'bypass_duplicate',
+}
 
 
 def check_config(config: Config, part: str = 'train', where: str | None = None) -> None:
@@ -206,8 +285,10 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
         raise UserError(f'{where} is a study: python tools/study.py {where} trains it')
     for key in set(_READ) - set(config):
         if near := [x for x in config if x not in _READ and one_slip(x, key)]:
-            raise UserError(f"{where} has '{near[0]}', which nothing reads, and no '{key}': correct it, or choose a "
-                            'less similar name')
+            raise UserError(
+                f"{where} has '{near[0]}', which nothing reads, and no '{key}': correct it, or choose a "
+                'less similar name'
+            )
     _check_parts(config, part, where)
     for path, value in _nodes(config):
         if path.partition('.')[0] not in _READ:
@@ -219,8 +300,11 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
             raise UserError(f'{where}: {path} is NaN, expected a number')
         if path.endswith('.type') and not isinstance(value, str) and not callable(value):
             raise UserError(f'{where}: {path} is {_short(value)}, expected the name of what is to be built')
-        if fnmatchcase(path, '*data_preprocessor') and value and len({
-                len(value[x]) for x in ('mean', 'std') if value.get(x) is not None}) > 1:
+        if (
+            fnmatchcase(path, '*data_preprocessor')
+            and value
+            and len({len(value[x]) for x in ('mean', 'std') if value.get(x) is not None}) > 1
+        ):
             raise UserError(f'{where}: {path} has mean={value["mean"]} and std={value["std"]}: give as many of both')
     scope = config.get('default_scope')
     if scope and scope not in MODELS.children and find_spec(scope) is None:
@@ -239,8 +323,10 @@ def _check_optimiser(config: Config, where: str) -> None:
         return
     # Six configs of Twins have a misspelt _delete_ there, without harm.
     if unknown := {x for x in wrapper.get('paramwise_cfg') or {} if not x.startswith('_')} - _PARAMWISE:
-        raise UserError(f"{where}: optim_wrapper.paramwise_cfg has no option '{min(unknown)}'; options are "
-                        f'{", ".join(sorted(_PARAMWISE))}')
+        raise UserError(
+            f"{where}: optim_wrapper.paramwise_cfg has no option '{min(unknown)}'; options are "
+            f'{", ".join(sorted(_PARAMWISE))}'
+        )
     with OPTIMIZERS.switch_scope_and_registry(config.get('default_scope')) as registry:
         _check_registered(f'{where}: optim_wrapper.optimizer', wrapper.get('optimizer'), registry)
 
@@ -256,18 +342,23 @@ def _check_registered(where: str, record: Any, registry: Registry) -> None:
 def _check_parts(config: Config, part: str, where: str) -> None:
     for key in ('model', *_GROUPS[part]):
         if config.get(key) is None:
-            raise UserError(f"{where} has no {key}: {'train.py' if part == 'train' else 'scoring'} needs "
-                            f"model, {', '.join(_GROUPS[part])}; configs/ has examples")
+            raise UserError(
+                f'{where} has no {key}: {"train.py" if part == "train" else "scoring"} needs '
+                f'model, {", ".join(_GROUPS[part])}; configs/ has examples'
+            )
     if part == 'train' and (given := [key for key in _GROUPS['val'] if config.get(key) is not None]):
         for key in _GROUPS['val']:
             if config.get(key) is None:
-                raise UserError(f"{where} has {' and '.join(given)} but no {key}: give all of "
-                                f"{', '.join(_GROUPS['val'])}, or none")
+                raise UserError(
+                    f'{where} has {" and ".join(given)} but no {key}: give all of {", ".join(_GROUPS["val"])}, or none'
+                )
     if part == 'train' and not given:
         for hook in (config.get('default_hooks') or {}).values():
             if isinstance(hook, Mapping) and hook.get('save_best'):
-                raise UserError(f"{where}: save_best is {hook['save_best']!r}, but without {', '.join(_GROUPS['val'])} "
-                                'nothing is scored: give them, or leave it out')
+                raise UserError(
+                    f'{where}: save_best is {hook["save_best"]!r}, but without {", ".join(_GROUPS["val"])} '
+                    'nothing is scored: give them, or leave it out'
+                )
     for key, names in _NEEDED[part].items():
         value = config.get(key)
         for name in names if isinstance(value, Mapping) and not {'constructor', 'batch_sampler'} & {*value} else ():
@@ -282,8 +373,13 @@ def _kinds(path: str) -> list[_Kind]:
 
 def _nodes(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
     """Yield every value of a config below its keys, from the outermost in, with its dotted path."""
-    items = node.items() if isinstance(node, (Mapping, Config)) else enumerate(node) if isinstance(
-        node, (list, tuple)) else ()
+    items = (
+        node.items()
+        if isinstance(node, (Mapping, Config))
+        else enumerate(node)
+        if isinstance(node, (list, tuple))
+        else ()
+    )
     for key, value in items:
         below = f'{path}.{key}' if path else str(key)
         yield below, value
@@ -304,5 +400,9 @@ def one_slip(word: str, other: str) -> bool:
     same = next((i for i, (a, b) in enumerate(zip(word, other, strict=False)) if a != b), min(len(word), len(other)))
     a, b = word[same:], other[same:]  # where they part
     letters = {*string.ascii_lowercase, '_'}
-    return (a[1:] == b and a[0] in letters) or (b[1:] == a and b[0] in letters) or bool(
-        a and b and a[1:] == b[1:] and {a[0], b[0]} <= letters) or (a[:2] == b[1::-1] and a[2:] == b[2:])
+    return (
+        (a[1:] == b and a[0] in letters)
+        or (b[1:] == a and b[0] in letters)
+        or bool(a and b and a[1:] == b[1:] and {a[0], b[0]} <= letters)
+        or (a[:2] == b[1::-1] and a[2:] == b[2:])
+    )

@@ -38,9 +38,11 @@ def _labels(term: Term, data_samples: Sequence[Any] | None) -> Tensor:
     for sample in [None] if data_samples is None else data_samples:
         label, mixed = getattr(sample, 'gt_label', None), getattr(sample, 'gt_score', None) is not None
         if mixed or not isinstance(label, Tensor) or label.numel() != 1:
-            raise UserError(f"term '{term.name}': {type(term.loss).__name__} needs images of one class each, a "
-                            f'gt_label of one number in each data sample, got {"a gt_score" if mixed else label}: use '
-                            'it for single-label classification, without mixing images')
+            raise UserError(
+                f"term '{term.name}': {type(term.loss).__name__} needs images of one class each, a "
+                f'gt_label of one number in each data sample, got {"a gt_score" if mixed else label}: use '
+                'it for single-label classification, without mixing images'
+            )
         labels.append(label.flatten())
     return torch.cat(labels)
 
@@ -54,18 +56,26 @@ def check_finite(losses: Mapping[str, Any]) -> None:
     losses = {name: value for name, value in losses.items() if 'loss' in name}  # as mmengine sums them
     if not losses:
         return
-    values = torch.stack([
-        sum(x.detach().float().mean() for x in ([loss] if isinstance(loss, Tensor) else loss))
-        for loss in losses.values()])
+    values = torch.stack(
+        [
+            sum(x.detach().float().mean() for x in ([loss] if isinstance(loss, Tensor) else loss))
+            for loss in losses.values()
+        ]
+    )
     bad = (~values.isfinite()).float()
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(bad, dist.ReduceOp.MAX)
     if bad.any():
-        told = [f'{name} is {value}' if not isfinite(value) else f'{name} is not finite in another process'
-                for name, value, flag in zip(losses, values.tolist(), bad.tolist(), strict=True) if flag]
+        told = [
+            f'{name} is {value}' if not isfinite(value) else f'{name} is not finite in another process'
+            for name, value, flag in zip(losses, values.tolist(), bad.tolist(), strict=True)
+            if flag
+        ]
         iteration = MessageHub.get_current_instance().get_info('iter', 0) + 1
-        raise UserError(f'{", ".join(told)} at iteration {iteration}: training stops, the last good checkpoint is '
-                        "kept; lower the term's weight or the learning rate")
+        raise UserError(
+            f'{", ".join(told)} at iteration {iteration}: training stops, the last good checkpoint is '
+            "kept; lower the term's weight or the learning rate"
+        )
 
 
 def _check_data_parallel(losses: Iterable[Tensor]) -> None:
@@ -80,8 +90,10 @@ def _check_data_parallel(losses: Iterable[Tensor]) -> None:
             nodes += [other for other, _ in node.next_functions]
     reached = {getattr(node, 'variable', None) for node in seen}
     if missed := [name for name, p in wrapper.module.named_parameters() if p.requires_grad and p not in reached]:
-        raise UserError(f'with task=False no gradient goes to {first(missed)}, which data-parallel takes for an error: '
-                        'set find_unused_parameters=True in the config')
+        raise UserError(
+            f'with task=False no gradient goes to {first(missed)}, which data-parallel takes for an error: '
+            'set find_unused_parameters=True in the config'
+        )
 
 
 def checked_inputs(inputs: Any) -> Any:
@@ -93,9 +105,11 @@ def checked_inputs(inputs: Any) -> Any:
     single = isinstance(inputs, Sequence) and all(isinstance(x, Tensor) and x.dim() == 3 for x in inputs)
     if not isinstance(inputs, Tensor) and not single:
         names = f' of {", ".join(map(str, inputs))}' if isinstance(inputs, Mapping) else ''
-        raise UserError('distillation takes batches dict(inputs=..., data_samples=...) of one view an image, got a '
-                        f'{type(inputs).__name__}{names} for its inputs: semi- or self-supervised data, with several '
-                        'views, and plain tuples do not fit')
+        raise UserError(
+            'distillation takes batches dict(inputs=..., data_samples=...) of one view an image, got a '
+            f'{type(inputs).__name__}{names} for its inputs: semi- or self-supervised data, with several '
+            'views, and plain tuples do not fit'
+        )
     return inputs
 
 
@@ -121,28 +135,38 @@ class Distillation(nn.Module):
     """
 
     def __init__(
-        self, student: nn.Module, teacher: Mapping[str, Any] | Sequence[Mapping[str, Any]],
-        terms: Sequence[Mapping[str, Any]], task: bool = True,
+        self,
+        student: nn.Module,
+        teacher: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        terms: Sequence[Mapping[str, Any]],
+        task: bool = True,
     ) -> None:
         super().__init__()
         self.task = task
         arguments = inspect.signature(student.forward).parameters
         if any(name not in arguments for name in ('inputs', 'data_samples', 'mode')) and not any(
-                x.kind is x.VAR_KEYWORD for x in arguments.values()):
-            raise UserError(f'{type(student).__name__} cannot be distilled: its forward takes '
-                            f"({', '.join(arguments)}), expected (inputs, data_samples, mode), with the modes 'loss' "
-                            "and 'tensor', as mmpretrain's and mmdet's models have")
+            x.kind is x.VAR_KEYWORD for x in arguments.values()
+        ):
+            raise UserError(
+                f'{type(student).__name__} cannot be distilled: its forward takes '
+                f"({', '.join(arguments)}), expected (inputs, data_samples, mode), with the modes 'loss' "
+                "and 'tensor', as mmpretrain's and mmdet's models have"
+            )
         self.reached = False  # whether a training step has shown that every term reaches the student
         self._covered = False  # and, where data-parallel needs that, that together they reach all of it
         if not isinstance(task, bool):
             raise UserError(f'task must be True or False, got {task!r}')
         records = [teacher] if isinstance(teacher, Mapping) else teacher
         if not _records(records):
-            raise UserError('a distillation needs a teacher: give a record, dict(config=..., checkpoint=...), or a '
-                            f'list of such records, got {teacher!r}')
+            raise UserError(
+                'a distillation needs a teacher: give a record, dict(config=..., checkpoint=...), or a '
+                f'list of such records, got {teacher!r}'
+            )
         if not _records(terms):
-            raise UserError('a distillation needs terms: give a list of records, [dict(name=..., loss=dict(type=...), '
-                            f'student=..., teacher=...)], got {terms!r}')
+            raise UserError(
+                'a distillation needs terms: give a list of records, [dict(name=..., loss=dict(type=...), '
+                f'student=..., teacher=...)], got {terms!r}'
+            )
         with preserved_rng():
             built = []
             for number, record in enumerate(terms, 1):
@@ -155,8 +179,9 @@ class Distillation(nn.Module):
                 if names.count(name) > 1:
                     raise UserError(f"two terms are named '{name}': give each its own name")
             self.recorder = Recorder(student, [tap for term in built for tap in term.student_taps])
-            self.teachers = [self._build_teacher(number, record, len(records) > 1)
-                             for number, record in enumerate(records)]
+            self.teachers = [
+                self._build_teacher(number, record, len(records) > 1) for number, record in enumerate(records)
+            ]
 
     def _build_teacher(self, number: int, record: Mapping[str, Any], several: bool) -> Teacher:
         whose = f'teacher {number}' if several else 'the teacher'
@@ -168,7 +193,8 @@ class Distillation(nn.Module):
         checked_arguments(whose, build_teacher, record)
         try:
             return Teacher(
-                build_teacher(**record), taps, getattr(self.recorder.model, 'data_preprocessor', None), **ways)
+                build_teacher(**record), taps, getattr(self.recorder.model, 'data_preprocessor', None), **ways
+            )
         except UserError as error:
             if not several:
                 raise
@@ -196,7 +222,10 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def probe(
-        self, student: nn.Module, inputs: Tensor, data_samples: Sequence[Any] | None,
+        self,
+        student: nn.Module,
+        inputs: Tensor,
+        data_samples: Sequence[Any] | None,
     ) -> tuple[Features, list[Features]]:
         """Return what the taps of the student and of each teacher put out; the first half of :meth:`dry_run`."""
         modes = {module: module.training for module in student.modules()}
@@ -214,8 +243,9 @@ class Distillation(nn.Module):
         for whose, found in (('student', features), *(('teacher', target) for target in targets)):
             for tap, levels in found.items():
                 if not levels:
-                    raise UserError(f"the {whose}'s module '{tap}' puts out no tensor in a forward pass: "
-                                    'tap another one')
+                    raise UserError(
+                        f"the {whose}'s module '{tap}' puts out no tensor in a forward pass: tap another one"
+                    )
         lines = []
         with preserved_rng():
             for term in self.terms:
@@ -234,11 +264,16 @@ class Distillation(nn.Module):
         """
         checked_inputs(inputs)
         asked = {number for term in self.terms if term.current_weight() for number in term.of}
-        return [teacher(inputs, data_samples) if number in asked else {}
-                for number, teacher in enumerate(self.teachers)]
+        return [
+            teacher(inputs, data_samples) if number in asked else {} for number, teacher in enumerate(self.teachers)
+        ]
 
     def forward(
-        self, features: Features, targets: Sequence[Features], inputs: Tensor, data_samples: Sequence[Any] | None,
+        self,
+        features: Features,
+        targets: Sequence[Features],
+        inputs: Tensor,
+        data_samples: Sequence[Any] | None,
     ) -> dict[str, Tensor]:
         """Return the weighted losses of a step, under ``loss_<term>``; a term whose weight is 0 is not computed.
 
@@ -276,11 +311,16 @@ class Distillation(nn.Module):
                 raise UserError(
                     f"term '{term.name}': no gradient goes from {'+'.join(term.student_taps)} into the student, so "
                     'that it would train nothing: all up to there is frozen, or lies inside a block under activation '
-                    'checkpointing (with_cp=True); tap the whole block or a later module, or leave that out')
+                    'checkpointing (with_cp=True); tap the whole block or a later module, or leave that out'
+                )
         self.reached = True
 
     def _on_adversaries(
-        self, term: Term, features: Features, targets: Sequence[Features], inputs: Tensor,
+        self,
+        term: Term,
+        features: Features,
+        targets: Sequence[Features],
+        inputs: Tensor,
         data_samples: Sequence[Any] | None,
     ) -> Tensor:
         """Return a term's loss on inputs that it makes from those of the batch, with one more pass of the student.
@@ -295,10 +335,16 @@ class Distillation(nn.Module):
         zeros where fewer are chosen.
         """
         student = self.recorder.model
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 and any(
-                isinstance(module, nn.SyncBatchNorm) for module in student.modules()):
-            raise UserError(f"term '{term.name}': {type(term.loss).__name__} runs the student on as many images as a "
-                            'process has found, which SyncBatchNorm cannot: leave sync_bn out')
+        if (
+            dist.is_available()
+            and dist.is_initialized()
+            and dist.get_world_size() > 1
+            and any(isinstance(module, nn.SyncBatchNorm) for module in student.modules())
+        ):
+            raise UserError(
+                f"term '{term.name}': {type(term.loss).__name__} runs the student on as many images as a "
+                'process has found, which SyncBatchNorm cannot: leave sync_bn out'
+            )
         labels = _labels(term, data_samples).to(inputs.device)
         losses = []
         for number in term.of:
@@ -326,7 +372,11 @@ class Distillation(nn.Module):
         return mean_over_teachers(losses)
 
     def add_to(
-        self, losses: dict[str, Any], features: Features, targets: Sequence[Features], inputs: Tensor,
+        self,
+        losses: dict[str, Any],
+        features: Features,
+        targets: Sequence[Features],
+        inputs: Tensor,
         data_samples: Sequence[Any] | None,
     ) -> dict[str, Any]:
         """Return the task's losses with the distillation's beside them; the arguments are those of :meth:`forward`.
@@ -340,11 +390,14 @@ class Distillation(nn.Module):
                 raise UserError(f"the student already has a '{name}': rename the term '{name.removeprefix('loss_')}'")
         if not self.task:
             if not any(loss.requires_grad for loss in own.values()):
-                raise UserError('with task=False the terms alone train, but the weights of all are 0 now: give one a '
-                                'weight')
+                raise UserError(
+                    'with task=False the terms alone train, but the weights of all are 0 now: give one a weight'
+                )
             if not self._covered:
                 _check_data_parallel(own.values())
                 self._covered = True
-            losses = {name: value.detach() if isinstance(value, Tensor) else [x.detach() for x in value]
-                      for name, value in losses.items()}
+            losses = {
+                name: value.detach() if isinstance(value, Tensor) else [x.detach() for x in value]
+                for name, value in losses.items()
+            }
         return losses | own

@@ -19,7 +19,11 @@ from kd_plugins.registry import type_name
 
 
 def prepare_run(
-    config: Config, launcher: str = 'none', allow_pickle: bool = False, skip_corrupt: bool = False, amp: bool = False,
+    config: Config,
+    launcher: str = 'none',
+    allow_pickle: bool = False,
+    skip_corrupt: bool = False,
+    amp: bool = False,
 ) -> None:
     """Make a config, and this process, ready for mmengine's runner.
 
@@ -37,8 +41,10 @@ def prepare_run(
     guard_checkpoints(allow_pickle)
     BaseDataset._serialize_data = _serialized
     if not allow_pickle and 'OpenImagesChallengeDataset' in map(type_name, _records(config._cfg_dict)):
-        raise UserError('OpenImagesChallengeDataset reads its label tree by pickle, which can run code: if you trust '
-                        'its hierarchy_file, allow it (--allow-pickle)')
+        raise UserError(
+            'OpenImagesChallengeDataset reads its label tree by pickle, which can run code: if you trust '
+            'its hierarchy_file, allow it (--allow-pickle)'
+        )
     _add_hooks(config)
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):  # every image is scored, or none
         _check_images(config.get(name), skip_corrupt and name == 'train_dataloader')
@@ -48,8 +54,9 @@ def prepare_run(
         for name in ('switch_pipeline', 'train_pipeline'):  # which take the place of the training data's later on
             _check_images(record.get(name), skip_corrupt)
     if amp:
-        config.optim_wrapper = {key: value for key, value in config.optim_wrapper.items()
-                                if key not in ('loss_scale', 'dtype')} | {'type': 'kd_plugins.BF16OptimWrapper'}
+        config.optim_wrapper = {
+            key: value for key, value in config.optim_wrapper.items() if key not in ('loss_scale', 'dtype')
+        } | {'type': 'kd_plugins.BF16OptimWrapper'}
     _check_launcher(launcher)
     if not torch.cuda.is_available():
         _use_cpu(config)
@@ -74,8 +81,10 @@ def _serialized(dataset: BaseDataset) -> tuple[np.ndarray, np.ndarray]:
     if not dataset.data_list:
         source = dataset.ann_file or dataset.data_root or dataset.data_prefix
         classes = f'{dataset.metainfo.get("classes")!r:.60}'
-        raise UserError(f'{type(dataset).__name__}: no image is left of {source}: it has none, or none that '
-                        f'classes={classes}, filter_cfg={dataset.filter_cfg} and indices={dataset._indices} keep')
+        raise UserError(
+            f'{type(dataset).__name__}: no image is left of {source}: it has none, or none that '
+            f'classes={classes}, filter_cfg={dataset.filter_cfg} and indices={dataset._indices} keep'
+        )
     return _serialize(dataset)
 
 
@@ -86,21 +95,29 @@ _RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 def _check_launcher(launcher: str) -> None:
     if launcher != 'none' and _RANKS[launcher] not in os.environ:
         start = dict(pytorch='torchrun --nproc_per_node N', slurm='srun', mpi='mpirun -n N')[launcher]
-        raise UserError(f'--launcher {launcher}: this process was not started by it; put {start} before the command, '
-                        'or leave the option out')
+        raise UserError(
+            f'--launcher {launcher}: this process was not started by it; put {start} before the command, '
+            'or leave the option out'
+        )
     if launcher == 'pytorch':
         for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'):
             if name not in os.environ or (name != 'MASTER_ADDR' and not os.environ[name].isdecimal()):
-                raise UserError(f'--launcher pytorch: {name} is {os.environ.get(name)!r}, which torchrun would have '
-                                'set; put torchrun --nproc_per_node N before the command')
+                raise UserError(
+                    f'--launcher pytorch: {name} is {os.environ.get(name)!r}, which torchrun would have '
+                    'set; put torchrun --nproc_per_node N before the command'
+                )
         if int(os.environ['RANK']) >= int(os.environ['WORLD_SIZE']):
-            raise UserError(f"--launcher pytorch: RANK is {os.environ['RANK']}, expected less than WORLD_SIZE, "
-                            f"{os.environ['WORLD_SIZE']}")
+            raise UserError(
+                f'--launcher pytorch: RANK is {os.environ["RANK"]}, expected less than WORLD_SIZE, '
+                f'{os.environ["WORLD_SIZE"]}'
+            )
     if launcher == 'none' and 'TORCHELASTIC_RUN_ID' in os.environ:
         raise UserError('torchrun has started this process, which would train alone: give --launcher pytorch')
     if launcher in ('slurm', 'mpi') and not torch.cuda.is_available():
-        raise UserError(f'--launcher {launcher} needs a GPU for each process, and torch finds none: use torchrun with '
-                        '--launcher pytorch')
+        raise UserError(
+            f'--launcher {launcher} needs a GPU for each process, and torch finds none: use torchrun with '
+            '--launcher pytorch'
+        )
 
 
 @contextmanager
@@ -119,8 +136,9 @@ def alone_in(folder: str | Path, launcher: str = 'none') -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f'{folder}: another command is at work in this folder: wait until it ends, or name another '
-                            'folder') from None
+            raise UserError(
+                f'{folder}: another command is at work in this folder: wait until it ends, or name another folder'
+            ) from None
         except OSError:  # a file system without locks
             pass
         yield
@@ -163,7 +181,12 @@ def _check_images(node: Any, skip_corrupt: bool) -> None:
     for record in _records(node):
         options = {key for key, value in record.items() if value is not None}
         if type_name(record) == 'LoadImageFromFile' and options <= {
-                'type', 'to_float32', 'color_type', 'imdecode_backend', 'backend_args'}:
+            'type',
+            'to_float32',
+            'color_type',
+            'imdecode_backend',
+            'backend_args',
+        }:
             record['type'] = 'kd_plugins.LoadImage'
         if type_name(record) == 'LoadImage':
             record['skip_corrupt'] = skip_corrupt
@@ -174,5 +197,8 @@ def _use_cpu(config: Config) -> None:
     if config.launcher == 'pytorch':
         torch.distributed.init_process_group('gloo')
         config.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None,
-            find_unused_parameters=config.get('find_unused_parameters', False))
+            type='MMDistributedDataParallel',
+            broadcast_buffers=False,
+            device_ids=None,
+            find_unused_parameters=config.get('find_unused_parameters', False),
+        )

@@ -21,8 +21,10 @@ class UserError(ValueError):
 
 
 MAKE_ROOM = 'make room and give the command again, train.py with --resume'
-_REMEDIES = {errno.ENOENT: '; check the path in the config',
-             **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f'; {MAKE_ROOM}')}
+_REMEDIES = {
+    errno.ENOENT: '; check the path in the config',
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f'; {MAKE_ROOM}'),
+}
 # Packages whose code works by the config: what it raises is about the config or the data.
 _STOCK = ('mmengine', 'mmcv', 'mmdet', 'mmpretrain')
 _LIBRARY = {Path(sysconfig.get_path(name)) for name in ('stdlib', 'platstdlib', 'purelib', 'platlib')}
@@ -52,8 +54,9 @@ def _user_message(error: BaseException) -> str | None:
         return text.rpartition(f'{UserError.__module__}.{UserError.__qualname__}: ')[2]
     if isinstance(error, UnicodeEncodeError):
         return f"{error.object!r:.80} has letters that this locale's {error.encoding} lacks: set PYTHONUTF8=1"
-    if isinstance(error, OSError) and (error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-                                       or _is_named(error.filename)):
+    if isinstance(error, OSError) and (
+        error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _is_named(error.filename)
+    ):
         told = f'{error.filename}: {error.strerror}' if error.filename else text
         return told + _REMEDIES.get(error.errno, '')
     if type(error).__name__ == 'OutOfMemoryError':  # of torch, which this module does not import
@@ -80,10 +83,12 @@ def _refusal(error: BaseException) -> str | None:
     part, by_config = _part_at_work(error)
     if not by_config and not _is_stock(files):
         return None
-    if found := re.match(r"KeyError: (\S+) is not in the \S+?::(.+?) registry", text):
-        return (f"type '{found[1]}' is not in the {found[2]} registry; nearest names: "
-                f"{', '.join(_registered_near(*found.groups())) or 'none'}; correct it in the config, or name in "
-                'custom_imports the module that registers it')
+    if found := re.match(r'KeyError: (\S+) is not in the \S+?::(.+?) registry', text):
+        return (
+            f"type '{found[1]}' is not in the {found[2]} registry; nearest names: "
+            f'{", ".join(_registered_near(*found.groups())) or "none"}; correct it in the config, or name in '
+            'custom_imports the module that registers it'
+        )
     kept = _keep_traceback(error)
     told = ' '.join(f'{part}: {text}'.removeprefix(': ').split())[:500]
     return f'{told}; correct the options in the config, or the data{f" (traceback in {kept})" if kept else ""}'
@@ -159,8 +164,11 @@ def _part_at_work(error: BaseException) -> tuple[str, bool]:
 
 def _brief(options: Mapping[str, Any]) -> str:
     """Return the options of a config dict that are single values."""
-    return ', '.join(f'{key}={value!r:.40}' for key, value in options.items()
-                     if isinstance(value, (str, int, float, list, tuple, NoneType)))[:200]
+    return ', '.join(
+        f'{key}={value!r:.40}'
+        for key, value in options.items()
+        if isinstance(value, (str, int, float, list, tuple, NoneType))
+    )[:200]
 
 
 def _nobody_reads() -> bool:

@@ -43,7 +43,11 @@ class KeyValues(DictAction):
     """mmengine's ``KEY=VALUE ...``, where what is none of these is named."""
 
     def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None,
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: Any = None,
     ) -> None:
         """Read the values."""
         for text in values:

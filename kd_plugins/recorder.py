@@ -55,8 +55,9 @@ class Recorder:
         for tap in self._taps:
             if not tap or tap not in modules:
                 near = difflib.get_close_matches(tap, modules, n=4, cutoff=0.4) or list(modules)[1:5]
-                raise UserError(f"{type(model).__name__} has no module '{tap}' to tap; nearest names: "
-                                f'{", ".join(near)}')
+                raise UserError(
+                    f"{type(model).__name__} has no module '{tap}' to tap; nearest names: {', '.join(near)}"
+                )
         self._cloned: set[str] = set()
         self._once = self._probed = False
 
@@ -65,7 +66,8 @@ class Recorder:
         """Call ``hook(tap, tensors)`` after every run of a tapped module inside the block."""
         handles = [  # looked up anew: mmengine may have put a SyncBatchNorm in a module's place
             self.model.get_submodule(tap).register_forward_hook(
-                lambda module, args, output, tap=tap: hook(tap, list(_tensors(output))))
+                lambda module, args, output, tap=tap: hook(tap, list(_tensors(output)))
+            )
             for tap in self._taps
         ]
         try:
@@ -94,7 +96,7 @@ class Recorder:
         def record(tap: str, tensors: list[Tensor]) -> None:
             features[tap] += [x.clone() for x in tensors] if tap in self._cloned else tensors
             if watched:
-                versions[tap] += [x._version for x in features[tap][len(versions[tap]):]]
+                versions[tap] += [x._version for x in features[tap][len(versions[tap]) :]]
             missing.discard(tap)
             if stop and self._once and not missing:
                 raise _Complete
@@ -104,8 +106,10 @@ class Recorder:
         if watched:
             for tap in self._taps:
                 if versions[tap] != [x._version for x in features[tap]]:
-                    raise UserError(f"what '{tap}' puts out is overwritten in training by a layer after it (a dropout "
-                                    'with inplace=True): tap that layer instead, or set its inplace to False')
+                    raise UserError(
+                        f"what '{tap}' puts out is overwritten in training by a layer after it (a dropout "
+                        'with inplace=True): tap that layer instead, or set its inplace to False'
+                    )
 
     @contextmanager
     def probing(self) -> Iterator[Features]:

@@ -34,7 +34,8 @@ class Schedule:
         given = f'got at={at!r}, value={value!r}'
         for numbers in (at, value):
             if not isinstance(numbers, Sequence) or not all(
-                    isinstance(x, (int, float)) and isfinite(x) for x in numbers):
+                isinstance(x, (int, float)) and isfinite(x) for x in numbers
+            ):
                 raise UserError(f'the times and values of a schedule are two lists of finite numbers, {given}')
         if len(at) != len(value) or not at:
             raise UserError(f'a schedule needs as many values as times, {given}')
@@ -54,8 +55,10 @@ class Schedule:
         epochs, iterations = hub.get_info('max_epochs', 1), hub.get_info('max_iters', 1)
         if epochs == 1:  # or a run that counts iterations
             if self.by == 'epoch' and _counts_iterations(hub):
-                raise UserError("the weight of a term runs by epoch, but this run counts iterations: give by='iter' or "
-                                "by='progress'")
+                raise UserError(
+                    "the weight of a term runs by epoch, but this run counts iterations: give by='iter' or "
+                    "by='progress'"
+                )
             return self.value_at(iteration / iterations)
         if (epoch := hub.get_info('epoch', 0)) != self._epoch:
             self._epoch, self._start = epoch, iteration

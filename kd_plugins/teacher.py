@@ -22,7 +22,9 @@ from kd_plugins.registry import MODELS, type_name
 
 
 def build_teacher(
-    config: str | dict[str, Any], checkpoint: str | None, data_preprocessor: dict[str, Any] | None = None,
+    config: str | dict[str, Any],
+    checkpoint: str | None,
+    data_preprocessor: dict[str, Any] | None = None,
     allow_pickle: bool = False,
 ) -> nn.Module:
     """Build a teacher's network, see :func:`build_network`, and load its weights.
@@ -48,7 +50,8 @@ def build_teacher(
 
 
 def build_network(
-    config: str | dict[str, Any], data_preprocessor: dict[str, Any] | None = None,
+    config: str | dict[str, Any],
+    data_preprocessor: dict[str, Any] | None = None,
 ) -> nn.Module:
     """Build a network as its constructor leaves it.
 
@@ -68,8 +71,9 @@ def build_network(
         except FileNotFoundError as error:
             raise UserError(f'teacher config {config} does not exist: give a path or package::path') from error
         except Exception as error:  # of its code, or mmengine's of the package
-            raise UserError(f'teacher config {config}: {type(error).__name__}: {error}; give a path '
-                            'or package::path') from error
+            raise UserError(
+                f'teacher config {config}: {type(error).__name__}: {error}; give a path or package::path'
+            ) from error
         if 'model' not in config:
             raise UserError(f'the teacher config {config.filename} has no model: give that of a whole network')
         scope = config.get('default_scope')
@@ -78,8 +82,9 @@ def build_network(
     elif isinstance(config, Mapping) and 'type' in config:
         model = config
     else:
-        raise UserError("a teacher's config must be a path, package::path, or a model record with a 'type', got "
-                        f'{config!r}')
+        raise UserError(
+            f"a teacher's config must be a path, package::path, or a model record with a 'type', got {config!r}"
+        )
     while type_name(model) in ('Distiller', 'MutualLearning', 'NativeEnsemble'):  # itself distilled
         model = {'data_preprocessor': model.get('data_preprocessor')} | dict(model['student'])
     model = copy.deepcopy(dict(model))  # mmdet changes records as it builds
@@ -103,8 +108,12 @@ def _initialise(network: nn.Module) -> None:
         for key in found:
             random.pop(f'{name}.{key}'.lstrip('.'), None)
     if random:
-        print_log(f'the teacher has no checkpoint, and is random in {first(list(random))}: give it one, unless its '
-                  'network brings weights of its own', 'current', logging.WARNING)
+        print_log(
+            f'the teacher has no checkpoint, and is random in {first(list(random))}: give it one, unless its '
+            'network brings weights of its own',
+            'current',
+            logging.WARNING,
+        )
 
 
 class _Renormalise(nn.Module):
@@ -140,18 +149,24 @@ class _Renormalise(nn.Module):
             raise UserError(
                 f"the teacher's data_preprocessor states which input it takes, but the student's, "
                 f"{type(student).__name__}, does not state what it makes: give the student one of mmengine's, mmdet's "
-                "or mmpretrain's, or give the teacher data_preprocessor={} to hand it the student's batch as it is")
+                "or mmpretrain's, or give the teacher data_preprocessor={} to hand it the student's batch as it is"
+            )
         (mean_s, std_s, flip_s, pad_s), (mean_t, std_t, flip_t, pad) = statistics(student), statistics(teacher)
         if len({x.numel() for x in (mean_s, std_s, mean_t, std_t)} - {1}) > 1:
-            raise UserError(f"the teacher's data_preprocessor has a mean of {mean_t.numel()} channels, the student's "
-                            f'of {mean_s.numel()}: both take the same images')
+            raise UserError(
+                f"the teacher's data_preprocessor has a mean of {mean_t.numel()} channels, the student's "
+                f'of {mean_s.numel()}: both take the same images'
+            )
         self.flip, self.student_pad, self.pad = flip_s != flip_t, pad_s, pad
         if self.flip:
             mean_s, std_s = mean_s.flip(0), std_s.flip(0)
         self.register_buffer('scale', std_s / std_t, persistent=False)
         self.register_buffer('shift', (mean_s - mean_t) / std_t, persistent=False)
-        self.identity = student is None or not states(teacher) or (
-            not self.flip and pad_s == pad and torch.equal(mean_s, mean_t) and torch.equal(std_s, std_t))
+        self.identity = (
+            student is None
+            or not states(teacher)
+            or (not self.flip and pad_s == pad and torch.equal(mean_s, mean_t) and torch.equal(std_s, std_t))
+        )
 
     def forward(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Tensor:
         if self.identity:
@@ -185,8 +200,12 @@ class Teacher:
     """
 
     def __init__(
-        self, model: nn.Module, taps: Iterable[str], student_preprocessor: nn.Module | None = None,
-        cache: str | None = None, bf16: bool = False,
+        self,
+        model: nn.Module,
+        taps: Iterable[str],
+        student_preprocessor: nn.Module | None = None,
+        cache: str | None = None,
+        bf16: bool = False,
     ) -> None:
         if not isinstance(cache, (str, Path, type(None))):
             raise UserError(f"a teacher's cache must be a folder or None, got {cache!r}")
@@ -201,8 +220,16 @@ class Teacher:
         self._cache = None
         if cache is not None:
             convert = self._convert
-            self._cache = AnswerCache(cache, model, [*taps, str(convert.identity or (
-                convert.flip, convert.scale.tolist(), convert.shift.tolist(), convert.pad))])
+            self._cache = AnswerCache(
+                cache,
+                model,
+                [
+                    *taps,
+                    str(
+                        convert.identity or (convert.flip, convert.scale.tolist(), convert.shift.tolist(), convert.pad)
+                    ),
+                ],
+            )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> 'Teacher':
         return self

@@ -25,9 +25,7 @@ def checked_arguments(what: str, callable_: Any, record: Mapping[str, Any]) -> N
     Raises:
         UserError: An option is misspelt (the nearest is offered) or missing.
     """
-    options = {
-        name: p for name, p in inspect.signature(callable_).parameters.items() if p.kind is not p.VAR_KEYWORD
-    }
+    options = {name: p for name, p in inspect.signature(callable_).parameters.items() if p.kind is not p.VAR_KEYWORD}
     if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(callable_).parameters.values()):
         return
     for name in record:
@@ -57,8 +55,10 @@ def build_part(what: str, record: Mapping[str, Any] | nn.Module) -> nn.Module:
         class_ = None
     if class_ is None:
         near = difflib.get_close_matches(str(name).rpartition('.')[2], MODELS.module_dict, n=3)
-        raise UserError(f"{what}: '{name}' is no registered module; nearest names: "
-                        f'{", ".join(f"kd_plugins.{x}" for x in near) or "none"}')
+        raise UserError(
+            f"{what}: '{name}' is no registered module; nearest names: "
+            f'{", ".join(f"kd_plugins.{x}" for x in near) or "none"}'
+        )
     options = {key: value for key, value in record.items() if key != 'type'}
     checked_arguments(f'{what} ({class_.__name__})', class_, options)
     try:
@@ -84,8 +84,10 @@ def gathered(feature: Tensor) -> Tensor:
     shapes = [torch.empty_like(shape) for _ in range(dist.get_world_size())]
     dist.all_gather(shapes, shape)
     if any(not torch.equal(shape, other) for other in shapes):
-        raise UserError(f'a relational loss compares the samples of all processes, whose shapes differ here '
-                        f'({[tuple(s.tolist()) for s in shapes]}): tap a pooled feature, or train at a fixed size')
+        raise UserError(
+            f'a relational loss compares the samples of all processes, whose shapes differ here '
+            f'({[tuple(s.tolist()) for s in shapes]}): tap a pooled feature, or train at a fixed size'
+        )
     if not feature.requires_grad:
         parts = [torch.empty_like(feature) for _ in shapes]
         dist.all_gather(parts, feature.contiguous())
@@ -113,9 +115,14 @@ class Term(nn.Module):
     """
 
     def __init__(
-        self, name: str, loss: Mapping[str, Any] | nn.Module, student: str | Sequence[str],
-        teacher: str | Sequence[str], weight: float | Mapping[str, Any] = 1.0,
-        adapter: str | Mapping[str, Any] | None = None, of: Sequence[int] | None = None,
+        self,
+        name: str,
+        loss: Mapping[str, Any] | nn.Module,
+        student: str | Sequence[str],
+        teacher: str | Sequence[str],
+        weight: float | Mapping[str, Any] = 1.0,
+        adapter: str | Mapping[str, Any] | None = None,
+        of: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(name, str) or not name:
@@ -127,11 +134,14 @@ class Term(nn.Module):
             checked_arguments(f"the weight of term '{name}'", Schedule, weight)
             weight = Schedule(**weight)
         elif not isinstance(weight, (int, float)):
-            raise UserError(f"the weight of term '{name}' must be a number or dict(at=[...], value=[...]), "
-                            f'got {weight!r}')
+            raise UserError(
+                f"the weight of term '{name}' must be a number or dict(at=[...], value=[...]), got {weight!r}"
+            )
         if not all(isfinite(x) and x >= 0 for x in (weight.value if isinstance(weight, Schedule) else [weight])):
-            raise UserError(f"the weight of term '{name}' must be finite and not below 0, got "
-                            f'{weight.value if isinstance(weight, Schedule) else weight}')
+            raise UserError(
+                f"the weight of term '{name}' must be finite and not below 0, got "
+                f'{weight.value if isinstance(weight, Schedule) else weight}'
+            )
         self.weight = weight
         if isinstance(adapter, str) and adapter != 'auto':
             raise UserError(f"the adapter of term '{name}' must be None, 'auto' or a module record, got '{adapter}'")
@@ -142,8 +152,9 @@ class Term(nn.Module):
     def _taps(self, side: str, taps: Any) -> list[str]:
         found = [taps] if isinstance(taps, str) else taps
         if not isinstance(found, Sequence) or not found or not all(isinstance(tap, str) for tap in found):
-            raise UserError(f"term '{self.name}': {side} must be the name of a module or a list of such names, "
-                            f'got {taps!r}')
+            raise UserError(
+                f"term '{self.name}': {side} must be the name of a module or a list of such names, got {taps!r}"
+            )
         return list(found)
 
     def choose_teachers(self, count: int) -> None:
@@ -152,8 +163,10 @@ class Term(nn.Module):
             self.of = range(count)
         known = isinstance(self.of, Sequence) and all(x in range(count) for x in self.of)
         if not known or not self.of or len(set(self.of)) < len(self.of):
-            raise UserError(f"term '{self.name}': of must list places of teachers, each once, from 0 to {count - 1}, "
-                            f'got {self.of!r}')
+            raise UserError(
+                f"term '{self.name}': of must list places of teachers, each once, from 0 to {count - 1}, "
+                f'got {self.of!r}'
+            )
 
     def current_weight(self) -> float:
         """Return the weight at this point of training."""
@@ -170,8 +183,10 @@ class Term(nn.Module):
         for number in self.of:
             for s, t in zip(self.of_student(student), self.of_teacher(targets[number]), strict=True):
                 self.adapters.append(
-                    _auto_adapter(s, t) if self._adapter == 'auto'
-                    else build_part(f"the adapter of term '{self.name}'", copy.deepcopy(self._adapter)))
+                    _auto_adapter(s, t)
+                    if self._adapter == 'auto'
+                    else build_part(f"the adapter of term '{self.name}'", copy.deepcopy(self._adapter))
+                )
 
     def of_student(self, features: Features) -> list[Tensor]:
         """Return all levels of the student's taps, in order."""
@@ -183,17 +198,24 @@ class Term(nn.Module):
 
     def describe(self, student: Features, targets: Sequence[Features]) -> str:
         """Say what meets what, in one line."""
+
         def side(taps: list[str], levels: list[Tensor]) -> str:
             return f'{"+".join(taps)} {" ".join(str(tuple(x.shape)) for x in levels)}'
 
         names = [f'teacher {number}' for number in self.of] if len(targets) > 1 else ['teacher']
-        theirs = [f'{name} {side(self.teacher_taps, self.of_teacher(targets[number]))}'
-                  for name, number in zip(names, self.of, strict=True)]
-        sizes = {name: sum(p.numel() for p in module.parameters())
-                 for name, module in (('adapter', self.adapters), ('loss', self.loss))}
+        theirs = [
+            f'{name} {side(self.teacher_taps, self.of_teacher(targets[number]))}'
+            for name, number in zip(names, self.of, strict=True)
+        ]
+        sizes = {
+            name: sum(p.numel() for p in module.parameters())
+            for name, module in (('adapter', self.adapters), ('loss', self.loss))
+        }
         trained = ''.join(f', {name} of {size:,} parameters' for name, size in sizes.items() if size)
-        return (f'{self.name}: {type(self.loss).__name__} student '
-                f'{side(self.student_taps, self.of_student(student))} -> {", ".join(theirs)}{trained}')
+        return (
+            f'{self.name}: {type(self.loss).__name__} student '
+            f'{side(self.student_taps, self.of_student(student))} -> {", ".join(theirs)}{trained}'
+        )
 
     def forward(self, student: Features, targets: Sequence[Features]) -> Tensor:
         """Return the unweighted loss, a scalar."""
@@ -203,28 +225,36 @@ class Term(nn.Module):
         """Return the unweighted loss against one of the teachers."""
         levels, targets = self.of_student(student), self.of_teacher(target)
         if len(levels) != len(targets):
-            raise UserError(f"term '{self.name}': the student's taps give {len(levels)} feature(s), the teacher's "
-                            f'{len(targets)}: name as many on both sides')
+            raise UserError(
+                f"term '{self.name}': the student's taps give {len(levels)} feature(s), the teacher's "
+                f'{len(targets)}: name as many on both sides'
+            )
         if self.adapters:
             first = list(self.of).index(number) * len(levels)
-            adapters = self.adapters[first:first + len(levels)]
+            adapters = self.adapters[first : first + len(levels)]
             levels = [adapter(level) for adapter, level in zip(adapters, levels, strict=True)]
         if getattr(self.loss, 'batch_relational', False):
             levels, targets = [gathered(x) for x in levels], [gathered(x) for x in targets]
         if hasattr(self.loss, 'adversaries') and len(levels) != 1:
-            raise UserError(f"term '{self.name}': {type(self.loss).__name__} takes one feature a network, its logits, "
-                            f'got {len(levels)}: give one tap')
+            raise UserError(
+                f"term '{self.name}': {type(self.loss).__name__} takes one feature a network, its logits, "
+                f'got {len(levels)}: give one tap'
+            )
         if getattr(self.loss, 'takes_pairs', False):
             if len(levels) != 2:
-                raise UserError(f"term '{self.name}': {type(self.loss).__name__} takes two features a network (the "
-                                f'in- and output of a stage), got {len(levels)}: give a list of two taps')
+                raise UserError(
+                    f"term '{self.name}': {type(self.loss).__name__} takes two features a network (the "
+                    f'in- and output of a stage), got {len(levels)}: give a list of two taps'
+                )
             losses = [self.loss(levels, targets)]
         else:
             losses = [self.loss(s, t) for s, t in zip(levels, targets, strict=True)]
         for loss in losses:
             if not isinstance(loss, Tensor) or loss.numel() != 1:
-                raise UserError(f"term '{self.name}': {type(self.loss).__name__} must return a scalar, got "
-                                f'{tuple(loss.shape) if isinstance(loss, Tensor) else loss!r}: a mean or a sum')
+                raise UserError(
+                    f"term '{self.name}': {type(self.loss).__name__} must return a scalar, got "
+                    f'{tuple(loss.shape) if isinstance(loss, Tensor) else loss!r}: a mean or a sum'
+                )
         return sum(losses)
 
     @contextmanager

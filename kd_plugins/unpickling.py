@@ -35,14 +35,12 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 class _PlainPickleHandler(PickleHandler):
-
     def load_from_fileobj(self, file: BinaryIO, **kwargs: Any) -> Any:
         with _refusing('.pkl'):
             return PlainUnpickler(file, **kwargs).load()
 
 
 class _PlainYamlHandler(YamlHandler):
-
     def load_from_fileobj(self, file: TextIO, **kwargs: Any) -> Any:
         with _refusing('.yaml'):
             return super().load_from_fileobj(file, Loader=getattr(yaml, 'CSafeLoader', yaml.SafeLoader))

@@ -13,7 +13,7 @@ from pathlib import Path
 TOOLS = Path(__file__).parents[1] / 'tools'
 
 # Imports what every run imports, once; then each line on stdin is a command line, run by forks, one for each process.
-FORK_SERVER = '''
+FORK_SERVER = """
 import gc, json, os, resource, runpy, signal, sys
 answers = os.fdopen(os.dup(1), 'w')
 os.dup2(2, 1)  # the imports print
@@ -42,7 +42,7 @@ for line in sys.stdin:
     print(pids[0], file=answers, flush=True)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
     print(next(filter(None, codes), 0), file=answers, flush=True)
-'''
+"""
 
 
 class CommandLine:
@@ -58,17 +58,27 @@ class CommandLine:
     def __init__(self, environment: Mapping[str, str] | None = None, imports: str = '') -> None:
         code = FORK_SERVER.replace('gc.freeze()', f'import {imports}\ngc.freeze()' if imports else 'gc.freeze()')
         self.server = subprocess.Popen(
-            [sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
-            env=os.environ | dict(OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(
-                [str(Path(__file__).parent), str(TOOLS.parent)])) | (environment or {}))
+            [sys.executable, '-c', code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            env=os.environ
+            | dict(OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), str(TOOLS.parent)]))
+            | (environment or {}),
+        )
         self._process = None
 
-    def start(self, folder, *arguments, tool='train', limit=resource.RLIM_INFINITY, environment=None,
-              ranks=({}, )) -> int:
+    def start(
+        self, folder, *arguments, tool='train', limit=resource.RLIM_INFINITY, environment=None, ranks=({},)
+    ) -> int:
         """Start a command line in a folder, with a process for each rank's variables; return the first, a group's."""
         arguments = [list(x) if isinstance(x, bytes) else str(x) for x in arguments]
-        job = dict(folder=str(folder), limit=limit, environments=[(environment or {}) | rank for rank in ranks],
-                   argv=[str(TOOLS / f'{tool}.py'), *arguments])
+        job = dict(
+            folder=str(folder),
+            limit=limit,
+            environments=[(environment or {}) | rank for rank in ranks],
+            argv=[str(TOOLS / f'{tool}.py'), *arguments],
+        )
         self.server.stdin.write(json.dumps(job).encode() + b'\n')
         self._process = self._answer()
         return self._process

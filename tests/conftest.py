@@ -7,8 +7,12 @@ import torch
 
 
 def pytest_addoption(parser):
-    parser.addoption('--device', default='cpu', help='where the tests that have the fixture `device` run (default: '
-                     '%(default)s); on another one, as cuda, those alone run')
+    parser.addoption(
+        '--device',
+        default='cpu',
+        help='where the tests that have the fixture `device` run (default: '
+        '%(default)s); on another one, as cuda, those alone run',
+    )
 
 
 def pytest_configure(config):

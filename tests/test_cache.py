@@ -43,8 +43,9 @@ def teacher(record: dict, folder: Path, taps: list[str] = TAPS) -> Teacher:
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that grows by a batch's size whenever a teacher runs."""
     calls, run = [], Teacher._forward
-    monkeypatch.setattr(Teacher, '_forward', lambda self, inputs, samples: (
-        calls.append(len(inputs)), run(self, inputs, samples)))
+    monkeypatch.setattr(
+        Teacher, '_forward', lambda self, inputs, samples: (calls.append(len(inputs)), run(self, inputs, samples))
+    )
     return calls
 
 
@@ -92,12 +93,22 @@ def test_a_run_that_repeats_its_augmentations_asks_the_teacher_for_the_first_one
     record: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(name: str, **cache: str) -> tuple[dict, int]:
-        config = classification_config(tmp_path, tmp_path / name, epochs=5, custom_hooks=[dict(
-            type='kd_plugins.DistillationHook', teacher=record | cache, terms=[
-                dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', teacher='head.fc')])])
+        config = classification_config(
+            tmp_path,
+            tmp_path / name,
+            epochs=5,
+            custom_hooks=[
+                dict(
+                    type='kd_plugins.DistillationHook',
+                    teacher=record | cache,
+                    terms=[dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', teacher='head.fc')],
+                )
+            ],
+        )
         config.train_dataloader.collate_fn = dict(type='kd_plugins.whole_batch')
         config.train_dataloader.dataset = dict(
-            type='kd_plugins.BatchedImages', dataset=dict(type='kd_plugins.Shades'), padding=2, flip_prob=0.5, replay=2)
+            type='kd_plugins.BatchedImages', dataset=dict(type='kd_plugins.Shades'), padding=2, flip_prob=0.5, replay=2
+        )
         with monkeypatch.context() as patch:
             calls = forwards(patch)
             return weights(train(config).model), sum(calls[1:])  # the first call is the dry run's
@@ -114,19 +125,22 @@ def test_a_run_that_repeats_its_augmentations_asks_the_teacher_for_the_first_one
     assert BatchedImages(dict(type='kd_plugins.Shades'))[0]['inputs'].shape == (1, 3, 16, 16)
 
 
-@pytest.mark.parametrize('change', [
-    "UPDATE answers SET value = (SELECT value FROM answers AS other WHERE other.key > answers.key LIMIT 1)",
-    "UPDATE answers SET value = CAST(x'00ff' || substr(value, 3) AS BLOB)",
-    'UPDATE answers SET value = substr(value, 9)',
-    'UPDATE answers SET value = NULL',
-    "UPDATE answers SET value = 'text'",
-    "UPDATE layouts SET layout = replace(layout, '[8, 8, 8]', '[4, 16, 8]')",
-    "UPDATE layouts SET layout = replace(layout, 'float32', 'int32')",
-    "UPDATE layouts SET layout = '[[\"head.fc\"'",
-    "UPDATE layouts SET layout = '[[\"head.fc\", 3]]'",
-    "UPDATE layouts SET layout = replace(layout, ', 16]', ', \"16\"]')",
-    'UPDATE layouts SET layout = NULL',
-])
+@pytest.mark.parametrize(
+    'change',
+    [
+        'UPDATE answers SET value = (SELECT value FROM answers AS other WHERE other.key > answers.key LIMIT 1)',
+        "UPDATE answers SET value = CAST(x'00ff' || substr(value, 3) AS BLOB)",
+        'UPDATE answers SET value = substr(value, 9)',
+        'UPDATE answers SET value = NULL',
+        "UPDATE answers SET value = 'text'",
+        "UPDATE layouts SET layout = replace(layout, '[8, 8, 8]', '[4, 16, 8]')",
+        "UPDATE layouts SET layout = replace(layout, 'float32', 'int32')",
+        'UPDATE layouts SET layout = \'[["head.fc"\'',
+        'UPDATE layouts SET layout = \'[["head.fc", 3]]\'',
+        "UPDATE layouts SET layout = replace(layout, ', 16]', ', \"16\"]')",
+        'UPDATE layouts SET layout = NULL',
+    ],
+)
 def test_what_has_changed_in_a_whole_file_is_answered_anew(
     record: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:

@@ -152,8 +152,13 @@ def test_looks_where_the_checkpoint_hook_writes(tmp_path):
     assert latest_checkpoint(run_config(run, out_dir=str(elsewhere))) == str(elsewhere / 'a/epoch_2.pth')
     assert latest_checkpoint(run_config(run, out_dir=str(run))) == str(run / 'epoch_3.pth')
     assert latest_checkpoint(run_config(run, filename_tmpl='step-{:04d}.pth')) == str(run / 'step-0004.pth')
-    config = Config(dict(work_dir=str(run), default_hooks=dict(checkpoint=None), custom_hooks=[
-        dict(type=CheckpointHook, out_dir=str(elsewhere))]))
+    config = Config(
+        dict(
+            work_dir=str(run),
+            default_hooks=dict(checkpoint=None),
+            custom_hooks=[dict(type=CheckpointHook, out_dir=str(elsewhere))],
+        )
+    )
     assert latest_checkpoint(config) == str(elsewhere / 'a/epoch_2.pth')
     with pytest.raises(UserError, match=r's3://bucket, is no folder here: .*give its path after --resume'):
         latest_checkpoint(run_config(run, out_dir='s3://bucket'))
@@ -162,11 +167,11 @@ def test_looks_where_the_checkpoint_hook_writes(tmp_path):
 def test_a_damaged_checkpoint_is_told_and_passed_over(tmp_path, told):
     config = run_config(tmp_path)
     for number in (1, 2, 3):
-        save_weights({'x': torch.arange(100.)}, tmp_path / f'epoch_{number}.pth', {})
+        save_weights({'x': torch.arange(100.0)}, tmp_path / f'epoch_{number}.pth', {})
     whole = (tmp_path / 'epoch_3.pth').read_bytes()
     (tmp_path / 'epoch_3.pth').write_bytes(whole[:-50])
-    at = whole.index(torch.arange(100.).numpy().tobytes()) + 200  # torch itself would read this one
-    (tmp_path / 'epoch_2.pth').write_bytes(whole[:at] + b'\1\2' + whole[at + 2:])
+    at = whole.index(torch.arange(100.0).numpy().tobytes()) + 200  # torch itself would read this one
+    (tmp_path / 'epoch_2.pth').write_bytes(whole[:at] + b'\1\2' + whole[at + 2 :])
     for number in (1, 2, 3):
         os.utime(tmp_path / f'epoch_{number}.pth', (number, number))
     assert latest_checkpoint(config) == str(tmp_path / 'epoch_1.pth')
@@ -178,11 +183,11 @@ def test_a_damaged_checkpoint_is_told_and_passed_over(tmp_path, told):
 
 
 def test_changed_bytes_are_noticed_and_older_formats_read(tmp_path):
-    path, weights = tmp_path / 'x.pth', {'w': torch.arange(100.)}
+    path, weights = tmp_path / 'x.pth', {'w': torch.arange(100.0)}
     torch.save({'state_dict': weights}, path)
     whole = path.read_bytes()
     at = whole.index(weights['w'].numpy().tobytes()) + 200
-    path.write_bytes(whole[:at] + b'\1\2' + whole[at + 2:])
+    path.write_bytes(whole[:at] + b'\1\2' + whole[at + 2 :])
     assert not torch.equal(torch.load(path)['state_dict']['w'], weights['w'])
     with pytest.raises(UserError, match=r"truncated or damaged.*Bad CRC-32 for file 'x/data/0'"):
         read_checkpoint(path)
@@ -238,8 +243,9 @@ def test_versions_are_kept_and_asked_for(tmp_path):
     assert torch.equal(other[0].weight, model[0].weight / 2)
 
 
-@pytest.mark.parametrize('content', [
-    [1, 2], dict(state_dict=None), dict(state_dict={}), dict(epoch=3), dict(model=dict(w=torch.ones(1)))])
+@pytest.mark.parametrize(
+    'content', [[1, 2], dict(state_dict=None), dict(state_dict={}), dict(epoch=3), dict(model=dict(w=torch.ones(1)))]
+)
 def test_a_file_without_weights(tmp_path, content):
     torch.save(content, tmp_path / 'x.pth')
     with pytest.raises(UserError, match=r'x\.pth holds .*weights: expected a dictionary of tensors'):
@@ -265,15 +271,18 @@ def process(monkeypatch):
             monkeypatch.setitem(registered, key, value)
 
 
-@pytest.mark.parametrize(('name', 'file'), [
-    ('{folder}/x.pth', '{folder}/x.pth'),
-    ('torchvision://resnet18', '{hub}/resnet18-f37072fd.pth'),
-    ('modelzoo://resnet18', '{hub}/resnet18-f37072fd.pth'),
-    ('open-mmlab://contrib/resnet50_gn', '{hub}/resnet50_gn_thangvubk-ad1730dd.pth'),
-    ('openmmlab://contrib/resnet50_gn', '{hub}/resnet50_gn_thangvubk-ad1730dd.pth'),
-    ('mmcls://vgg11', '{hub}/vgg11_batch256_imagenet_20210208-4271cd6c.pth'),
-    ('https://example.org/x-0123abcd.pth', '{hub}/x-0123abcd.pth'),
-])
+@pytest.mark.parametrize(
+    ('name', 'file'),
+    [
+        ('{folder}/x.pth', '{folder}/x.pth'),
+        ('torchvision://resnet18', '{hub}/resnet18-f37072fd.pth'),
+        ('modelzoo://resnet18', '{hub}/resnet18-f37072fd.pth'),
+        ('open-mmlab://contrib/resnet50_gn', '{hub}/resnet50_gn_thangvubk-ad1730dd.pth'),
+        ('openmmlab://contrib/resnet50_gn', '{hub}/resnet50_gn_thangvubk-ad1730dd.pth'),
+        ('mmcls://vgg11', '{hub}/vgg11_batch256_imagenet_20210208-4271cd6c.pth'),
+        ('https://example.org/x-0123abcd.pth', '{hub}/x-0123abcd.pth'),
+    ],
+)
 def test_mmengine_reads_through_the_guard(tmp_path, monkeypatch, process, name, file):
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
     path = Path(file.format(folder=tmp_path, hub=tmp_path / 'hub/checkpoints'))
@@ -304,8 +313,10 @@ def test_no_prefix_of_mmengine_passes_the_guard_by(process):
 def test_files_that_a_config_names_run_no_code(tmp_path, process):
     """By mmengine's own reader, which stock data sets take."""
     marker = tmp_path / 'executed'
-    plain = {'metainfo': {'classes': ('a', 'b')}, 'data_list': [
-        {'x': np.arange(3.), 'y': np.float64(2), 'proposals': InstanceData(bboxes=np.ones((1, 4)))}]}
+    plain = {
+        'metainfo': {'classes': ('a', 'b')},
+        'data_list': [{'x': np.arange(3.0), 'y': np.float64(2), 'proposals': InstanceData(bboxes=np.ones((1, 4)))}],
+    }
     mmengine.dump(plain, tmp_path / 'plain.pkl')
     mmengine.dump(Attack(marker), tmp_path / 'bad.pkl')
     (tmp_path / 'plain.yaml').write_text('x: [1, {y: 2.5}]')
@@ -329,30 +340,44 @@ def test_files_that_a_config_names_run_no_code(tmp_path, process):
 
 def test_position_tables_are_interpolated_as_by_scipys_old_interp2d():
     """A cubic spline passes through a cubic polynomial; rows of z are those of y."""
+
     def polynomial(x, y):
-        return x ** 3 - 2 * x * y ** 2 + y
+        return x**3 - 2 * x * y**2 + y
 
     provide_interp2d()
-    x, y, wanted = np.array([-3., -1.2, 0, 1, 2.5]), np.array([-2., -1, 0, 1]), np.array([-1.5, 0.25, 0.75])
+    x, y, wanted = np.array([-3.0, -1.2, 0, 1, 2.5]), np.array([-2.0, -1, 0, 1]), np.array([-1.5, 0.25, 0.75])
     found = interpolate.interp2d(x, y, polynomial(x[None], y[:, None]), kind='cubic')(wanted, wanted[:2])
     np.testing.assert_allclose(found, polynomial(wanted[None], wanted[:2, None]), atol=1e-12)
 
 
-SWIN = dict(type='mmpretrain.SwinTransformer', arch=dict(embed_dims=8, depths=[2, 1], num_heads=[1, 2]), img_size=32,
-            patch_size=4, window_size=4, out_indices=(1,), use_abs_pos_embed=True)
+SWIN = dict(
+    type='mmpretrain.SwinTransformer',
+    arch=dict(embed_dims=8, depths=[2, 1], num_heads=[1, 2]),
+    img_size=32,
+    patch_size=4,
+    window_size=4,
+    out_indices=(1,),
+    use_abs_pos_embed=True,
+)
 
 
 def test_an_official_file_loads_as_the_stock_loader_loads_it(tmp_path, told):
     """Renamed norms, masks, a position table of another size; what older versions saved beside is left out."""
     old = MODELS.build(SWIN | dict(img_size=48, window_size=6))
-    weights = {f'backbone.{key.replace("norm1.", "norm.") if key.startswith("norm1.") else key}': value
-               for key, value in old.state_dict().items()}
+    weights = {
+        f'backbone.{key.replace("norm1.", "norm.") if key.startswith("norm1.") else key}': value
+        for key, value in old.state_dict().items()
+    }
     assert 'backbone.norm.weight' in weights
-    weights |= {'backbone.stages.0.blocks.1.attn.attn_mask': torch.zeros(4), 'data_preprocessor.mean': torch.ones(3),
-                'ema_backbone_norm1_weight': torch.ones(16)}
+    weights |= {
+        'backbone.stages.0.blocks.1.attn.attn_mask': torch.zeros(4),
+        'data_preprocessor.mean': torch.ones(3),
+        'ema_backbone_norm1_weight': torch.ones(16),
+    }
     torch.save({'state_dict': weights}, tmp_path / 'x.pth')
-    classifier = dict(type='mmpretrain.ImageClassifier', backbone=SWIN,
-                      data_preprocessor=dict(mean=[0.] * 3, std=[1.] * 3))
+    classifier = dict(
+        type='mmpretrain.ImageClassifier', backbone=SWIN, data_preprocessor=dict(mean=[0.0] * 3, std=[1.0] * 3)
+    )
     stock, own = MODELS.build(classifier), MODELS.build(classifier)
     load_weights(own, tmp_path / 'x.pth')
     load_checkpoint(stock, str(tmp_path / 'x.pth'))
@@ -360,6 +385,10 @@ def test_an_official_file_loads_as_the_stock_loader_loads_it(tmp_path, told):
     assert torch.equal(own.backbone.norm1.weight, old.norm1.weight)
     resized = [key for key, value in own.backbone.state_dict().items() if value.shape != old.state_dict()[key].shape]
     assert {key.rpartition('.')[2] for key in resized} == {
-        'absolute_pos_embed', 'relative_position_bias_table', 'relative_position_index'}
+        'absolute_pos_embed',
+        'relative_position_bias_table',
+        'relative_position_index',
+    }
     assert told == [
-        'left out of the checkpoint, since no layer needs it: ema_backbone_norm1_weight, data_preprocessor.mean']
+        'left out of the checkpoint, since no layer needs it: ema_backbone_norm1_weight, data_preprocessor.mean'
+    ]

@@ -12,7 +12,8 @@ from kd_plugins.errors import UserError
 def config(tmp_path):
     loader = dict(dataset=dict(type='CustomDataset'), sampler=dict(type='DefaultSampler'))
     return classification_config(
-        tmp_path, tmp_path, val_cfg={}, val_evaluator=dict(type='Accuracy'), val_dataloader=loader)
+        tmp_path, tmp_path, val_cfg={}, val_evaluator=dict(type='Accuracy'), val_dataloader=loader
+    )
 
 
 def test_a_yaml_config_runs_no_code(tmp_path):
@@ -24,8 +25,20 @@ def test_a_yaml_config_runs_no_code(tmp_path):
     assert load_config(str(tmp_path / 'x.yaml')).model.sizes == [1, 2]
 
 
-@pytest.mark.parametrize('path', ['model', 'train_dataloader', 'train_cfg', 'optim_wrapper', 'val_cfg', 'val_evaluator',
-                                  'train_dataloader.dataset', 'train_dataloader.batch_size', 'optim_wrapper.optimizer'])
+@pytest.mark.parametrize(
+    'path',
+    [
+        'model',
+        'train_dataloader',
+        'train_cfg',
+        'optim_wrapper',
+        'val_cfg',
+        'val_evaluator',
+        'train_dataloader.dataset',
+        'train_dataloader.batch_size',
+        'optim_wrapper.optimizer',
+    ],
+)
 def test_what_training_needs_is_missed(config, path):
     check_config(config)
     above, _, key = path.rpartition('.')
@@ -37,38 +50,58 @@ def test_what_training_needs_is_missed(config, path):
 def test_scoring_needs_other_parts(config):
     with pytest.raises(UserError, match='has no test_dataloader: '):
         check_config(config, 'test')
-    scoring = Config(dict(model=config.model, test_dataloader=config.val_dataloader, test_cfg={},
-                          test_evaluator=dict(type='Accuracy')))
+    scoring = Config(
+        dict(
+            model=config.model, test_dataloader=config.val_dataloader, test_cfg={}, test_evaluator=dict(type='Accuracy')
+        )
+    )
     check_config(scoring, 'test')
     with pytest.raises(UserError, match='has no train_dataloader: '):
         check_config(scoring)
 
 
-@pytest.mark.parametrize(('path', 'value', 'expected'), [
-    ('train_dataloader.batch_size', 0, 'a whole number of at least 1'),
-    ('train_dataloader.batch_size', True, 'a whole number of at least 1'),
-    ('train_cfg.max_epochs', 'ten', 'a whole number of at least 1'),
-    ('optim_wrapper.optimizer.lr', float('nan'), 'a finite number of at least 0'),
-    ('optim_wrapper.optimizer.nesterov', float('nan'), 'a number'),
-    ('model.head.num_classes', 0, 'a whole number of at least 1'),
-    ('model.backbone.type', None, 'the name of what is to be built'),
-    ('train_dataloader.dataset.metainfo', dict(classes='dog'), 'a single one needs a comma'),
-    ('custom_hooks', dict(type='EMAHook'), 'a list of config dicts'),
-    ('default_hooks.logger', 'LoggerHook', 'a config dict with a type'),
-    ('randomness.seed', 2 ** 32, 'a whole number from 0 to 4294967295'),
-    ('requires', [dict(config='x.py')], "a list of dict\\(config='...', checkpoint='...'\\)"),
-])
+@pytest.mark.parametrize(
+    ('path', 'value', 'expected'),
+    [
+        ('train_dataloader.batch_size', 0, 'a whole number of at least 1'),
+        ('train_dataloader.batch_size', True, 'a whole number of at least 1'),
+        ('train_cfg.max_epochs', 'ten', 'a whole number of at least 1'),
+        ('optim_wrapper.optimizer.lr', float('nan'), 'a finite number of at least 0'),
+        ('optim_wrapper.optimizer.nesterov', float('nan'), 'a number'),
+        ('model.head.num_classes', 0, 'a whole number of at least 1'),
+        ('model.backbone.type', None, 'the name of what is to be built'),
+        ('train_dataloader.dataset.metainfo', dict(classes='dog'), 'a single one needs a comma'),
+        ('custom_hooks', dict(type='EMAHook'), 'a list of config dicts'),
+        ('default_hooks.logger', 'LoggerHook', 'a config dict with a type'),
+        ('randomness.seed', 2**32, 'a whole number from 0 to 4294967295'),
+        ('requires', [dict(config='x.py')], "a list of dict\\(config='...', checkpoint='...'\\)"),
+    ],
+)
 def test_a_value_that_its_place_cannot_have_is_named(config, path, value, expected):
     config.merge_from_dict({path: value})
     with pytest.raises(UserError, match=rf'{path}.* is .*, expected .*{expected}|{path} is NaN, expected {expected}'):
         check_config(config)
 
 
-@pytest.mark.parametrize('change', [
-    {'train_dataloader.dataset.metainfo': dict(classes=('dog',))}, {'batch_size': None}, {'scale': float('nan')},
-    {'custom_hooks': []}, {'default_hooks.logger': None}, {'randomness.seed': None}, {'optimizer_lr': 'x'},
-    {'param_scheduler': []}, {'hook': dict(type='EMAHook')}, {'optim_wrapper.paramwise_cfg': dict(_delete=True)},
-    {'optim_wrapper.clip_grad': dict(max_norm=float('inf'))}, {'resume': None}, {'cfgs': 1}, {'launcher': 'none'}])
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'train_dataloader.dataset.metainfo': dict(classes=('dog',))},
+        {'batch_size': None},
+        {'scale': float('nan')},
+        {'custom_hooks': []},
+        {'default_hooks.logger': None},
+        {'randomness.seed': None},
+        {'optimizer_lr': 'x'},
+        {'param_scheduler': []},
+        {'hook': dict(type='EMAHook')},
+        {'optim_wrapper.paramwise_cfg': dict(_delete=True)},
+        {'optim_wrapper.clip_grad': dict(max_norm=float('inf'))},
+        {'resume': None},
+        {'cfgs': 1},
+        {'launcher': 'none'},
+    ],
+)
 def test_what_an_author_may_write_passes(config, change):
     config.merge_from_dict(change)
     check_config(config)
@@ -82,10 +115,22 @@ def test_a_slip_in_a_name_that_the_runner_reads(config):
     check_config(config)
 
 
-@pytest.mark.parametrize(('word', 'other', 'slip'), [
-    ('hook', 'hooks', True), ('hooks', 'hook', True), ('hoks', 'hooks', True), ('hosok', 'hooks', False),
-    ('hokos', 'hooks', True), ('hooks', 'hooks', False), ('stage1', 'stage2', False), ('stage', 'stage2', False),
-    ('looks', 'hooks', True), ('loops', 'hooks', False), ('s_hooks', 'hooks', False)])
+@pytest.mark.parametrize(
+    ('word', 'other', 'slip'),
+    [
+        ('hook', 'hooks', True),
+        ('hooks', 'hook', True),
+        ('hoks', 'hooks', True),
+        ('hosok', 'hooks', False),
+        ('hokos', 'hooks', True),
+        ('hooks', 'hooks', False),
+        ('stage1', 'stage2', False),
+        ('stage', 'stage2', False),
+        ('looks', 'hooks', True),
+        ('loops', 'hooks', False),
+        ('s_hooks', 'hooks', False),
+    ],
+)
 def test_slips_of_the_finger(word, other, slip):
     assert one_slip(word, other) == slip
 
@@ -97,14 +142,17 @@ def test_imports_that_fail_are_told_by_their_key(tmp_path, imports):
         load_config(str(tmp_path / 'cfg.py'))
 
 
-@pytest.mark.parametrize(('path', 'value', 'told'), [
-    ('optim_wrapper.optimizer.type', 'SDG', "optimizer: type 'SDG' is not registered; nearest names: SGD"),
-    ('train_dataloader.collate_fn', dict(type='nosuch'), "collate_fn: type 'nosuch' is not registered"),
-    ('default_scope', 'mmnosuch', "default_scope is 'mmnosuch', which is no package that is installed"),
-    ('optim_wrapper.paramwise_cfg', dict(custom_key={}), "no option 'custom_key'; options are .*custom_keys"),
-    ('default_hooks.checkpoint', dict(type='CheckpointHook', save_best='auto'), "save_best is 'auto', but without"),
-    ('model.data_preprocessor', dict(mean=[1.0] * 3, std=[1.0] * 2), 'give as many of both'),
-])
+@pytest.mark.parametrize(
+    ('path', 'value', 'told'),
+    [
+        ('optim_wrapper.optimizer.type', 'SDG', "optimizer: type 'SDG' is not registered; nearest names: SGD"),
+        ('train_dataloader.collate_fn', dict(type='nosuch'), "collate_fn: type 'nosuch' is not registered"),
+        ('default_scope', 'mmnosuch', "default_scope is 'mmnosuch', which is no package that is installed"),
+        ('optim_wrapper.paramwise_cfg', dict(custom_key={}), "no option 'custom_key'; options are .*custom_keys"),
+        ('default_hooks.checkpoint', dict(type='CheckpointHook', save_best='auto'), "save_best is 'auto', but without"),
+        ('model.data_preprocessor', dict(mean=[1.0] * 3, std=[1.0] * 2), 'give as many of both'),
+    ],
+)
 def test_names_that_nothing_answers_to(config, path, value, told):
     config.merge_from_dict({path: value})
     if 'save_best' in told:

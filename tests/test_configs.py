@@ -21,7 +21,8 @@ from kd_plugins.teacher import build_teacher
 ROOT = Path(__file__).parents[1]
 ALL = [
     path.relative_to(ROOT).as_posix()
-    for path in sorted(ROOT.glob('configs/**/*.py')) if not {'_base_', 'studies'} & {*path.parts}
+    for path in sorted(ROOT.glob('configs/**/*.py'))
+    if not {'_base_', 'studies'} & {*path.parts}
 ]
 ONLINE = [path for path in ALL if {'dml', 'one'} & {*re.split(r'[/._]', path)}]  # networks that teach each other
 ONLINE_MODELS = {'one': 'NativeEnsemble', 'dml': 'MutualLearning'}
@@ -31,9 +32,30 @@ REID = [path for path in LEAVES if path.startswith('configs/market1501')]
 TRANSFER = [path for path in LEAVES if path.startswith('configs/transfer')]
 PAIRS = [path for path in CLASSIFICATION if '_to_' in path]
 METHODS = {
-    'kd', 'fitnet', 'at', 'fsp', 'sp', 'rkd-d', 'rkd-a', 'rkd-da', 'nst-linear', 'nst-poly', 'nst-gaussian',
-    'kd_nst', 'kd_at', 'kd_nst_at', 'fitnet_nst', 'kd_fitnet', 'kd_fitnet_nst', 'at_nst', 'bss', 'nst-gan',
-    'fitnet_stage1', 'fitnet_two-stage', 'fsp_stage1', 'fsp_two-stage',
+    'kd',
+    'fitnet',
+    'at',
+    'fsp',
+    'sp',
+    'rkd-d',
+    'rkd-a',
+    'rkd-da',
+    'nst-linear',
+    'nst-poly',
+    'nst-gaussian',
+    'kd_nst',
+    'kd_at',
+    'kd_nst_at',
+    'fitnet_nst',
+    'kd_fitnet',
+    'kd_fitnet_nst',
+    'at_nst',
+    'bss',
+    'nst-gan',
+    'fitnet_stage1',
+    'fitnet_two-stage',
+    'fsp_stage1',
+    'fsp_two-stage',
 }
 
 
@@ -83,15 +105,33 @@ def test_an_online_config_is_its_plain_networks_run(path: str) -> None:
         MODELS.build({**config.model, 'data_preprocessor': config.data_preprocessor})
 
 
-@pytest.mark.parametrize(('path', 'batch', 'optimizer', 'epochs', 'drops'), [
-    ('cifar10/one/resnet32', 128, dict(type='SGD', lr=0.1, momentum=0.9, nesterov=False, weight_decay=1e-4), 300,
-     [151, 225]),
-    ('cifar100/one/resnet32', 128, dict(type='SGD', lr=0.1, momentum=0.9, nesterov=False, weight_decay=1e-4), 300,
-     [151, 225]),
-    ('cifar100/dml/resnet32', 64, dict(type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4), 200,
-     [60, 120, 180]),
-    ('market1501/mobilenet-v2_dml', 16, dict(type='Adam', lr=2e-4, betas=(0.5, 0.999), weight_decay=4e-5), 124, []),
-])
+@pytest.mark.parametrize(
+    ('path', 'batch', 'optimizer', 'epochs', 'drops'),
+    [
+        (
+            'cifar10/one/resnet32',
+            128,
+            dict(type='SGD', lr=0.1, momentum=0.9, nesterov=False, weight_decay=1e-4),
+            300,
+            [151, 225],
+        ),
+        (
+            'cifar100/one/resnet32',
+            128,
+            dict(type='SGD', lr=0.1, momentum=0.9, nesterov=False, weight_decay=1e-4),
+            300,
+            [151, 225],
+        ),
+        (
+            'cifar100/dml/resnet32',
+            64,
+            dict(type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+            200,
+            [60, 120, 180],
+        ),
+        ('market1501/mobilenet-v2_dml', 16, dict(type='Adam', lr=2e-4, betas=(0.5, 0.999), weight_decay=4e-5), 124, []),
+    ],
+)
 def test_online_methods_have_their_papers_training(path, batch, optimizer, epochs, drops) -> None:
     config = load(f'configs/{path}.py')
     assert config.train_dataloader.batch_size == batch
@@ -105,7 +145,7 @@ def test_online_methods_have_their_papers_training(path, batch, optimizer, epoch
         sgd.step()
         for scheduler in schedulers:
             scheduler.step()
-    assert rates == pytest.approx([optimizer['lr'] * 0.1**sum(e >= drop for drop in drops) for e in range(epochs)])
+    assert rates == pytest.approx([optimizer['lr'] * 0.1 ** sum(e >= drop for drop in drops) for e in range(epochs)])
 
 
 def test_bss_attacks_in_its_authors_normalisation() -> None:
@@ -161,8 +201,9 @@ def test_a_classification_config_is_a_whole_run(path: str) -> None:
     assert config.model.head.num_classes == config.data_preprocessor.num_classes
     # The share that KD takes in (1 - alpha) CE + alpha KD is the one that the task gives up.
     terms = (distillation_of(config) or {'terms': []})['terms']
-    alpha = sum(term.weight for term in terms
-                if term.name == 'kd' and not isinstance(term.weight, dict) and term.weight < 1)
+    alpha = sum(
+        term.weight for term in terms if term.name == 'kd' and not isinstance(term.weight, dict) and term.weight < 1
+    )
     assert config.model.head.loss.loss_weight == pytest.approx(1 - alpha)
 
 
@@ -193,9 +234,18 @@ def normalise(network: torch.nn.Module, images: torch.Tensor) -> None:
     network.eval()
 
 
-@pytest.mark.parametrize('path', [x for x in CLASSIFICATION if re.match(
-    r'configs/(cifar10/(resnet26|wrn-40-2)_to_.*/(bss|fitnet|fsp|at|sp|kd|nst-.*|rkd-.*)[_.]|imagenet/.*_fitnet_)', x)
-    and not re.search('two-(stage|teachers)', x)])
+@pytest.mark.parametrize(
+    'path',
+    [
+        x
+        for x in CLASSIFICATION
+        if re.match(
+            r'configs/(cifar10/(resnet26|wrn-40-2)_to_.*/(bss|fitnet|fsp|at|sp|kd|nst-.*|rkd-.*)[_.]|imagenet/.*_fitnet_)',
+            x,
+        )
+        and not re.search('two-(stage|teachers)', x)
+    ],
+)
 def test_a_method_survives_the_first_steps_of_its_own_learning_rate(path: str) -> None:
     """The full schedules have no warm-up: a weight that is too large diverges at once."""
     torch.manual_seed(0)
@@ -226,8 +276,10 @@ def test_a_method_survives_the_first_steps_of_its_own_learning_rate(path: str) -
     assert all(size < 20 * max(sizes[0], 0.05) for size in sizes), sizes
 
 
-@pytest.mark.parametrize('path', [f'configs/cifar10/{method}/{network}.py' for method in ONLINE_MODELS
-                                  for network in ('resnet8', 'wrn-16-2')])
+@pytest.mark.parametrize(
+    'path',
+    [f'configs/cifar10/{method}/{network}.py' for method in ONLINE_MODELS for network in ('resnet8', 'wrn-16-2')],
+)
 def test_networks_that_teach_each_other_survive_their_first_steps(path: str) -> None:
     torch.manual_seed(0)
     config = load(path)
@@ -305,7 +357,8 @@ def test_weights_of_bss_are_the_authors() -> None:
 def test_an_imagenet_teacher_has_the_weights_of_its_config(path: str) -> None:
     teacher = distillation_of(load(path)).teacher
     assert teacher.checkpoint.startswith(
-        f'https://mmassets.onedl.ai/mmclassification/v0/resnet/{Path(teacher.config).stem}_')
+        f'https://mmassets.onedl.ai/mmclassification/v0/resnet/{Path(teacher.config).stem}_'
+    )
 
 
 @pytest.mark.parametrize('path', REID)
@@ -327,15 +380,17 @@ def test_a_reid_config_is_a_whole_run(path: str) -> None:
         assert load(required.config).model.head.num_classes == model.head.num_classes
 
 
-@pytest.mark.parametrize('pair', ['market1501/resnet50_to_resnet18', 'market1501/resnet50_to_mobilenet-v2',
-                                  'market1501_sample'])
+@pytest.mark.parametrize(
+    'pair', ['market1501/resnet50_to_resnet18', 'market1501/resnet50_to_mobilenet-v2', 'market1501_sample']
+)
 def test_every_loss_of_a_reid_pair_meets_its_teacher(pair: str) -> None:
     """All terms of the pair's configs at once: building a ResNet-50 for each would take a minute."""
     configs = [load(path) for path in REID if path.startswith(f'configs/{pair}/')]
     records = [x for x in map(distillation_of, configs) if x is not None]
     terms = {str(term): term for record in records for term in record.terms}
     assert {term.loss.type for term in terms.values()} >= {
-        f'kd_plugins.{name}Loss' for name in ('KD', 'AT', 'SP', 'RKD', 'NST')}
+        f'kd_plugins.{name}Loss' for name in ('KD', 'AT', 'SP', 'RKD', 'NST')
+    }
 
     def reid_model(config: Config) -> ConfigDict:
         model = ConfigDict(config.model, data_preprocessor=config.data_preprocessor, _scope_='mmpretrain')
@@ -344,8 +399,9 @@ def test_every_loss_of_a_reid_pair_meets_its_teacher(pair: str) -> None:
     config = next(x for x in configs if distillation_of(x) is not None)
     student = build_teacher(reid_model(config), None)
     teacher = dict(records[0].teacher, config=reid_model(load(records[0].teacher.config)), checkpoint=None)
-    distillation = Distillation(student, teacher, [
-        dict(term, name=f'term{number}') for number, term in enumerate(terms.values())])
+    distillation = Distillation(
+        student, teacher, [dict(term, name=f'term{number}') for number, term in enumerate(terms.values())]
+    )
     lines = distillation.dry_run(student, torch.randn(2, 3, 128, 64), None)
     assert len(lines) == len(terms)
     # The last stage does not stride: on maps, student and teacher meet at a sixteenth of the size.
@@ -353,7 +409,8 @@ def test_every_loss_of_a_reid_pair_meets_its_teacher(pair: str) -> None:
 
 
 @pytest.mark.parametrize(
-    'name', ['market1501/resnet50_to_resnet18/kd', 'cifar10/resnet8', 'cifar100/resnet8', 'tiny_imagenet/wrn-16-2'])
+    'name', ['market1501/resnet50_to_resnet18/kd', 'cifar10/resnet8', 'cifar100/resnet8', 'tiny_imagenet/wrn-16-2']
+)
 def test_data_sets_and_hooks_are_found_by_name(name: str) -> None:
     import mmpretrain.datasets  # noqa: F401
 
@@ -377,7 +434,7 @@ def test_a_transfer_config_takes_its_backbone_over_from_its_student(path: str) -
         assert source.checkpoint.startswith('https://')
         split = load(path).split
         assert split == '1'
-        assert config.work_dir == f'work_dirs/transfer/dtd/split{split}/' + path[len('configs/transfer/dtd/'):-3]
+        assert config.work_dir == f'work_dirs/transfer/dtd/split{split}/' + path[len('configs/transfer/dtd/') : -3]
         assert config.train_dataloader.dataset.ann_file == f'lists/trainval{split}.txt'
         assert config.val_dataloader.dataset.ann_file == f'lists/test{split}.txt'
         for required in config.get('requires', []):
@@ -385,7 +442,8 @@ def test_a_transfer_config_takes_its_backbone_over_from_its_student(path: str) -
             assert required.checkpoint == f'{load(required.config).work_dir}/student.pth'
             teacher = dict(required, config=required.config, checkpoint=None)
             Distillation(network, teacher, distillation_of(config).terms).dry_run(
-                network, torch.randn(2, 3, 64, 64), None)
+                network, torch.randn(2, 3, 64, 64), None
+            )
         return
     assert hooks.frozen.modules == ['backbone']
     for required in config.get('requires', []):

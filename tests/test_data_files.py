@@ -31,14 +31,17 @@ def python(request, monkeypatch) -> None:
         monkeypatch.delattr(tarfile, 'data_filter', raising=False)
 
 
-@pytest.mark.parametrize('members', [
-    [member('../out.txt')],
-    [member('data/../../out.txt')],
-    [member('link', tarfile.SYMTYPE, '..'), member('link/out.txt')],
-    [member('link', tarfile.SYMTYPE, '/etc')],
-    [member('link', tarfile.LNKTYPE, '../secret.txt')],
-    [member('data/fifo', tarfile.FIFOTYPE)],
-])
+@pytest.mark.parametrize(
+    'members',
+    [
+        [member('../out.txt')],
+        [member('data/../../out.txt')],
+        [member('link', tarfile.SYMTYPE, '..'), member('link/out.txt')],
+        [member('link', tarfile.SYMTYPE, '/etc')],
+        [member('link', tarfile.LNKTYPE, '../secret.txt')],
+        [member('data/fifo', tarfile.FIFOTYPE)],
+    ],
+)
 def test_a_tar_file_that_leads_out_is_refused(tmp_path: Path, members: list[tarfile.TarInfo], python: None) -> None:
     (tmp_path / 'secret.txt').write_text('secret')
     archive = tar(tmp_path / 'data.tar.gz', *members)

@@ -37,12 +37,17 @@ def term(name, taps, loss, **more):
 
 def all_terms():
     return [
-        term('kd', 'head.fc', dict(type='KDLoss')), term('hint', STAGES, dict(type='FitNetLoss'), adapter='auto'),
-        term('at', STAGES, dict(type='ATLoss')), term('fsp', STAGES[:2], dict(type='FSPLoss'), weight=0.01),
-        term('sp', STAGES[1], dict(type='SPLoss')), term('rkd', 'neck', dict(type='RKDLoss'), weight=0.1),
-        term('nst', STAGES[2], dict(type='NSTLoss')), term('gan', STAGES[2], dict(type='NSTGANLoss', hidden=8)),
+        term('kd', 'head.fc', dict(type='KDLoss')),
+        term('hint', STAGES, dict(type='FitNetLoss'), adapter='auto'),
+        term('at', STAGES, dict(type='ATLoss')),
+        term('fsp', STAGES[:2], dict(type='FSPLoss'), weight=0.01),
+        term('sp', STAGES[1], dict(type='SPLoss')),
+        term('rkd', 'neck', dict(type='RKDLoss'), weight=0.1),
+        term('nst', STAGES[2], dict(type='NSTLoss')),
+        term('gan', STAGES[2], dict(type='NSTGANLoss', hidden=8)),
         term('gaussian', STAGES[2], dict(type='NSTLoss', kernel='gaussian')),
-        term('bss', 'head.fc', dict(type='BSSLoss', attack_size=4, steps=2))]
+        term('bss', 'head.fc', dict(type='BSSLoss', attack_size=4, steps=2)),
+    ]
 
 
 @pytest.fixture
@@ -96,8 +101,8 @@ def test_scaled_gradients_train_as_plain_ones_do(data, teacher, tmp_path, device
 def test_a_resumed_run_with_a_gradient_scaler_ends_as_the_straight_one(data, teacher, tmp_path, device, half):
     config = distilled(data, tmp_path / 'straight', teacher)
     config.optim_wrapper.update(
-        type='AmpOptimWrapper', dtype=half, loss_scale=dict(init_scale=1024.0, growth_interval=2),
-        accumulative_counts=2)  # an epoch's third batch waits for the next epoch's first
+        type='AmpOptimWrapper', dtype=half, loss_scale=dict(init_scale=1024.0, growth_interval=2), accumulative_counts=2
+    )  # an epoch's third batch waits for the next epoch's first
     config.default_hooks.accumulation = dict(type='kd_plugins.AccumulationHook')
     straight = train(copy.deepcopy(config))
     state = straight.optim_wrapper.optimizer.state
@@ -156,8 +161,13 @@ def test_pictures_held_on_the_device_train_with_answers_from_a_cache(data, teach
         config = distilled(data, tmp_path / name, teacher | cache, all_terms()[:-1], epochs=2)
         config.train_dataloader.collate_fn = dict(type='kd_plugins.whole_batch')
         config.train_dataloader.dataset = dict(
-            type='kd_plugins.BatchedImages', dataset=dict(type='kd_plugins.Squares'), padding=2, flip_prob=0.5,
-            device=place, replay=1)
+            type='kd_plugins.BatchedImages',
+            dataset=dict(type='kd_plugins.Squares'),
+            padding=2,
+            flip_prob=0.5,
+            device=place,
+            replay=1,
+        )
         return trained(train(config))
 
     plain, held, cached = run('plain', 'cpu'), run('held', str(device)), run('cached', str(device), cache=str(tmp_path))
@@ -189,9 +199,15 @@ def test_what_is_built_aside_shifts_no_draw_of_the_device(device):
     assert torch.equal(torch.rand(4, device=device), expected)
 
 
-@pytest.mark.parametrize('model', [
-    dict(type='kd_plugins.MutualLearning', peers=1), dict(type='kd_plugins.NativeEnsemble', branches=2),
-    dict(type='kd_plugins.MutualLearning', update='alternating')], ids=lambda x: x.get('update', x['type']))
+@pytest.mark.parametrize(
+    'model',
+    [
+        dict(type='kd_plugins.MutualLearning', peers=1),
+        dict(type='kd_plugins.NativeEnsemble', branches=2),
+        dict(type='kd_plugins.MutualLearning', update='alternating'),
+    ],
+    ids=lambda x: x.get('update', x['type']),
+)
 def test_networks_that_learn_together(data, tmp_path, device, half, model):
     config = classification_config(data, tmp_path / 'run', dict(model, student=classifier()), epochs=1)
     config.optim_wrapper.update(type='AmpOptimWrapper', dtype=half)
@@ -221,14 +237,25 @@ class Waits(TorchDispatchMode):
 
 
 REID = dict(
-    type='kd_plugins.ReIDModel', backbone=dict(type='kd_plugins.CifarResNet', depth=8, width=4), last_stride=2,
-    neck=dict(type='mmpretrain.GlobalAveragePooling'), data_preprocessor=dict(mean=[120.0] * 3, std=[60.0] * 3),
-    head=dict(type='kd_plugins.ReIDHead', num_classes=CLASSES, in_channels=16))
+    type='kd_plugins.ReIDModel',
+    backbone=dict(type='kd_plugins.CifarResNet', depth=8, width=4),
+    last_stride=2,
+    neck=dict(type='mmpretrain.GlobalAveragePooling'),
+    data_preprocessor=dict(mean=[120.0] * 3, std=[60.0] * 3),
+    head=dict(type='kd_plugins.ReIDHead', num_classes=CLASSES, in_channels=16),
+)
 
 
-@pytest.mark.parametrize('model', [
-    dict(type='kd_plugins.Distiller', input_shape=(3, 16, 16)), dict(type='kd_plugins.MutualLearning', peers=1),
-    dict(type='kd_plugins.NativeEnsemble'), REID], ids=lambda x: x['type'])
+@pytest.mark.parametrize(
+    'model',
+    [
+        dict(type='kd_plugins.Distiller', input_shape=(3, 16, 16)),
+        dict(type='kd_plugins.MutualLearning', peers=1),
+        dict(type='kd_plugins.NativeEnsemble'),
+        REID,
+    ],
+    ids=lambda x: x['type'],
+)
 def test_a_step_mixes_no_devices_and_waits_for_a_gpu_once_at_most(teacher, model):
     """Of all terms but BSS, whose images are as many as the networks agree on.
 
@@ -247,8 +274,10 @@ def test_a_step_mixes_no_devices_and_waits_for_a_gpu_once_at_most(teacher, model
     network._apply(moved)
     network._set_device(torch.device('cuda'))
     with fake, Waits() as found:
-        batch = dict(inputs=torch.zeros(4, 3, 16, 16, dtype=torch.uint8),
-                     data_samples=[DataSample().set_gt_label(torch.tensor([i])) for i in range(CLASSES)])
+        batch = dict(
+            inputs=torch.zeros(4, 3, 16, 16, dtype=torch.uint8),
+            data_samples=[DataSample().set_gt_label(torch.tensor([i])) for i in range(CLASSES)],
+        )
         losses = network(**network.data_preprocessor(batch, True), mode='loss')
         total, _ = network.parse_losses(losses)
     assert total.device.type == 'cuda'

@@ -49,9 +49,11 @@ def distil(student, teacher, terms, images):
 
 
 def test_losses_are_the_functions_of_the_features(student, teacher, images):
-    terms = [KD | dict(weight=3),
-             dict(name='at', loss=dict(type='kd_plugins.ATLoss'), student=STAGES, teacher=STAGES, weight=2.0),
-             dict(name='fsp', loss=dict(type='kd_plugins.FSPLoss'), student=PAIR, teacher=PAIR)]
+    terms = [
+        KD | dict(weight=3),
+        dict(name='at', loss=dict(type='kd_plugins.ATLoss'), student=STAGES, teacher=STAGES, weight=2.0),
+        dict(name='fsp', loss=dict(type='kd_plugins.FSPLoss'), student=PAIR, teacher=PAIR),
+    ]
     core, features, losses, _ = distil(student, teacher, terms, images)
     targets = core.teacher(images, None)
     assert set(losses) == {'loss_kd', 'loss_at', 'loss_fsp'}
@@ -65,8 +67,10 @@ def test_losses_are_the_functions_of_the_features(student, teacher, images):
 
 def test_report_names_taps_shapes_and_adapter(student, teacher, images):
     *_, lines = distil(student, teacher, [HINT | dict(student=STAGES[1], teacher=STAGES[2])], images)
-    assert lines == ['hint: FitNetLoss student backbone.stage2 (6, 8, 8, 8) -> teacher backbone.stage3 (6, 16, 4, 4), '
-                     'adapter of 144 parameters']
+    assert lines == [
+        'hint: FitNetLoss student backbone.stage2 (6, 8, 8, 8) -> teacher backbone.stage3 (6, 16, 4, 4), '
+        'adapter of 144 parameters'
+    ]
 
 
 def test_dry_run_changes_nothing(student, teacher, images):
@@ -166,8 +170,11 @@ def test_without_gradient_none_is_missed(student, teacher, images):
 
 def test_two_views_an_image(student, teacher, images):
     core = Distillation(student, teacher, [KD])
-    for inputs, told in ((dict(sup=images, unsup=images), 'a dict of sup, unsup'), ([images, images], 'a list'),
-                         (None, 'a NoneType')):
+    for inputs, told in (
+        (dict(sup=images, unsup=images), 'a dict of sup, unsup'),
+        ([images, images], 'a list'),
+        (None, 'a NoneType'),
+    ):
         with pytest.raises(UserError, match=f'of one view an image, got {told} for its inputs'):
             core.ask(inputs, None)
 
@@ -177,8 +184,11 @@ def test_forward_of_another_kind(teacher):
         def forward(self, imgs, labels, mode):
             raise AssertionError
 
-    with pytest.raises(UserError, match=r'Tutorial cannot be distilled: its forward takes \(imgs, labels, mode\), '
-                                        r'expected \(inputs, data_samples, mode\)'):
+    with pytest.raises(
+        UserError,
+        match=r'Tutorial cannot be distilled: its forward takes \(imgs, labels, mode\), '
+        r'expected \(inputs, data_samples, mode\)',
+    ):
         Distillation(Tutorial(), teacher, [KD])
 
 
@@ -188,30 +198,38 @@ def test_name_that_the_student_uses_already(student, teacher, images):
         core.add_to({'loss_cls': torch.zeros(())}, features, core.ask(images, None), images, None)
 
 
-@pytest.mark.parametrize(('change', 'message'), [
-    (dict(student='head.fcc'), "no module 'head.fcc' to tap; nearest names: head.fc"),
-    (dict(teacher='neck.nothing'), "no module 'neck.nothing' to tap; nearest names:"),
-    (dict(loss=dict(type='kd_plugins.KDLos')),
-     "'kd_plugins.KDLos' is no registered module; nearest names: kd_plugins.KD"),
-    (dict(loss=dict(type='kd_plugins.KDLoss', tua=2)), r"term 'kd' \(KDLoss\) has no option 'tua': did you mean 'tau'"),
-    (dict(loss=dict(type='kd_plugins.KDLoss', tau=-1)), "the loss of term 'kd': .*tau"),
-    (dict(loss='KDLoss'), "must be a record with a 'type'"),
-    (dict(wieght=2), "term 'kd' has no option 'wieght': did you mean 'weight'"),
-    (dict(weight='much'), 'must be a number'),
-    (dict(weight=-1), 'must be finite and not below 0, got -1'),
-    (dict(weight=dict(at=[0, 1], value=[1, -1])), r'must be finite and not below 0, got \[1, -1\]'),
-    (dict(name=''), "the name of a term must be a text, got ''"),
-    (dict(student=None), 'student must be the name of a module or a list of such names, got None'),
-    (dict(teacher=[]), r'teacher must be the name of a module or a list of such names, got \[\]'),
-    (dict(loss=dict(type='torch.nn.MSELoss', reduction='none')), r'MSELoss must return a scalar, got \(6, 4\)'),
-    (dict(weight=dict(at=[0], values=[1])), "has no option 'values': did you mean 'value'"),
-    (dict(adapter='automatic'), "must be None, 'auto' or a module record"),
-    (dict(student='neck.gap'), r'student neck.gap \(6, 16, 1, 1\) -> teacher head.fc \(6, 4\): these cannot meet'),
-    (dict(student=['head.fc', 'head.fc2']), "no module 'head.fc2'"),
-    (dict(student=['head.fc', 'neck']), r"student's taps give 2 feature\(s\), the teacher's 1"),
-    (dict(student='head.loss_module'), 'puts out no tensor in a forward pass'),
-    (dict(loss=dict(type='kd_plugins.FSPLoss')), 'takes two features'),
-])
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(student='head.fcc'), "no module 'head.fcc' to tap; nearest names: head.fc"),
+        (dict(teacher='neck.nothing'), "no module 'neck.nothing' to tap; nearest names:"),
+        (
+            dict(loss=dict(type='kd_plugins.KDLos')),
+            "'kd_plugins.KDLos' is no registered module; nearest names: kd_plugins.KD",
+        ),
+        (
+            dict(loss=dict(type='kd_plugins.KDLoss', tua=2)),
+            r"term 'kd' \(KDLoss\) has no option 'tua': did you mean 'tau'",
+        ),
+        (dict(loss=dict(type='kd_plugins.KDLoss', tau=-1)), "the loss of term 'kd': .*tau"),
+        (dict(loss='KDLoss'), "must be a record with a 'type'"),
+        (dict(wieght=2), "term 'kd' has no option 'wieght': did you mean 'weight'"),
+        (dict(weight='much'), 'must be a number'),
+        (dict(weight=-1), 'must be finite and not below 0, got -1'),
+        (dict(weight=dict(at=[0, 1], value=[1, -1])), r'must be finite and not below 0, got \[1, -1\]'),
+        (dict(name=''), "the name of a term must be a text, got ''"),
+        (dict(student=None), 'student must be the name of a module or a list of such names, got None'),
+        (dict(teacher=[]), r'teacher must be the name of a module or a list of such names, got \[\]'),
+        (dict(loss=dict(type='torch.nn.MSELoss', reduction='none')), r'MSELoss must return a scalar, got \(6, 4\)'),
+        (dict(weight=dict(at=[0], values=[1])), "has no option 'values': did you mean 'value'"),
+        (dict(adapter='automatic'), "must be None, 'auto' or a module record"),
+        (dict(student='neck.gap'), r'student neck.gap \(6, 16, 1, 1\) -> teacher head.fc \(6, 4\): these cannot meet'),
+        (dict(student=['head.fc', 'head.fc2']), "no module 'head.fc2'"),
+        (dict(student=['head.fc', 'neck']), r"student's taps give 2 feature\(s\), the teacher's 1"),
+        (dict(student='head.loss_module'), 'puts out no tensor in a forward pass'),
+        (dict(loss=dict(type='kd_plugins.FSPLoss')), 'takes two features'),
+    ],
+)
 def test_mistakes_are_told_in_one_line(student, teacher, images, change, message):
     with pytest.raises(UserError, match=message) as error:
         Distillation(student, teacher, [KD | change]).dry_run(student, images, None)
@@ -231,7 +249,7 @@ def test_logits_of_other_class_counts_cannot_meet(student, tmp_path, images):
     record = teacher_record(tmp_path)
     record['config']['head'] = record['config']['head'] | dict(num_classes=CLASSES + 3)
     record['checkpoint'] = None
-    with pytest.raises(UserError, match=r"student head.fc \(6, 4\) -> teacher head.fc \(6, 7\): these cannot meet"):
+    with pytest.raises(UserError, match=r'student head.fc \(6, 4\) -> teacher head.fc \(6, 7\): these cannot meet'):
         Distillation(student, record, [KD]).dry_run(student, images, None)
 
 
@@ -263,10 +281,9 @@ def test_mean_over_teachers_has_the_gradient_of_their_mean_probability(student, 
     each = [functional.kd_loss(logits, answer, tau) for answer in answers]
     torch.testing.assert_close(losses['loss_kd'], 2 * (each[0] + each[1]) / 2)
     mean = sum((x / tau).softmax(1) for x in answers) / 2
-    divergence = tau ** 2 * (mean * (mean.log() - (logits / tau).log_softmax(1))).sum(1).mean()
+    divergence = tau**2 * (mean * (mean.log() - (logits / tau).log_softmax(1))).sum(1).mean()
     assert divergence < losses['loss_kd'] / 2 - 1e-6  # the value is another, by a constant
-    own, expected = (torch.autograd.grad(x, logits, retain_graph=True)[0]
-                     for x in (losses['loss_kd'], 2 * divergence))
+    own, expected = (torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (losses['loss_kd'], 2 * divergence))
     torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-7)
 
 
@@ -277,13 +294,20 @@ def test_every_teacher_has_adapters_of_its_own(student, tmp_path, images):
     assert [x.out_channels for x in adapters] == [4, 8, 6, 12]
     assert list(core.state_dict()) == [f'terms.0.adapters.{i}.{x}' for i in range(4) for x in ('weight', 'bias')]
     answers = [teacher(images, None) for teacher in core.teachers]
-    expected = sum(functional.fitnet_loss(adapters[2 * i + j](features[tap][0]), answer[tap][0])
-                   for i, answer in enumerate(answers) for j, tap in enumerate(STAGES[:2])) / 2
+    expected = (
+        sum(
+            functional.fitnet_loss(adapters[2 * i + j](features[tap][0]), answer[tap][0])
+            for i, answer in enumerate(answers)
+            for j, tap in enumerate(STAGES[:2])
+        )
+        / 2
+    )
     torch.testing.assert_close(losses['loss_hint'], expected)
     assert lines == [
         'hint: FitNetLoss student backbone.stage1+backbone.stage2 (6, 4, 16, 16) (6, 8, 8, 8) -> '
         'teacher 0 backbone.stage1+backbone.stage2 (6, 4, 16, 16) (6, 8, 8, 8), '
-        'teacher 1 backbone.stage1+backbone.stage2 (6, 6, 16, 16) (6, 12, 8, 8), adapter of 230 parameters']
+        'teacher 1 backbone.stage1+backbone.stage2 (6, 6, 16, 16) (6, 12, 8, 8), adapter of 230 parameters'
+    ]
 
 
 def test_a_term_may_keep_to_some_teachers(student, tmp_path, images):
@@ -292,7 +316,8 @@ def test_a_term_may_keep_to_some_teachers(student, tmp_path, images):
     answers = [teacher(images, None) for teacher in core.teachers]
     assert [set(answer) for answer in answers] == [{'head.fc', 'backbone.stage2.1'}, {'head.fc'}]
     torch.testing.assert_close(
-        losses['loss_second'], functional.kd_loss(features['head.fc'][0], answers[1]['head.fc'][0]))
+        losses['loss_second'], functional.kd_loss(features['head.fc'][0], answers[1]['head.fc'][0])
+    )
     core.terms[0].weight = core.terms[2].weight = 0.0
     core.teachers[0].model.forward = None  # no term with a weight asks it
     again = core(features, core.ask(images, None), images, None)
@@ -309,15 +334,20 @@ def test_a_list_of_one_teacher_is_the_teacher(student, teacher, images):
     assert states[0] == states[1]
 
 
-@pytest.mark.parametrize(('terms', 'message'), [
-    ([KD | dict(of=[2])], r"term 'kd': of must list places of teachers, each once, from 0 to 1, got \[2\]"),
-    ([KD | dict(of=[])], r'of must list places of teachers'),
-    ([KD | dict(of=[0, 0])], r'of must list places of teachers'),
-    ([KD | dict(of=1)], r'of must list places of teachers.* got 1'),
-    ([KD | dict(of=[0])], r'teacher 1: no term learns from it'),
-    ([KD, KD | dict(name='x', teacher='backbone.stage2.1')],
-     r"teacher 1: ImageClassifier has no module 'backbone.stage2.1' to tap; .*of=\[\.\.\.\] keeps a term"),
-])
+@pytest.mark.parametrize(
+    ('terms', 'message'),
+    [
+        ([KD | dict(of=[2])], r"term 'kd': of must list places of teachers, each once, from 0 to 1, got \[2\]"),
+        ([KD | dict(of=[])], r'of must list places of teachers'),
+        ([KD | dict(of=[0, 0])], r'of must list places of teachers'),
+        ([KD | dict(of=1)], r'of must list places of teachers.* got 1'),
+        ([KD | dict(of=[0])], r'teacher 1: no term learns from it'),
+        (
+            [KD, KD | dict(name='x', teacher='backbone.stage2.1')],
+            r"teacher 1: ImageClassifier has no module 'backbone.stage2.1' to tap; .*of=\[\.\.\.\] keeps a term",
+        ),
+    ],
+)
 def test_mistakes_with_teachers(student, tmp_path, terms, message):
     with pytest.raises(UserError, match=message) as error:
         Distillation(student, two_teachers(tmp_path), terms)
@@ -378,7 +408,8 @@ def test_bss_compares_on_samples_at_the_boundary(sure, images):
     torch.manual_seed(5)
     chosen = functional.base_samples(logits, answer(images), labels, 4)
     made = functional.boundary_attack(
-        images[chosen], labels[chosen], functional.draw_targets(answer(images)[chosen], labels[chosen]), answer)
+        images[chosen], labels[chosen], functional.draw_targets(answer(images)[chosen], labels[chosen]), answer
+    )
     assert lines == ['bss: BSSLoss student head.fc (6, 4) -> teacher head.fc (6, 4)']
     assert len(chosen) == 4
     assert len(passes) == 1
@@ -410,8 +441,11 @@ def test_bss_asks_the_cache_for_the_batch_only(sure, tmp_path, images):
     asked = []
     for name in ('get', 'put'):
         method = getattr(core.teacher._cache, name)
-        setattr(core.teacher._cache, name, lambda x, *rest, name=name, method=method: (
-            asked.append((name, len(x))), method(x, *rest))[1])
+        setattr(
+            core.teacher._cache,
+            name,
+            lambda x, *rest, name=name, method=method: (asked.append((name, len(x))), method(x, *rest))[1],
+        )
     values = []
     for _ in range(2):
         torch.manual_seed(5)
@@ -443,8 +477,7 @@ def test_bss_needs_two_base_samples(sure, images):
     with core.recorder.recording() as features:
         student(images, mode='tensor')
     labels, passes = torch.ones(len(images), dtype=torch.long), []
-    assert len(core.terms[0].loss.choose(
-        features['head.fc'][0], core.teacher(images, None)['head.fc'][0], labels)) == 1
+    assert len(core.terms[0].loss.choose(features['head.fc'][0], core.teacher(images, None)['head.fc'][0], labels)) == 1
     student.register_forward_hook(lambda *x: passes.append(x))
     loss = core(features, core.ask(images, labelled(labels)), images, labelled(labels))['loss_bss']
     loss.backward()
@@ -470,12 +503,16 @@ def test_bss_attacks_every_teacher_on_its_own(sure, tmp_path, images):
     torch.testing.assert_close(loss, (parts[0] + parts[1]) / 2)
 
 
-@pytest.mark.parametrize(('samples', 'found'), [
-    (None, 'got None'), ([DataSample()] * 6, 'got None'),
-    ([DataSample().set_gt_label([1, 2])] * 6, r'got tensor\(\[1, 2'),
-    ([DataSample().set_gt_label(1).set_gt_score(torch.tensor([0.5, 0.5, 0, 0]))] * 6, 'got a gt_score'),
-    (torch.zeros(6), 'got None'),
-])
+@pytest.mark.parametrize(
+    ('samples', 'found'),
+    [
+        (None, 'got None'),
+        ([DataSample()] * 6, 'got None'),
+        ([DataSample().set_gt_label([1, 2])] * 6, r'got tensor\(\[1, 2'),
+        ([DataSample().set_gt_label(1).set_gt_score(torch.tensor([0.5, 0.5, 0, 0]))] * 6, 'got a gt_score'),
+        (torch.zeros(6), 'got None'),
+    ],
+)
 def test_bss_needs_one_class_an_image(sure, images, samples, found):
     core, features, _, _ = distil(*sure, [BSS | dict(weight=0)], images)
     core.terms[0].weight = 2.0
@@ -487,15 +524,19 @@ def test_bss_needs_one_class_an_image(sure, images, samples, found):
 def test_bss_takes_one_tap(student, teacher, images):
     with pytest.raises(UserError, match='BSSLoss takes one feature a network, its logits, got 2'):
         Distillation(student, teacher, [BSS | dict(student=['head.fc'] * 2, teacher=['head.fc'] * 2)]).dry_run(
-            student, images, None)
+            student, images, None
+        )
 
 
 def test_critic_is_built_once_and_trained(student, teacher, images):
     core, _, losses, lines = distil(student, teacher, [GAN | dict(weight=3.0)], images)
-    assert lines == ['gan: NSTGANLoss student backbone.stage3 (6, 16, 4, 4) -> teacher backbone.stage3 (6, 16, 4, 4), '
-                     'loss of 145 parameters']
-    assert list(core.state_dict()) == [f'terms.0.loss.critic.{x}.{y}' for x in ('hidden', 'out')
-                                       for y in ('weight', 'bias')]
+    assert lines == [
+        'gan: NSTGANLoss student backbone.stage3 (6, 16, 4, 4) -> teacher backbone.stage3 (6, 16, 4, 4), '
+        'loss of 145 parameters'
+    ]
+    assert list(core.state_dict()) == [
+        f'terms.0.loss.critic.{x}.{y}' for x in ('hidden', 'out') for y in ('weight', 'bias')
+    ]
     losses['loss_gan'].backward()
     assert all(p.grad.abs().sum() > 0 for p in core.parameters())
     assert student.backbone.stage3[0].conv1.weight.grad.abs().sum() > 0
@@ -531,11 +572,17 @@ def test_without_the_task_its_losses_give_no_gradient(student, teacher, images):
         core.add_to(task, features, core.ask(images, None), images, None)
 
 
-@pytest.mark.parametrize(('term', 'static', 'missed'), [
-    (KD, False, False), (HINT | dict(student=STAGES[1], teacher=STAGES[1]), True, False),
-    (HINT | dict(student=STAGES[1], teacher=STAGES[1]), False, True)])
+@pytest.mark.parametrize(
+    ('term', 'static', 'missed'),
+    [
+        (KD, False, False),
+        (HINT | dict(student=STAGES[1], teacher=STAGES[1]), True, False),
+        (HINT | dict(student=STAGES[1], teacher=STAGES[1]), False, True),
+    ],
+)
 def test_data_parallel_without_the_task_needs_a_gradient_everywhere(
-        student, teacher, images, monkeypatch, term, static, missed):
+    student, teacher, images, monkeypatch, term, static, missed
+):
     wrapper = SimpleNamespace(module=student, find_unused_parameters=False, static_graph=static)
     monkeypatch.setattr(DistributedDataParallel, '_get_active_ddp_module', lambda: wrapper)
     core = Distillation(student, teacher, [term], task=False)
@@ -543,8 +590,11 @@ def test_data_parallel_without_the_task_needs_a_gradient_everywhere(
     for _ in range(2):
         with core.recorder.recording() as features:
             task = student(images, labelled([0] * 6), mode='loss')
-        with pytest.raises(UserError, match=r'no gradient goes to backbone.stage3\S+, .*: set find_unused_param') if (
-                missed) else nullcontext():
+        with (
+            pytest.raises(UserError, match=r'no gradient goes to backbone.stage3\S+, .*: set find_unused_param')
+            if (missed)
+            else nullcontext()
+        ):
             core.add_to(task, features, core.ask(images, None), images, None)
 
 

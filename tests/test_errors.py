@@ -36,7 +36,8 @@ def test_a_path_that_the_user_named_is_the_users(tmp_path, capsys, named):
     assert told(capsys, lambda: path.open()).startswith('Traceback')
     user_named([named.format(folder=tmp_path)])
     assert told(capsys, lambda: path.open()) == (
-        f'error: {path}: No such file or directory; check the path in the config\n')
+        f'error: {path}: No such file or directory; check the path in the config\n'
+    )
 
 
 def test_a_path_on_the_command_line_is_the_users(tmp_path, capsys, monkeypatch):
@@ -66,12 +67,13 @@ def test_an_object_that_is_half_made_is_not_asked(capsys):
 
 def test_a_module_is_told_by_its_place_in_the_model(capsys):
     head = MODELS.build(dict(type='mmpretrain.LinearClsHead', num_classes=4, in_channels=3))
-    line = told(capsys, lambda: head((torch.zeros(2, 5), )))
+    line = told(capsys, lambda: head((torch.zeros(2, 5),)))
     assert line.startswith('error: fc (Linear): RuntimeError: mat1 and mat2')
 
 
 def test_defects_keep_their_traceback(capsys):
     """Of this project's code and of the user's own, also where stock code called it."""
+
     class Broken(PackInputs):
         def transform(self, results):
             return results['nosuch'] + 1
@@ -83,8 +85,9 @@ def test_defects_keep_their_traceback(capsys):
 @pytest.mark.parametrize('given', ['CifarResNet', 'PKSampler'])
 def test_a_constructor_that_refuses_the_options_of_a_config_shows_them(capsys, given):
     """Of a class of this project too, for the options are the config's."""
-    registry, options = dict(CifarResNet=(MODELS, dict(depth='deep')), PKSampler=(
-        DATA_SAMPLERS, dict(dataset=[1], instances='many')))[given]
+    registry, options = dict(
+        CifarResNet=(MODELS, dict(depth='deep')), PKSampler=(DATA_SAMPLERS, dict(dataset=[1], instances='many'))
+    )[given]
     line = told(capsys, lambda: registry.build(dict(type=f'kd_plugins.{given}', **options)))
     assert line.startswith(f'error: {given}(')
     assert repr([*options.values()][-1]) in line
@@ -110,27 +113,42 @@ def test_the_message_of_a_worker_is_its_last_line(capsys):
 def test_a_message_is_printed_in_any_locale():
     """As the process itself starts."""
     code = 'from kd_plugins.errors import *\nwith one_line_errors():\n    raise UserError("\\xe9.py does not exist")'
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False, env=dict(
-        LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0', PYTHONPATH=str(Path(__file__).parents[1])))
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0', PYTHONPATH=str(Path(__file__).parents[1])),
+    )
     assert (done.returncode, done.stderr) == (1, 'error: \\xe9.py does not exist\n')
 
 
 def test_a_group_that_has_lost_a_process_says_so(capsys):
     def collective():
-        raise RuntimeError('[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:19361: '
-                           'Connection reset by peer')
+        raise RuntimeError(
+            '[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Read error [127.0.0.1]:19361: '
+            'Connection reset by peer'
+        )
 
     assert told(capsys, collective) == (
-        'error: another process of this run has ended, see its error: start all of them again, with --resume\n')
+        'error: another process of this run has ended, see its error: start all of them again, with --resume\n'
+    )
 
 
 @pytest.mark.parametrize(('raises', 'status'), [('', 0), ("; raise BrokenPipeError('of a worker')", 1)])
 def test_a_reader_that_has_read_enough_ends_a_command_in_silence(raises, status):
     """As ``| head`` does; but another pipe that breaks is no reader."""
-    code = ('import os, sys\nfrom kd_plugins.errors import *\nwith one_line_errors():\n'
-            f'    [print("row", flush=True) for _ in range(99999 if {not raises} else 1)]{raises}')
-    with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                          env=os.environ | dict(PYTHONPATH=str(Path(__file__).parents[1]))) as process:
+    code = (
+        'import os, sys\nfrom kd_plugins.errors import *\nwith one_line_errors():\n'
+        f'    [print("row", flush=True) for _ in range(99999 if {not raises} else 1)]{raises}'
+    )
+    with subprocess.Popen(
+        [sys.executable, '-c', code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | dict(PYTHONPATH=str(Path(__file__).parents[1])),
+    ) as process:
         process.stdout.readline()
         if not raises:
             process.stdout.close()
@@ -142,5 +160,4 @@ def test_a_full_gpu_says_what_to_make_smaller(capsys):
     def loss():
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
 
-    assert told(capsys, loss) == (
-        'error: CUDA out of memory: use a smaller batch_size, smaller images or --amp\n')
+    assert told(capsys, loss) == ('error: CUDA out of memory: use a smaller batch_size, smaller images or --amp\n')

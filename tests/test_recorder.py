@@ -167,6 +167,8 @@ def test_overwritten_in_training_alone(inplace):
         with recorder.recording():
             model(x)
         return
-    with pytest.raises(UserError, match=r"what '0' puts out is overwritten .* set its inplace to False"), (
-            recorder.recording()):
+    with (
+        pytest.raises(UserError, match=r"what '0' puts out is overwritten .* set its inplace to False"),
+        recorder.recording(),
+    ):
         model(x)

@@ -67,20 +67,23 @@ def test_a_run_by_iterations_has_progress_and_no_epochs(hub):
         hub.update_info(name, value)
     assert Schedule([0, 1], [0, 1], 'progress')() == pytest.approx(0.25)
     assert Schedule([0, 1], [0, 1], 'epoch')() == pytest.approx(0.25)
-    hub.update_info('cfg', 'a = 1\ntrain_cfg = dict(\n    max_iters=1000, type=\'IterBasedTrainLoop\')\nb = 2')
+    hub.update_info('cfg', "a = 1\ntrain_cfg = dict(\n    max_iters=1000, type='IterBasedTrainLoop')\nb = 2")
     with pytest.raises(UserError, match="give by='iter' or by='progress'"):
         Schedule([0, 1], [0, 1], 'epoch')()
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (dict(at=[0], value=[1, 2]), 'as many values'),
-    (dict(at=[], value=[]), 'as many values'),
-    (dict(at=[3, 1], value=[1, 2]), 'must not decrease'),
-    (dict(at=0, value=[1]), 'two lists of finite numbers'),
-    (dict(at=[0], value=['1']), 'two lists of finite numbers'),
-    (dict(at=[0], value=[float('nan')]), 'two lists of finite numbers'),
-    (dict(at=[0], value=[1], by='step'), "'epoch', 'iter' or 'progress'"),
-])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(at=[0], value=[1, 2]), 'as many values'),
+        (dict(at=[], value=[]), 'as many values'),
+        (dict(at=[3, 1], value=[1, 2]), 'must not decrease'),
+        (dict(at=0, value=[1]), 'two lists of finite numbers'),
+        (dict(at=[0], value=['1']), 'two lists of finite numbers'),
+        (dict(at=[0], value=[float('nan')]), 'two lists of finite numbers'),
+        (dict(at=[0], value=[1], by='step'), "'epoch', 'iter' or 'progress'"),
+    ],
+)
 def test_refuses(options, message):
     with pytest.raises(UserError, match=message):
         Schedule(**options)

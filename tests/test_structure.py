@@ -28,8 +28,10 @@ ROOMS = {
     'hooks': (LEAVES | CORE | {'compat', 'losses', 'functional'}, {'mmengine', 'numpy', 'torch'}),
     'optim': (LEAVES, {'mmengine', 'torch'}),
     'data_files': (LEAVES, {'torchvision'}),
-    'datasets': (LEAVES | {'data_files', 'unpickling'},
-                 {'PIL', 'cv2', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'numpy', 'torch'}),
+    'datasets': (
+        LEAVES | {'data_files', 'unpickling'},
+        {'PIL', 'cv2', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'numpy', 'torch'},
+    ),
     'evaluation': (LEAVES | {'functional'}, {'faiss', 'mmengine', 'numpy', 'rich', 'scipy', 'torch'}),
     'compat': (LEAVES, {'mmcv', 'mmdet', 'scipy', 'torch', 'torchvision'}),
     'config': (LEAVES | {'unpickling'}, {'mmengine'}),
@@ -49,10 +51,13 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level:
-            names.add('.'.join([*package[:len(package) - node.level + 1], node.module or '']))
+            names.add('.'.join([*package[: len(package) - node.level + 1], node.module or '']))
         elif isinstance(node, ast.ImportFrom):
-            names |= {f'{node.module}.{alias.name}' for alias in node.names} if node.module == 'kd_plugins' else {
-                node.module}
+            names |= (
+                {f'{node.module}.{alias.name}' for alias in node.names}
+                if node.module == 'kd_plugins'
+                else {node.module}
+            )
     return names
 
 
@@ -69,14 +74,20 @@ def test_imports_follow_the_rooms(path):
 
 
 def test_mmdet_is_imported_for_detection_only():
-    users = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob('*.py')
-             if any(name.startswith('mmdet') for name in imported(path))}
+    users = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob('*.py')
+        if any(name.startswith('mmdet') for name in imported(path))
+    }
     assert users == {'datasets/voc.py'}
 
 
 def test_plain_scores_need_neither_faiss_nor_scipy(monkeypatch):
-    users = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob('*.py')
-             if {'faiss', 'scipy'} & {name.partition('.')[0] for name in imported(path)}}
+    users = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob('*.py')
+        if {'faiss', 'scipy'} & {name.partition('.')[0] for name in imported(path)}
+    }
     assert users == {'compat/__init__.py', 'evaluation/approximate.py', 'evaluation/reranking.py'}
     for user in users - {'compat/__init__.py'}:  # that one where it is called; and nothing imports these in turn
         module = f'kd_plugins.{user.removesuffix(".py").replace("/", ".")}'
@@ -88,10 +99,12 @@ def test_plain_scores_need_neither_faiss_nor_scipy(monkeypatch):
 
 
 def test_classification_and_import_stay_free_of_mmdet():
-    code = ('import sys, kd_plugins; heavy = {"torch", "mmengine", "mmcv", "numpy"} & set(sys.modules); '
-            'from kd_plugins.registry import DATASETS, HOOKS, MODELS; '
-            'MODELS.get("KDLoss"), HOOKS.get("ExportHook"), DATASETS.get("CIFAR10"); '
-            'print(sorted(heavy), "mmdet" in sys.modules)')
+    code = (
+        'import sys, kd_plugins; heavy = {"torch", "mmengine", "mmcv", "numpy"} & set(sys.modules); '
+        'from kd_plugins.registry import DATASETS, HOOKS, MODELS; '
+        'MODELS.get("KDLoss"), HOOKS.get("ExportHook"), DATASETS.get("CIFAR10"); '
+        'print(sorted(heavy), "mmdet" in sys.modules)'
+    )
     answer = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
     assert answer.splitlines()[-1] == '[] False'
 

@@ -47,15 +47,18 @@ def test_stays_out_of_its_owner(tmp_path):
     assert copy.deepcopy(owner).teacher is owner.teacher
 
 
-@pytest.mark.parametrize(('teacher', 'student'), [
-    (dict(mean=[10.0, 20, 30], std=[1.0, 2, 4]), dict(mean=[100.0, 110, 120], std=[50.0, 60, 70])),
-    (dict(mean=[10.0, 20, 30], std=[1.0, 2, 4], to_rgb=True), dict(mean=[100.0, 110, 120], std=[50.0, 60, 70])),
-    (dict(mean=[10.0, 20, 30], std=[1.0, 2, 4]), dict(to_rgb=True)),
-    (dict(mean=None, std=None), dict(mean=[100.0, 110, 120])),
-    (dict(mean=None, std=None, to_rgb=True), {}),
-    (dict(mean=None, std=None, to_rgb=True), dict(mean=None, std=None)),
-    (dict(), dict(mean=None, std=None, to_rgb=True)),
-])
+@pytest.mark.parametrize(
+    ('teacher', 'student'),
+    [
+        (dict(mean=[10.0, 20, 30], std=[1.0, 2, 4]), dict(mean=[100.0, 110, 120], std=[50.0, 60, 70])),
+        (dict(mean=[10.0, 20, 30], std=[1.0, 2, 4], to_rgb=True), dict(mean=[100.0, 110, 120], std=[50.0, 60, 70])),
+        (dict(mean=[10.0, 20, 30], std=[1.0, 2, 4]), dict(to_rgb=True)),
+        (dict(mean=None, std=None), dict(mean=[100.0, 110, 120])),
+        (dict(mean=None, std=None, to_rgb=True), {}),
+        (dict(mean=None, std=None, to_rgb=True), dict(mean=None, std=None)),
+        (dict(), dict(mean=None, std=None, to_rgb=True)),
+    ],
+)
 def test_sees_images_in_its_own_normalisation(teacher, student):
     teacher, student = build(**teacher), build(**student)
     images = torch.randint(0, 256, (2, 3, 16, 16)).float()
@@ -120,12 +123,14 @@ def test_padding_stays_zero():
 def test_a_size_that_a_transform_left_behind_cuts_nothing_off():
     """mmpretrain's ``torchvision/Resize`` resizes the image and not ``img_shape``."""
     results = TRANSFORMS.build(dict(type='mmpretrain.torchvision/Resize', size=(8, 8)))(
-        dict(img=torch.randint(1, 256, (3, 5, 7), dtype=torch.uint8), img_shape=(5, 7)))
+        dict(img=torch.randint(1, 256, (3, 5, 7), dtype=torch.uint8), img_shape=(5, 7))
+    )
     assert results['img_shape'] == (5, 7)
     teacher, student = build(mean=[0.0] * 3, std=[1.0] * 3), build()
     batch = student.data_preprocessor(dict(inputs=[results['img']]), False)['inputs']
     converted = Teacher(teacher, ['head.fc'], student.data_preprocessor)._convert(
-        batch, [BaseDataElement(metainfo=dict(img_shape=results['img_shape']))])
+        batch, [BaseDataElement(metainfo=dict(img_shape=results['img_shape']))]
+    )
     torch.testing.assert_close(converted[0], results['img'].float())
 
 
@@ -192,6 +197,7 @@ def test_without_a_checkpoint_its_parts_are_initialised_and_what_is_random_is_to
 
 def test_a_part_of_another_library_keeps_the_weights_that_it_was_built_with():
     """timm's and transformers' networks have an init_weights, too, that draws pretrained weights anew."""
+
     class Pretrained(nn.Conv1d):
         def init_weights(self):
             nn.init.zeros_(self.weight)
@@ -206,11 +212,15 @@ def test_missing_config(tmp_path):
         build_teacher(str(tmp_path / 'none.py'), None)
 
 
-@pytest.mark.parametrize(('config', 'message'), [
-    (None, "must be a path, package::path, or a model record with a 'type', got None"), ({}, r'got \{\}'),
-    ('nowhere::resnet.py', 'teacher config nowhere::resnet.py: .*; give a path or package::path'),
-    ('mmpretrain::_base_/datasets/cifar10_bs16.py', 'cifar10_bs16.py has no model: give that of a whole network'),
-])
+@pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+        (None, "must be a path, package::path, or a model record with a 'type', got None"),
+        ({}, r'got \{\}'),
+        ('nowhere::resnet.py', 'teacher config nowhere::resnet.py: .*; give a path or package::path'),
+        ('mmpretrain::_base_/datasets/cifar10_bs16.py', 'cifar10_bs16.py has no model: give that of a whole network'),
+    ],
+)
 def test_config_that_is_none(config, message):
     with pytest.raises(UserError, match=message):
         build_teacher(config, None)
@@ -235,8 +245,10 @@ def test_answers_in_bfloat16_where_it_is_told_to(tmp_path):
         assert near.dtype == torch.bfloat16
         assert 0 < (near - right).norm() < 0.03 * right.norm()
     assert answer['backbone.stage2'][0].is_contiguous(memory_format=torch.channels_last)
-    assert all(torch.equal(a, b) for a, b in zip(
-        teacher.model.state_dict().values(), network.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(teacher.model.state_dict().values(), network.state_dict().values(), strict=True)
+    )
     assert not torch.is_autocast_enabled('cpu')
     # What is differentiated keeps its precision: an attack has to tell nearly equal logits apart.
     (precise,) = teacher.answer(images, None)['head.fc']

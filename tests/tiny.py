@@ -34,31 +34,56 @@ def image_folder(root: Path, images: int = 24, size: int = 16) -> Path:
 def classifier(depth: int = 8, width: int = 4, **backbone: Any) -> dict:
     """Return a record of a very small classifier."""
     return dict(
-        type='ImageClassifier', _scope_='mmpretrain',
+        type='ImageClassifier',
+        _scope_='mmpretrain',
         backbone=dict(type='kd_plugins.CifarResNet', depth=depth, width=width, **backbone),
         neck=dict(type='GlobalAveragePooling'),
-        head=dict(type='LinearClsHead', num_classes=CLASSES, in_channels=4 * width,
-                  loss=dict(type='CrossEntropyLoss'), topk=(1,)),
+        head=dict(
+            type='LinearClsHead',
+            num_classes=CLASSES,
+            in_channels=4 * width,
+            loss=dict(type='CrossEntropyLoss'),
+            topk=(1,),
+        ),
         data_preprocessor=dict(PREPROCESSOR),
     )
 
 
 def classification_config(
-    data: Path, work_dir: Path, model: dict | None = None, epochs: int = 2, **more: Any,
+    data: Path,
+    work_dir: Path,
+    model: dict | None = None,
+    epochs: int = 2,
+    **more: Any,
 ) -> Config:
     """Return the config of a run of three steps an epoch, with augmentation, momentum and a schedule."""
-    pipeline = [dict(type='LoadImageFromFile'), dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-                dict(type='PackInputs')]
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+        dict(type='PackInputs'),
+    ]
     loader = dict(
-        batch_size=8, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True),
-        dataset=dict(type='CustomDataset', data_root=str(data), pipeline=pipeline))
-    return Config(dict(
-        default_scope='mmpretrain', work_dir=str(work_dir), experiment_name=str(work_dir).replace('/', '_'),
-        model=model or classifier(), train_dataloader=loader, train_cfg=dict(by_epoch=True, max_epochs=epochs),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=1e-4)),
-        param_scheduler=[dict(type='MultiStepLR', milestones=[1], gamma=0.1)], randomness=dict(seed=0),
-        default_hooks=dict(reseed=dict(type='kd_plugins.ReseedHook')), log_level='ERROR',
-    ) | more)
+        batch_size=8,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=True),
+        dataset=dict(type='CustomDataset', data_root=str(data), pipeline=pipeline),
+    )
+    return Config(
+        dict(
+            default_scope='mmpretrain',
+            work_dir=str(work_dir),
+            experiment_name=str(work_dir).replace('/', '_'),
+            model=model or classifier(),
+            train_dataloader=loader,
+            train_cfg=dict(by_epoch=True, max_epochs=epochs),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=1e-4)),
+            param_scheduler=[dict(type='MultiStepLR', milestones=[1], gamma=0.1)],
+            randomness=dict(seed=0),
+            default_hooks=dict(reseed=dict(type='kd_plugins.ReseedHook')),
+            log_level='ERROR',
+        )
+        | more
+    )
 
 
 def teacher_record(folder: Path, depth: int = 14, width: int = 4) -> dict:
@@ -86,12 +111,18 @@ def coco_folder(root: Path, images: int = 4, size: int = 64) -> Path:
     for i in range(images):
         image = rng.integers(0, 90, (size, size, 3)).astype(np.uint8)
         x, y, w, h = 8 + 4 * i, 10, 24, 30
-        image[y:y + h, x:x + w] += 120
+        image[y : y + h, x : x + w] += 120
         cv2.imwrite(str(root / 'images' / f'{i}.png'), image)
         annotations.append(dict(id=i + 1, image_id=i, category_id=1, bbox=[x, y, w, h], area=w * h, iscrowd=0))
-    (root / 'annotations.json').write_text(json.dumps(dict(
-        images=[dict(id=i, file_name=f'{i}.png', width=size, height=size) for i in range(images)],
-        categories=[dict(id=1, name='person')], annotations=annotations)))
+    (root / 'annotations.json').write_text(
+        json.dumps(
+            dict(
+                images=[dict(id=i, file_name=f'{i}.png', width=size, height=size) for i in range(images)],
+                categories=[dict(id=1, name='person')],
+                annotations=annotations,
+            )
+        )
+    )
     return root
 
 
@@ -103,8 +134,11 @@ def stock_detector(data: Path, work_dir: Path) -> Config:
     config.model.backbone.init_cfg = None
     config.train_dataloader.update(batch_size=2, num_workers=0, persistent_workers=False)
     config.train_dataloader.dataset.update(
-        data_root=str(data) + '/', ann_file='annotations.json', data_prefix=dict(img='images/'),
-        metainfo=dict(classes=('person',)))
+        data_root=str(data) + '/',
+        ann_file='annotations.json',
+        data_prefix=dict(img='images/'),
+        metainfo=dict(classes=('person',)),
+    )
     for step in config.train_dataloader.dataset.pipeline:
         if step.type == 'Resize':
             step.scale = (64, 64)
@@ -144,30 +178,57 @@ def market_folder(root: Path, identities: int = 6, images: int = 6, distractors:
 
 def reid_config(data: Path, work_dir: Path, identities: int = 6, epochs: int = 2, **more: Any) -> Config:
     """Return the config of a re-identification run on :func:`market_folder`'s images, with validation at its end."""
+
     def loader(split: str, sampler: dict, batch_size: int, steps: list[dict], **pack: Any) -> dict:
         pipeline = [dict(type='kd_plugins.LoadImage'), *steps, dict(type='PackInputs', **pack)]
-        return dict(batch_size=batch_size, num_workers=0, sampler=sampler, dataset=dict(
-            type='kd_plugins.Market1501', data_root=str(data), split=split, pipeline=pipeline))
+        return dict(
+            batch_size=batch_size,
+            num_workers=0,
+            sampler=sampler,
+            dataset=dict(type='kd_plugins.Market1501', data_root=str(data), split=split, pipeline=pipeline),
+        )
 
-    test = loader('test', dict(type='DefaultSampler', shuffle=False), 8, [],
-                  meta_keys=('img_path', 'identity', 'camera', 'is_query'))
+    test = loader(
+        'test',
+        dict(type='DefaultSampler', shuffle=False),
+        8,
+        [],
+        meta_keys=('img_path', 'identity', 'camera', 'is_query'),
+    )
     model = dict(
-        type='kd_plugins.ReIDModel', backbone=dict(type='kd_plugins.CifarResNet', depth=8, width=4),
+        type='kd_plugins.ReIDModel',
+        backbone=dict(type='kd_plugins.CifarResNet', depth=8, width=4),
         neck=dict(type='GlobalAveragePooling'),
         head=dict(type='kd_plugins.ReIDHead', num_classes=identities, in_channels=16),
-        data_preprocessor=dict(mean=[120.0] * 3, std=[60.0] * 3))
-    return Config(dict(
-        default_scope='mmpretrain', work_dir=str(work_dir), experiment_name=str(work_dir).replace('/', '_'),
-        model=model, train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=epochs), val_cfg=dict(),
-        test_cfg=dict(), randomness=dict(seed=0), log_level='ERROR',
-        train_dataloader=loader('train', dict(type='kd_plugins.PKSampler', identities=3, instances=4), 12,
-                                [dict(type='RandomFlip', prob=0.5, direction='horizontal')]),
-        val_dataloader=test, val_evaluator=dict(type='kd_plugins.ReIDMetric'),
-        test_dataloader=test, test_evaluator=dict(type='kd_plugins.ReIDMetric'),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=1e-4)),
-        param_scheduler=[dict(type='MultiStepLR', milestones=[1], gamma=0.1)],
-        default_hooks=dict(reseed=dict(type='kd_plugins.ReseedHook')),
-    ) | more)
+        data_preprocessor=dict(mean=[120.0] * 3, std=[60.0] * 3),
+    )
+    return Config(
+        dict(
+            default_scope='mmpretrain',
+            work_dir=str(work_dir),
+            experiment_name=str(work_dir).replace('/', '_'),
+            model=model,
+            train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=epochs),
+            val_cfg=dict(),
+            test_cfg=dict(),
+            randomness=dict(seed=0),
+            log_level='ERROR',
+            train_dataloader=loader(
+                'train',
+                dict(type='kd_plugins.PKSampler', identities=3, instances=4),
+                12,
+                [dict(type='RandomFlip', prob=0.5, direction='horizontal')],
+            ),
+            val_dataloader=test,
+            val_evaluator=dict(type='kd_plugins.ReIDMetric'),
+            test_dataloader=test,
+            test_evaluator=dict(type='kd_plugins.ReIDMetric'),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=1e-4)),
+            param_scheduler=[dict(type='MultiStepLR', milestones=[1], gamma=0.1)],
+            default_hooks=dict(reseed=dict(type='kd_plugins.ReseedHook')),
+        )
+        | more
+    )
 
 
 def two_processes(worker: str, folder: Path) -> None:
@@ -177,15 +238,25 @@ def two_processes(worker: str, folder: Path) -> None:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     environment = os.environ | dict(
-        MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1',
-        PYTHONPATH=os.pathsep.join([str(tests), str(tests.parent)]))
+        MASTER_ADDR='127.0.0.1',
+        MASTER_PORT=str(port),
+        WORLD_SIZE='2',
+        CUDA_VISIBLE_DEVICES='',
+        OMP_NUM_THREADS='1',
+        PYTHONPATH=os.pathsep.join([str(tests), str(tests.parent)]),
+    )
     logs = [folder / f'rank{rank}.log' for rank in range(2)]
     processes = []
     for rank, log in enumerate(logs):
         with log.open('w') as output:
-            processes.append(subprocess.Popen(
-                [sys.executable, str(tests / 'workers' / worker), str(folder)], stdout=output, stderr=output,
-                env=environment | dict(RANK=str(rank), LOCAL_RANK=str(rank))))
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, str(tests / 'workers' / worker), str(folder)],
+                    stdout=output,
+                    stderr=output,
+                    env=environment | dict(RANK=str(rank), LOCAL_RANK=str(rank)),
+                )
+            )
     deadline = time.monotonic() + 300
     while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
         if time.monotonic() > deadline:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 TOOLS = ROOT / 'tools'
 sys.path.append(str(TOOLS))  # last, since tools/test.py must not hide the standard library's test
 
-NETWORK = '''
+NETWORK = """
 _base_ = {root!r}
 model = dict(
     type='ImageClassifier', backbone=dict(type='kd_plugins.CifarResNet', depth=8, width=4),
@@ -35,8 +35,8 @@ optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9))
 train_cfg = dict(by_epoch=True, max_epochs=2, val_interval=1)
 val_cfg = dict()
 default_hooks = dict(logger=dict(interval=1))
-'''
-STUDY = '''
+"""
+STUDY = """
 teachers = dict(big=dict(config='net.py', overrides=dict(model=dict(backbone=dict(depth=14)))))
 networks = dict(small=dict(config='net.py', teacher='big'))
 methods = {{
@@ -55,7 +55,7 @@ method    clean      sigma=0.4
 Hinton    90.0±0.5   80.0 ± 1.0
 Teacher   95.0       94.0
 \'\'\')]
-'''
+"""
 
 
 def write_cifar(root: Path, per_file: int = 20) -> None:
@@ -76,6 +76,7 @@ def write_study(folder: Path, data: Path, more: str = '') -> Path:
     path = folder / 'tiny.py'
     path.write_text(STUDY.format(methods=str(ROOT / 'configs/_base_/methods.py')) + more)
     return path
+
 
 FEW = """
 methods = {'Baseline': dict(), 'KD': dict(terms=['kd']), 'AT': dict(terms=['kd_alpha'])}

@@ -63,13 +63,18 @@ def parser_of() -> argparse.ArgumentParser:
     command = commands.add_parser('losses', help='every loss beside its literal form')
     command.add_argument('--full', action='store_true', help='the shapes of CIFAR, ImageNet, an FPN and re-ID')
     command.add_argument('--dtypes', nargs='+', choices=['float32', 'bfloat16'], default=['float32'])
-    command.add_argument('--limit', type=float, default=1., metavar='GIB',
-                         help='leave out literal forms with a larger tensor (default: %(default)s)')
+    command.add_argument(
+        '--limit',
+        type=float,
+        default=1.0,
+        metavar='GIB',
+        help='leave out literal forms with a larger tensor (default: %(default)s)',
+    )
     command.set_defaults(run_command=losses)
     command = commands.add_parser('reid', help='retrieval beside the usual way')
     command.add_argument('--parts', nargs='+', choices=REID_PARTS, help='(default: all that is installed for)')
-    command.add_argument('--scale', type=float, default=1., help='factor of the numbers of items and dimensions')
-    command.add_argument('--folder', help='where the drawn features lie meanwhile, some 2 GiB (default: the system\'s)')
+    command.add_argument('--scale', type=float, default=1.0, help='factor of the numbers of items and dimensions')
+    command.add_argument('--folder', help="where the drawn features lie meanwhile, some 2 GiB (default: the system's)")
     command.set_defaults(run_command=reid)
     command = commands.add_parser('loader', help='CIFAR-sized batches beside the stock pipeline')
     command.add_argument('--images', type=int, default=50_000, help='pictures in the drawn set')
@@ -82,8 +87,9 @@ def parser_of() -> argparse.ArgumentParser:
     command.add_argument('--channels-last', action='store_true')
     command.set_defaults(run_command=step)
     command = commands.add_parser('teacher', help="a teacher's ways to answer")
-    command.add_argument('--parts', nargs='+', choices=['cifar', 'imagenet'], default=['cifar'],
-                         help='(default: cifar)')
+    command.add_argument(
+        '--parts', nargs='+', choices=['cifar', 'imagenet'], default=['cifar'], help='(default: cifar)'
+    )
     command.add_argument('--batch-size', type=int, default=128)
     command.add_argument('--compile', action='store_true', help='also compiled, which takes minutes at first')
     command.set_defaults(run_command=teacher)
@@ -98,8 +104,11 @@ def parser_of() -> argparse.ArgumentParser:
     command.set_defaults(run_command=reid_run)
     for command in commands.choices.values():
         command.add_argument('--threads', type=int, default=torch.get_num_threads(), help='number of CPU threads')
-        command.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
-                             help='(default: a GPU where there is one)')
+        command.add_argument(
+            '--device',
+            default='cuda' if torch.cuda.is_available() else 'cpu',
+            help='(default: a GPU where there is one)',
+        )
     return parser
 
 
@@ -112,7 +121,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError(f'--folder {folder}: there is no such folder')
     if file and (Path(file).is_dir() or not Path(file).parent.is_dir()):
         raise UserError(f'--json {file}: expected a file in a folder that is there')
-    known = {path.stem for part in getattr(args, 'parts', None) or () for path in STEP_PARTS.get(part, ((), ))[0]}
+    known = {path.stem for part in getattr(args, 'parts', None) or () for path in STEP_PARTS.get(part, ((),))[0]}
     if unknown := set(getattr(args, 'only', None) or ()) - known:
         raise UserError(f'--only: there is no config {", ".join(sorted(unknown))} in {", ".join(args.parts)}')
 
@@ -121,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     argv, parser = list(sys.argv[1:] if argv is None else argv), parser_of()
     names = list(takewhile(('losses', 'reid', 'loader', 'step', 'teacher').__contains__, argv)) or argv[:1]
-    runs = [parser.parse_args([name, *argv[len(names):]]) for name in names] or [parser.parse_args(argv)]
+    runs = [parser.parse_args([name, *argv[len(names) :]]) for name in names] or [parser.parse_args(argv)]
     for args in runs:
         check_options(args)
     results: dict[str, dict[str, Any]] = {}

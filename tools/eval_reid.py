@@ -50,19 +50,30 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('source', help='features (.npz, or a folder of .npy), or a config (.py)')
     parser.add_argument('checkpoint', nargs='?', help='the weights, for a config')
     parser.add_argument('--metric', choices=['cosine', 'euclidean'], default='cosine')
-    parser.add_argument('--ap', choices=['precision', 'trapezoid'], default='precision',
-                        help='average precision: the mean of the precision at each match, or the area that the own '
-                             'code of Market-1501 sums (default: %(default)s)')
+    parser.add_argument(
+        '--ap',
+        choices=['precision', 'trapezoid'],
+        default='precision',
+        help='average precision: the mean of the precision at each match, or the area that the own '
+        'code of Market-1501 sums (default: %(default)s)',
+    )
     parser.add_argument('--expand', type=int, metavar='N', help='expand each query by its N nearest gallery items')
-    parser.add_argument('--alpha', type=float, default=3., help='exponent of their weights (default: %(default)s)')
+    parser.add_argument('--alpha', type=float, default=3.0, help='exponent of their weights (default: %(default)s)')
     parser.add_argument('--rerank', action='store_true', help='k-reciprocal re-ranking')
     parser.add_argument('--k1', type=int, default=20, help='of the re-ranking (default: %(default)s)')
     parser.add_argument('--k2', type=int, default=6, help='of the re-ranking (default: %(default)s)')
-    parser.add_argument('--lambda', type=float, default=.3, dest='lambda_value', metavar='L',
-                        help='of the re-ranking (default: %(default)s)')
+    parser.add_argument(
+        '--lambda',
+        type=float,
+        default=0.3,
+        dest='lambda_value',
+        metavar='L',
+        help='of the re-ranking (default: %(default)s)',
+    )
     parser.add_argument('--approximate', choices=['ivf', 'hnsw'], help='also search by such an index of faiss')
-    parser.add_argument('--top', type=int, default=100, metavar='K',
-                        help='how many items that search returns (default: %(default)s)')
+    parser.add_argument(
+        '--top', type=int, default=100, metavar='K', help='how many items that search returns (default: %(default)s)'
+    )
     parser.add_argument('--device', help='where similarities are computed (default: a GPU where there is one)')
     parser.add_argument('--work-dir', help='folder of the extracted features (default: work_dirs/<config>)')
     parser.add_argument('--allow-pickle', action='store_true', help='run the code in pickled checkpoints you trust')
@@ -80,8 +91,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f'--lambda: expected a number from 0 to 1, got {args.lambda_value}')
     if not math.isfinite(args.alpha):
         raise UserError(f'--alpha: expected a finite number, got {args.alpha}')
-    for wanted, name in ((args.expand is not None, 'expand_queries'), (args.rerank, 'KReciprocal'),
-                         (args.approximate, 'rank_approximately')):
+    for wanted, name in (
+        (args.expand is not None, 'expand_queries'),
+        (args.rerank, 'KReciprocal'),
+        (args.approximate, 'rank_approximately'),
+    ):
         if wanted:
             getattr(evaluation, name)  # says what is not installed
     return args
@@ -98,8 +112,12 @@ def extract(args: argparse.Namespace) -> ReIDFeatures:
     with DATASETS.switch_scope_and_registry(config.get('default_scope')) as registry:
         images = registry.build(config.test_dataloader.dataset)
     paths = [images.get_data_info(i)['img_path'] for i in range(len(images))]
-    described = repr([*(config.get(key) for key in ('model', 'data_preprocessor', 'test_dataloader')),
-                      *((path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths)])
+    described = repr(
+        [
+            *(config.get(key) for key in ('model', 'data_preprocessor', 'test_dataloader')),
+            *((path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths),
+        ]
+    )
     key = hashlib.sha256(described.encode() + Path(args.checkpoint).read_bytes()).hexdigest()[:16]
     kept = Path(config.work_dir, f'features-{key}.npz')
     if kept.is_file():
@@ -118,9 +136,14 @@ def score(features: ReIDFeatures, args: argparse.Namespace) -> dict[str, float |
     """Return all scores that are asked for."""
     exact = rank_matches(features, args.metric, args.device, progress=True)
     scores: dict[str, float | int | str] = {
-        **exact.summary(RANKS, args.ap), 'queries': len(exact.queries), 'unmatched_queries': exact.unmatched,
-        'gallery': int((features.gallery_ids != -1).sum()), 'dimensions': features.gallery_features.shape[1],
-        'metric': args.metric, 'ap': args.ap}
+        **exact.summary(RANKS, args.ap),
+        'queries': len(exact.queries),
+        'unmatched_queries': exact.unmatched,
+        'gallery': int((features.gallery_ids != -1).sum()),
+        'dimensions': features.gallery_features.shape[1],
+        'metric': args.metric,
+        'ap': args.ap,
+    }
     if args.expand is not None or args.rerank or args.approximate:
         features = features.without_junk()
     if args.approximate:
@@ -129,13 +152,15 @@ def score(features: ReIDFeatures, args: argparse.Namespace) -> dict[str, float |
         scores |= {'approximate_index': args.approximate, f'approximate_recall{args.top}': recall}
     if args.expand is not None:
         expanded = evaluation.expand_queries(
-            features.query_features, features.gallery_features, args.expand, args.alpha)
+            features.query_features, features.gallery_features, args.expand, args.alpha
+        )
         features = replace(features, query_features=expanded)
         found = rank_matches(features, args.metric, args.device, progress=True)
         scores |= {f'expand_{name}': value for name, value in found.summary(RANKS, args.ap).items()}
     if args.rerank:
         reranked = evaluation.KReciprocal(
-            features.query_features, features.gallery_features, args.k1, args.k2, args.lambda_value, args.metric)
+            features.query_features, features.gallery_features, args.k1, args.k2, args.lambda_value, args.metric
+        )
         found = rank_rows(reranked.rows(), features)
         scores |= {f'rerank_{name}': value for name, value in found.summary(RANKS, args.ap).items()}
     return scores
@@ -144,11 +169,17 @@ def score(features: ReIDFeatures, args: argparse.Namespace) -> dict[str, float |
 def print_scores(scores: dict[str, float | int | str]) -> None:
     """Print the table, then the line for programs."""
     columns = ['mAP', 'mINP', *(f'rank{k}' for k in RANKS)]
-    title = (f'{scores["queries"]} queries ({scores["unmatched_queries"]} more have no match), '
-             f'{scores["gallery"]} gallery items, {scores["metric"]}, AP by {scores["ap"]}')
+    title = (
+        f'{scores["queries"]} queries ({scores["unmatched_queries"]} more have no match), '
+        f'{scores["gallery"]} gallery items, {scores["metric"]}, AP by {scores["ap"]}'
+    )
     table = Table('%', *columns, title=title, title_justify='left')
-    for name, prefix in (('exact', ''), ('expanded queries', 'expand_'), ('re-ranked', 'rerank_'),
-                         (f'approximate ({scores.get("approximate_index")})', 'approximate_')):
+    for name, prefix in (
+        ('exact', ''),
+        ('expanded queries', 'expand_'),
+        ('re-ranked', 'rerank_'),
+        (f'approximate ({scores.get("approximate_index")})', 'approximate_'),
+    ):
         if f'{prefix}mAP' in scores:
             table.add_row(name, *(f'{100 * scores[prefix + column]:.2f}' for column in columns))
     Console(width=max(120, Console().width)).print(table)

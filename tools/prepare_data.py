@@ -67,14 +67,17 @@ def prepare_tiny_imagenet(args: argparse.Namespace) -> None:
         counts[split] = {path.name: sum(map(is_image, path.rglob('*'))) for path in folders}
         empty = [name for name, count in counts[split].items() if not count]
         if empty or not folders:
-            raise UserError(f'{args.root / split / "".join(empty[:1])}: expected images, found none; '
-                            f'{again(args.root)}')
+            raise UserError(
+                f'{args.root / split / "".join(empty[:1])}: expected images, found none; {again(args.root)}'
+            )
     train, val = counts.values()
     if train.keys() != val.keys():
-        raise UserError(f'{args.root}: train/ has {len(train)} classes and val/ {len(val)}, which differ; '
-                        f'{again(args.root)}')
-    print(f'{args.root}: {len(train)} classes, {sum(train.values())} training and {sum(val.values())} validation '
-          'images')
+        raise UserError(
+            f'{args.root}: train/ has {len(train)} classes and val/ {len(val)}, which differ; {again(args.root)}'
+        )
+    print(
+        f'{args.root}: {len(train)} classes, {sum(train.values())} training and {sum(val.values())} validation images'
+    )
 
 
 def sort_validation(folder: Path) -> None:
@@ -86,8 +89,9 @@ def sort_validation(folder: Path) -> None:
     for number, line in enumerate(annotations.read_text().splitlines(), 1):
         fields = line.split('\t')
         if len(fields) < 2:
-            raise UserError(f'{annotations}, line {number}: expected a file and its class with a tab between, '
-                            f"got '{line}'")
+            raise UserError(
+                f"{annotations}, line {number}: expected a file and its class with a tab between, got '{line}'"
+            )
         name, label = (inside(field, annotations) for field in fields[:2])
         source, target = images / name, folder / label / name
         if source.is_file():
@@ -138,13 +142,16 @@ def prepare_dtd(args: argparse.Namespace) -> None:
                     raise UserError(f'{images / name}: missing, though {listed} lists it; {again(args.root)}')
         parts['trainval'] = parts.pop('train') + parts.pop('val')
         if both := sorted({*parts['trainval']} & {*parts['test']}):
-            raise UserError(f'{args.root / "labels"}: split {split} has {both[0]} both in training and in test; '
-                            f'{again(args.root)}')
+            raise UserError(
+                f'{args.root / "labels"}: split {split} has {both[0]} both in training and in test; {again(args.root)}'
+            )
         for part, names in parts.items():
             lines = [f'{name} {classes.index(name.partition("/")[0])}\n' for name in names]
             (target / f'{part}{split}.txt').write_text(''.join(lines))
-    print(f'{args.root}: {len(classes)} classes, {len(DTD_SPLITS)} splits, the last of {len(parts["trainval"])} '
-          f'training and {len(parts["test"])} test images; lists in {target}')
+    print(
+        f'{args.root}: {len(classes)} classes, {len(DTD_SPLITS)} splits, the last of {len(parts["trainval"])} '
+        f'training and {len(parts["test"])} test images; lists in {target}'
+    )
 
 
 def prepare_market1501(args: argparse.Namespace) -> None:
@@ -157,8 +164,10 @@ def prepare_market1501(args: argparse.Namespace) -> None:
         data = Market1501(str(args.root), split)
         infos = [data.get_data_info(i) for i in range(len(data))]
         identities = [info['identity'] for info in infos]
-        print(f'{args.root}: {split} has {len(infos)} images of {len(set(identities) - {0})} identities from '
-              f'{len({info["camera"] for info in infos})} cameras, {identities.count(0)} of them distractors')
+        print(
+            f'{args.root}: {split} has {len(infos)} images of {len(set(identities) - {0})} identities from '
+            f'{len({info["camera"] for info in infos})} cameras, {identities.count(0)} of them distractors'
+        )
 
 
 def fetch_market1501(root: Path) -> None:
@@ -192,8 +201,10 @@ def again(folder: Path) -> str:
 
 def not_downloaded(folder: Path, error: Exception) -> UserError:
     """Say in one line what is missing."""
-    return UserError(f'{folder}: not there, and the download failed ({" ".join(str(error).split())}); unpack the '
-                     'official archive there by hand')
+    return UserError(
+        f'{folder}: not there, and the download failed ({" ".join(str(error).split())}); unpack the '
+        'official archive there by hand'
+    )
 
 
 def prepare_drawn(args: argparse.Namespace) -> None:

@@ -56,19 +56,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('study')
     parser.add_argument('--jobs', type=int, default=1, help='runs at once (default: %(default)s)')
-    parser.add_argument('--threads', type=int,
-                        help='CPU threads of a run (default: OMP_NUM_THREADS, or else cores / jobs)')
-    parser.add_argument('--only', nargs='+', metavar='PATTERN',
-                        help="runs by folder, as '*/clean/*/seed0', and the teachers that they need")
+    parser.add_argument(
+        '--threads', type=int, help='CPU threads of a run (default: OMP_NUM_THREADS, or else cores / jobs)'
+    )
+    parser.add_argument(
+        '--only',
+        nargs='+',
+        metavar='PATTERN',
+        help="runs by folder, as '*/clean/*/seed0', and the teachers that they need",
+    )
     parser.add_argument('--table', action='store_true', help='train nothing, only make tables and figures')
-    parser.add_argument('--list', action='store_true',
-                        help='train nothing, only say which runs are done, missing, or changed since')
+    parser.add_argument(
+        '--list', action='store_true', help='train nothing, only say which runs are done, missing, or changed since'
+    )
     parser.add_argument('--root', help='folder of runs and tables (default: work_dirs/studies/<study>)')
-    parser.add_argument('--changed', choices=['stop', 'keep', 'redo'], default='stop',
-                        help='what to do with runs made before the study was changed: keep keeps the finished ones '
-                             '(default: %(default)s)')
+    parser.add_argument(
+        '--changed',
+        choices=['stop', 'keep', 'redo'],
+        default='stop',
+        help='what to do with runs made before the study was changed: keep keeps the finished ones '
+        '(default: %(default)s)',
+    )
     parser.add_argument('--launcher', choices=['local', 'ray'], default='local')
-    parser.add_argument('--gpus', type=float, default=0., help='GPUs that a run reserves, under Ray')
+    parser.add_argument('--gpus', type=float, default=0.0, help='GPUs that a run reserves, under Ray')
     args = parser.parse_args(argv)
     check_least(args, jobs=1, threads=1, gpus=0)
     study = load_study(args.study, args.root)
@@ -81,15 +91,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     failed = {}
     if args.table and not any(run.finished for run in study.runs):
-        raise UserError(f'--table: no run of the study has a result in {study.root}: train it first, or give its '
-                        '--root')
+        raise UserError(
+            f'--table: no run of the study has a result in {study.root}: train it first, or give its --root'
+        )
     if not args.table:
         check_runs(study)
         threads = args.threads or max(len(os.sched_getaffinity(0)) // args.jobs, 1)
         with alone_in(study.root):
             check_unchanged(runs, args.changed)
-            launcher = RayLauncher(threads, args.gpus) if args.launcher == 'ray' else LocalLauncher(
-                threads, exported=args.threads is None)
+            launcher = (
+                RayLauncher(threads, args.gpus)
+                if args.launcher == 'ray'
+                else LocalLauncher(threads, exported=args.threads is None)
+            )
             execution = Execution(study, runs, launcher, args.jobs)
             execution.run()
         failed = execution.failed

@@ -1,6 +1,6 @@
 """Score a checkpoint.
 
-    python tools/test.py configs/nst_voc_mini.py work_dirs/nst_voc_mini/student.pth --show-dir work_dirs/pictures
+python tools/test.py configs/nst_voc_mini.py work_dirs/nst_voc_mini/student.pth --show-dir work_dirs/pictures
 """
 
 import argparse
@@ -46,8 +46,10 @@ def set_drawing(config: Config, folder: str) -> None:
     """Let the visualisers of mmdet or mmpretrain draw every prediction."""
     folder = str(Path(folder).resolve())  # mmdet puts a relative one below its time stamp
     if scope_of(config) == 'mmdet':
-        visualizer, hook = 'mmdet.DetLocalVisualizer', dict(
-            type='mmdet.DetVisualizationHook', draw=True, test_out_dir=folder)
+        visualizer, hook = (
+            'mmdet.DetLocalVisualizer',
+            dict(type='mmdet.DetVisualizationHook', draw=True, test_out_dir=folder),
+        )
     else:
         visualizer = 'mmpretrain.UniversalVisualizer'
         hook = dict(type='mmpretrain.VisualizationHook', enable=True, interval=1, out_dir=folder)

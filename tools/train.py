@@ -45,8 +45,13 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config')
     parser.add_argument('--work-dir', help='folder of checkpoints and logs (default: work_dirs/<config>)')
-    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help="go on from a checkpoint, or from the run's newest; start anew where there is none")
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help="go on from a checkpoint, or from the run's newest; start anew where there is none",
+    )
     parser.add_argument('--amp', action='store_true', help='train under bfloat16 autocast')
     parser.add_argument('--skip-corrupt', action='store_true', help='leave out images that cannot be read')
     parser.add_argument('--allow-pickle', action='store_true', help='run the code in pickled checkpoints you trust')
@@ -79,7 +84,7 @@ def check_others(path: str, config: Config, above: tuple[str, ...] = ()) -> None
     Raises:
         UserError: One is missing or no valid config, or builds on a run that builds on it.
     """
-    above += (os.path.realpath(path), )
+    above += (os.path.realpath(path),)
     missing = [record.config for record in config.get('requires', []) if not Path(record.checkpoint).is_file()]
     for other in missing:
         if os.path.realpath(other) in above:
@@ -109,12 +114,15 @@ def train_missing(config: Config, launcher: str, flags: Sequence[str]) -> None:
     for record in config.get('requires', []):
         if not Path(record.checkpoint).is_file():
             if launcher != 'none':
-                raise UserError(f'{record.checkpoint} is missing: make it first, with '
-                                f'python tools/train.py {record.config}')
+                raise UserError(
+                    f'{record.checkpoint} is missing: make it first, with python tools/train.py {record.config}'
+                )
             train_apart(record.config, flags)
         if not Path(record.checkpoint).is_file():
-            raise UserError(f'{record.config} was trained but left no {record.checkpoint}: requires names another '
-                            'folder than that config writes to, or that config has no ExportHook')
+            raise UserError(
+                f'{record.config} was trained but left no {record.checkpoint}: requires names another '
+                'folder than that config writes to, or that config has no ExportHook'
+            )
 
 
 def set_resume(config: Config, resume: str | None) -> None:
@@ -147,10 +155,15 @@ def print_comparison(config: Config, flags: Sequence[str]) -> None:
     results[config.get('name', Path(config.filename).stem)] = read_result(config.work_dir)
     for name, result in results.items():
         if result is None:
-            raise UserError(f'{name} has left no metrics to compare: its config needs an ExportHook, and '
-                            'val_dataloader, val_cfg and val_evaluator')
-    metrics = [key for key, value in next(iter(results.values()))['metrics'].items()
-               if key not in ('epoch', 'iter') and isinstance(value, (int, float))]
+            raise UserError(
+                f'{name} has left no metrics to compare: its config needs an ExportHook, and '
+                'val_dataloader, val_cfg and val_evaluator'
+            )
+    metrics = [
+        key
+        for key, value in next(iter(results.values()))['metrics'].items()
+        if key not in ('epoch', 'iter') and isinstance(value, (int, float))
+    ]
     groups = {key.rpartition('/')[0] for key in metrics}
     names = [key.rpartition('/')[2] for key in metrics] if len(groups) == 1 else metrics
     table = Table('run', *names, 'checkpoint', 'log')

@@ -52,7 +52,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         add_network_options(command, images)
         command.set_defaults(run=run)
     commands.choices['similarity'].add_argument(
-        '--classes', type=int, default=10, help='that the images are of, evenly spread over all (default: %(default)s)')
+        '--classes', type=int, default=10, help='that the images are of, evenly spread over all (default: %(default)s)'
+    )
     return parser.parse_args(argv)
 
 

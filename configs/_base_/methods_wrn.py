@@ -5,21 +5,41 @@
 _base_ = './methods.py'
 norm = dict(student='backbone.norm', teacher='backbone.norm')
 methods = dict(
-    fitnet=[dict(
-        name='fitnet', loss=dict(type='kd_plugins.FitNetLoss'), adapter='auto',
-        student='backbone.stage3.0.relu1', teacher='backbone.stage3.0.relu1', weight=20.)],
+    fitnet=[
+        dict(
+            name='fitnet',
+            loss=dict(type='kd_plugins.FitNetLoss'),
+            adapter='auto',
+            student='backbone.stage3.0.relu1',
+            teacher='backbone.stage3.0.relu1',
+            weight=20.0,
+        )
+    ],
     fsp=[
-        dict(name='fsp1', loss=dict(type='kd_plugins.FSPLoss'), weight=1e-3,
-             student=['backbone.stage1.0.relu1', 'backbone.stage2.0.relu1'],
-             teacher=['backbone.stage1.0.relu1', 'backbone.stage2.0.relu1']),
-        dict(name='fsp2', loss=dict(type='kd_plugins.FSPLoss'), weight=1e-3,
-             student=['backbone.stage2.0.relu1', 'backbone.stage3.0.relu1'],
-             teacher=['backbone.stage2.0.relu1', 'backbone.stage3.0.relu1']),
-        dict(name='fsp3', loss=dict(type='kd_plugins.FSPLoss'), weight=1e-3,
-             student=['backbone.stage3.0.relu1', 'backbone.relu'],
-             teacher=['backbone.stage3.0.relu1', 'backbone.relu']),
+        dict(
+            name='fsp1',
+            loss=dict(type='kd_plugins.FSPLoss'),
+            weight=1e-3,
+            student=['backbone.stage1.0.relu1', 'backbone.stage2.0.relu1'],
+            teacher=['backbone.stage1.0.relu1', 'backbone.stage2.0.relu1'],
+        ),
+        dict(
+            name='fsp2',
+            loss=dict(type='kd_plugins.FSPLoss'),
+            weight=1e-3,
+            student=['backbone.stage2.0.relu1', 'backbone.stage3.0.relu1'],
+            teacher=['backbone.stage2.0.relu1', 'backbone.stage3.0.relu1'],
+        ),
+        dict(
+            name='fsp3',
+            loss=dict(type='kd_plugins.FSPLoss'),
+            weight=1e-3,
+            student=['backbone.stage3.0.relu1', 'backbone.relu'],
+            teacher=['backbone.stage3.0.relu1', 'backbone.relu'],
+        ),
     ],
     nst_linear=[dict(_base_.methods.nst_linear[0], **norm)],
     nst_poly=[dict(_base_.methods.nst_poly[0], **norm)],
     nst_gaussian=[dict(_base_.methods.nst_gaussian[0], **norm)],
-    nst_gan=[dict(_base_.methods.nst_gan[0], **norm)])
+    nst_gan=[dict(_base_.methods.nst_gan[0], **norm)],
+)

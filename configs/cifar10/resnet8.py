@@ -1,5 +1,7 @@
 _base_ = [
-    '../_base_/models/cifar_resnet.py', '../_base_/datasets/cifar10.py', '../_base_/schedules/cifar_200e.py',
-    '../_base_/default_runtime.py'
+    '../_base_/models/cifar_resnet.py',
+    '../_base_/datasets/cifar10.py',
+    '../_base_/schedules/cifar_200e.py',
+    '../_base_/default_runtime.py',
 ]
 model = dict(backbone=dict(depth=8))

@@ -1,4 +1,6 @@
 _base_ = [
-    '../_base_/models/wide_resnet.py', '../_base_/datasets/cifar10.py', '../_base_/schedules/cifar_200e.py',
-    '../_base_/default_runtime.py'
+    '../_base_/models/wide_resnet.py',
+    '../_base_/datasets/cifar10.py',
+    '../_base_/schedules/cifar_200e.py',
+    '../_base_/default_runtime.py',
 ]

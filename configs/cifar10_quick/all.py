@@ -1,8 +1,11 @@
 # KD + NST, and a table of it beside the teacher, the student alone, and each loss alone.
 _base_ = ['../_base_/pairs/cifar10_quick.py', '../_base_/methods.py']
 name = 'KD + NST (poly)'
-custom_hooks = [dict(
-    type='kd_plugins.DistillationHook', teacher=_base_.teacher, terms=[*_base_.methods.kd, *_base_.methods.nst_poly])]
+custom_hooks = [
+    dict(
+        type='kd_plugins.DistillationHook', teacher=_base_.teacher, terms=[*_base_.methods.kd, *_base_.methods.nst_poly]
+    )
+]
 compare = {
     'teacher': 'configs/cifar10_quick/teacher.py',
     'student alone': 'configs/cifar10_quick/student.py',

@@ -6,6 +6,9 @@ model = dict(
         init_cfg=dict(
             type='Pretrained',
             checkpoint='https://mmassets.onedl.ai/mmclassification/v0/mobilenet_v2/'
-                       'mobilenet_v2_batch256_imagenet_20200708-3b2dc3af.pth',
-            prefix='backbone.')),
-    head=dict(in_channels=1280))
+            'mobilenet_v2_batch256_imagenet_20200708-3b2dc3af.pth',
+            prefix='backbone.',
+        ),
+    ),
+    head=dict(in_channels=1280),
+)

@@ -5,11 +5,13 @@ _base_ = './mobilenet-v2.py'
 model = dict(
     _delete_=True,
     type='kd_plugins.MutualLearning',
-    student=dict(_base_.model, head=dict(_base_.model.head, triplet_weight=0.)))
+    student=dict(_base_.model, head=dict(_base_.model.head, triplet_weight=0.0)),
+)
 train_dataloader = dict(
     batch_size=16,
     sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True),
-    dataset=dict(pipeline=[step for step in _base_.train_pipeline if step.type not in ('RandomCrop', 'RandomErasing')]))
+    dataset=dict(pipeline=[step for step in _base_.train_pipeline if step.type not in ('RandomCrop', 'RandomErasing')]),
+)
 optim_wrapper = dict(optimizer=dict(lr=2e-4, betas=(0.5, 0.999), weight_decay=4e-5))
 param_scheduler = None
 train_cfg = dict(max_epochs=124)  # of 809 iterations

@@ -3,8 +3,9 @@
 #     python tools/train.py configs/market1501_sample/all.py
 _base_ = ['../_base_/pairs/market1501_sample.py', '../_base_/methods_imagenet.py']
 name = 'KD + RKD-DA'
-custom_hooks = [dict(
-    type='kd_plugins.DistillationHook', teacher=_base_.teacher, terms=[*_base_.methods.kd, *_base_.methods.rkd_da])]
+custom_hooks = [
+    dict(type='kd_plugins.DistillationHook', teacher=_base_.teacher, terms=[*_base_.methods.kd, *_base_.methods.rkd_da])
+]
 compare = {
     'teacher': 'configs/market1501_sample/teacher.py',
     'student alone': 'configs/market1501_sample/student.py',

@@ -10,7 +10,8 @@ title = 'CIFAR-10, all images, 30 epochs'
 teachers = {'ResNet-26': dict(config='configs/cifar10/resnet26.py')}
 networks = {
     'ResNet-8': dict(
-        config='configs/cifar10/resnet8.py', teacher='ResNet-26', overrides=dict(_base_.curves, **_base_.draws)),
+        config='configs/cifar10/resnet8.py', teacher='ResNet-26', overrides=dict(_base_.curves, **_base_.draws)
+    ),
 }
 # Of whole maps, 500,000 answers would fill a disk: those teachers run.
 hints = dict(hook=dict(task=False), overrides=_base_.first_stage, teacher_cache=False)
@@ -30,7 +31,8 @@ methods = {
 # At gamma = 0.2 8,662 images are left, 5,000 of them of one class: more epochs of fewer images.
 imbalanced = dict(
     param_scheduler=[_base_.warm_up, dict(_base_.cosine, end=_base_.epochs_imbalanced)],
-    train_cfg=dict(max_epochs=_base_.epochs_imbalanced, val_interval=4))
+    train_cfg=dict(max_epochs=_base_.epochs_imbalanced, val_interval=4),
+)
 corruptions = {
     'clean': dict(),
     'sigma=0.4': dict(label_noise=dict(rate=0.4)),
@@ -44,4 +46,5 @@ columns = 'corruption'
 references = [dict(corruption='clean', table=_base_.poster_table3)]
 notes = (
     f'Schedule: {_base_.epochs} epochs, {_base_.epochs_imbalanced} at gamma=0.2, first stages {_base_.epochs_first}. '
-    'BSS attacks 16 images of a batch. Published values: Sarfraz et al. 2020, Table III.')
+    'BSS attacks 16 images of a batch. Published values: Sarfraz et al. 2020, Table III.'
+)

@@ -12,31 +12,48 @@ title = 'CIFAR-10: what the schedule and the weights of cifar10.py rest on'
 teachers = {'ResNet-26': dict(config='configs/cifar10/resnet26.py')}
 networks = {
     'ResNet-8': dict(
-        config='configs/cifar10/resnet8.py', teacher='ResNet-26',
-        overrides=dict(train_dataloader=dict(dataset=dict(seed=0, replay=4)))),
+        config='configs/cifar10/resnet8.py',
+        teacher='ResNet-26',
+        overrides=dict(train_dataloader=dict(dataset=dict(seed=0, replay=4))),
+    ),
 }
 common = dict(
     param_scheduler=[_base_.warm_up, dict(_base_.cosine, end=epochs)],
-    train_cfg=dict(max_epochs=epochs, val_interval=epochs))
+    train_cfg=dict(max_epochs=epochs, val_interval=epochs),
+)
 teacher_data = 'same'
 teacher_cache = True
 validation = dict(size=5000)
 seeds = [0]
 columns = 'network'
-rates = (0.03, 0.1, 0.3, 1.)
+rates = (0.03, 0.1, 0.3, 1.0)
 # Times the weight that the authors of a method gave it.
 factors = (0.03, 0.1, 0.3, 1)
 methods = dict(
     _delete_=True,
     **{f'lr {rate}': dict(overrides=dict(optim_wrapper=dict(optimizer=dict(lr=rate)))) for rate in rates},
-    **{f'{name} x {factor}': dict(
-        terms=[dict(term, weight=factor * term['weight'] if 'weight' in term else factor) for term in named[key]],
-        teacher_cache=key not in ('at', 'sp'))
-       for name, key in (
-           ('NST poly', 'nst_poly'), ('AT', 'at'), ('SP', 'sp'), ('RKD-DA', 'rkd_da_unit'), ('RKD-A', 'rkd_a_unit'),
-           ('RKD-D', 'rkd_d_unit'), ('NST linear', 'nst_linear'), ('NST Gaussian', 'nst_gaussian'))
-       for factor in factors},
-    **{f'Hinton alpha {alpha}': dict(
-        terms=[dict(named.kd[0], weight=alpha)],
-        overrides=dict(model=dict(head=dict(loss=dict(loss_weight=round(1 - alpha, 3))))))
-       for alpha in (0.3, 0.6, 0.9)})
+    **{
+        f'{name} x {factor}': dict(
+            terms=[dict(term, weight=factor * term['weight'] if 'weight' in term else factor) for term in named[key]],
+            teacher_cache=key not in ('at', 'sp'),
+        )
+        for name, key in (
+            ('NST poly', 'nst_poly'),
+            ('AT', 'at'),
+            ('SP', 'sp'),
+            ('RKD-DA', 'rkd_da_unit'),
+            ('RKD-A', 'rkd_a_unit'),
+            ('RKD-D', 'rkd_d_unit'),
+            ('NST linear', 'nst_linear'),
+            ('NST Gaussian', 'nst_gaussian'),
+        )
+        for factor in factors
+    },
+    **{
+        f'Hinton alpha {alpha}': dict(
+            terms=[dict(named.kd[0], weight=alpha)],
+            overrides=dict(model=dict(head=dict(loss=dict(loss_weight=round(1 - alpha, 3))))),
+        )
+        for alpha in (0.3, 0.6, 0.9)
+    },
+)

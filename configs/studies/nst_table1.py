@@ -21,7 +21,10 @@ methods = {
 title = 'Neuron selectivity transfer'
 error = True
 seeds = [0, 1, 2, 3, 4]
-references = [dict(corruption='clean', table='''
+references = [
+    dict(
+        corruption='clean',
+        table="""
 method        CIFAR-10  CIFAR-100
 Student       5.80      25.63
 KD            4.47      22.18
@@ -31,7 +34,10 @@ NST linear    4.87      24.28
 NST poly      4.39      23.46
 NST Gaussian  4.48      23.85
 Teacher       4.04      20.50
-''')]
+""",
+    )
+]
 notes = (
     'WRN-16-2 from WRN-40-2. Published values: Huang and Wang 2017, Table 1, of other networks, an Inception-BN from a '
-    'ResNet-1001.')
+    'ResNet-1001.'
+)

@@ -7,8 +7,6 @@ networks = {
     'CIFAR-100': dict(replace=['configs/_base_/datasets/cifar100_batched.py'], overrides=_base_.few),
 }
 teachers = {
-    'WRN-40-2, CIFAR-10': dict(
-        replace=['configs/_base_/datasets/cifar10_batched.py'], overrides=_base_.teacher_few),
-    'WRN-40-2, CIFAR-100': dict(
-        replace=['configs/_base_/datasets/cifar100_batched.py'], overrides=_base_.teacher_few),
+    'WRN-40-2, CIFAR-10': dict(replace=['configs/_base_/datasets/cifar10_batched.py'], overrides=_base_.teacher_few),
+    'WRN-40-2, CIFAR-100': dict(replace=['configs/_base_/datasets/cifar100_batched.py'], overrides=_base_.teacher_few),
 }

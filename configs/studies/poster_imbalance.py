@@ -7,8 +7,11 @@ teachers = {'WRN-40-2': dict(config='configs/cifar10/wrn-40-2.py', overrides=_ba
 terms_from = 'configs/_base_/methods_wrn.py'
 networks = {
     'WRN-16-2': dict(
-        config='configs/cifar10/wrn-16-2.py', teacher='WRN-40-2', overrides=dict(_base_.curves, **_base_.sgd),
-        methods=_base_.wide),
+        config='configs/cifar10/wrn-16-2.py',
+        teacher='WRN-40-2',
+        overrides=dict(_base_.curves, **_base_.sgd),
+        methods=_base_.wide,
+    ),
 }
 corruptions = {
     'gamma=0.2': dict(imbalance=dict(gamma=0.2)),
@@ -23,4 +26,5 @@ seeds = [0, 1, 2, 3, 4]
 references = [dict(network='WRN-16-2', table=_base_.poster_imbalance)]
 notes = (
     'Classes fall from 5000 to 250 images, the faster the smaller gamma. Published values: Sarfraz et al. 2020, Table '
-    "VI; the network, the teacher and the teacher's data are not stated there.")
+    "VI; the network, the teacher and the teacher's data are not stated there."
+)

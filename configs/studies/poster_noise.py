@@ -7,8 +7,11 @@ teachers = {'WRN-40-2': dict(config='configs/cifar10/wrn-40-2.py', overrides=_ba
 terms_from = 'configs/_base_/methods_wrn.py'
 networks = {
     'WRN-16-2': dict(
-        config='configs/cifar10/wrn-16-2.py', teacher='WRN-40-2', overrides=dict(_base_.curves, **_base_.sgd),
-        methods=_base_.wide),
+        config='configs/cifar10/wrn-16-2.py',
+        teacher='WRN-40-2',
+        overrides=dict(_base_.curves, **_base_.sgd),
+        methods=_base_.wide,
+    ),
 }
 corruptions = {
     'sigma=0': dict(),
@@ -23,4 +26,5 @@ seeds = [0, 1, 2, 3, 4]
 references = [dict(network='WRN-16-2', table=_base_.poster_noise)]
 notes = (
     'With probability sigma a label is replaced by a class drawn from all ten. Published values: Sarfraz et al. 2020; '
-    "the teacher and the teacher's data are not stated there.")
+    "the teacher and the teacher's data are not stated there."
+)

@@ -8,8 +8,7 @@ teachers = {
     'WRN-40-2': dict(config='configs/cifar10/wrn-40-2.py', overrides=_base_.sgd),
 }
 overrides = dict(_base_.curves, **_base_.sgd)
-wrn = dict(
-    teacher='WRN-40-2', terms_from='configs/_base_/methods_wrn.py', overrides=overrides, methods=_base_.wide)
+wrn = dict(teacher='WRN-40-2', terms_from='configs/_base_/methods_wrn.py', overrides=overrides, methods=_base_.wide)
 networks = {
     'ResNet-8': dict(config='configs/cifar10/resnet8.py', teacher='ResNet-26', overrides=overrides),
     'ResNet-14': dict(config='configs/cifar10/resnet14.py', teacher='ResNet-26', overrides=overrides),
@@ -24,4 +23,5 @@ seeds = [0, 1, 2, 3, 4]
 references = [dict(corruption='clean', table=_base_.poster_table3)]
 notes = (
     'Published values: Sarfraz et al. 2020, Table III; which teacher taught which network there is recalled, '
-    'unverified.')
+    'unverified.'
+)

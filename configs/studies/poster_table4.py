@@ -12,8 +12,7 @@ teachers = {
 }
 overrides = dict(_base_.curves, **_base_.sgd)
 resnet_overrides = dict(overrides, **four_times)
-wrn = dict(
-    teacher='WRN-40-2', terms_from='configs/_base_/methods_wrn.py', overrides=overrides, methods=_base_.wide)
+wrn = dict(teacher='WRN-40-2', terms_from='configs/_base_/methods_wrn.py', overrides=overrides, methods=_base_.wide)
 networks = {
     'ResNet-8': dict(config='configs/cifar100/resnet8.py', teacher='ResNet-26', overrides=resnet_overrides),
     'ResNet-14': dict(config='configs/cifar100/resnet14.py', teacher='ResNet-26', overrides=resnet_overrides),
@@ -31,4 +30,5 @@ seeds = [0, 1, 2, 3, 4]
 references = [dict(corruption='clean', table=_base_.poster_table4)]
 notes = (
     'Published values: Sarfraz et al. 2020, Table IV; the width of its ResNets (here 64, 128 and 256 channels) is '
-    "that of the authors' later library; which teacher taught which network is recalled, unverified.")
+    "that of the authors' later library; which teacher taught which network is recalled, unverified."
+)

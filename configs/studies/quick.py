@@ -15,11 +15,17 @@ teachers = {
 }
 networks = {
     'ResNet-8': dict(
-        config='configs/cifar10/resnet8.py', teacher='ResNet-26',
-        overrides=dict(_base_.curves, train_cfg=dict(val_interval=2), **_base_.draws)),
+        config='configs/cifar10/resnet8.py',
+        teacher='ResNet-26',
+        overrides=dict(_base_.curves, train_cfg=dict(val_interval=2), **_base_.draws),
+    ),
     'WRN-16-2': dict(
-        config='configs/cifar10/wrn-16-2.py', teacher='WRN-28-2', terms_from='configs/_base_/methods_wrn.py',
-        overrides=_base_.few, methods=_base_.wide),
+        config='configs/cifar10/wrn-16-2.py',
+        teacher='WRN-28-2',
+        terms_from='configs/_base_/methods_wrn.py',
+        overrides=_base_.few,
+        methods=_base_.wide,
+    ),
 }
 methods = {
     'BSS': dict(terms=['bss_quick']),
@@ -35,10 +41,12 @@ epochs_imbalanced, teacher_epochs_imbalanced = 5, 8
 imbalanced = dict(
     train_dataloader=dict(dataset=dict(dataset=dict(indices=None))),
     param_scheduler=[_base_.warm_up, dict(_base_.cosine, end=epochs_imbalanced)],
-    train_cfg=dict(max_epochs=epochs_imbalanced, val_interval=epochs_imbalanced))
+    train_cfg=dict(max_epochs=epochs_imbalanced, val_interval=epochs_imbalanced),
+)
 teacher_imbalanced = dict(
     param_scheduler=[_base_.warm_up, dict(_base_.cosine, end=teacher_epochs_imbalanced)],
-    train_cfg=dict(max_epochs=teacher_epochs_imbalanced, val_interval=teacher_epochs_imbalanced))
+    train_cfg=dict(max_epochs=teacher_epochs_imbalanced, val_interval=teacher_epochs_imbalanced),
+)
 corruptions = {
     'clean': dict(),
     'sigma=0.4': dict(label_noise=dict(rate=0.4)),
@@ -55,4 +63,5 @@ notes = (
     f'BSS attacks 16 images of a batch. At gamma=0.2 there are fewer images and more epochs: {epochs_imbalanced}, of '
     f'teachers {teacher_epochs_imbalanced}, where the others have {_base_.epochs} and {_base_.teacher_epochs}. '
     'Published values: Sarfraz et al. 2020; the network of the imbalance table is '
-    'not stated there, WRN-16-2 is assumed.')
+    'not stated there, WRN-16-2 is assumed.'
+)

@@ -4,11 +4,15 @@ _base_ = './quick.py'
 epochs = 20
 
 title = 'CIFAR-10, without a teacher, 20 epochs'
-networks = dict(_delete_=True, **{
-    'ResNet-8': dict(
-        config='configs/cifar10/resnet8.py',
-        overrides=dict(_base_.curves, train_cfg=dict(max_epochs=epochs, val_interval=4), **_base_.draws)),
-})
+networks = dict(
+    _delete_=True,
+    **{
+        'ResNet-8': dict(
+            config='configs/cifar10/resnet8.py',
+            overrides=dict(_base_.curves, train_cfg=dict(max_epochs=epochs, val_interval=4), **_base_.draws),
+        ),
+    },
+)
 teachers = dict(_delete_=True)
 teacher_cache = False
 methods = dict(_delete_=True, **{name: _base_.methods[name] for name in ('Baseline', 'ONE', 'DML')})

@@ -23,14 +23,20 @@ title = 'Similarity preserving distillation, CIFAR-10, WRN student < teacher'
 error = True
 average = 'median'
 seeds = [0, 1, 2, 3, 4]
-references = [dict(corruption='clean', table='''
+references = [
+    dict(
+        corruption='clean',
+        table="""
 method   16-1 < 40-1  16-1 < 16-2  16-2 < 40-2  16-2 < 16-8  40-2 < 16-8
 Student  8.74         8.74         6.07         6.07         5.18
 KD       8.48         7.94         6.00         5.62         4.86
 AT       8.30         8.28         5.89         5.47         4.47
 SP       8.13         7.52         5.52         5.34         4.55
 Teacher  6.51         6.07         5.18         4.24         4.24
-''')]
+""",
+    )
+]
 notes = (
     'Published values: Tung and Mori 2019, recalled; only Student, SP and Teacher of the first and the last pair are '
-    'confirmed.')
+    'confirmed.'
+)

@@ -5,11 +5,13 @@ splits = dict(
     split='{seed}',
     train_dataloader=dict(dataset=dict(ann_file='lists/trainval{seed}.txt')),
     val_dataloader=dict(dataset=dict(ann_file='lists/test{seed}.txt')),
-    test_dataloader=dict(dataset=dict(ann_file='lists/test{seed}.txt')))
+    test_dataloader=dict(dataset=dict(ann_file='lists/test{seed}.txt')),
+)
 teachers = {'ResNet-50': dict(config='configs/transfer/dtd/resnet50.py', overrides=splits)}
 networks = {
     'MobileNetV2 < ResNet-50': dict(
-        config='configs/transfer/dtd/mobilenet-v2.py', teacher='ResNet-50', overrides=splits),
+        config='configs/transfer/dtd/mobilenet-v2.py', teacher='ResNet-50', overrides=splits
+    ),
 }
 terms_from = 'configs/_base_/methods_mobilenet.py'
 methods = {

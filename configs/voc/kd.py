@@ -2,7 +2,10 @@
 _base_ = 'baseline.py'
 
 name = 'KD'
-requires = [dict(
-    config='configs/imagenet/resnet18_kd_resnet101.py',
-    checkpoint='work_dirs/imagenet/resnet18_kd_resnet101/student.pth')]
+requires = [
+    dict(
+        config='configs/imagenet/resnet18_kd_resnet101.py',
+        checkpoint='work_dirs/imagenet/resnet18_kd_resnet101/student.pth',
+    )
+]
 model = dict(backbone=dict(init_cfg=dict(checkpoint=requires[0]['checkpoint'])))

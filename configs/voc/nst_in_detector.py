@@ -10,20 +10,24 @@ custom_hooks = [
         teacher=dict(
             config='mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py',
             checkpoint='https://download.openmmlab.com/mmdetection/v2.0/pascal_voc/faster_rcnn_r50_fpn_1x_voc0712/'
-            'faster_rcnn_r50_fpn_1x_voc0712_20220320_192712-54bef0f3.pth'),
+            'faster_rcnn_r50_fpn_1x_voc0712_20220320_192712-54bef0f3.pth',
+        ),
         terms=[
             dict(
                 name='nst_backbone',
                 loss=dict(type='kd_plugins.NSTLoss', kernel='poly'),
                 student='backbone.layer4',
                 teacher='backbone.layer4',
-                weight=25.),
+                weight=25.0,
+            ),
             # The pyramid has five levels, whose losses are summed.
             dict(
                 name='nst_pyramid',
                 loss=dict(type='kd_plugins.NSTLoss', kernel='poly'),
                 student='neck',
                 teacher='neck',
-                weight=5.),
-        ])
+                weight=5.0,
+            ),
+        ],
+    )
 ]

@@ -1,7 +1,5 @@
 # Stage 1 without distillation: the narrow classifier on drawn shapes.
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/datasets/drawn_cls.py', '../_base_/models/resnet18_narrow.py'
-]
+_base_ = ['../_base_/default_runtime.py', '../_base_/datasets/drawn_cls.py', '../_base_/models/resnet18_narrow.py']
 default_scope = 'mmpretrain'
 model = dict(head=dict(num_classes=8))
 

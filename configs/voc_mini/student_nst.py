@@ -13,6 +13,8 @@ custom_hooks = [
                 loss=dict(type='kd_plugins.NSTLoss', kernel='poly'),
                 student=['backbone.layer3', 'backbone.layer4'],
                 teacher=['backbone.layer3', 'backbone.layer4'],
-                weight=25.)
-        ])
+                weight=25.0,
+            )
+        ],
+    )
 ]

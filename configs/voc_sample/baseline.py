@@ -1,15 +1,13 @@
 # Stage 2: a small Faster R-CNN on 600 pictures of VOC 2007, from the student trained without distillation. The sample
 # is read from data/VOCdevkit/VOC2007, with the split that is found there.
-_base_ = [
-    '../_base_/default_runtime.py', '../_base_/datasets/voc07.py', '../_base_/models/faster_rcnn_narrow.py'
-]
+_base_ = ['../_base_/default_runtime.py', '../_base_/datasets/voc07.py', '../_base_/models/faster_rcnn_narrow.py']
 default_scope = 'mmdet'
 name = 'baseline'
 requires = [dict(config='configs/voc_sample/student.py', checkpoint='work_dirs/voc_sample/student/student.pth')]
 model = dict(
-    backbone=dict(
-        init_cfg=dict(type='Pretrained', checkpoint=requires[0]['checkpoint'], prefix='backbone.')),
-    rpn_head=dict(anchor_generator=dict(scales=[4])))
+    backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=requires[0]['checkpoint'], prefix='backbone.')),
+    rpn_head=dict(anchor_generator=dict(scales=[4])),
+)
 
 scale = (240, 160)
 train_pipeline = _base_.train_pipeline
@@ -25,8 +23,7 @@ train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 default_hooks = dict(layout=dict(type='kd_plugins.ChannelsLastHook'))
-optim_wrapper = dict(
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.02), clip_grad=dict(max_norm=10.))
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.02), clip_grad=dict(max_norm=10.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=True, end=1, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=1, T_max=max_epochs - 1, convert_to_iter_based=True),

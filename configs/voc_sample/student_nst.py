@@ -8,5 +8,6 @@ nst = dict(
     loss=dict(type='kd_plugins.NSTLoss', kernel='poly'),
     student=['backbone.layer3', 'backbone.layer4'],
     teacher=['backbone.layer3', 'backbone.layer4'],
-    weight=25.)
+    weight=25.0,
+)
 custom_hooks = [dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=[nst])]

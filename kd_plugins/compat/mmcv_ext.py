@@ -54,6 +54,7 @@ def get_compiling_cuda_version() -> str:
     """Say that nothing was compiled for mmcv."""
     return get_compiler_version()
 
+
 _FAR = -(2.0**20)  # an offset that leads out of any picture
 
 
@@ -167,6 +168,7 @@ def _average_roi_align(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     if pool_mode != 1:
         raise missing("roi_align with pool_mode='max'")
+
     def align(input: Tensor, rois: Tensor) -> Tensor:
         # torchvision reads out of bounds for a roi that is not finite, as a diverged training has them.
         finite = rois.isfinite().all(1)

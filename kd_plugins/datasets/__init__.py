@@ -9,8 +9,17 @@ from kd_plugins.datasets.samplers import PKSampler
 from kd_plugins.datasets.stl10 import STL10
 from kd_plugins.registry import DATASETS
 
-__all__ = ['CIFAR10', 'CIFAR100', 'STL10', 'BatchedImages', 'LoadImage', 'Market1501', 'PKSampler', 'corrupted',
-           'whole_batch']
+__all__ = [
+    'CIFAR10',
+    'CIFAR100',
+    'STL10',
+    'BatchedImages',
+    'LoadImage',
+    'Market1501',
+    'PKSampler',
+    'corrupted',
+    'whole_batch',
+]
 
 
 @DATASETS.register_module(name='VOCDataset')

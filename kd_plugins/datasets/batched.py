@@ -18,8 +18,10 @@ def whole_batch(batch: dict[str, Any] | Sequence[dict[str, Any]]) -> dict[str, A
     """Collate what :class:`BatchedImages` gives: a batch as it is, a list of batches joined to one."""
     if isinstance(batch, dict):
         return batch
-    return dict(inputs=torch.cat([x['inputs'] for x in batch]),
-                data_samples=[sample for x in batch for sample in x['data_samples']])
+    return dict(
+        inputs=torch.cat([x['inputs'] for x in batch]),
+        data_samples=[sample for x in batch for sample in x['data_samples']],
+    )
 
 
 @DATASETS.register_module()
@@ -51,18 +53,27 @@ class BatchedImages:
     """
 
     def __init__(
-        self, dataset: Mapping[str, Any], padding: int = 0, flip_prob: float = 0.0,
-        device: str = 'cpu', replay: int | None = None, seed: int | None = None,
+        self,
+        dataset: Mapping[str, Any],
+        padding: int = 0,
+        flip_prob: float = 0.0,
+        device: str = 'cpu',
+        replay: int | None = None,
+        seed: int | None = None,
     ) -> None:
         if padding < 0 or not 0 <= flip_prob <= 1 or (replay is not None and replay < 1) or (seed or 0) < 0:
-            raise UserError(f'BatchedImages: padding={padding}, flip_prob={flip_prob}, replay={replay}, seed={seed}; '
-                            'expected padding and seed of at least 0, a probability, and replay of at least 1 or None')
+            raise UserError(
+                f'BatchedImages: padding={padding}, flip_prob={flip_prob}, replay={replay}, seed={seed}; '
+                'expected padding and seed of at least 0, a probability, and replay of at least 1 or None'
+            )
         source = DATASETS.build(dataset)
         infos = [source.get_data_info(i) for i in range(len(source))]
         kinds = sorted(f'{x} {y}'.strip() for x, y in {_kind(info) for info in infos})
         if len(kinds) != 1 or not re.fullmatch(r'uint8 \(\d+, \d+, 3\)', kinds[0]):
-            raise UserError(f'BatchedImages: the data set holds {" and ".join(kinds[:3]) or "nothing"}; expected img, '
-                            'uint8 (H, W, 3) of one size, and gt_label; use the data set itself, with a pipeline')
+            raise UserError(
+                f'BatchedImages: the data set holds {" and ".join(kinds[:3]) or "nothing"}; expected img, '
+                'uint8 (H, W, 3) of one size, and gt_label; use the data set itself, with a pipeline'
+            )
         self.metainfo = source.metainfo
         self.corruption = getattr(source, 'corruption', None)  # for the CorruptionHook; the source itself is let go
         self._labels = torch.tensor([info['gt_label'] for info in infos], dtype=torch.int64, device=device)[:, None]
@@ -73,7 +84,8 @@ class BatchedImages:
         # ten times as fast as indexing with rows and columns.
         planes, row = images[0].numel(), width + 2 * padding
         self._crops = images.as_strided(
-            ((len(infos) - 1) * planes + 2 * padding * (row + 1) + 1, 3, height, width), (1, planes // 3, row, 1))
+            ((len(infos) - 1) * planes + 2 * padding * (row + 1) + 1, 3, height, width), (1, planes // 3, row, 1)
+        )
         self._row, self._corner = row, np.arange(len(infos)) * planes
         self._padding, self._flip_prob, self._replay, self._seed = padding, flip_prob, replay, seed
         self._start = self._corner + padding * (row + 1)
@@ -107,8 +119,10 @@ class BatchedImages:
             UserError: The pictures are to be augmented, but :meth:`set_epoch` was never called.
         """
         if not self._ready:
-            raise UserError("BatchedImages: no epoch was set, so every epoch would draw the same: add "
-                            "reseed=dict(type='kd_plugins.ReseedHook') to default_hooks")
+            raise UserError(
+                'BatchedImages: no epoch was set, so every epoch would draw the same: add '
+                "reseed=dict(type='kd_plugins.ReseedHook') to default_hooks"
+            )
         return self._batch(indices)
 
     def _on_device(self, indices: np.ndarray) -> torch.Tensor:
@@ -120,7 +134,7 @@ class BatchedImages:
         # Those to flip come last at first: copying a slice is several times as fast as copying scattered pictures.
         order = flip.argsort()
         inputs = self._crops.index_select(0, self._on_device(self._start[chosen[order]]))
-        flipped = inputs[len(flip) - flip.sum():]
+        flipped = inputs[len(flip) - flip.sum() :]
         flipped.copy_(flipped.flip(3))
         inputs = inputs.index_select(0, self._on_device(order.argsort()))
         samples = []
@@ -128,7 +142,8 @@ class BatchedImages:
             # What set_gt_label() and set_field() would leave, in a fifth of their time, which was half of a batch's.
             sample = DataSample.__new__(DataSample)
             vars(sample).update(
-                _metainfo_fields={'sample_idx'}, _data_fields={'gt_label'}, sample_idx=i, gt_label=label)
+                _metainfo_fields={'sample_idx'}, _data_fields={'gt_label'}, sample_idx=i, gt_label=label
+            )
             samples.append(sample)
         return dict(inputs=inputs, data_samples=samples)
 

@@ -50,8 +50,12 @@ class CIFAR10(mmpretrain_datasets.CIFAR10):
     label_key = 'labels'
 
     def __init__(
-        self, *args: Any, label_noise: Mapping[str, Any] | None = None, imbalance: Mapping[str, Any] | None = None,
-        validation: Mapping[str, Any] | None = None, **kwargs: Any,
+        self,
+        *args: Any,
+        label_noise: Mapping[str, Any] | None = None,
+        imbalance: Mapping[str, Any] | None = None,
+        validation: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         options = dict(label_noise=label_noise, imbalance=imbalance, validation=validation)
         self._corruption = {key: value for key, value in options.items() if value is not None}
@@ -78,8 +82,10 @@ class CIFAR10(mmpretrain_datasets.CIFAR10):
                 break
             content = get(path)
             read, changed = read + 1, changed + (hashlib.md5(content, usedforsecurity=False).hexdigest() != md5)
-            infos += [{'img': img.reshape(3, 32, 32).transpose(1, 2, 0), 'gt_label': label}
-                      for img, label in zip(*self._unpickled(path, content), strict=True)]
+            infos += [
+                {'img': img.reshape(3, 32, 32).transpose(1, 2, 0), 'gt_label': label}
+                for img, label in zip(*self._unpickled(path, content), strict=True)
+            ]
         if changed:
             MMLogger.get_current_instance().warning(
                 f'{folder}: {changed} of {read} files of split {self.split} are not the official bytes (MD5); '

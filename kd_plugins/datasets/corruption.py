@@ -23,7 +23,11 @@ _KINDS = {Real: 'a number', Integral: 'a whole number', bool: 'True or False', s
 
 
 def noisy_labels(
-    labels: Sequence[int], classes: int, rate: float, include_true: bool = True, seed: int = 0,
+    labels: Sequence[int],
+    classes: int,
+    rate: float,
+    include_true: bool = True,
+    seed: int = 0,
 ) -> np.ndarray:
     """Replace each label, with a probability, by a class drawn uniformly (symmetric noise).
 
@@ -48,8 +52,10 @@ def noisy_labels(
            NeurAI-Lab/InBiaseD, ``kd_lib/utilities/cifar10_data.py``.
     """
     if not 0 <= rate <= 1 or classes < 2 or seed < 0:
-        raise UserError(f'label_noise: rate={rate}, seed={seed}, {classes} classes; expected a probability, a seed '
-                        'of at least 0, and two classes')
+        raise UserError(
+            f'label_noise: rate={rate}, seed={seed}, {classes} classes; expected a probability, a seed '
+            'of at least 0, and two classes'
+        )
     labels = np.asarray(labels, np.int64)
     rng = np.random.default_rng((seed, _DRAWS['noise']))
     replaced = rng.random(len(labels)) < rate
@@ -74,15 +80,22 @@ def class_sizes(classes: int, gamma: float, most: int, least: int) -> list[int]:
         1. github.com/NeurAI-Lab/InBiaseD, ``kd_lib/utilities/cifar10_data.py``.
     """
     if classes < 2 or not _MIN_GAMMA <= gamma <= _MAX_GAMMA or not 0 < least < most:
-        raise UserError(f'imbalance: gamma={gamma}, most={most}, least={least}, {classes} classes; expected a gamma '
-                        f'of {_MIN_GAMMA:g} to {_MAX_GAMMA}, 0 < least < most, and two classes')
+        raise UserError(
+            f'imbalance: gamma={gamma}, most={most}, least={least}, {classes} classes; expected a gamma '
+            f'of {_MIN_GAMMA:g} to {_MAX_GAMMA}, 0 < least < most, and two classes'
+        )
     b = (least * classes**gamma - most) / (most - least)  # may be negative; b + 1 is not
     a = most * (b + 1)
     return [round(a / (b + c**gamma)) for c in range(1, classes + 1)]
 
 
 def kept_samples(
-    labels: Sequence[int], classes: int, gamma: float, most: int | None = None, least: int | None = None, seed: int = 0,
+    labels: Sequence[int],
+    classes: int,
+    gamma: float,
+    most: int | None = None,
+    least: int | None = None,
+    seed: int = 0,
 ) -> np.ndarray:
     """Return the places of the samples that an imbalanced set keeps, in order.
 
@@ -107,8 +120,10 @@ def kept_samples(
     sizes = class_sizes(classes, gamma, most, most // 20 if least is None else least)
     for c, (size, there) in enumerate(zip(sizes, found, strict=True)):
         if there < size:
-            raise UserError(f'imbalance: class {c} is to keep {size} samples, but has {there}: give a smaller most '
-                            f'(it is {most}) or least')
+            raise UserError(
+                f'imbalance: class {c} is to keep {size} samples, but has {there}: give a smaller most '
+                f'(it is {most}) or least'
+            )
     rank = np.empty(len(labels), np.int64)  # of each sample within its class, in drawn order
     order = np.random.default_rng((seed, _DRAWS['imbalance'])).permutation(len(labels))
     for c in range(classes):
@@ -126,12 +141,14 @@ def held_out(labels: Sequence[int], size: int, seed: int = 0) -> np.ndarray:
     """
     labels = np.asarray(labels, np.int64)
     if not 0 < size < len(labels) or seed < 0:
-        raise UserError(f'validation: size={size}, seed={seed}, {len(labels)} samples; expected a size between 0 and '
-                        'that, and a seed of at least 0')
+        raise UserError(
+            f'validation: size={size}, seed={seed}, {len(labels)} samples; expected a size between 0 and '
+            'that, and a seed of at least 0'
+        )
     found = np.bincount(labels)
     shares = found * size / len(labels)
     counts = np.floor(shares).astype(np.int64)
-    counts[np.argsort(counts - shares, kind='stable')[:size - counts.sum()]] += 1
+    counts[np.argsort(counts - shares, kind='stable')[: size - counts.sum()]] += 1
     order = np.random.default_rng((seed, _DRAWS['validation'])).permutation(len(labels))
     return np.sort(np.concatenate([order[labels[order] == c][:count] for c, count in enumerate(counts)]))
 
@@ -151,8 +168,11 @@ class Corruption(NamedTuple):
 
 
 def corrupt(
-    labels: Sequence[int], classes: int, label_noise: Mapping[str, Any] | None = None,
-    imbalance: Mapping[str, Any] | None = None, validation: Mapping[str, Any] | None = None,
+    labels: Sequence[int],
+    classes: int,
+    label_noise: Mapping[str, Any] | None = None,
+    imbalance: Mapping[str, Any] | None = None,
+    validation: Mapping[str, Any] | None = None,
 ) -> Corruption:
     """Hold out a validation part, then imbalance the rest, then make the labels of what is kept noisy.
 
@@ -177,8 +197,10 @@ def corrupt(
         options = complete_options('validation', validation)
         part = options.pop('part')
         if part not in ('train', 'val') or (part == 'val' and (label_noise or imbalance)):
-            raise UserError(f"validation: part='{part}'; expected 'train', or 'val' without label_noise and imbalance: "
-                            'the held-out part stays clean')
+            raise UserError(
+                f"validation: part='{part}'; expected 'train', or 'val' without label_noise and imbalance: "
+                'the held-out part stays clean'
+            )
         out = held_out(labels, **options)
         kept = out if part == 'val' else np.setdiff1d(kept, out)
     record = {}
@@ -241,14 +263,24 @@ def report(record: Mapping[str, Any] | None, infos: Sequence[Mapping[str, Any]])
     if record is None:
         return None
     labels = [int(info['true_label']) for info in infos]
-    changed = [[int(info['source_idx']), true, int(info['gt_label'])]
-               for info, true in zip(infos, labels, strict=True) if int(info['gt_label']) != true]
-    return dict(record, samples=len(infos), samples_per_class=np.bincount(labels).tolist(),
-                changed_columns=['index in the whole split', 'true label', 'given label'], changed=changed)
+    changed = [
+        [int(info['source_idx']), true, int(info['gt_label'])]
+        for info, true in zip(infos, labels, strict=True)
+        if int(info['gt_label']) != true
+    ]
+    return dict(
+        record,
+        samples=len(infos),
+        samples_per_class=np.bincount(labels).tolist(),
+        changed_columns=['index in the whole split', 'true label', 'given label'],
+        changed=changed,
+    )
 
 
 def rewrite(
-    infos: Sequence[dict[str, Any]], classes: int, **options: Mapping[str, Any] | None,
+    infos: Sequence[dict[str, Any]],
+    classes: int,
+    **options: Mapping[str, Any] | None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """Return the records of a corrupted data set and what to report: :func:`corrupt` on their ``gt_label``.
 
@@ -265,8 +297,10 @@ def rewrite(
 
 @DATASETS.register_module(name='Corrupted')
 def corrupted(
-    dataset: Mapping[str, Any], label_noise: Mapping[str, Any] | None = None,
-    imbalance: Mapping[str, Any] | None = None, validation: Mapping[str, Any] | None = None,
+    dataset: Mapping[str, Any],
+    label_noise: Mapping[str, Any] | None = None,
+    imbalance: Mapping[str, Any] | None = None,
+    validation: Mapping[str, Any] | None = None,
 ) -> BaseDataset:
     """Build a data set with an integer ``gt_label``, corrupted; see :func:`corrupt` for the options.
 
@@ -279,8 +313,10 @@ def corrupted(
     data = DATASETS.build(dataset)
     name = type(data).__name__
     if not isinstance(data, BaseDataset):
-        raise UserError(f"Corrupted: {name} is no mmengine data set; put Corrupted inside it: dict(type='{name}', "
-                        "dataset=dict(type='kd_plugins.Corrupted', dataset=...))")
+        raise UserError(
+            f"Corrupted: {name} is no mmengine data set; put Corrupted inside it: dict(type='{name}', "
+            "dataset=dict(type='kd_plugins.Corrupted', dataset=...))"
+        )
     if data.test_mode or getattr(data, 'split', 'train') in ('test', 'val', 'valid'):
         refuse_test(name)
     data.full_init()
@@ -291,7 +327,8 @@ def corrupted(
         info.pop('sample_idx', None)  # get_data_info adds it
     classes = len(data.metainfo.get('classes', ())) or 1 + max(info['gt_label'] for info in infos)
     data.data_list, record = rewrite(
-        infos, classes, label_noise=label_noise, imbalance=imbalance, validation=validation)
+        infos, classes, label_noise=label_noise, imbalance=imbalance, validation=validation
+    )
     data.corruption = report(record, data.data_list)
     if data.serialize_data:
         data.data_bytes, data.data_address = data._serialize_data()
@@ -304,5 +341,6 @@ def refuse_test(name: str) -> None:
     Raises:
         UserError: Always.
     """
-    raise UserError(f'{name}: label_noise, imbalance and validation are for the training split; a test set stays as it '
-                    'is')
+    raise UserError(
+        f'{name}: label_noise, imbalance and validation are for the training split; a test set stays as it is'
+    )

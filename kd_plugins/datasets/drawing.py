@@ -23,7 +23,7 @@ _VERSION = 1  # raised when the same parameters give other pixels
 _SCALE = 4  # shapes are rasterised at this multiple, then averaged, for smooth edges
 
 
-def _radial(radii: tuple[float, ...], start: float = 0.) -> np.ndarray:
+def _radial(radii: tuple[float, ...], start: float = 0.0) -> np.ndarray:
     """Return a polygon (N, 2) whose vertices stand at equal angles, at the given distances in turn."""
     angle = start + np.arange(len(radii)) * 2 * np.pi / len(radii)
     return np.stack([np.cos(angle), np.sin(angle)], 1) * np.asarray(radii)[:, None]
@@ -32,19 +32,36 @@ def _radial(radii: tuple[float, ...], start: float = 0.) -> np.ndarray:
 # Outlines in a unit circle; the second polygon of a pair is cut out of the first.
 _OUTLINES: dict[str, tuple[np.ndarray, ...]] = {
     'circle': (_radial((0.85,) * 48),),
-    'square': (_radial((1.,) * 4, np.pi / 4),),
-    'triangle': (_radial((1.,) * 3),),
-    'star': (_radial((1., 0.42) * 5),),
-    'cross': (np.array([(-1, -.3), (-.3, -.3), (-.3, -1), (.3, -1), (.3, -.3), (1, -.3),
-                        (1, .3), (.3, .3), (.3, 1), (-.3, 1), (-.3, .3), (-1, .3)]),),
+    'square': (_radial((1.0,) * 4, np.pi / 4),),
+    'triangle': (_radial((1.0,) * 3),),
+    'star': (_radial((1.0, 0.42) * 5),),
+    'cross': (
+        np.array(
+            [
+                (-1, -0.3),
+                (-0.3, -0.3),
+                (-0.3, -1),
+                (0.3, -1),
+                (0.3, -0.3),
+                (1, -0.3),
+                (1, 0.3),
+                (0.3, 0.3),
+                (0.3, 1),
+                (-0.3, 1),
+                (-0.3, 0.3),
+                (-1, 0.3),
+            ]
+        ),
+    ),
     'ring': (_radial((0.9,) * 48), _radial((0.5,) * 48)),
     'crescent': (_radial((0.95,) * 48), np.add(_radial((0.8,) * 48), (0.45, 0))),
-    'arrow': (np.array([(1, 0), (.2, .75), (.2, .28), (-1, .28), (-1, -.28), (.2, -.28), (.2, -.75)]),),
+    'arrow': (np.array([(1, 0), (0.2, 0.75), (0.2, 0.28), (-1, 0.28), (-1, -0.28), (0.2, -0.28), (0.2, -0.75)]),),
 }
 
 
-def _mask(name: str, centre: np.ndarray, radius: float, aspect: float, angle: float,
-          size: tuple[int, int]) -> np.ndarray:
+def _mask(
+    name: str, centre: np.ndarray, radius: float, aspect: float, angle: float, size: tuple[int, int]
+) -> np.ndarray:
     """Return the coverage (H, W) of one shape, in [0, 1]."""
     width, height = size
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -109,8 +126,9 @@ def _paint(rng: np.random.Generator, picture: np.ndarray, name: str, mask: np.nd
     return picture + (texture - picture) * (mask * rng.uniform(0.8, 1))[..., None]
 
 
-def _shape(rng: np.random.Generator, name: str, size: tuple[int, int], radius: tuple[float, float],
-           margin: float) -> np.ndarray:
+def _shape(
+    rng: np.random.Generator, name: str, size: tuple[int, int], radius: tuple[float, float], margin: float
+) -> np.ndarray:
     """Return the mask of a shape somewhere on the picture; its radius lies in a range given in shorter sides."""
     centre = rng.uniform(margin, 1 - margin, 2) * size
     return _mask(name, centre, rng.uniform(*radius) * min(size), rng.uniform(0.75, 1), rng.normal(0, 0.3), size)
@@ -126,16 +144,18 @@ def _scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray,
     objects = []
     for k, (name, mask) in enumerate(zip(names, masks, strict=True)):
         inside = mask > 0.5
-        hidden = np.logical_or.reduce([other > 0.5 for other in masks[k + 1:]], initial=False) & inside
+        hidden = np.logical_or.reduce([other > 0.5 for other in masks[k + 1 :]], initial=False) & inside
         y, x = np.nonzero(inside)
         left, top, right, bottom = (int(v) for v in (x.min(), y.min(), x.max(), y.max()))
-        objects.append({
-            'name': name,
-            'truncated': int(left == 0 or top == 0 or right == size[0] - 1 or bottom == size[1] - 1),
-            'difficult': int(hidden.sum() > 0.6 * inside.sum()),
-            # VOC counts pixels from 1.
-            'bndbox': {'xmin': left + 1, 'ymin': top + 1, 'xmax': right + 1, 'ymax': bottom + 1},
-        })
+        objects.append(
+            {
+                'name': name,
+                'truncated': int(left == 0 or top == 0 or right == size[0] - 1 or bottom == size[1] - 1),
+                'difficult': int(hidden.sum() > 0.6 * inside.sum()),
+                # VOC counts pixels from 1.
+                'bndbox': {'xmin': left + 1, 'ymin': top + 1, 'xmax': right + 1, 'ymax': bottom + 1},
+            }
+        )
     return _finish(rng, picture), objects
 
 
@@ -152,13 +172,27 @@ def _element(tag: str, value: object) -> ElementTree.Element:
 
 def _annotation(filename: str, size: tuple[int, int], objects: list[dict]) -> str:
     """Return the text of a VOC annotation, with the fields of the official files in their order."""
-    tree = _element('annotation', {
-        'folder': 'VOC2007', 'filename': filename,
-        'source': {'database': 'drawn', 'annotation': 'PASCAL VOC2007', 'image': 'drawn', 'flickrid': 0},
-        'owner': {'flickrid': 0, 'name': 'drawn'},
-        'size': {'width': size[0], 'height': size[1], 'depth': 3}, 'segmented': 0,
-        'object': [{'name': o['name'], 'pose': 'Unspecified', 'truncated': o['truncated'], 'difficult': o['difficult'],
-                     'bndbox': o['bndbox']} for o in objects]})
+    tree = _element(
+        'annotation',
+        {
+            'folder': 'VOC2007',
+            'filename': filename,
+            'source': {'database': 'drawn', 'annotation': 'PASCAL VOC2007', 'image': 'drawn', 'flickrid': 0},
+            'owner': {'flickrid': 0, 'name': 'drawn'},
+            'size': {'width': size[0], 'height': size[1], 'depth': 3},
+            'segmented': 0,
+            'object': [
+                {
+                    'name': o['name'],
+                    'pose': 'Unspecified',
+                    'truncated': o['truncated'],
+                    'difficult': o['difficult'],
+                    'bndbox': o['bndbox'],
+                }
+                for o in objects
+            ],
+        },
+    )
     ElementTree.indent(tree, '\t')
     return ElementTree.tostring(tree, encoding='unicode') + '\n'
 

@@ -26,17 +26,17 @@ def _is_truncated_jpeg(data: bytes) -> bool:
     if not data.startswith(b'\xff\xd8'):
         return False
     at = 2
-    while data[at:at + 1] == b'\xff' and data[at + 1:at + 2] != b'\xda':
-        if data[at + 1:at + 2] == b'\xff':  # a fill byte
+    while data[at : at + 1] == b'\xff' and data[at + 1 : at + 2] != b'\xda':
+        if data[at + 1 : at + 2] == b'\xff':  # a fill byte
             at += 1
             continue
-        at += 2 + int.from_bytes(data[at + 2:at + 4], 'big')
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
     return data.find(b'\xff\xd9', at) < 0
 
 
 def _orientation(data: bytes) -> int:
     """Return how a picture's EXIF data say it is to be turned: 1, not at all, to 8."""
-    if b'Exif\0\0' not in data[:2 ** 16]:  # looking for it takes a hundredth of parsing
+    if b'Exif\0\0' not in data[: 2**16]:  # looking for it takes a hundredth of parsing
         return 1
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -66,8 +66,15 @@ class LoadImage(LoadImageFromFile):
             says, and ``skip_corrupt`` is False.
     """
 
-    def __init__(self, skip_corrupt: bool = False, to_float32: bool = False, color_type: str = 'color',
-                 imdecode_backend: str = 'cv2', *, backend_args: dict | None = None) -> None:
+    def __init__(
+        self,
+        skip_corrupt: bool = False,
+        to_float32: bool = False,
+        color_type: str = 'color',
+        imdecode_backend: str = 'cv2',
+        *,
+        backend_args: dict | None = None,
+    ) -> None:
         super().__init__(to_float32, color_type, imdecode_backend, backend_args=backend_args)
         self.skip_corrupt = skip_corrupt
         self._reported: set[str] = set()
@@ -75,8 +82,9 @@ class LoadImage(LoadImageFromFile):
     def transform(self, results: dict) -> dict | None:
         """Read ``results['img_path']``; set ``img`` (H, W, 3), ``img_shape`` and ``ori_shape``."""
         if 'img_path' not in results:
-            raise UserError(f'LoadImage: the sample has no img_path, but {", ".join(results)}: it stands first in a '
-                            'pipeline')
+            raise UserError(
+                f'LoadImage: the sample has no img_path, but {", ".join(results)}: it stands first in a pipeline'
+            )
         path = results['img_path']
         try:
             data = fileio.get(path, backend_args=self.backend_args)
@@ -95,13 +103,23 @@ class LoadImage(LoadImageFromFile):
             orientation = _orientation(data) if turned else 1
             size, expected = image.shape[:2], (results['height'], results['width'])
             if size != expected:
-                hint = (f": EXIF orientation {orientation} turned it; color_type='color_ignore_orientation' reads the "
-                        'stored pixels') if size[::-1] == expected and orientation > 4 else ''
-                return self._refuse(path, f'is {size[1]}x{size[0]}, its annotation says {expected[1]}x{expected[0]}'
-                                          f'{hint}')
+                hint = (
+                    (
+                        f": EXIF orientation {orientation} turned it; color_type='color_ignore_orientation' reads the "
+                        'stored pixels'
+                    )
+                    if size[::-1] == expected and orientation > 4
+                    else ''
+                )
+                return self._refuse(
+                    path, f'is {size[1]}x{size[0]}, its annotation says {expected[1]}x{expected[0]}{hint}'
+                )
             if orientation != 1 and results.get('instances'):
-                self._report(path, f'is turned by its EXIF orientation {orientation}: its boxes have to be those of '
-                                   "the turned picture, or else set color_type='color_ignore_orientation'")
+                self._report(
+                    path,
+                    f'is turned by its EXIF orientation {orientation}: its boxes have to be those of '
+                    "the turned picture, or else set color_type='color_ignore_orientation'",
+                )
         if self.to_float32:
             image = image.astype(np.float32)
         results['img'] = image
@@ -110,8 +128,10 @@ class LoadImage(LoadImageFromFile):
 
     def _refuse(self, path: str, defect: str) -> None:
         if not self.skip_corrupt:
-            raise UserError(f'{path}: image file {defect}; replace it, or train without it (--skip-corrupt, or '
-                            'skip_corrupt=True on LoadImage)')
+            raise UserError(
+                f'{path}: image file {defect}; replace it, or train without it (--skip-corrupt, or '
+                'skip_corrupt=True on LoadImage)'
+            )
         self._report(path, f'{defect}; training takes another sample instead')
 
     def _report(self, path: str, text: str) -> None:
@@ -120,6 +140,8 @@ class LoadImage(LoadImageFromFile):
             print_log(f'{path}: image file {text}', 'current', logging.WARNING)
 
     def __repr__(self) -> str:
-        return (f'{type(self).__name__}(skip_corrupt={self.skip_corrupt}, to_float32={self.to_float32}, '
-                f"color_type='{self.color_type}', imdecode_backend='{self.imdecode_backend}', "
-                f'backend_args={self.backend_args})')
+        return (
+            f'{type(self).__name__}(skip_corrupt={self.skip_corrupt}, to_float32={self.to_float32}, '
+            f"color_type='{self.color_type}', imdecode_backend='{self.imdecode_backend}', "
+            f'backend_args={self.backend_args})'
+        )

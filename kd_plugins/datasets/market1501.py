@@ -52,8 +52,7 @@ class Market1501(BaseDataset):
         if split not in _FOLDERS:
             raise UserError(f"Market1501: split '{split}' is unknown; expected one of {', '.join(_FOLDERS)}")
         self.split = split
-        super().__init__('', data_root=data_root, pipeline=pipeline,
-                         **{'test_mode': split != 'train', **kwargs})
+        super().__init__('', data_root=data_root, pipeline=pipeline, **{'test_mode': split != 'train', **kwargs})
 
     def load_data_list(self) -> list[dict]:
         """Return one record a picture, folder by folder in the order of the names."""
@@ -85,7 +84,8 @@ def _read(folder: str, name: str) -> Iterator[dict]:
     images = [file for file in files if is_image(file)]
     if others := sorted({*files} - {*images}):  # the official archive holds a Thumbs.db
         MMLogger.get_current_instance().info(
-            f'{folder}: {len(others)} of {len(files)} files are left out, since they are no images, as {others[0]}')
+            f'{folder}: {len(others)} of {len(files)} files are left out, since they are no images, as {others[0]}'
+        )
     pictures: dict[str, str] = {}
     for file in images:
         other = pictures.setdefault(os.path.splitext(file)[0], file)
@@ -94,12 +94,14 @@ def _read(folder: str, name: str) -> Iterator[dict]:
         path = join_path(folder, file)
         found = _NAME.match(file)
         if not found:
-            raise UserError(f'{path}: the name does not tell identity and camera, expected one as {_EXAMPLE}; move '
-                            'the file away')
+            raise UserError(
+                f'{path}: the name does not tell identity and camera, expected one as {_EXAMPLE}; move the file away'
+            )
         identity, camera = map(int, found.groups())
         if name != _GALLERY and identity in (_JUNK, _DISTRACTOR):
             kind = 'junk' if identity == _JUNK else 'a distractor'
-            raise UserError(f'{path}: identity {identity} is {kind}, which belongs in {_GALLERY}/ only; move the file '
-                            'away')
+            raise UserError(
+                f'{path}: identity {identity} is {kind}, which belongs in {_GALLERY}/ only; move the file away'
+            )
         if identity != _JUNK:
             yield {'img_path': path, 'identity': identity, 'camera': camera, 'is_query': name == _QUERY}

@@ -24,7 +24,7 @@ class _Deck:
     def deal(self, count: int) -> list[int]:
         while len(self.left) < count:
             # What the hand got since it last went through the deck comes last in the new shuffle.
-            got = set(self.left[len(self.left) // len(self.cards) * len(self.cards):])
+            got = set(self.left[len(self.left) // len(self.cards) * len(self.cards) :])
             self.left += sorted(self.rng.permutation(self.cards).tolist(), key=got.__contains__)
         hand, self.left = self.left[:count], self.left[count:]
         return hand
@@ -55,8 +55,10 @@ class PKSampler:
 
     def __init__(self, dataset: Sized, identities: int = 16, instances: int = 4, seed: int | None = None) -> None:
         if identities < 1 or instances < 2:
-            raise UserError(f'PKSampler: identities={identities}, instances={instances}; expected at least 1 identity '
-                            'and 2 instances, for one picture of a label makes no pair')
+            raise UserError(
+                f'PKSampler: identities={identities}, instances={instances}; expected at least 1 identity '
+                'and 2 instances, for one picture of a label makes no pair'
+            )
         pictures = defaultdict(list)
         for i in range(len(dataset)):
             info = dataset.get_data_info(i)
@@ -65,9 +67,11 @@ class PKSampler:
             pictures[int(info['gt_label'])].append(i)
         self.rank, self.world_size = get_dist_info()
         if len(pictures) < identities * self.world_size:
-            raise UserError(f'PKSampler: a batch of {identities} identities in each of {self.world_size} processes '
-                            f'needs {identities * self.world_size}, the data set has {len(pictures)}; lower identities '
-                            'and batch_size, or use more data')
+            raise UserError(
+                f'PKSampler: a batch of {identities} identities in each of {self.world_size} processes '
+                f'needs {identities * self.world_size}, the data set has {len(pictures)}; lower identities '
+                'and batch_size, or use more data'
+            )
         self.identities = identities
         self.instances = instances
         self.batch_size = identities * instances  # that the data loader is to have

@@ -15,8 +15,10 @@ from kd_plugins.registry import DATASETS
 _FOLDER, _SIDE = 'stl10_binary', 96
 # The official bytes, as torchvision.datasets.STL10 names them too.
 _MD5 = {
-    'train_X.bin': '918c2871b30a85fa023e0c44e0bee87f', 'train_y.bin': '5a34089d4802c674881badbb80307741',
-    'test_X.bin': '7f263ba9f9e0b06b93213547f721ac82', 'test_y.bin': '36f9794fa4beb8a2c72628de14fa638e',
+    'train_X.bin': '918c2871b30a85fa023e0c44e0bee87f',
+    'train_y.bin': '5a34089d4802c674881badbb80307741',
+    'test_X.bin': '7f263ba9f9e0b06b93213547f721ac82',
+    'test_y.bin': '36f9794fa4beb8a2c72628de14fa638e',
 }
 
 
@@ -44,8 +46,7 @@ class STL10(BaseDataset):
         2. pytorch/vision, ``torchvision/datasets/stl10.py`` (layout, archive and MD5 sums).
     """
 
-    METAINFO = {'classes': (
-        'airplane', 'bird', 'car', 'cat', 'deer', 'dog', 'horse', 'monkey', 'ship', 'truck')}
+    METAINFO = {'classes': ('airplane', 'bird', 'car', 'cat', 'deer', 'dog', 'horse', 'monkey', 'ship', 'truck')}
 
     def __init__(self, data_root: str = '', split: str = 'train', pipeline: Sequence = (), **kwargs: Any) -> None:
         if split not in ('train', 'test'):
@@ -64,16 +65,20 @@ class STL10(BaseDataset):
         changed = [path for name, path in files.items() if not check_md5(path, _MD5[name])]
         if changed:
             MMLogger.get_current_instance().warning(
-                f'{", ".join(changed)}: not the official bytes (MD5); accuracies cannot be compared with published '
-                'ones')
-        (path, labels_path), (data, labels) = files.values(), (
-            np.frombuffer(get(path), np.uint8) for path in files.values())
+                f'{", ".join(changed)}: not the official bytes (MD5); accuracies cannot be compared with published ones'
+            )
+        (path, labels_path), (data, labels) = (
+            files.values(),
+            (np.frombuffer(get(path), np.uint8) for path in files.values()),
+        )
         picture = 3 * _SIDE * _SIDE
         if not len(data) or len(data) % picture:
             raise UserError(f'{path}: expected whole pictures of {picture} bytes each, got {len(data)} bytes; {remedy}')
         if len(labels) != len(data) // picture or not 1 <= labels.min() <= labels.max() <= 10:
             span = f' from {labels.min()} to {labels.max()}' if len(labels) else ''
-            raise UserError(f'{labels_path}: expected {len(data) // picture} classes from 1 to 10, as many as '
-                            f'{path} has pictures, got {len(labels)}{span}; {remedy}')
+            raise UserError(
+                f'{labels_path}: expected {len(data) // picture} classes from 1 to 10, as many as '
+                f'{path} has pictures, got {len(labels)}{span}; {remedy}'
+            )
         images = np.ascontiguousarray(data.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 3, 2, 1))
         return [{'img': img, 'gt_label': int(label) - 1} for img, label in zip(images, labels, strict=True)]

@@ -37,8 +37,9 @@ class VOCDataset(_VOCDataset):
         if self.data_root and not fileio.exists(self.data_root, backend_args=self.backend_args):
             raise UserError(f'{self.data_root}: VOC data root is missing; put VOCdevkit there or set data_root')
         if not fileio.exists(self.ann_file, backend_args=self.backend_args):
-            raise UserError(f'{self.ann_file}: split file is missing; expected VOC2007/ImageSets/Main/<split>.txt '
-                            'under data_root')
+            raise UserError(
+                f'{self.ann_file}: split file is missing; expected VOC2007/ImageSets/Main/<split>.txt under data_root'
+            )
         folder = fileio.join_path(self.sub_data_root, self.img_subdir)
         if not fileio.isdir(folder, backend_args=self.backend_args):
             raise UserError(f'{folder}: folder of the images is missing; put it there or set data_prefix')
@@ -54,8 +55,10 @@ class VOCDataset(_VOCDataset):
         """Read one annotation into ``img_path``, ``height``, ``width`` and ``instances``."""
         path, name = img_info['xml_path'], inside(img_info['img_id'], self.ann_file)
         if name not in self._pictures:
-            raise UserError(f'{fileio.join_path(self.sub_data_root, self.img_subdir, name)}: no such image, with any '
-                            f'ending, though {self.ann_file} lists it')
+            raise UserError(
+                f'{fileio.join_path(self.sub_data_root, self.img_subdir, name)}: no such image, with any '
+                f'ending, though {self.ann_file} lists it'
+            )
         img_info['file_name'] = fileio.join_path(self.img_subdir, self._pictures[name])
         try:
             info = super().parse_data_info(img_info)
@@ -66,19 +69,25 @@ class VOCDataset(_VOCDataset):
         except UserError as error:
             raise UserError(f'{path}: {error}') from None
         except (AttributeError, TypeError, ValueError):
-            raise UserError(f'{path}: not a VOC annotation; expected size and, in each object, name and bndbox with '
-                            'xmin, ymin, xmax, ymax as numbers') from None
+            raise UserError(
+                f'{path}: not a VOC annotation; expected size and, in each object, name and bndbox with '
+                'xmin, ymin, xmax, ymax as numbers'
+            ) from None
         width, height = info['width'], info['height']
         for x1, y1, x2, y2 in (instance['bbox'] for instance in info['instances']):
             if x1 >= x2 or y1 >= y2 or min(x1, y1) < -_SLACK or x2 >= width + _SLACK or y2 >= height + _SLACK:
-                raise UserError(f'{path}: box xmin={x1 + 1} ymin={y1 + 1} xmax={x2 + 1} ymax={y2 + 1} is empty or '
-                                f'outside the {width}x{height} picture; correct the annotation')
+                raise UserError(
+                    f'{path}: box xmin={x1 + 1} ymin={y1 + 1} xmax={x2 + 1} ymax={y2 + 1} is empty or '
+                    f'outside the {width}x{height} picture; correct the annotation'
+                )
         return info
 
     def _parse_instance_info(self, raw_ann_info: ElementTree.ElementTree, minus_one: bool = True) -> list[dict]:
         known = {*self.metainfo['classes'], *self.METAINFO['classes']}
         for name in raw_ann_info.iterfind('object/name'):
             if name.text not in known:
-                raise UserError(f"unknown class '{name.text}', expected one of {', '.join(self.metainfo['classes'])}; "
-                                'correct it or set metainfo=dict(classes=...)')
+                raise UserError(
+                    f"unknown class '{name.text}', expected one of {', '.join(self.metainfo['classes'])}; "
+                    'correct it or set metainfo=dict(classes=...)'
+                )
         return super()._parse_instance_info(raw_ann_info, minus_one)

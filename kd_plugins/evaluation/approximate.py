@@ -48,7 +48,7 @@ def rank_approximately(
         return x
 
     size, dimensions = features.gallery_features.shape
-    cells = max(1, min(int(4 * size ** 0.5), size // 39))  # faiss wants 39 items to train a cell
+    cells = max(1, min(int(4 * size**0.5), size // 39))  # faiss wants 39 items to train a cell
     searcher = faiss.index_factory(dimensions, f'IVF{cells},Flat' if index == 'ivf' else 'HNSW32,Flat', distance)
     if index == 'ivf':
         every = max(1, size // (256 * cells))  # more than 256 items a cell do not improve it
@@ -60,7 +60,7 @@ def rank_approximately(
     query = prepared(features.query_features)
     step = max(1, BLOCK // dimensions)
     for start in range(0, size, step):
-        block = prepared(features.gallery_features[start:start + step])
+        block = prepared(features.gallery_features[start : start + step])
         searcher.add(block)
         values, items = faiss.knn(query, block, min(count, len(block)), distance)
         exact.add_result(values, items + start)
@@ -71,10 +71,10 @@ def rank_approximately(
     matches_before = np.append(0, pairs.match.cumsum())
     recall = []
     for row in range(len(found)):
-        own = slice(*starts[row:row + 2])
+        own = slice(*starts[row : row + 2])
         left_out = pairs.gallery[own][~pairs.match[own]]
         kept, wanted = (x[(x >= 0) & ~np.isin(x, left_out)][:k] for x in (found[row], exact.I[row]))
-        recall.append(np.isin(wanted, kept).mean() if len(wanted) else 1.)
+        recall.append(np.isin(wanted, kept).mean() if len(wanted) else 1.0)
         places = 1 + np.flatnonzero(np.isin(kept, pairs.gallery[own][pairs.match[own]]))
-        ranks[matches_before[own.start]:][:len(places)] = places
+        ranks[matches_before[own.start] :][: len(places)] = places
     return retrieval_of(pairs, ranks, len(found)), float(np.mean(recall))

@@ -13,7 +13,7 @@ import numpy as np
 
 from kd_plugins.errors import UserError
 
-BLOCK = 2 ** 25  # numbers of the gallery looked at together, 128 MiB in float32
+BLOCK = 2**25  # numbers of the gallery looked at together, 128 MiB in float32
 
 
 def in_range(*features: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -62,8 +62,10 @@ class ReIDFeatures:
         for side in ('query', 'gallery'):
             features = getattr(self, f'{side}_features')
             if features.ndim != 2 or features.dtype.kind not in 'fiu':
-                raise UserError(f'{side}_features: expected numbers of shape (items, dimensions), got {features.dtype} '
-                                f'of shape {features.shape}')
+                raise UserError(
+                    f'{side}_features: expected numbers of shape (items, dimensions), got {features.dtype} '
+                    f'of shape {features.shape}'
+                )
             if 0 in features.shape:
                 raise UserError(f'{side}_features is empty, of shape {features.shape}: expected at least one item')
             for name in ('ids', 'cams', 'paths'):
@@ -71,19 +73,25 @@ class ReIDFeatures:
                 if values is None and name == 'paths':
                     continue
                 if values.shape != features.shape[:1]:
-                    raise UserError(f'{side}_{name}: expected one for each of the {len(features)} rows of '
-                                    f'{side}_features, got shape {values.shape}')
+                    raise UserError(
+                        f'{side}_{name}: expected one for each of the {len(features)} rows of '
+                        f'{side}_features, got shape {values.shape}'
+                    )
                 if name != 'paths' and values.dtype.kind not in 'iu':
                     raise UserError(f'{side}_{name}: expected integers, got {values.dtype}')
             step = max(1, BLOCK // features.shape[1])
             for start in range(0, len(features), step):
-                usable = np.isfinite(features[start:start + step]).all(axis=1)
+                usable = np.isfinite(features[start : start + step]).all(axis=1)
                 if not usable.all():
-                    raise UserError(f'{side}_features: row {start + int(usable.argmin())} holds a number that is not '
-                                    'finite; look for what the model puts out there')
+                    raise UserError(
+                        f'{side}_features: row {start + int(usable.argmin())} holds a number that is not '
+                        'finite; look for what the model puts out there'
+                    )
         if self.query_features.shape[1] != self.gallery_features.shape[1]:
-            raise UserError(f'query_features have {self.query_features.shape[1]} dimensions, gallery_features '
-                            f'{self.gallery_features.shape[1]}: both must come from one model')
+            raise UserError(
+                f'query_features have {self.query_features.shape[1]} dimensions, gallery_features '
+                f'{self.gallery_features.shape[1]}: both must come from one model'
+            )
         scaled = in_range(self.query_features, self.gallery_features)
         for side, features in zip(('query', 'gallery'), scaled, strict=True):
             object.__setattr__(self, f'{side}_features', features)  # as dataclasses do it where they are frozen
@@ -93,8 +101,14 @@ class ReIDFeatures:
         kept = self.gallery_ids != -1
         if kept.all():
             return self
-        return replace(self, **{f'gallery_{name}': values[kept] for name in ('features', 'ids', 'cams', 'paths')
-                                if (values := getattr(self, f'gallery_{name}')) is not None})
+        return replace(
+            self,
+            **{
+                f'gallery_{name}': values[kept]
+                for name in ('features', 'ids', 'cams', 'paths')
+                if (values := getattr(self, f'gallery_{name}')) is not None
+            },
+        )
 
 
 _NAMES = [field.name for field in fields(ReIDFeatures)]
@@ -116,14 +130,19 @@ def load_features(path: str | Path) -> ReIDFeatures:
         raise UserError(f'{path} does not exist: expected features as a file .npz or a folder of .npy files')
     try:
         if path.is_dir():
-            found = {file.stem: np.load(file, mmap_mode='r', allow_pickle=False)
-                     for file in sorted(path.glob('*.npy')) if file.stem in _NAMES}
+            found = {
+                file.stem: np.load(file, mmap_mode='r', allow_pickle=False)
+                for file in sorted(path.glob('*.npy'))
+                if file.stem in _NAMES
+            }
         else:
             with np.load(path, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}
     except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f'{path} holds no readable arrays (damaged, pickled or of another format): expected a file '
-                        f'.npz or a folder of .npy files ({error})') from error
+        raise UserError(
+            f'{path} holds no readable arrays (damaged, pickled or of another format): expected a file '
+            f'.npz or a folder of .npy files ({error})'
+        ) from error
     for name in _NAMES:
         if name not in found and name not in _OPTIONAL:
             near = difflib.get_close_matches(name, found, n=1)

@@ -44,15 +44,23 @@ class ReIDMetric(BaseMetric):
     default_prefix = 'reid'
 
     def __init__(
-        self, metric: Metric = 'cosine', ranks: Sequence[int] = (1, 5, 10, 20), ap: AveragePrecision = 'precision',
-        rerank: Mapping[str, Any] | None = None, save_to: str | None = None, device: str | None = None,
-        collect_device: str = 'cpu', prefix: str | None = None,
+        self,
+        metric: Metric = 'cosine',
+        ranks: Sequence[int] = (1, 5, 10, 20),
+        ap: AveragePrecision = 'precision',
+        rerank: Mapping[str, Any] | None = None,
+        save_to: str | None = None,
+        device: str | None = None,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
         # A run must not find out after its last epoch.
         if metric not in get_args(Metric) or ap not in get_args(AveragePrecision):
-            raise UserError(f'ReIDMetric: expected a metric of {get_args(Metric)} and an ap of '
-                            f"{get_args(AveragePrecision)}, got '{metric}' and '{ap}'")
+            raise UserError(
+                f'ReIDMetric: expected a metric of {get_args(Metric)} and an ap of '
+                f"{get_args(AveragePrecision)}, got '{metric}' and '{ap}'"
+            )
         self._rerank = None
         if rerank is not None:
             from kd_plugins.evaluation import KReciprocal
@@ -72,26 +80,41 @@ class ReIDMetric(BaseMetric):
                 raise UserError("ReIDMetric: the model's predictions hold no 'feature'; use kd_plugins.ReIDModel")
             missing = [name for name in _META[:3] if name not in sample]
             if missing:
-                raise UserError(f'ReIDMetric: the samples lack {", ".join(missing)}: give the test pipeline '
-                                f"dict(type='PackInputs', meta_keys={_META})")
-            self.results.append((sample['feature'].detach().float().cpu().numpy(), int(sample['identity']),
-                                 int(sample['camera']), bool(sample['is_query']), str(sample.get('img_path', ''))))
+                raise UserError(
+                    f'ReIDMetric: the samples lack {", ".join(missing)}: give the test pipeline '
+                    f"dict(type='PackInputs', meta_keys={_META})"
+                )
+            self.results.append(
+                (
+                    sample['feature'].detach().float().cpu().numpy(),
+                    int(sample['identity']),
+                    int(sample['camera']),
+                    bool(sample['is_query']),
+                    str(sample.get('img_path', '')),
+                )
+            )
 
     def compute_metrics(self, results: list[tuple[np.ndarray, int, int, bool, str]]) -> dict[str, float]:
         """Return the scores of all samples."""
         features, ids, cameras, is_query, paths = (np.array(x) for x in zip(*results, strict=True))
         for side, rows in (('query', is_query), ('gallery', ~is_query)):
             if not rows.any():
-                raise UserError(f"ReIDMetric: the data set holds no {side} image; use kd_plugins.Market1501 with "
-                                "split='test', which holds both")
-        found = ReIDFeatures(*(x[rows] for rows in (is_query, ~is_query) for x in (features, ids, cameras)),
-                             query_paths=paths[is_query], gallery_paths=paths[~is_query])
+                raise UserError(
+                    f'ReIDMetric: the data set holds no {side} image; use kd_plugins.Market1501 with '
+                    "split='test', which holds both"
+                )
+        found = ReIDFeatures(
+            *(x[rows] for rows in (is_query, ~is_query) for x in (features, ids, cameras)),
+            query_paths=paths[is_query],
+            gallery_paths=paths[~is_query],
+        )
         if self.save_to:
             save_features(found, self.save_to)
         retrieval = rank_matches(found, self.metric, self.device)
         MMLogger.get_current_instance().info(
             f'{len(retrieval.queries)} queries in {len(found.gallery_ids)} items by {self.metric} similarity, AP by '
-            f'{self.ap}; {retrieval.unmatched} queries without a match are left out')
+            f'{self.ap}; {retrieval.unmatched} queries without a match are left out'
+        )
         scores = retrieval.summary(self.ranks, self.ap)
         if self._rerank is not None:
             found = found.without_junk()

@@ -110,8 +110,11 @@ class Retrieval:
     def summary(self, ranks: Iterable[int] = (1, 5, 10, 20), ap: AveragePrecision = 'precision') -> dict[str, float]:
         """Return ``mAP``, ``mINP`` and, for every k in ``ranks``, ``rank<k>``: fractions of 1, over these queries."""
         first = self.first_match()
-        return {'mAP': float(self.average_precision(ap).mean()), 'mINP': float(self.inverse_penalty().mean()),
-                **{f'rank{k}': float((first <= k).mean()) for k in ranks}}
+        return {
+            'mAP': float(self.average_precision(ap).mean()),
+            'mINP': float(self.inverse_penalty().mean()),
+            **{f'rank{k}': float((first <= k).mean()) for k in ranks},
+        }
 
 
 def retrieval_of(pairs: Pairs, ranks: np.ndarray, queries: int) -> Retrieval:
@@ -122,8 +125,10 @@ def retrieval_of(pairs: Pairs, ranks: np.ndarray, queries: int) -> Retrieval:
     """
     found, counts = np.unique(pairs.query[pairs.match], return_counts=True)
     if not len(found):
-        raise UserError(f'none of the {queries} queries has a match: no gallery item of its identity from another '
-                        'camera; check ids and cams')
+        raise UserError(
+            f'none of the {queries} queries has a match: no gallery item of its identity from another '
+            'camera; check ids and cams'
+        )
     return Retrieval(found, counts, ranks, queries - len(found))
 
 
@@ -163,7 +168,7 @@ class _Similarities:
         if self._metric == 'cosine':
             x /= norms.clamp_min(_TINY)[:, None]
             return x, torch.full_like(norms, 0.5)
-        return x, norms * 0.5 ** 0.5
+        return x, norms * 0.5**0.5
 
     def blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Yield query rows, their similarities with the gallery's rows, and the sizes of both."""
@@ -189,7 +194,7 @@ def _ordered(values: Tensor) -> Tensor:
 def _places(row: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return where one of some values stands in a row of float32."""
     # By their last bits nearly all of a long row is left out at once.
-    table = np.zeros(2 ** 16, bool)
+    table = np.zeros(2**16, bool)
     table[values.view(np.uint16)[::2]] = True
     places = np.flatnonzero(table[row.view(np.uint16)[::2]])
     return places[np.isin(row[places], values)]
@@ -234,17 +239,21 @@ def rank_matches(
     starts = np.searchsorted(owner, np.arange(len(query) + 1))
     position = np.arange(len(owner)) - starts[owner]
     known = np.full(len(pairs.query), np.nan)
-    known[pairs.match] = np.concatenate([np.empty(0), *(
-        _exact(query[row], gallery, items[starts[row]:starts[row + 1]], metric) for row in np.unique(owner))])
+    known[pairs.match] = np.concatenate(
+        [
+            np.empty(0),
+            *(_exact(query[row], gallery, items[starts[row] : starts[row + 1]], metric) for row in np.unique(owner)),
+        ]
+    )
     # The matches of each query from the most similar one on, and the wrong items that are at least as similar.
     exact = known[pairs.match]
     exact = exact[np.lexsort((-exact, owner))]
     tied = exact - _TIE * (1 if metric == 'cosine' else np.abs(exact))
     wrong = np.zeros(len(owner), np.int64)
     similarities = _Similarities(features, metric, device)
-    rounding = (16 + 2 * gallery.shape[1] ** 0.5) * 2.0 ** -24
-    underflow = gallery.shape[1] * 2.0 ** -124  # products that float32 takes for 0
-    step = min(max(1, BLOCK // gallery.shape[1]), 2 ** 16)
+    rounding = (16 + 2 * gallery.shape[1] ** 0.5) * 2.0**-24
+    underflow = gallery.shape[1] * 2.0**-124  # products that float32 takes for 0
+    step = min(max(1, BLOCK // gallery.shape[1]), 2**16)
     parts = [slice(start, start + step) for start in range(0, len(gallery), step)]
     for part in track(parts, 'ranking', console=Console(stderr=True), transient=True, disable=not progress):
         junk = torch.from_numpy(np.flatnonzero(features.gallery_ids[part] == -1))
@@ -256,9 +265,11 @@ def rank_matches(
             off = np.abs(block[places].cpu().numpy() - own_known[own])[~np.isnan(own_known[own])]
             bound = rounding * float(own_size.max() + size.max()) ** 2 + underflow
             if not (off <= bound).all():
-                raise UserError(f'the similarities computed on {device} are off by {off.max():.1e}, more than float32 '
-                                f'rounds ({bound:.1e}): switch off lower precision of matrix products, as in '
-                                "torch.set_float32_matmul_precision('highest')")
+                raise UserError(
+                    f'the similarities computed on {device} are off by {off.max():.1e}, more than float32 '
+                    f'rounds ({bound:.1e}): switch off lower precision of matrix products, as in '
+                    "torch.set_float32_matmul_precision('highest')"
+                )
             block[places] = -torch.inf
             block[:, junk] = -torch.inf
             ordered = _ordered(block)
@@ -266,15 +277,18 @@ def rank_matches(
             row, column = owner[matches] - rows.start, position[matches]
             limits = np.full((len(block), int(column.max(initial=0)) + 1), np.inf)
             limits[row, column] = exact[matches]
-            lower, upper = (np.nextafter((limits + x * bound).astype(np.float32), np.float32(x * np.inf))
-                            for x in (-1, 1))
-            below, until = (torch.searchsorted(ordered, torch.from_numpy(limit).to(device), right=right).cpu().numpy()
-                            for limit, right in ((lower, False), (upper, True)))
+            lower, upper = (
+                np.nextafter((limits + x * bound).astype(np.float32), np.float32(x * np.inf)) for x in (-1, 1)
+            )
+            below, until = (
+                torch.searchsorted(ordered, torch.from_numpy(limit).to(device), right=right).cpu().numpy()
+                for limit, right in ((lower, False), (upper, True))
+            )
             wrong[matches] += ordered.shape[1] - until[row, column]
             for row in np.flatnonzero((below < until).any(1)):
                 near = np.flatnonzero(below[row] < until[row])
                 values, in_order = block[row].cpu().numpy(), ordered[row].cpu().numpy()
-                found = _places(values, np.concatenate([in_order[below[row, i]:until[row, i]] for i in near]))
+                found = _places(values, np.concatenate([in_order[below[row, i] : until[row, i]] for i in near]))
                 values = values[found]
                 windows = (values >= lower[row, near, None]) & (values <= upper[row, near, None])
                 at = starts[rows.start + row] + near
@@ -300,10 +314,12 @@ def rank_rows(rows: Iterable[tuple[slice, np.ndarray]], features: ReIDFeatures) 
     junk, expected = features.gallery_ids == -1, 0
     for part, distances in rows:
         if part.start != expected or distances.shape[1:] != junk.shape:
-            raise ValueError(f'rank_rows: expected the distances of query {expected} and the next to {len(junk)} '
-                             f'items, got those of {part.start} of shape {distances.shape}')
+            raise ValueError(
+                f'rank_rows: expected the distances of query {expected} and the next to {len(junk)} '
+                f'items, got those of {part.start} of shape {distances.shape}'
+            )
         for row, distance in enumerate(distances, expected):
-            own = slice(*starts[row:row + 2])
+            own = slice(*starts[row : row + 2])
             limits = np.sort(distance[pairs.gallery[own][pairs.match[own]]])
             wrong = distance[~junk] if junk.any() else distance
             # Of what is not farther, the query's own identity is no wrong item.

@@ -169,8 +169,10 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, y = ctx.saved_tensors
         with products_of(x.dtype):
-            return (_in_layout_of(x, grad, as_float(y).mT) if ctx.needs_input_grad[0] else None,
-                    _in_layout_of(y, as_float(x).mT, grad) if ctx.needs_input_grad[1] else None)
+            return (
+                _in_layout_of(x, grad, as_float(y).mT) if ctx.needs_input_grad[0] else None,
+                _in_layout_of(y, as_float(x).mT, grad) if ctx.needs_input_grad[1] else None,
+            )
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:

@@ -79,8 +79,10 @@ class _GaussianSum(torch.autograd.Function):
         block = max(elements // (max(c_s, c_t) * max(c_s, c_t, student.shape[2])), 1)
         for part in (slice(start, start + block) for start in range(0, len(student), block)):
             # 0 for a zero map, which makes it the zero vector and leaves it without gradient.
-            scales = [1 / norm.masked_fill(norm <= 1e-12, torch.inf) for norm in (
-                torch.linalg.vector_norm(z[part], dim=2, keepdim=True) for z in (student, teacher))]
+            scales = [
+                1 / norm.masked_fill(norm <= 1e-12, torch.inf)
+                for norm in (torch.linalg.vector_norm(z[part], dim=2, keepdim=True) for z in (student, teacher))
+            ]
             x, y = student[part] * scales[0], teacher[part] * scales[1]
             s, t = ((scale > 0).to(x.dtype) / 2 for scale in scales)  # half the squared norms
             pairs = (x, x, s, s), (y, y, t, t), (x, y, s, t)

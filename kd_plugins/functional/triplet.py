@@ -29,8 +29,10 @@ def batch_hard_triplet_loss(embeddings: Tensor, labels: Tensor, margin: float | 
         1. Hermans, Beyer, Leibe: In Defense of the Triplet Loss for Person Re-Identification, arXiv 1703.07737.
     """
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
-        raise ValueError(f'batch_hard_triplet_loss: expected embeddings (N, D) and labels (N,), got '
-                         f'{tuple(embeddings.shape)} and {tuple(labels.shape)}; pool maps to vectors first')
+        raise ValueError(
+            f'batch_hard_triplet_loss: expected embeddings (N, D) and labels (N,), got '
+            f'{tuple(embeddings.shape)} and {tuple(labels.shape)}; pool maps to vectors first'
+        )
     if margin is not None:
         check_number('margin', margin, 0)
     with torch.autocast(embeddings.device.type, enabled=False):

@@ -10,5 +10,16 @@ from kd_plugins.hooks.held_out_hook import HeldOutHook
 from kd_plugins.hooks.integrity_hook import IntegrityHook
 from kd_plugins.hooks.reseed_hook import ReseedHook
 
-__all__ = ['AccumulationHook', 'ChannelsLastHook', 'CheckHook', 'CorruptionHook', 'DistillationHook', 'ExportHook',
-           'FreezeHook', 'HandoverHook', 'HeldOutHook', 'IntegrityHook', 'ReseedHook']
+__all__ = [
+    'AccumulationHook',
+    'ChannelsLastHook',
+    'CheckHook',
+    'CorruptionHook',
+    'DistillationHook',
+    'ExportHook',
+    'FreezeHook',
+    'HandoverHook',
+    'HeldOutHook',
+    'IntegrityHook',
+    'ReseedHook',
+]

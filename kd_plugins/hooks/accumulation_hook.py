@@ -46,10 +46,12 @@ class AccumulationHook(Hook):
         """Take the mean over the processes, which have not shared theirs yet; only the first one saves."""
         if is_distributed() and _waits(runner):
             gradients = [parameter.grad for parameter in _parameters(runner)]
-            present = torch.tensor([0. if x is None else 1. for x in gradients], device=get_device())
+            present = torch.tensor([0.0 if x is None else 1.0 for x in gradients], device=get_device())
             all_reduce(present)
-            self._pending = [_mean(parameter) if there else None
-                             for parameter, there in zip(_parameters(runner), present.tolist(), strict=True)]
+            self._pending = [
+                _mean(parameter) if there else None
+                for parameter, there in zip(_parameters(runner), present.tolist(), strict=True)
+            ]
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Put the gradients in."""

@@ -21,7 +21,7 @@ from kd_plugins.errors import UserError
 from kd_plugins.hooks.held_out_hook import HeldOutHook
 from kd_plugins.registry import HOOKS
 
-_CATEGORIES = 2 ** 25  # bytes in which the categories of a file have to end; else the names in metainfo count
+_CATEGORIES = 2**25  # bytes in which the categories of a file have to end; else the names in metainfo count
 
 
 @HOOKS.register_module()
@@ -47,8 +47,10 @@ class CheckHook(Hook):
         loader = runner.train_dataloader
         batch = getattr(loader.sampler, 'batch_size', loader.batch_size)
         if batch != loader.batch_size:
-            raise UserError(f'train_dataloader: batch_size={loader.batch_size} cuts up what its '
-                            f'{type(loader.sampler).__name__} puts together; set batch_size={batch}')
+            raise UserError(
+                f'train_dataloader: batch_size={loader.batch_size} cuts up what its '
+                f'{type(loader.sampler).__name__} puts together; set batch_size={batch}'
+            )
         for hook in runner.hooks:
             if steps := getattr(hook, 'switch_pipeline', None):
                 _try_pipeline(type(hook).__name__, loader.dataset, steps)
@@ -78,14 +80,18 @@ def check_class_count(model: nn.Module, classes: Sequence[str]) -> None:
         count = getattr(module, 'num_classes', None)
         if name.endswith('head') and 'rpn' not in name and isinstance(count, int) and count < len(classes):
             some = f'{", ".join(map(str, classes[:5]))}{", ..." if len(classes) > 5 else ""}'
-            raise UserError(f'{name}: num_classes is {count}, but the training data have {len(classes)} classes '
-                            f'({some}): correct one of them')
+            raise UserError(
+                f'{name}: num_classes is {count}, but the training data have {len(classes)} classes '
+                f'({some}): correct one of them'
+            )
 
 
 def _try_pipeline(name: str, dataset: Any, steps: Sequence[Any]) -> None:
     if not hasattr(dataset, 'pipeline'):
-        raise UserError(f'{name}: {type(dataset).__name__} has no pipeline of its own, so that nothing would be '
-                        'switched: let the data set itself be train_dataloader.dataset, or leave the hook out')
+        raise UserError(
+            f'{name}: {type(dataset).__name__} has no pipeline of its own, so that nothing would be '
+            'switched: let the data set itself be train_dataloader.dataset, or leave the hook out'
+        )
     before = dataset.pipeline
     dataset.pipeline = Compose(steps)
     try:
@@ -94,8 +100,10 @@ def _try_pipeline(name: str, dataset: Any, steps: Sequence[Any]) -> None:
     finally:
         dataset.pipeline = before
     if 'inputs' not in sample:
-        raise UserError(f'{name}: its pipeline makes no inputs: let it load images and end in the same step as that of '
-                        'the training data')
+        raise UserError(
+            f'{name}: its pipeline makes no inputs: let it load images and end in the same step as that of '
+            'the training data'
+        )
 
 
 def class_lists(dataset: Any) -> Iterator[tuple[Sequence[str], int]]:
@@ -113,16 +121,23 @@ def class_lists(dataset: Any) -> Iterator[tuple[Sequence[str], int]]:
         classes = tuple(getattr(dataset, 'metainfo', {}).get('classes') or ())
         categories = _categories(dataset)
         if unused := [name for name in classes if categories and name not in categories]:
-            print_log(f'{dataset.ann_file}: no category is named {", ".join(unused)}: of these classes there is no box',
-                      'current', logging.WARNING)
+            print_log(
+                f'{dataset.ann_file}: no category is named {", ".join(unused)}: of these classes there is no box',
+                'current',
+                logging.WARNING,
+            )
         names = tuple(getattr(dataset, 'folder_to_idx', None) or categories)
         for label, (name, given) in enumerate(zip(names, classes, strict=False)):
             if name != given and name in classes:
-                print_log(f"label {label} is '{name}' in the data, and is shown as '{given}': their own order counts, "
-                          f'not that of classes; give these in the same order', 'current', logging.WARNING)
+                print_log(
+                    f"label {label} is '{name}' in the data, and is shown as '{given}': their own order counts, "
+                    f'not that of classes; give these in the same order',
+                    'current',
+                    logging.WARNING,
+                )
                 break
         if names or classes:
-            yield names + classes[len(names):], len(names or classes)
+            yield names + classes[len(names) :], len(names or classes)
 
 
 def _categories(dataset: Any) -> Sequence[str]:
@@ -131,13 +146,18 @@ def _categories(dataset: Any) -> Sequence[str]:
     if labels is None or not str(path).endswith('.json'):
         return ()
     if not labels:
-        raise UserError(f'{path}: no category has the name of a class ({", ".join(dataset.metainfo["classes"])}), so '
-                        'that there is no box to learn from or to score: correct classes')
+        raise UserError(
+            f'{path}: no category has the name of a class ({", ".join(dataset.metainfo["classes"])}), so '
+            'that there is no box to learn from or to score: correct classes'
+        )
     # The whole file is long to parse, and may be of gigabytes; its categories are mostly last.
-    with fileio.get_local_path(path, backend_args=getattr(dataset, 'backend_args', None)) as local, open(
-            local, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+    with (
+        fileio.get_local_path(path, backend_args=getattr(dataset, 'backend_args', None)) as local,
+        open(local, 'rb') as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
+    ):
         start = text.rfind(b'"categories"') + len(b'"categories"')
-        rest = text[start:start + _CATEGORIES]
+        rest = text[start : start + _CATEGORIES]
     try:
         categories, _ = json.JSONDecoder().raw_decode(rest.decode(errors='ignore').lstrip(' :\r\n\t'))
         names = {category['id']: category['name'] for category in categories}
@@ -160,8 +180,10 @@ def check_classes(trained: Sequence[str], given: Sequence[str], name: str) -> No
     if tuple(trained) == tuple(given):
         return
     label, one, other = next((i, x, y) for i, (x, y) in enumerate(zip_longest(trained, given)) if x != y)
-    raise UserError(f'{name}: label {label} is {other!r} there and {one!r} in training ({len(given)} classes and '
-                    f'{len(trained)}); give both the same classes, or the same class folders')
+    raise UserError(
+        f'{name}: label {label} is {other!r} there and {one!r} in training ({len(given)} classes and '
+        f'{len(trained)}); give both the same classes, or the same class folders'
+    )
 
 
 def check_checkpoint_classes(checkpoint: Mapping[str, Any], dataset: Any) -> None:

@@ -41,7 +41,9 @@ class DistillationHook(Hook):
     """
 
     def __init__(
-        self, teacher: Mapping[str, Any] | Sequence[Mapping[str, Any]], terms: Sequence[Mapping[str, Any]],
+        self,
+        teacher: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        terms: Sequence[Mapping[str, Any]],
         task: bool = True,
     ) -> None:
         self._teacher, self._terms, self._task = teacher, terms, task
@@ -55,8 +57,10 @@ class DistillationHook(Hook):
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise UserError('DistillationHook needs one optimiser, this config has several: use a config with one')
         if sum(isinstance(hook, DistillationHook) for hook in runner.hooks) > 1:
-            raise UserError('a run has one DistillationHook, this config has several: put all terms into one, with '
-                            'teacher=[dict(...), dict(...)] for several teachers and of=[...] in the terms of some')
+            raise UserError(
+                'a run has one DistillationHook, this config has several: put all terms into one, with '
+                'teacher=[dict(...), dict(...)] for several teachers and of=[...] in the terms of some'
+            )
         student = _unwrapped(runner.model)
         self.distillation = Distillation(student, self._teacher, self._terms, self._task)
         self.distillation.to(next(student.parameters()).device)
@@ -80,8 +84,12 @@ class DistillationHook(Hook):
         # the only one, or, beside several, what mmengine tracks the optimiser's own rate by.
         group = {key: value for key, value in wrapper.param_groups[-1].items() if key != 'params'}
         scale = runner.auto_scale_lr
-        if wrapper.base_param_settings is not None and scale and scale.get('enable') and not any(
-                isinstance(scheduler, OneCycleParamScheduler) for scheduler in schedulers):  # has a rate of its own
+        if (
+            wrapper.base_param_settings is not None
+            and scale
+            and scale.get('enable')
+            and not any(isinstance(scheduler, OneCycleParamScheduler) for scheduler in schedulers)
+        ):  # has a rate of its own
             ratio = get_world_size() * runner.train_dataloader.batch_size / scale['base_batch_size']
             group |= {key: group[key] * ratio for key in ('lr', 'initial_lr') if key in group}
         place = len(wrapper.optimizer.param_groups)
@@ -90,8 +98,12 @@ class DistillationHook(Hook):
             for name in ('base_values', 'min_values', '_last_value'):
                 if hasattr(scheduler, name):
                     values = getattr(scheduler, name)
-                    values.insert(place, group.get(f'initial_{scheduler.param_name}', values[-1])
-                                  if name == 'base_values' else values[-1])
+                    values.insert(
+                        place,
+                        group.get(f'initial_{scheduler.param_name}', values[-1])
+                        if name == 'base_values'
+                        else values[-1],
+                    )
         if get_world_size() > 1:
             for parameter in parameters:
                 dist.broadcast(parameter.data, 0)
@@ -119,11 +131,17 @@ class DistillationHook(Hook):
             inputs, data_samples, _ = _arguments(*args, **kwargs)
             return distillation.add_to(losses, features, targets, inputs, data_samples)
 
-        self._handles = [student.register_forward_pre_hook(start, with_kwargs=True),
-                         student.register_forward_hook(finish, with_kwargs=True)]
+        self._handles = [
+            student.register_forward_pre_hook(start, with_kwargs=True),
+            student.register_forward_hook(finish, with_kwargs=True),
+        ]
 
     def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Mapping[str, Any] | None = None,
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Mapping[str, Any] | None = None,
     ) -> None:
         """Look whether there was something to listen to.
 
@@ -131,8 +149,10 @@ class DistillationHook(Hook):
             UserError: The student trains alone.
         """
         if not self.distillation.reached:
-            raise UserError(f"a step of {type(_unwrapped(runner.model)).__name__} ran no forward in mode 'loss', to "
-                            'which DistillationHook adds its terms: let train_step call the model itself')
+            raise UserError(
+                f"a step of {type(_unwrapped(runner.model)).__name__} ran no forward in mode 'loss', to "
+                'which DistillationHook adds its terms: let train_step call the model itself'
+            )
 
     def after_train(self, runner: Runner) -> None:
         """Stop to listen."""
@@ -150,14 +170,18 @@ class DistillationHook(Hook):
         if not runner._resume or self.distillation is None or not self.distillation.state_dict():
             return
         if 'distillation' not in checkpoint:
-            raise UserError('the checkpoint to resume from holds no adapters or critics, but a term trains some: it '
-                            'was written without this DistillationHook; start anew with load_from instead of --resume')
+            raise UserError(
+                'the checkpoint to resume from holds no adapters or critics, but a term trains some: it '
+                'was written without this DistillationHook; start anew with load_from instead of --resume'
+            )
         try:
             self.distillation.load_state_dict(checkpoint['distillation'])
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
-            raise UserError(f'the adapters in the checkpoint are not those of this config ({reason}): resume with the '
-                            'config that wrote it') from error
+            raise UserError(
+                f'the adapters in the checkpoint are not those of this config ({reason}): resume with the '
+                'config that wrote it'
+            ) from error
 
 
 def _arguments(inputs: Any, data_samples: Any = None, mode: str = 'tensor', **_: Any) -> tuple[Any, Any, str]:

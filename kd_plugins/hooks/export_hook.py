@@ -52,11 +52,15 @@ class ExportHook(Hook):
         """Look for the hook that writes what is exported, and put an older run's files aside."""
         self._writers = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook) and hook.save_last]
         if not self._writers:
-            raise UserError('ExportHook exports the last checkpoint, but no CheckpointHook writes one: add '
-                            "default_hooks.checkpoint=dict(type='CheckpointHook')")
+            raise UserError(
+                'ExportHook exports the last checkpoint, but no CheckpointHook writes one: add '
+                "default_hooks.checkpoint=dict(type='CheckpointHook')"
+            )
         if '://' in str(self._writers[0].out_dir):
-            raise UserError(f'ExportHook exports the last checkpoint, but {self._writers[0].out_dir}, where the '
-                            'CheckpointHook writes it, is no folder here: change out_dir, or leave ExportHook out')
+            raise UserError(
+                f'ExportHook exports the last checkpoint, but {self._writers[0].out_dir}, where the '
+                'CheckpointHook writes it, is no folder here: change out_dir, or leave ExportHook out'
+            )
         if not runner._resume and is_main_process():
             for name in ('result.json', 'student.pth'):
                 if (file := Path(runner.work_dir, name)).is_file():
@@ -89,7 +93,11 @@ class ExportHook(Hook):
         for name, weights in split(checkpoint['state_dict']).items():
             save_weights(weights, folder / f'{name}.pth', meta)
         log = Path(runner.log_dir) / f'{runner.timestamp}.log'
-        result = {'metrics': plain(self._metrics), 'checkpoint': str(folder / 'student.pth'),
-                  'config': str(runner.cfg.filename or ''), 'log': str(log)}
+        result = {
+            'metrics': plain(self._metrics),
+            'checkpoint': str(folder / 'student.pth'),
+            'config': str(runner.cfg.filename or ''),
+            'log': str(log),
+        }
         AtomicBackend().put(f'{json.dumps(result, indent=2)}\n'.encode(), str(folder / 'result.json'))
         runner.logger.info(f'the student is in {folder / "student.pth"}')

@@ -38,12 +38,16 @@ class FreezeHook(Hook):
         for name in self.modules:
             if not name or name not in known:
                 near = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or list(known)[1:5]
-                raise UserError(f"FreezeHook: {type(model).__name__} has no module '{name}' to freeze; nearest names: "
-                                f'{", ".join(near)}')
+                raise UserError(
+                    f"FreezeHook: {type(model).__name__} has no module '{name}' to freeze; nearest names: "
+                    f'{", ".join(near)}'
+                )
             known[name].requires_grad_(False)
         if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise UserError(f'FreezeHook: with {", ".join(self.modules)} frozen nothing of {type(model).__name__} is '
-                            'left to train: name fewer modules')
+            raise UserError(
+                f'FreezeHook: with {", ".join(self.modules)} frozen nothing of {type(model).__name__} is '
+                'left to train: name fewer modules'
+            )
         if wrapped:
             runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
 

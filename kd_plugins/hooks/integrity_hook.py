@@ -43,16 +43,22 @@ class IntegrityHook(Hook):
         misfit = load_loosely(model, weights_of(checkpoint, path))
         if not runner._resume:
             if not misfit.loaded:
-                raise UserError(f'load_from: no tensor of {path} fits {type(model).__name__} ({misfit}): give the '
-                                'checkpoint of such a network, or leave load_from out')
+                raise UserError(
+                    f'load_from: no tensor of {path} fits {type(model).__name__} ({misfit}): give the '
+                    'checkpoint of such a network, or leave load_from out'
+                )
             return
         if misfit:
-            raise UserError(f'a run cannot go on from {path}, which does not fit {type(model).__name__}: {misfit}; '
-                            "give this config's own checkpoint, or start from what fits by load_from")
+            raise UserError(
+                f'a run cannot go on from {path}, which does not fit {type(model).__name__}: {misfit}; '
+                "give this config's own checkpoint, or start from what fits by load_from"
+            )
         meta, optimizer = checkpoint.get('meta'), checkpoint.get('optimizer')
         if not isinstance(optimizer, dict) or not isinstance(meta, dict) or not {'epoch', 'iter'} <= meta.keys():
-            raise UserError(f'a run cannot go on from {path}, which holds no state of an optimiser: give one of the '
-                            "run's own checkpoints, or start from its weights by load_from")
+            raise UserError(
+                f'a run cannot go on from {path}, which holds no state of an optimiser: give one of the '
+                "run's own checkpoints, or start from its weights by load_from"
+            )
         groups, own = optimizer.get('param_groups'), getattr(runner.optim_wrapper, 'param_groups', None)
         if groups and own:
             _check_groups(path, groups, own)
@@ -65,7 +71,8 @@ class IntegrityHook(Hook):
             raise UserError(
                 f'there is no iteration to train: {len(loader.dataset)} samples make {len(loader)} batches'
                 f'{" (drop_last leaves an incomplete one out)" if getattr(loader, "drop_last", False) else ""}, for '
-                f'{runner.max_epochs} epochs: lower the batch size, or give more data or epochs')
+                f'{runner.max_epochs} epochs: lower the batch size, or give more data or epochs'
+            )
         if not runner._load_from:
             check_arrival(_unwrapped(runner.model))
         if not runner._resume:
@@ -89,21 +96,27 @@ def _check_finite(runner: Runner, weights: dict[str, Tensor]) -> None:
     # A buffer may hold infinities on purpose, as a mask.
     bad += [name for name, value in weights.items() if value.is_floating_point() and value.isnan().any()]
     if bad:
-        raise UserError(f'{bad[0]} is not finite after iteration {runner.iter}: training stops, the last good '
-                        'checkpoint is kept; lower the learning rate')
+        raise UserError(
+            f'{bad[0]} is not finite after iteration {runner.iter}: training stops, the last good '
+            'checkpoint is kept; lower the learning rate'
+        )
 
 
 def _check_groups(path: str, saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]]) -> None:
     """Compare an optimiser's saved parameter groups with those of the config."""
     gone, new = (sorted(set(a[0]) - set(b[0])) for a, b in ((saved, own), (own, saved)))
     if gone and new:  # versions of torch differ by options of one side
-        raise UserError(f'{path} was written by another optimiser ({", ".join(gone)}; this one has {", ".join(new)}): '
-                        "go on with the config that wrote it, or start from its weights by load_from")
+        raise UserError(
+            f'{path} was written by another optimiser ({", ".join(gone)}; this one has {", ".join(new)}): '
+            'go on with the config that wrote it, or start from its weights by load_from'
+        )
     sizes = [[len(group['params']) for group in groups] for groups in (saved, own)]
     if sizes[0] != sizes[1]:
-        raise UserError(f'{path} was written by an optimiser with {len(saved)} parameter groups, this config has '
-                        f'{len(own)}, or groups of other sizes: go on with the config that wrote it, or start from its '
-                        'weights by load_from')
+        raise UserError(
+            f'{path} was written by an optimiser with {len(saved)} parameter groups, this config has '
+            f'{len(own)}, or groups of other sizes: go on with the config that wrote it, or start from its '
+            'weights by load_from'
+        )
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -112,10 +125,13 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 def _check_schedules(path: str, saved: Any, own: Any) -> None:
     """Compare the saved schedules with those of the config, whose states mmengine would mix up in silence."""
-    own, saved = ([x for y in given.values() for x in y] if isinstance(given, dict) else given or []
-                  for given in (own, saved))
+    own, saved = (
+        [x for y in given.values() for x in y] if isinstance(given, dict) else given or [] for given in (own, saved)
+    )
     kinds = [sorted(x.state_dict()) for x in own], [sorted(x) for x in saved]
     if kinds[0] != kinds[1]:
-        raise UserError(f'{path} was written with {len(saved)} schedules (param_scheduler), this config has '
-                        f'{len(own)}, or others: go on with the config that wrote it, or start from its weights by '
-                        'load_from')
+        raise UserError(
+            f'{path} was written with {len(saved)} schedules (param_scheduler), this config has '
+            f'{len(own)}, or others: go on with the config that wrote it, or start from its weights by '
+            'load_from'
+        )

@@ -28,6 +28,8 @@ class ReseedHook(Hook):
         loader._iterator = None  # persistent workers would go on from the states of the epoch before
         if hasattr(loader.dataset, 'set_epoch'):
             if isinstance(runner.train_loop, IterBasedTrainLoop):
-                raise UserError(f'{type(loader.dataset).__name__} draws by epoch, but this run counts iterations, all '
-                                'in one epoch: use train_cfg=dict(by_epoch=True, max_epochs=...)')
+                raise UserError(
+                    f'{type(loader.dataset).__name__} draws by epoch, but this run counts iterations, all '
+                    'in one epoch: use train_cfg=dict(by_epoch=True, max_epochs=...)'
+                )
             loader.dataset.set_epoch(runner.epoch, runner.seed)

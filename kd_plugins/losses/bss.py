@@ -33,7 +33,12 @@ class BSSLoss(nn.Module):
     """
 
     def __init__(
-        self, tau: float = 3.0, attack_size: int = 64, steps: int = 10, step_size: float = 0.3, clamp: float = 2.5,
+        self,
+        tau: float = 3.0,
+        attack_size: int = 64,
+        steps: int = 10,
+        step_size: float = 0.3,
+        clamp: float = 2.5,
         scale: float | Sequence[float] = 1.0,
     ) -> None:
         super().__init__()

@@ -63,6 +63,8 @@ class NSTGANLoss(nn.Module):
         if self.critic is None:
             self.critic = Critic(size, self.hidden).to(patterns.device)
         if size != (built := self.critic.hidden.in_features):
-            raise ValueError(f'NSTGANLoss: its critic was built for maps of {built} positions, got {size}; give each '
-                             'stage a term of its own, and train at a fixed size')
+            raise ValueError(
+                f'NSTGANLoss: its critic was built for maps of {built} positions, got {size}; give each '
+                'stage a term of its own, and train at a fixed size'
+            )
         return self.critic(patterns)

@@ -30,12 +30,19 @@ class Composite(BaseModel):
         found = {}
         for name in self._holders:
             holder = getattr(self, name)
-            found |= ({f'{name}.{i}.': x for i, x in enumerate(holder)} if isinstance(holder, nn.ModuleList)
-                      else {f'{name}.': holder})
+            found |= (
+                {f'{name}.{i}.': x for i, x in enumerate(holder)}
+                if isinstance(holder, nn.ModuleList)
+                else {f'{name}.': holder}
+            )
         return found
 
     def state_dict(
-        self, *, destination: dict[str, Tensor] | None = None, prefix: str = '', keep_vars: bool = False,
+        self,
+        *,
+        destination: dict[str, Tensor] | None = None,
+        prefix: str = '',
+        keep_vars: bool = False,
     ) -> dict[str, Tensor]:
         """Return the networks' weights as they save them, and those of the other children."""
         if destination is None:
@@ -46,21 +53,29 @@ class Composite(BaseModel):
             weights = part.state_dict(keep_vars=keep_vars)
             versions[start] = getattr(weights, '_metadata', {})
             destination.update({f'{prefix}{start}{key}': value for key, value in weights.items()})
-            destination._metadata |= {f'{prefix}{start}{key}'.rstrip('.'): value
-                                      for key, value in versions[start].items()}
+            destination._metadata |= {
+                f'{prefix}{start}{key}'.rstrip('.'): value for key, value in versions[start].items()
+            }
         with self._without_parts():
             super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
         destination._metadata[prefix[:-1]]['parts'] = versions
         return destination
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], strict: bool,
-        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+        self,
+        state_dict: dict[str, Tensor],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
         for start, part in self.parts().items():
             start = prefix + start
-            weights = OrderedDict((key.removeprefix(start), state_dict.pop(key))
-                                  for key in list(state_dict) if key.startswith(start))
+            weights = OrderedDict(
+                (key.removeprefix(start), state_dict.pop(key)) for key in list(state_dict) if key.startswith(start)
+            )
             weights._metadata = local_metadata.get('parts', {}).get(start.removeprefix(prefix), {})
             misfit = load_loosely(part, weights)
             missing_keys += [start + name for name in misfit.missing]
@@ -68,7 +83,8 @@ class Composite(BaseModel):
             error_msgs += misfit.mismatched
         self.__dict__['_aside'] = self._set_aside()  # torch and mmengine would go on to them
         super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     @contextmanager
     def _without_parts(self) -> Iterator[None]:

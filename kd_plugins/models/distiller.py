@@ -42,26 +42,41 @@ class Distiller(Composite):
     _holders = ('student',)
 
     def __init__(
-        self, student: Mapping[str, Any], teacher: Mapping[str, Any] | Sequence[Mapping[str, Any]],
-        terms: Sequence[Mapping[str, Any]], input_shape: Sequence[int] = (3, 224, 224),
-        data_preprocessor: Mapping[str, Any] | None = None, task: bool = True,
+        self,
+        student: Mapping[str, Any],
+        teacher: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        terms: Sequence[Mapping[str, Any]],
+        input_shape: Sequence[int] = (3, 224, 224),
+        data_preprocessor: Mapping[str, Any] | None = None,
+        task: bool = True,
     ) -> None:
         record = copy.deepcopy(dict(student))  # mmdet changes records as it builds
         record.setdefault('data_preprocessor', data_preprocessor)
         network = MODELS.build(record)
         if type(network).train_step is not BaseModel.train_step and not isinstance(network, Composite):
-            raise UserError(f'Distiller: {type(network).__name__} has a train_step of its own, which a model around it '
-                            'leaves out: use DistillationHook')
+            raise UserError(
+                f'Distiller: {type(network).__name__} has a train_step of its own, which a model around it '
+                'leaves out: use DistillationHook'
+            )
         super().__init__(network.data_preprocessor)
         self.student = network
         super().__setattr__('distillation', Distillation(network, teacher, terms, task))  # a student may have its own
-        if not isinstance(input_shape, (list, tuple)) or len(input_shape) != 3 or not all(
-                isinstance(x, int) and x > 0 for x in input_shape):
+        if (
+            not isinstance(input_shape, (list, tuple))
+            or len(input_shape) != 3
+            or not all(isinstance(x, int) and x > 0 for x in input_shape)
+        ):
             raise UserError(f'input_shape is {input_shape!r}, expected the (C, H, W) of the images, as (3, 224, 224)')
         channels, height, width = input_shape
-        sample = BaseDataElement(metainfo=dict(
-            img_shape=(height, width), ori_shape=(height, width), pad_shape=(height, width),
-            batch_input_shape=(height, width), scale_factor=(1.0, 1.0)))
+        sample = BaseDataElement(
+            metainfo=dict(
+                img_shape=(height, width),
+                ori_shape=(height, width),
+                pad_shape=(height, width),
+                batch_input_shape=(height, width),
+                scale_factor=(1.0, 1.0),
+            )
+        )
         with preserved_rng():
             images = torch.randn(2, channels, height, width)
         try:
@@ -72,7 +87,8 @@ class Distiller(Composite):
             raise UserError(
                 f'Distiller: a dry run on two made-up images of input_shape={tuple(input_shape)} failed '
                 f'({type(error).__name__}: {error}): give the input_shape of the data, tap modules that run before '
-                'annotations are needed, or use DistillationHook, whose dry run takes images of the data') from error
+                'annotations are needed, or use DistillationHook, whose dry run takes images of the data'
+            ) from error
         for line in self.distillation.prepare(*found):
             print_log(f'distillation term {line}', 'current')
         self.register_state_dict_post_hook(_keep_adapters)
@@ -89,8 +105,13 @@ class Distiller(Composite):
 
     def __setattr__(self, name: str, value: Any) -> None:
         student = self.__dict__.get('_modules', {}).get('student')
-        if student is None or name in self.__dict__ or name in self._modules or hasattr(type(self), name) or (
-                not hasattr(student, name)):
+        if (
+            student is None
+            or name in self.__dict__
+            or name in self._modules
+            or hasattr(type(self), name)
+            or (not hasattr(student, name))
+        ):
             super().__setattr__(name, value)
         else:
             setattr(student, name, value)

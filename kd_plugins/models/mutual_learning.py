@@ -66,8 +66,13 @@ class MutualLearning(Composite):
     _holders = ('student', 'peers')
 
     def __init__(
-        self, student: Mapping[str, Any], peers: int | Sequence[Mapping[str, Any]] = 1, tau: float = 1.0,
-        weight: float = 1.0, update: str = 'joint', tap: str = 'head.fc',
+        self,
+        student: Mapping[str, Any],
+        peers: int | Sequence[Mapping[str, Any]] = 1,
+        tau: float = 1.0,
+        weight: float = 1.0,
+        update: str = 'joint',
+        tap: str = 'head.fc',
         data_preprocessor: Mapping[str, Any] | None = None,
     ) -> None:
         check_number('tau', tau, 0, strict=True)
@@ -81,10 +86,14 @@ class MutualLearning(Composite):
         others = [dict(peer) for peer in peers]
         if not others:
             raise UserError('MutualLearning needs at least one peer, got peers=[]: give their number or their records')
-        if any(peer.setdefault('data_preprocessor', record['data_preprocessor']) != record['data_preprocessor']
-               for peer in others):
-            raise UserError("MutualLearning: all networks see the student's batch: leave data_preprocessor out of the "
-                            "peers' records")
+        if any(
+            peer.setdefault('data_preprocessor', record['data_preprocessor']) != record['data_preprocessor']
+            for peer in others
+        ):
+            raise UserError(
+                "MutualLearning: all networks see the student's batch: leave data_preprocessor out of the "
+                "peers' records"
+            )
         network = MODELS.build(copy.deepcopy(record))
         super().__init__(network.data_preprocessor)
         self.student = network
@@ -113,11 +122,14 @@ class MutualLearning(Composite):
         if mode != 'loss':
             return self.student(inputs, data_samples, mode=mode)
         if self.update == 'alternating':  # train_step does not come here, a data-parallel wrapper does
-            raise UserError("MutualLearning: update='alternating' works in train_step, which data-parallel leaves out: "
-                            "use update='joint', or one process")
+            raise UserError(
+                "MutualLearning: update='alternating' works in train_step, which data-parallel leaves out: "
+                "use update='joint', or one process"
+            )
         tasks, logits = self._learn(inputs, data_samples)
-        losses = {name: loss for number in range(len(tasks))
-                  for name, loss in self._losses(number, tasks, logits).items()}
+        losses = {
+            name: loss for number in range(len(tasks)) for name, loss in self._losses(number, tasks, logits).items()
+        }
         check_finite(losses)
         return losses
 
@@ -130,11 +142,15 @@ class MutualLearning(Composite):
         if self.update == 'joint':
             return super().train_step(data, optim_wrapper)
         if getattr(optim_wrapper, '_accumulative_counts', None) != 1:
-            raise UserError("MutualLearning: update='alternating' needs one optimiser without gradient accumulation: "
-                            "leave accumulative_counts out, or use update='joint'")
+            raise UserError(
+                "MutualLearning: update='alternating' needs one optimiser without gradient accumulation: "
+                "leave accumulative_counts out, or use update='joint'"
+            )
         if self._forward_hooks:
-            raise UserError("MutualLearning: update='alternating' has no pass that a DistillationHook could add to: "
-                            "use update='joint'")
+            raise UserError(
+                "MutualLearning: update='alternating' has no pass that a DistillationHook could add to: "
+                "use update='joint'"
+            )
         with optim_wrapper.optim_context(self):
             data = self.data_preprocessor(data, True)
             # What a network puts out depends on no other network's weights: it still holds when its turn comes.
@@ -167,8 +183,10 @@ class MutualLearning(Composite):
                 logits += features[self.tap]
         shapes = [tuple(x.shape) for x in logits]
         if len(logits) != len(tasks) or len(set(shapes)) > 1:
-            raise UserError(f"MutualLearning: '{self.tap}' must put out logits of the same shape in all networks, got "
-                            f'{shapes}: tap the last layer, and let all tell the same classes apart')
+            raise UserError(
+                f"MutualLearning: '{self.tap}' must put out logits of the same shape in all networks, got "
+                f'{shapes}: tap the last layer, and let all tell the same classes apart'
+            )
         return tasks, logits
 
     @torch.no_grad()

@@ -29,8 +29,10 @@ class _Shared(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Tensor) and x.requires_grad:  # the image does not
-            raise UserError(f"NativeEnsemble: before '{self.name}' a branch runs weights of its own: shared must name, "
-                            'in the order of running, every module with weights up to the last shared one')
+            raise UserError(
+                f"NativeEnsemble: before '{self.name}' a branch runs weights of its own: shared must name, "
+                'in the order of running, every module with weights up to the last shared one'
+            )
         return x if self.feature is None else self.feature
 
 
@@ -49,6 +51,7 @@ class _Tied(nn.Module):
 
 def _untrained(record: Any) -> Any:
     """Return a copy of a model's record without the pretrained weights that it names."""
+
     def pretrained(value: Any) -> bool:
         return isinstance(value, Mapping) and type_name(value) in ('Pretrained', 'PretrainedInit')
 
@@ -116,10 +119,17 @@ class NativeEnsemble(Composite):
     _holders = ('student', 'branches')
 
     def __init__(
-        self, student: Mapping[str, Any], branches: int = 3,
-        shared: Sequence[str] = ('backbone.stem', 'backbone.stage1', 'backbone.stage2'), tied: Sequence[str] = (),
-        tau: float = 3.0, weight: float | Mapping[str, Any] = 1.0, ramp: float = 80 / 300, predict: str = 'branch',
-        tap: str = 'head.fc', data_preprocessor: Mapping[str, Any] | None = None,
+        self,
+        student: Mapping[str, Any],
+        branches: int = 3,
+        shared: Sequence[str] = ('backbone.stem', 'backbone.stage1', 'backbone.stage2'),
+        tied: Sequence[str] = (),
+        tau: float = 3.0,
+        weight: float | Mapping[str, Any] = 1.0,
+        ramp: float = 80 / 300,
+        predict: str = 'branch',
+        tap: str = 'head.fc',
+        data_preprocessor: Mapping[str, Any] | None = None,
     ) -> None:
         check_number('branches', branches, 2, whole=True)
         check_number('tau', tau, 0, strict=True)
@@ -134,8 +144,10 @@ class NativeEnsemble(Composite):
         super().__init__(network.data_preprocessor)
         if not hasattr(getattr(network, 'head', None), '_get_loss'):
             found = f'a {type(network.head).__name__}' if hasattr(network, 'head') else 'none'
-            raise UserError(f"NativeEnsemble joins classifiers with a head of mmpretrain's, got {found} in a "
-                            f'{type(network).__name__}')
+            raise UserError(
+                f"NativeEnsemble joins classifiers with a head of mmpretrain's, got {found} in a "
+                f'{type(network).__name__}'
+            )
         if not shared:
             raise UserError('NativeEnsemble: shared names no module: give those that the branches share')
         Recorder(network, [*shared, *tied])  # knows the names
@@ -157,8 +169,14 @@ class NativeEnsemble(Composite):
                     setattr(branch.get_submodule(parent), own, _Tied(network, name))
                 self._recorders.append(Recorder(branch, [tap]))
             size = self._feature_size()
-            self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(size[1], branches),
-                                      nn.BatchNorm1d(branches), nn.ReLU(), nn.Softmax(1))
+            self.gate = nn.Sequential(
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.Linear(size[1], branches),
+                nn.BatchNorm1d(branches),
+                nn.ReLU(),
+                nn.Softmax(1),
+            )
 
     def init_weights(self) -> None:
         """Initialise the student as it would be alone, then the branches, each by draws of its own."""
@@ -170,8 +188,10 @@ class NativeEnsemble(Composite):
     def forward(self, inputs: Tensor, data_samples: Sequence[Any] | None = None, mode: str = 'tensor') -> Any:
         """Answer as the student or the ensemble does; in mode ``loss``, with the losses of all branches."""
         if mode == 'loss' and len(inputs) == 1:
-            raise UserError("NativeEnsemble: a batch of one image, which the gate's BatchNorm cannot learn from: give "
-                            'train_dataloader.drop_last=True, or another batch size')
+            raise UserError(
+                "NativeEnsemble: a batch of one image, which the gate's BatchNorm cannot learn from: give "
+                'train_dataloader.drop_last=True, or another batch size'
+            )
         if mode != 'loss' and self.predicts == 'branch':
             return self.student(inputs, data_samples, mode=mode)
         tasks, logits, feature = self._run(inputs, data_samples, 'loss' if mode == 'loss' else 'tensor')
@@ -227,11 +247,15 @@ class NativeEnsemble(Composite):
         except (RuntimeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"NativeEnsemble: a branch cannot go on from '{self.last_shared}' "
-                            f'({" ".join(str(error).split())}): shared must name, in the order of running, every '
-                            'module with weights up to it') from error
+            raise UserError(
+                f"NativeEnsemble: a branch cannot go on from '{self.last_shared}' "
+                f'({" ".join(str(error).split())}): shared must name, in the order of running, every '
+                'module with weights up to it'
+            ) from error
         self.train()
         if feature.dim() != 4:
-            raise UserError(f"NativeEnsemble: the gate pools a map (N, C, H, W), but '{self.last_shared}' puts out "
-                            f'{tuple(feature.shape)}: let shared end in an earlier module')
+            raise UserError(
+                f"NativeEnsemble: the gate pools a map (N, C, H, W), but '{self.last_shared}' puts out "
+                f'{tuple(feature.shape)}: let shared end in an earlier module'
+            )
         return feature.shape

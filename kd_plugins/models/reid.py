@@ -35,8 +35,13 @@ class ReIDHead(BaseModule):
     """
 
     def __init__(
-        self, num_classes: int, in_channels: int, label_smoothing: float = 0.1, margin: float | None = 0.3,
-        triplet_weight: float = 1.0, init_cfg: Mapping[str, Any] | None = None,
+        self,
+        num_classes: int,
+        in_channels: int,
+        label_smoothing: float = 0.1,
+        margin: float | None = 0.3,
+        triplet_weight: float = 1.0,
+        init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg or dict(type='Normal', layer='Linear', std=0.001))
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
@@ -57,13 +62,16 @@ class ReIDHead(BaseModule):
         """
         labels = torch.cat([sample.gt_label for sample in data_samples])
         if labels.max() >= self.num_classes:
-            raise UserError(f'the head has num_classes={self.num_classes}, but the data set holds label '
-                            f"{int(labels.max())}: set the head's num_classes to the number of identities")
+            raise UserError(
+                f'the head has num_classes={self.num_classes}, but the data set holds label '
+                f"{int(labels.max())}: set the head's num_classes to the number of identities"
+            )
         scores = self(feats)
         losses = {'loss_id': F.cross_entropy(scores, labels, label_smoothing=self.label_smoothing)}
         if self.triplet_weight:
             losses['loss_triplet'] = self.triplet_weight * batch_hard_triplet_loss(
-                gathered(feats[-1]), gathered(labels), self.margin)
+                gathered(feats[-1]), gathered(labels), self.margin
+            )
         return losses | {'accuracy_top-1': 100 * (scores.argmax(1) == labels).float().mean()}
 
     def predict(self, feats: Sequence[Tensor], data_samples: Sequence[DataSample] | None = None) -> list[DataSample]:
@@ -94,8 +102,13 @@ class ReIDModel(BaseModel):
     """
 
     def __init__(
-        self, backbone: Mapping[str, Any], neck: Mapping[str, Any], head: Mapping[str, Any], last_stride: int = 1,
-        data_preprocessor: Mapping[str, Any] | None = None, init_cfg: Mapping[str, Any] | None = None,
+        self,
+        backbone: Mapping[str, Any],
+        neck: Mapping[str, Any],
+        head: Mapping[str, Any],
+        last_stride: int = 1,
+        data_preprocessor: Mapping[str, Any] | None = None,
+        init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__({'type': 'mmpretrain.ClsDataPreprocessor', **(data_preprocessor or {})}, init_cfg)
         self.backbone, self.neck, self.head = (MODELS.build(dict(record)) for record in (backbone, neck, head))
@@ -123,10 +136,15 @@ class ReIDModel(BaseModel):
 def _remove_last_stride(backbone: nn.Module) -> None:
     """Let the convolutions and poolings that halve the size for the last time keep it; no weight changes its shape."""
     sizes: dict[nn.Module, torch.Size] = {}
-    strided = [module for module in backbone.modules() if getattr(module, 'stride', 1) in (2, (2, 2))
-               and isinstance(module, nn.Conv2d | nn.AvgPool2d | nn.MaxPool2d)]
-    handles = [module.register_forward_hook(lambda module, _, output: sizes.update({module: output.shape[2:]}))
-               for module in strided]
+    strided = [
+        module
+        for module in backbone.modules()
+        if getattr(module, 'stride', 1) in (2, (2, 2)) and isinstance(module, nn.Conv2d | nn.AvgPool2d | nn.MaxPool2d)
+    ]
+    handles = [
+        module.register_forward_hook(lambda module, _, output: sizes.update({module: output.shape[2:]}))
+        for module in strided
+    ]
 
     def last_size() -> torch.Size:
         with torch.no_grad():
@@ -148,5 +166,6 @@ def _remove_last_stride(backbone: nn.Module) -> None:
         after = None
     backbone.train(mode)
     if not after or after != torch.Size(2 * x for x in before):
-        raise UserError(f'ReIDModel: the last stride of {type(backbone).__name__} cannot be taken away: give '
-                        'last_stride=2')
+        raise UserError(
+            f'ReIDModel: the last stride of {type(backbone).__name__} cannot be taken away: give last_stride=2'
+        )

@@ -55,17 +55,23 @@ def drawn(*shapes):
 
 MAP, BOXES = (2, 4, 9, 8), torch.tensor([[0, 1.2, 1, 11, 13.5], [1, 0, 3.1, 15.5, 17], [0, 4, 4.3, 6.7, 9]]).double()
 OPERATORS = [
-    (roi_align, lambda: [*drawn(MAP), BOXES]), (roi_pool, lambda: [*drawn(MAP), BOXES]),
+    (roi_align, lambda: [*drawn(MAP), BOXES]),
+    (roi_pool, lambda: [*drawn(MAP), BOXES]),
     (deform_conv, lambda: drawn(MAP, (2, 36, 9, 8), (6, 4, 3, 3))),
     (modulated_deform_conv, lambda: drawn(MAP, (2, 36, 9, 8), (2, 18, 9, 8), (6, 4, 3, 3), (6,))),
     # At whole numbers, many points lie at -1, where mmcv has no gradient.
     (deform_conv, lambda: [x.round() if x.shape[1] == 36 else x for x in drawn(MAP, (2, 36, 9, 8), (6, 4, 3, 3))]),
-    (deform_conv_of_a_diverged_run, lambda: [
-        x.masked_fill(x > 2, torch.nan) if x.shape[1] == 36 else x
-        for x in drawn(MAP, (2, 36, 9, 8), (6, 4, 3, 3))]),
+    (
+        deform_conv_of_a_diverged_run,
+        lambda: [
+            x.masked_fill(x > 2, torch.nan) if x.shape[1] == 36 else x for x in drawn(MAP, (2, 36, 9, 8), (6, 4, 3, 3))
+        ],
+    ),
     (roi_align_of_a_diverged_run, lambda: [*drawn(MAP), BOXES.masked_fill(BOXES == 11, torch.nan)]),
-    (deformable_attention, lambda: [
-        *drawn((2, 26, 2, 3)), torch.rand(2, 3, 2, 2, 2, 2).double() * 1.4 - 0.2, *drawn((2, 3, 2, 2, 2))]),
+    (
+        deformable_attention,
+        lambda: [*drawn((2, 26, 2, 3)), torch.rand(2, 3, 2, 2, 2, 2).double() * 1.4 - 0.2, *drawn((2, 3, 2, 2, 2))],
+    ),
     (masked_conv, lambda: drawn((1, 4, 9, 8), (6, 4, 3, 3), (6,))),
     (sigmoid_focal_loss, lambda: [*drawn((7, 4)), torch.arange(7.0)]),
     (softmax_focal_loss, lambda: [*drawn((7, 4)), torch.arange(7.0)]),
@@ -92,7 +98,8 @@ def test_the_boxes_that_stay_are_those_of_a_cpu(device):
     boxes, scores = torch.cat([corners, corners + 1 + 9 * torch.rand(60, 2)], 1), torch.rand(60)
     for suppress in (ops.nms, lambda *x: ops.soft_nms(*x, sigma=0.3, min_score=0.05)):
         (dets, kept), (expected, indices) = (
-            suppress(boxes.to(place), scores.to(place), 0.5) for place in (device, 'cpu'))
+            suppress(boxes.to(place), scores.to(place), 0.5) for place in (device, 'cpu')
+        )
         assert 1 < len(indices) < 60
         assert torch.equal(kept.cpu(), indices)
         torch.testing.assert_close(dets.cpu(), expected)

@@ -75,8 +75,15 @@ def test_an_operator_that_a_model_will_lack_is_told_before_it_is_called(monkeypa
     def check(*modules):
         check_operators(torch.nn.ModuleDict({f'part{i}': module for i, module in enumerate(modules)}))
 
-    check(ops.MaskedConv2d(2, 2, 1), ops.RoIAlign(7), ops.RoIPool(7, 1.), ops.DeformConv2d(2, 2, 1),
-          ops.ModulatedDeformConv2dPack(2, 2, 1), ops.MultiScaleDeformableAttention(8, 2), ops.SimpleRoIAlign(7, 1.))
+    check(
+        ops.MaskedConv2d(2, 2, 1),
+        ops.RoIAlign(7),
+        ops.RoIPool(7, 1.0),
+        ops.DeformConv2d(2, 2, 1),
+        ops.ModulatedDeformConv2dPack(2, 2, 1),
+        ops.MultiScaleDeformableAttention(8, 2),
+        ops.SimpleRoIAlign(7, 1.0),
+    )
     with pytest.raises(UserError, match=r'^part1 is a CARAFEPack: mmcv operator carafe_\w+: .*MMCV_WITH_OPS=1'):
         check(torch.nn.Identity(), ops.CARAFEPack(8, 2))
     with pytest.raises(UserError, match=r"^part0 is a RoIAlign: mmcv operator roi_align with pool_mode='max'"):
@@ -519,8 +526,7 @@ def test_larger_offset_maps_are_read_as_mmcv_reads_them():
         torch.stack([sample.flatten()[: x[0].numel()].view_as(x[0]) for sample in y])
         for x, y in zip((offset, mask), large, strict=True)
     ]
-    outputs = [
-        ops.modulated_deform_conv2d(feature, *maps, weight, bias, *GEOMETRY.values()) for maps in (large, small)]
+    outputs = [ops.modulated_deform_conv2d(feature, *maps, weight, bias, *GEOMETRY.values()) for maps in (large, small)]
     torch.testing.assert_close(*outputs, rtol=0, atol=0)
     direction = torch.randn_like(outputs[0])
     for got, want in zip(*(torch.autograd.grad(y, large, direction) for y in outputs), strict=True):

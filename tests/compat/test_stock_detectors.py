@@ -26,12 +26,26 @@ CASES = {
     'ssd/ssd300_coco.py': (300, {'model.test_cfg.score_thr': 0.0}),
     # An operator that only predictions need, and offset maps larger than what is convolved.
     'guided_anchoring/ga-retinanet_r50_fpn_1x_coco.py': (64, {**RESNET18, 'model.test_cfg.score_thr': 0.0}),
-    'dyhead/atss_r50_fpn_dyhead_1x_coco.py': (64, {
-        **RESNET18, 'model.neck': [
-            dict(type='FPN', in_channels=[64, 128, 256, 512], out_channels=32, start_level=1, num_outs=5,
-                 add_extra_convs='on_output'),
-            dict(type='DyHead', in_channels=32, out_channels=32, num_blocks=1, zero_init_offset=False)],
-        'model.bbox_head.in_channels': 32, 'model.bbox_head.feat_channels': 32, 'model.test_cfg.score_thr': 0.0}),
+    'dyhead/atss_r50_fpn_dyhead_1x_coco.py': (
+        64,
+        {
+            **RESNET18,
+            'model.neck': [
+                dict(
+                    type='FPN',
+                    in_channels=[64, 128, 256, 512],
+                    out_channels=32,
+                    start_level=1,
+                    num_outs=5,
+                    add_extra_convs='on_output',
+                ),
+                dict(type='DyHead', in_channels=32, out_channels=32, num_blocks=1, zero_init_offset=False),
+            ],
+            'model.bbox_head.in_channels': 32,
+            'model.bbox_head.feat_channels': 32,
+            'model.test_cfg.score_thr': 0.0,
+        },
+    ),
 }
 
 
@@ -77,12 +91,23 @@ def test_trains_and_predicts(name):
 
 def test_a_backbone_that_converts_its_file_by_itself_is_handed_over(tmp_path):
     """mmdet's Swin reads the authors' files, which lack the norms of its outputs."""
-    backbone = dict(type='mmdet.SwinTransformer', embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1],
-                    window_size=2, convert_weights=True,
-                    init_cfg=ConfigDict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth')))
+    backbone = dict(
+        type='mmdet.SwinTransformer',
+        embed_dims=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 1, 1],
+        window_size=2,
+        convert_weights=True,
+        init_cfg=ConfigDict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth')),
+    )
     model = MODELS.build(backbone)
-    theirs = [('stages', 'layers'), ('attn.w_msa.', 'attn.'), ('ffn.layers.0.0.', 'mlp.fc1.'),
-              ('ffn.layers.1.', 'mlp.fc2.'), ('projection', 'proj')]
+    theirs = [
+        ('stages', 'layers'),
+        ('attn.w_msa.', 'attn.'),
+        ('ffn.layers.0.0.', 'mlp.fc1.'),
+        ('ffn.layers.1.', 'mlp.fc2.'),
+        ('projection', 'proj'),
+    ]
     weights = {}
     for name, value in model.state_dict().items():
         if not name.startswith('norm'):
@@ -94,7 +119,8 @@ def test_a_backbone_that_converts_its_file_by_itself_is_handed_over(tmp_path):
     ((name, found, _),) = check_pretrained(model)
     assert name == ''
     assert set(model.state_dict()) - set(found) == {f'norm{i}.{x}' for i in range(4) for x in ('weight', 'bias')} | {
-        x for x, _ in model.named_buffers()}
+        x for x, _ in model.named_buffers()
+    }
     with torch.no_grad():
         model.patch_embed.norm.bias += 1
     with pytest.raises(UserError, match=r'not handed over: .*patch_embed\.norm\.bias differs'):

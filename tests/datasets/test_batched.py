@@ -65,23 +65,37 @@ def crops(picture: np.ndarray, padding: int) -> dict[bytes, tuple[int, int, bool
     height, width = picture.shape[:2]
     padded = np.pad(picture, ((padding, padding), (padding, padding), (0, 0)))
     return {
-        padded[y:y + height, x:x + width][:, ::-1 if flip else 1].transpose(2, 0, 1).tobytes(): (y, x, flip)
-        for y, x, flip in itertools.product(range(2 * padding + 1), range(2 * padding + 1), (False, True))}
+        padded[y : y + height, x : x + width][:, :: -1 if flip else 1].transpose(2, 0, 1).tobytes(): (y, x, flip)
+        for y, x, flip in itertools.product(range(2 * padding + 1), range(2 * padding + 1), (False, True))
+    }
 
 
 def loader(data: object, workers: int = 0, seed: int = 0, **more) -> torch.utils.data.DataLoader:
-    return Runner.build_dataloader(dict(
-        dataset=data, batch_size=8, num_workers=workers, collate_fn=COLLATE,
-        sampler=dict(type='DefaultSampler', shuffle=True)) | more, seed=seed)
+    return Runner.build_dataloader(
+        dict(
+            dataset=data,
+            batch_size=8,
+            num_workers=workers,
+            collate_fn=COLLATE,
+            sampler=dict(type='DefaultSampler', shuffle=True),
+        )
+        | more,
+        seed=seed,
+    )
 
 
 def by_number(batches) -> dict[int, bytes]:
-    return {sample.sample_idx: x.numpy().tobytes()
-            for batch in batches for x, sample in zip(batch['inputs'], batch['data_samples'], strict=True)}
+    return {
+        sample.sample_idx: x.numpy().tobytes()
+        for batch in batches
+        for x, sample in zip(batch['inputs'], batch['data_samples'], strict=True)
+    }
 
 
-@pytest.mark.parametrize('device', [
-    'cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU'))])
+@pytest.mark.parametrize(
+    'device',
+    ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU'))],
+)
 def test_a_batch_is_what_mmpretrains_transforms_make_of_the_same_draws(monkeypatch, device) -> None:
     padding = 2
     draws = list(itertools.product(range(5), range(5), (False, True)))
@@ -225,23 +239,30 @@ def test_a_run_without_epochs_set_is_refused() -> None:
         next(iter(loader(images(9, 1))))
 
 
-@pytest.mark.parametrize('options', [
-    dict(padding=-1), dict(flip_prob=1.5), dict(flip_prob=-0.5), dict(replay=0), dict(seed=-1)])
+@pytest.mark.parametrize(
+    'options', [dict(padding=-1), dict(flip_prob=1.5), dict(flip_prob=-0.5), dict(replay=0), dict(seed=-1)]
+)
 def test_arguments_out_of_range_are_named(options: dict) -> None:
     ((name, value),) = options.items()
     with pytest.raises(UserError, match=f'{name}={value}.*; expected padding and seed of at least 0'):
         BatchedImages(dict(type=Pictures, count=2), **options)
 
 
-@pytest.mark.parametrize(('records', 'told'), [
-    ([], 'nothing'),
-    ([dict(img_path='a.png', gt_label=1)], 'no img'),
-    ([dict(img=np.zeros((4, 4, 3), np.uint8))], 'no gt_label'),
-    ([dict(img=np.zeros((4, 4), np.uint8), gt_label=1)], r'uint8 \(4, 4\)'),
-    ([dict(img=np.zeros((4, 3), np.uint8), gt_label=1)], r'uint8 \(4, 3\)'),
-    ([dict(img=np.zeros((4, 4, 3), np.float32), gt_label=1)], r'float32 \(4, 4, 3\)'),
-    ([dict(img=np.zeros((4, i, 3), np.uint8), gt_label=1) for i in (4, 5)], r'uint8 \(4, 4, 3\) and uint8 \(4, 5, 3\)'),
-])
+@pytest.mark.parametrize(
+    ('records', 'told'),
+    [
+        ([], 'nothing'),
+        ([dict(img_path='a.png', gt_label=1)], 'no img'),
+        ([dict(img=np.zeros((4, 4, 3), np.uint8))], 'no gt_label'),
+        ([dict(img=np.zeros((4, 4), np.uint8), gt_label=1)], r'uint8 \(4, 4\)'),
+        ([dict(img=np.zeros((4, 3), np.uint8), gt_label=1)], r'uint8 \(4, 3\)'),
+        ([dict(img=np.zeros((4, 4, 3), np.float32), gt_label=1)], r'float32 \(4, 4, 3\)'),
+        (
+            [dict(img=np.zeros((4, i, 3), np.uint8), gt_label=1) for i in (4, 5)],
+            r'uint8 \(4, 4, 3\) and uint8 \(4, 5, 3\)',
+        ),
+    ],
+)
 def test_a_data_set_of_another_kind_is_refused(monkeypatch, records: list[dict], told: str) -> None:
     monkeypatch.setattr(Pictures, 'load_data_list', lambda self: records)
     # BaseDataset cannot pack an empty list.
@@ -269,12 +290,22 @@ class TestRun:
         model = classifier()
         model['head']['num_classes'] = 10
         model['data_preprocessor'] = config.data_preprocessor
-        config.merge_from_dict(dict(
-            default_scope='mmpretrain', model=model, work_dir=str(work_dir), log_level='ERROR',
-            experiment_name=str(work_dir).replace('/', '_'), randomness=dict(seed=0),
-            train_cfg=dict(by_epoch=True, max_epochs=2), val_cfg=dict(), test_cfg=dict(),
-            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9)),
-            default_hooks=dict(reseed=dict(type='kd_plugins.ReseedHook'))) | more)
+        config.merge_from_dict(
+            dict(
+                default_scope='mmpretrain',
+                model=model,
+                work_dir=str(work_dir),
+                log_level='ERROR',
+                experiment_name=str(work_dir).replace('/', '_'),
+                randomness=dict(seed=0),
+                train_cfg=dict(by_epoch=True, max_epochs=2),
+                val_cfg=dict(),
+                test_cfg=dict(),
+                optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9)),
+                default_hooks=dict(reseed=dict(type='kd_plugins.ReseedHook')),
+            )
+            | more
+        )
         return config
 
     def test_a_resumed_run_equals_the_uninterrupted_one(self, tmp_path: Path, root: Path) -> None:
@@ -292,8 +323,12 @@ class TestRun:
     def test_distillation_accepts_it(self, tmp_path: Path, root: Path) -> None:
         teacher = teacher_record(tmp_path)
         term = dict(name='at', loss=dict(type='kd_plugins.ATLoss'), weight=1.0, student='backbone', teacher='backbone')
-        config = self.config(root, tmp_path / 'run', train_cfg=dict(by_epoch=True, max_epochs=1), custom_hooks=[
-            dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=[term])])
+        config = self.config(
+            root,
+            tmp_path / 'run',
+            train_cfg=dict(by_epoch=True, max_epochs=1),
+            custom_hooks=[dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=[term])],
+        )
         runner = train(config)
         assert 'loss_at' in ''.join(runner.message_hub.log_scalars)
 

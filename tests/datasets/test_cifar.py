@@ -66,10 +66,15 @@ def test_names_of_the_classes_are_the_data_sets_own(tmp_path: Path) -> None:
 
 def test_it_is_found_by_name_and_runs_mmpretrains_pipeline(tmp_path: Path) -> None:
     write(tmp_path, CIFAR10)
-    data = DATASETS.build({
-        'type': 'kd_plugins.CIFAR10', 'data_root': str(tmp_path), 'split': 'train', 'download': False,
-        'pipeline': [{'type': 'RandomCrop', 'crop_size': 32, 'padding': 4}, {'type': 'PackInputs'}],
-    })
+    data = DATASETS.build(
+        {
+            'type': 'kd_plugins.CIFAR10',
+            'data_root': str(tmp_path),
+            'split': 'train',
+            'download': False,
+            'pipeline': [{'type': 'RandomCrop', 'crop_size': 32, 'padding': 4}, {'type': 'PackInputs'}],
+        }
+    )
     sample = data[0]
     assert sample['inputs'].shape == (3, 32, 32)
     assert sample['data_samples'].gt_label.item() == data.get_data_info(0)['gt_label']

@@ -62,11 +62,11 @@ def test_noise_is_symmetric_and_flips_at_its_rate(rate, include_true):
         found = np.bincount(given[labels == true], minlength=classes) / each
         for label in range(classes):
             expected = other if label != true else 1 - other * (classes - 1)
-            deviation = (expected * (1 - expected) / each)**0.5  # of a binomial share
+            deviation = (expected * (1 - expected) / each) ** 0.5  # of a binomial share
             assert abs(found[label] - expected) <= 5 * deviation, (true, label, found[label], expected)
     wrong = (given != labels).mean()
     expected = rate * (classes - 1) / classes if include_true else rate
-    assert abs(wrong - expected) <= 5 * (expected * (1 - expected) / labels.size)**0.5
+    assert abs(wrong - expected) <= 5 * (expected * (1 - expected) / labels.size) ** 0.5
 
 
 def test_noise_of_rate_0_changes_nothing_and_draws_of_other_seeds_differ():
@@ -82,8 +82,11 @@ def test_corruption_follows_from_its_seed_alone():
     labels = np.arange(500) % 10
 
     def draws() -> list:
-        return [noisy_labels(labels, 10, 0.4, seed=5).tolist(), kept_samples(labels, 10, 0.5, seed=5).tolist(),
-                held_out(labels, 50, seed=5).tolist()]
+        return [
+            noisy_labels(labels, 10, 0.4, seed=5).tolist(),
+            kept_samples(labels, 10, 0.5, seed=5).tolist(),
+            held_out(labels, 50, seed=5).tolist(),
+        ]
 
     first = draws()
     random.seed(1)
@@ -92,9 +95,11 @@ def test_corruption_follows_from_its_seed_alone():
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()
     assert draws() == first
     assert (random.getstate(), np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()) == states
-    code = ('import json, numpy as np; from kd_plugins.datasets.corruption import *; labels = np.arange(500) % 10; '
-            'print(json.dumps([noisy_labels(labels, 10, 0.4, seed=5).tolist(), kept_samples(labels, 10, 0.5, seed=5)'
-            '.tolist(), held_out(labels, 50, seed=5).tolist()]))')
+    code = (
+        'import json, numpy as np; from kd_plugins.datasets.corruption import *; labels = np.arange(500) % 10; '
+        'print(json.dumps([noisy_labels(labels, 10, 0.4, seed=5).tolist(), kept_samples(labels, 10, 0.5, seed=5)'
+        '.tolist(), held_out(labels, 50, seed=5).tolist()]))'
+    )
     answer = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
     assert json.loads(answer.splitlines()[-1]) == first
 
@@ -107,9 +112,9 @@ def test_corruption_follows_from_its_seed_alone():
 def test_class_sizes_are_the_power_law_s(classes, most, least, gamma):
     getcontext().prec = 60
     exponent = Decimal(gamma)
-    b = (least * Decimal(classes)**exponent - most) / (most - least)
+    b = (least * Decimal(classes) ** exponent - most) / (most - least)
     a = most * (b + 1)
-    expected = [round(a / (b + Decimal(c)**exponent)) for c in range(1, classes + 1)]
+    expected = [round(a / (b + Decimal(c) ** exponent)) for c in range(1, classes + 1)]
     sizes = class_sizes(classes, float(gamma), most, least)
     assert sizes == expected
     assert (sizes[0], sizes[-1]) == (most, least)
@@ -134,7 +139,7 @@ def test_exactly_so_many_of_each_class_are_kept_drawn_by_the_seed():
     for seed in range(400):
         counts[kept_samples(labels, 4, 0.5, most=80, least=10, seed=seed)] += 1
     share = counts[labels == 3] / 400
-    assert abs(share - 0.1).max() < 5 * (0.1 * 0.9 / 400)**0.5
+    assert abs(share - 0.1).max() < 5 * (0.1 * 0.9 / 400) ** 0.5
     by_default = np.bincount(labels[kept_samples(labels, 4, 0.5)])
     assert (by_default[0], by_default[-1]) == (100, 5)
 
@@ -151,8 +156,10 @@ def test_the_held_out_part_has_the_classes_shares():
 
 
 def test_parts_are_disjoint_and_complete_and_the_held_out_one_stays_clean(root):
-    parts = [cifar(root, validation=dict(size=50, part=part), **options) for part, options in
-             (('val', {}), ('train', dict(label_noise=dict(rate=1.0, include_true=False))))]
+    parts = [
+        cifar(root, validation=dict(size=50, part=part), **options)
+        for part, options in (('val', {}), ('train', dict(label_noise=dict(rate=1.0, include_true=False))))
+    ]
     val, rest = map(contents, parts)
     assert len(val) == 50
     assert sorted(x for x, _ in val + rest) == [x for x, _ in TRUE]
@@ -171,8 +178,13 @@ def test_a_sample_s_label_depends_on_nothing_but_seed_and_place(root):
     noise = dict(rate=0.5, seed=1)
     given = dict(contents(cifar(root, label_noise=noise)))
     assert list(given.values()) == noisy_labels([label for _, label in TRUE], 10, 0.5, seed=1).tolist()
-    for options in (dict(indices=70), dict(indices=[3, 250, 9]), dict(imbalance=dict(gamma=0.5)),
-                    dict(validation=dict(size=100)), dict(imbalance=dict(gamma=1), indices=20)):
+    for options in (
+        dict(indices=70),
+        dict(indices=[3, 250, 9]),
+        dict(imbalance=dict(gamma=0.5)),
+        dict(validation=dict(size=100)),
+        dict(imbalance=dict(gamma=1), indices=20),
+    ):
         part = contents(cifar(root, label_noise=noise, **options))
         assert part
         assert all(given[number] == label for number, label in part)
@@ -205,26 +217,33 @@ def test_the_record_holds_options_sizes_and_every_change(root):
 def test_fewer_files_are_read_where_few_pictures_are_asked_for(root, monkeypatch):
     read = []
     unpickled = CIFAR10._unpickled
-    monkeypatch.setattr(CIFAR10, '_unpickled', lambda self, path, content: read.append(path) or unpickled(
-        self, path, content))
+    monkeypatch.setattr(
+        CIFAR10, '_unpickled', lambda self, path, content: read.append(path) or unpickled(self, path, content)
+    )
     assert contents(cifar(root, indices=PER_FILE)) == TRUE[:PER_FILE]
     assert len(read) == 1
-    assert contents(cifar(root, indices=PER_FILE + 1)) == TRUE[:PER_FILE + 1]
+    assert contents(cifar(root, indices=PER_FILE + 1)) == TRUE[: PER_FILE + 1]
     assert len(read) == 3
     assert contents(cifar(root, indices=-1)) == TRUE[-1:]
     assert contents(cifar(root, indices=[299])) == TRUE[299:]
     assert len(read) == 13
 
 
-@pytest.mark.parametrize('options', [
-    dict(label_noise=dict(rate=0.5)), dict(imbalance=dict(gamma=0.3)), dict(validation=dict(size=40)),
-    dict(label_noise=dict(rate=0.5, seed=4), imbalance=dict(gamma=2, most=20, least=2)),
-])
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(label_noise=dict(rate=0.5)),
+        dict(imbalance=dict(gamma=0.3)),
+        dict(validation=dict(size=40)),
+        dict(label_noise=dict(rate=0.5, seed=4), imbalance=dict(gamma=2, most=20, least=2)),
+    ],
+)
 @pytest.mark.parametrize('serialize', [True, False])
 def test_the_wrapper_does_to_any_data_set_what_cifar_does_itself(root, options, serialize):
     record = dict(type='kd_plugins.CIFAR10', data_root=str(root), split='train', download=False)
-    wrapped = DATASETS.build(dict(
-        type='kd_plugins.Corrupted', dataset=dict(record, serialize_data=serialize), **options))
+    wrapped = DATASETS.build(
+        dict(type='kd_plugins.Corrupted', dataset=dict(record, serialize_data=serialize), **options)
+    )
     own = DATASETS.build(dict(record, **options))
     assert contents(wrapped) == contents(own)
     assert wrapped.corruption == own.corruption
@@ -233,12 +252,21 @@ def test_the_wrapper_does_to_any_data_set_what_cifar_does_itself(root, options, 
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_pipeline_and_loader_workers_see_the_given_labels(tmp_path, workers):
-    record = dict(type='CustomDataset', _scope_='mmpretrain', data_root=str(image_folder(tmp_path, 40)),
-                  pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')])
+    record = dict(
+        type='CustomDataset',
+        _scope_='mmpretrain',
+        data_root=str(image_folder(tmp_path, 40)),
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')],
+    )
     clean = DATASETS.build(record).get_gt_labels()
-    loader = Runner.build_dataloader(dict(
-        batch_size=8, num_workers=workers, sampler=dict(type='DefaultSampler', shuffle=False),
-        dataset=dict(type='kd_plugins.Corrupted', dataset=record, label_noise=dict(rate=0.7, seed=2))))
+    loader = Runner.build_dataloader(
+        dict(
+            batch_size=8,
+            num_workers=workers,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=dict(type='kd_plugins.Corrupted', dataset=record, label_noise=dict(rate=0.7, seed=2)),
+        )
+    )
     seen = [sample.gt_label.item() for batch in loader for sample in batch['data_samples']]
     assert seen == noisy_labels(clean, 4, 0.7, seed=2).tolist()
     assert seen != clean.tolist()
@@ -260,25 +288,28 @@ def test_batches_from_memory_have_the_given_labels(root):
 # What a user can get wrong
 
 
-@pytest.mark.parametrize(('options', 'told'), [
-    (dict(label_noise=dict(rate=1.5)), 'rate=1.5'),
-    (dict(label_noise=dict(rate=0.5, seed=-1)), 'seed=-1'),
-    (dict(label_noise=dict(rat=0.5)), "no option 'rat'; options are rate, include_true, seed"),
-    (dict(label_noise={}), "'rate' is missing"),
-    (dict(imbalance=dict(gamma=0)), 'gamma=0'),
-    (dict(imbalance=dict(gamma=1, most=10, least=10)), '0 < least < most'),
-    (dict(imbalance=dict(gamma=1, most=31, least=2)), 'class 0 is to keep 31 samples, but has 30'),
-    (dict(label_noise=0.4), r'label_noise is 0.4; expected a dict of rate, .* as label_noise=dict\(rate=...\)'),
-    (dict(label_noise=dict(rate='0.4')), "label_noise: rate is '0.4'; expected a number"),
-    (dict(label_noise=dict(rate=True)), 'rate is True; expected a number'),
-    (dict(label_noise=dict(rate=0.4, include_true=1)), 'include_true is 1; expected True or False'),
-    (dict(imbalance=0.2), r'imbalance is 0.2; expected a dict .*imbalance=dict\(gamma=...\)'),
-    (dict(imbalance=dict(gamma=1, most=20.5)), 'most is 20.5; expected a whole number'),
-    (dict(validation=dict(size=2.5)), 'size is 2.5; expected a whole number'),
-    (dict(validation=dict(size=3, part=1)), 'part is 1; expected a text'),
-    (dict(validation=dict(size=300)), 'size=300'),
-    (dict(validation=dict(size=3, part='test')), "part='test'"),
-])
+@pytest.mark.parametrize(
+    ('options', 'told'),
+    [
+        (dict(label_noise=dict(rate=1.5)), 'rate=1.5'),
+        (dict(label_noise=dict(rate=0.5, seed=-1)), 'seed=-1'),
+        (dict(label_noise=dict(rat=0.5)), "no option 'rat'; options are rate, include_true, seed"),
+        (dict(label_noise={}), "'rate' is missing"),
+        (dict(imbalance=dict(gamma=0)), 'gamma=0'),
+        (dict(imbalance=dict(gamma=1, most=10, least=10)), '0 < least < most'),
+        (dict(imbalance=dict(gamma=1, most=31, least=2)), 'class 0 is to keep 31 samples, but has 30'),
+        (dict(label_noise=0.4), r'label_noise is 0.4; expected a dict of rate, .* as label_noise=dict\(rate=...\)'),
+        (dict(label_noise=dict(rate='0.4')), "label_noise: rate is '0.4'; expected a number"),
+        (dict(label_noise=dict(rate=True)), 'rate is True; expected a number'),
+        (dict(label_noise=dict(rate=0.4, include_true=1)), 'include_true is 1; expected True or False'),
+        (dict(imbalance=0.2), r'imbalance is 0.2; expected a dict .*imbalance=dict\(gamma=...\)'),
+        (dict(imbalance=dict(gamma=1, most=20.5)), 'most is 20.5; expected a whole number'),
+        (dict(validation=dict(size=2.5)), 'size is 2.5; expected a whole number'),
+        (dict(validation=dict(size=3, part=1)), 'part is 1; expected a text'),
+        (dict(validation=dict(size=300)), 'size=300'),
+        (dict(validation=dict(size=3, part='test')), "part='test'"),
+    ],
+)
 def test_wrong_options_are_told_in_one_line(root, options, told):
     with pytest.raises(UserError, match=told) as error:
         cifar(root, **options)
@@ -296,16 +327,18 @@ def test_a_test_split_is_refused(root):
 @pytest.mark.parametrize('part', ['val', 'test'])
 def test_scored_data_that_are_corrupted_are_refused_even_where_they_do_not_say_that_they_are_scored(tmp_path, part):
     images = image_folder(tmp_path / 'images', 32)
-    config = classification_config(images, tmp_path / 'run', classifier(), 1, default_hooks=dict(
-        corruption=dict(type='kd_plugins.CorruptionHook')))
+    config = classification_config(
+        images, tmp_path / 'run', classifier(), 1, default_hooks=dict(corruption=dict(type='kd_plugins.CorruptionHook'))
+    )
     clean = dict(config.train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
-    noisy = dict(clean, dataset=dict(
-        type='kd_plugins.Corrupted', dataset=clean['dataset'], label_noise=dict(rate=0.5)))
-    held_out = dict(clean, dataset=dict(
-        type='kd_plugins.Corrupted', dataset=clean['dataset'], validation=dict(size=8, part='val')))
+    noisy = dict(clean, dataset=dict(type='kd_plugins.Corrupted', dataset=clean['dataset'], label_noise=dict(rate=0.5)))
+    held_out = dict(
+        clean, dataset=dict(type='kd_plugins.Corrupted', dataset=clean['dataset'], validation=dict(size=8, part='val'))
+    )
     for name, loader in ((part, noisy), ('val' if part == 'test' else 'test', held_out)):
-        config.merge_from_dict({f'{name}_dataloader': loader, f'{name}_cfg': {}, f'{name}_evaluator': dict(
-            type='Accuracy')})
+        config.merge_from_dict(
+            {f'{name}_dataloader': loader, f'{name}_cfg': {}, f'{name}_evaluator': dict(type='Accuracy')}
+        )
     runner = Runner.from_cfg(config)
     with pytest.raises(UserError, match=f'{part}_dataloader: its data have label_noise or imbalance'):
         runner.train() if part == 'val' else runner.test()
@@ -316,8 +349,13 @@ def test_scored_data_that_are_corrupted_are_refused_even_where_they_do_not_say_t
 def test_what_is_no_mmengine_data_set_goes_outside(root):
     record = dict(type='kd_plugins.CIFAR10', data_root=str(root), split='train', download=False)
     with pytest.raises(UserError, match='put Corrupted inside it'):
-        DATASETS.build(dict(type='kd_plugins.Corrupted', label_noise=dict(rate=0.1),
-                            dataset=dict(type='kd_plugins.BatchedImages', dataset=record)))
+        DATASETS.build(
+            dict(
+                type='kd_plugins.Corrupted',
+                label_noise=dict(rate=0.1),
+                dataset=dict(type='kd_plugins.BatchedImages', dataset=record),
+            )
+        )
 
 
 def test_cifar100_has_a_hundred_classes_to_draw_from(tmp_path):
@@ -342,7 +380,8 @@ def test_a_run_writes_what_was_done_and_a_resumed_one_the_same(tmp_path):
         config = classification_config(images, tmp_path / folder, classifier(), epochs, default_hooks=hooks)
         if options:
             config.train_dataloader.dataset = dict(
-                type='kd_plugins.Corrupted', dataset=config.train_dataloader.dataset, **options)
+                type='kd_plugins.Corrupted', dataset=config.train_dataloader.dataset, **options
+            )
         return config
 
     train(config('clean', 1))

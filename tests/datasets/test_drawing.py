@@ -25,10 +25,13 @@ def _annotations(root: Path) -> list[ElementTree.Element]:
     return [ElementTree.parse(path).getroot() for path in sorted((root / 'VOC2007/Annotations').iterdir())]
 
 
-@pytest.mark.parametrize('draw', [
-    lambda root, seed: draw_voc(root, **SMALL, seed=seed),
-    lambda root, seed: draw_classification(root, 2, 1, 24, seed),
-])
+@pytest.mark.parametrize(
+    'draw',
+    [
+        lambda root, seed: draw_voc(root, **SMALL, seed=seed),
+        lambda root, seed: draw_classification(root, 2, 1, 24, seed),
+    ],
+)
 def test_the_seed_alone_decides_the_bytes(tmp_path: Path, draw) -> None:
     first, again, other = (draw(tmp_path / name, seed) for name, seed in (('a', 3), ('b', 3), ('c', 4)))
     assert _digest(first) == _digest(again) != _digest(other)
@@ -54,8 +57,15 @@ def test_splits_are_disjoint_and_trainval_is_train_and_val(tmp_path: Path) -> No
 def test_annotations_have_the_official_fields_in_order(tmp_path: Path) -> None:
     for root in _annotations(draw_voc(tmp_path / 'a', **SMALL)):
         objects = root.findall('object')
-        assert [x.tag for x in root] == ['folder', 'filename', 'source', 'owner', 'size', 'segmented',
-                                         *['object'] * len(objects)]
+        assert [x.tag for x in root] == [
+            'folder',
+            'filename',
+            'source',
+            'owner',
+            'size',
+            'segmented',
+            *['object'] * len(objects),
+        ]
         assert [x.text for x in root.find('size')] == ['48', '40', '3']
         assert 1 <= len(objects) <= 4
         for item in objects:
@@ -70,7 +80,7 @@ def test_annotations_have_the_official_fields_in_order(tmp_path: Path) -> None:
 
 def test_a_box_frames_exactly_the_painted_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, '_background', lambda rng, size: np.zeros((*size[::-1], 3)))
-    monkeypatch.setattr(drawing, '_paint', lambda rng, picture, name, mask: picture + 255. * (mask > 0.5)[..., None])
+    monkeypatch.setattr(drawing, '_paint', lambda rng, picture, name, mask: picture + 255.0 * (mask > 0.5)[..., None])
     monkeypatch.setattr(drawing, '_finish', lambda rng, picture: picture)
     singles = 0
     for i in range(30):
@@ -78,8 +88,12 @@ def test_a_box_frames_exactly_the_painted_pixels(monkeypatch: pytest.MonkeyPatch
         if len(objects) == 1:
             singles += 1
             y, x = np.nonzero(picture[..., 0])
-            assert objects[0]['bndbox'] == {'xmin': x.min() + 1, 'ymin': y.min() + 1, 'xmax': x.max() + 1,
-                                            'ymax': y.max() + 1}
+            assert objects[0]['bndbox'] == {
+                'xmin': x.min() + 1,
+                'ymin': y.min() + 1,
+                'xmax': x.max() + 1,
+                'ymax': y.max() + 1,
+            }
     assert singles > 3
 
 
@@ -103,7 +117,7 @@ def test_difficult_means_mostly_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_shape_has_an_outline_of_its_own() -> None:
-    masks = np.stack([drawing._mask(name, np.array([20, 20]), 15, 1., 0., (40, 40)).ravel() for name in CLASSES])
+    masks = np.stack([drawing._mask(name, np.array([20, 20]), 15, 1.0, 0.0, (40, 40)).ravel() for name in CLASSES])
     assert (masks.sum(1) > 100).all()
     overlap = np.minimum(masks[:, None], masks).sum(2) / np.maximum(masks[:, None], masks).sum(2)
     assert overlap[~np.eye(len(CLASSES), dtype=bool)].max() < 0.9

@@ -24,7 +24,7 @@ def _picture(path: Path, seed: int = 0) -> Path:
 
 def _truncate(path: Path, share: float) -> Path:
     data = path.read_bytes()
-    path.write_bytes(data[:int(len(data) * share)])
+    path.write_bytes(data[: int(len(data) * share)])
     return path
 
 
@@ -94,7 +94,8 @@ def test_a_picture_that_exif_turns_upside_down_is_told_once(tmp_path: Path, capl
         _annotated(tmp_path / 'a.jpg', 24, 32)
         LoadImage(color_type='color_ignore_orientation')(dict(img_path=str(tmp_path / 'a.jpg')))
     assert [x.partition('a.jpg: ')[2][:40] for x in caplog.messages if 'a.jpg' in x] == [
-        'image file is turned by its EXIF orienta']
+        'image file is turned by its EXIF orienta'
+    ]
 
 
 def test_what_is_no_image_and_what_is_missing_is_named(tmp_path: Path) -> None:
@@ -121,8 +122,9 @@ def _data_set(root: Path, skip: bool, **options) -> BaseDataset:
     for i in range(4):
         _picture(root / 'cat' / f'{i}.jpg', i)
     _truncate(root / 'cat/2.jpg', 0.5)
-    return CustomDataset(data_root=str(root), pipeline=[dict(type='kd_plugins.LoadImage', skip_corrupt=skip)],
-                         **options)
+    return CustomDataset(
+        data_root=str(root), pipeline=[dict(type='kd_plugins.LoadImage', skip_corrupt=skip)], **options
+    )
 
 
 def test_a_training_set_takes_another_sample(tmp_path: Path) -> None:

@@ -15,8 +15,13 @@ from kd_plugins.errors import UserError
 
 TRAIN = ['1500_c6s3_000451_03.jpg', '0002_c1s1_000451_03.jpg', '0007_c3s2_000009_01.jpg', '0002_c4s1_000451_02.jpg']
 QUERY = ['0011_c2s1_000301_00.jpg', '0010_c5s1_000301_00.jpg']
-GALLERY = ['0010_c1s1_000176_02.jpg', '0000_c3s1_000151_01.jpg', '-1_c1s3_034201_01.jpg', '0011_c6s4_002202_05.jpg',
-           '-1_c6s1_000401_03.jpg']
+GALLERY = [
+    '0010_c1s1_000176_02.jpg',
+    '0000_c3s1_000151_01.jpg',
+    '-1_c1s3_034201_01.jpg',
+    '0011_c6s4_002202_05.jpg',
+    '-1_c6s1_000401_03.jpg',
+]
 
 
 @pytest.fixture
@@ -76,8 +81,13 @@ def test_a_gallery_keeps_distractors_and_leaves_junk_out(root: Path) -> None:
 def test_the_order_does_not_depend_on_the_file_system(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = records(root, 'test')
     for backwards in (False, True):
-        monkeypatch.setattr(market1501, 'list_dir_or_file', lambda folder, list_dir, b=backwards: iter(
-            sorted((path.name for path in Path(folder).iterdir()), reverse=b)))
+        monkeypatch.setattr(
+            market1501,
+            'list_dir_or_file',
+            lambda folder, list_dir, b=backwards: iter(
+                sorted((path.name for path in Path(folder).iterdir()), reverse=b)
+            ),
+        )
         assert records(root, 'test') == before
 
 
@@ -94,7 +104,8 @@ def test_images_of_any_ending_are_taken_and_the_log_says_what_is_left_out(
         assert [(Path(path).stem, *rest) for path, *rest in records(root, 'test')] == expected
     assert [message for message in caplog.messages if 'left out' in message] == [
         f'{root / folder}: 1 of {count} files are left out, since they are no images, as Thumbs.db'
-        for folder, count in (('query', 3), ('bounding_box_test', 6))]
+        for folder, count in (('query', 3), ('bounding_box_test', 6))
+    ]
 
 
 def test_a_picture_in_two_formats_does_not_count_twice(root: Path) -> None:
@@ -104,11 +115,18 @@ def test_a_picture_in_two_formats_does_not_count_twice(root: Path) -> None:
 
 
 def test_it_is_found_by_name_and_its_fields_reach_the_evaluator(root: Path) -> None:
-    data = DATASETS.build({
-        'type': 'kd_plugins.Market1501', 'data_root': str(root.parent), 'data_prefix': root.name, 'split': 'test',
-        'pipeline': [{'type': 'kd_plugins.LoadImage'}, {
-            'type': 'mmpretrain.PackInputs', 'meta_keys': ('img_path', 'identity', 'camera', 'is_query')}],
-    })
+    data = DATASETS.build(
+        {
+            'type': 'kd_plugins.Market1501',
+            'data_root': str(root.parent),
+            'data_prefix': root.name,
+            'split': 'test',
+            'pipeline': [
+                {'type': 'kd_plugins.LoadImage'},
+                {'type': 'mmpretrain.PackInputs', 'meta_keys': ('img_path', 'identity', 'camera', 'is_query')},
+            ],
+        }
+    )
     assert len(data) == 5
     for i, row in enumerate(records(root, 'test')):
         sample = data[i]

@@ -75,7 +75,7 @@ def test_labels_and_their_pictures_are_drawn_equally_often(seed: int) -> None:
     assert len(drawn) == 257 // 12 == 21
     labels = [data.labels[i] for i in drawn[:, :, 0].ravel()]
     for start in range(0, len(labels), 7):  # one whole shuffle after another, across the ends of batches
-        assert sorted(labels[start:start + 7]) == list(range(7))
+        assert sorted(labels[start : start + 7]) == list(range(7))
     for label, groups in hands(data, drawn).items():
         times = Counter(i for group in groups for i in group)
         assert len(times) == min(counts[label], 9 * 4)  # 63 places are 9 for each
@@ -95,7 +95,7 @@ def test_pictures_are_repeated_only_as_far_as_needed(count: int, instances: int)
         assert spread(times) <= 1
         assert max(times) == -(-instances // count)
     for end in range(len(groups)):  # evenly at any time, not only at the end
-        assert spread([sum(group.count(i) for group in groups[:end + 1]) for i in own]) <= 1
+        assert spread([sum(group.count(i) for group in groups[: end + 1]) for i in own]) <= 1
 
 
 def test_an_epoch_has_at_least_one_batch() -> None:
@@ -149,12 +149,19 @@ def test_without_a_seed_the_processes_agree_on_one(monkeypatch: pytest.MonkeyPat
 
 def test_a_runners_loader_gets_whole_batches_from_it() -> None:
     data = Labelled(*[4] * 10)
-    loader = Runner.build_dataloader(dict(
-        dataset=data, batch_size=6, num_workers=0, sampler=dict(type='kd_plugins.PKSampler', identities=3, instances=2)
-    ), seed=11)
+    loader = Runner.build_dataloader(
+        dict(
+            dataset=data,
+            batch_size=6,
+            num_workers=0,
+            sampler=dict(type='kd_plugins.PKSampler', identities=3, instances=2),
+        ),
+        seed=11,
+    )
     assert len(loader) == 40 // 6
     assert [batch if isinstance(batch, list) else batch.tolist() for batch in loader] == [
-        batch.ravel().tolist() for batch in batches(PKSampler(data, 3, 2, seed=11))]
+        batch.ravel().tolist() for batch in batches(PKSampler(data, 3, 2, seed=11))
+    ]
 
 
 @pytest.mark.parametrize(('identities', 'instances'), [(0, 4), (-1, 4), (2, 1), (2, 0)])

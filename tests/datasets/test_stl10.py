@@ -52,9 +52,15 @@ def test_the_names_of_the_classes_are_in_the_order_of_the_labels(tmp_path: Path)
 
 def test_a_config_builds_it_and_its_pipeline_runs(tmp_path: Path):
     write(tmp_path)
-    data = DATASETS.build(dict(
-        type='kd_plugins.STL10', data_root=str(tmp_path), split='train', _scope_='mmpretrain',
-        pipeline=[dict(type='Resize', scale=(32, 32), backend='pillow'), dict(type='PackInputs')]))
+    data = DATASETS.build(
+        dict(
+            type='kd_plugins.STL10',
+            data_root=str(tmp_path),
+            split='train',
+            _scope_='mmpretrain',
+            pipeline=[dict(type='Resize', scale=(32, 32), backend='pillow'), dict(type='PackInputs')],
+        )
+    )
     sample = data[0]
     assert sample['inputs'].shape == (3, 32, 32)
     assert sample['data_samples'].gt_label.tolist() == [9]

@@ -22,8 +22,14 @@ def root(tmp_path: Path) -> Path:
 
 
 def _data(root: Path, split: str = 'trainval', **options) -> VOCDataset:
-    return VOCDataset(data_root=str(root), ann_file=f'VOC2007/ImageSets/Main/{split}.txt',
-                      data_prefix=dict(sub_data_root='VOC2007/'), pipeline=[], metainfo=DRAWN, **options)
+    return VOCDataset(
+        data_root=str(root),
+        ann_file=f'VOC2007/ImageSets/Main/{split}.txt',
+        data_prefix=dict(sub_data_root='VOC2007/'),
+        pipeline=[],
+        metainfo=DRAWN,
+        **options,
+    )
 
 
 def _edit(root: Path, old: str, new: str, name: str = '000002') -> None:
@@ -37,12 +43,17 @@ def _box(root: Path, xmin: int, ymin: int, xmax: int, ymax: int) -> None:
     path = root / 'VOC2007/Annotations/000002.xml'
     head, _, rest = path.read_text().partition('<bndbox>')
     box = f'<xmin>{xmin}</xmin><ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax>'
-    path.write_text(f'{head}<bndbox>{box}{rest[rest.index("</bndbox>"):]}')
+    path.write_text(f'{head}<bndbox>{box}{rest[rest.index("</bndbox>") :]}')
 
 
 def test_sound_data_are_read_as_by_mmdet(root: Path) -> None:
-    stock = StockVOCDataset(data_root=str(root), ann_file='VOC2007/ImageSets/Main/trainval.txt',
-                            data_prefix=dict(sub_data_root='VOC2007/'), pipeline=[], metainfo=DRAWN)
+    stock = StockVOCDataset(
+        data_root=str(root),
+        ann_file='VOC2007/ImageSets/Main/trainval.txt',
+        data_prefix=dict(sub_data_root='VOC2007/'),
+        pipeline=[],
+        metainfo=DRAWN,
+    )
     own = _data(root)
     assert len(own) == 3
     assert [own.get_data_info(i) for i in range(3)] == [stock.get_data_info(i) for i in range(3)]
@@ -69,8 +80,13 @@ def test_a_split_file_names_nothing_outside(root: Path) -> None:
 
 def test_own_classes_are_not_labelled_with_the_twenty_names(root: Path) -> None:
     assert _data(root).metainfo['dataset_type'] is None
-    twenty = VOCDataset(data_root=str(root), ann_file='VOC2007/ImageSets/Main/trainval.txt',
-                        data_prefix=dict(sub_data_root='VOC2007/'), pipeline=[], lazy_init=True)
+    twenty = VOCDataset(
+        data_root=str(root),
+        ann_file='VOC2007/ImageSets/Main/trainval.txt',
+        data_prefix=dict(sub_data_root='VOC2007/'),
+        pipeline=[],
+        lazy_init=True,
+    )
     assert twenty.metainfo['dataset_type'] == 'VOC2007'
 
 
@@ -91,9 +107,18 @@ def test_an_unknown_class_is_named(root: Path) -> None:
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('box', [
-    (10, 5, 10, 20), (20, 5, 10, 20), (5, 20, 10, 20), (5, 5, 50, 20), (5, 5, 20, 42), (-3, 5, 20, 20), (5, -3, 20, 20),
-])
+@pytest.mark.parametrize(
+    'box',
+    [
+        (10, 5, 10, 20),
+        (20, 5, 10, 20),
+        (5, 20, 10, 20),
+        (5, 5, 50, 20),
+        (5, 5, 20, 42),
+        (-3, 5, 20, 20),
+        (5, -3, 20, 20),
+    ],
+)
 def test_a_box_that_is_empty_or_outside_is_named(root: Path, box: tuple[int, int, int, int]) -> None:
     _box(root, *box)
     with pytest.raises(UserError, match=rf'000002\.xml: box xmin={box[0]} ymin={box[1]} .* 48x40 picture'):
@@ -131,8 +156,13 @@ def test_missing_folders_and_lists_are_named(root: Path, tmp_path: Path) -> None
 def test_a_broken_picture_is_replaced_in_training_only(root: Path) -> None:
     path = root / 'VOC2007/JPEGImages/000002.jpg'
     path.write_bytes(path.read_bytes()[:-50])
-    options = dict(type='kd_plugins.VOCDataset', data_root=str(root), ann_file='VOC2007/ImageSets/Main/trainval.txt',
-                   data_prefix=dict(sub_data_root='VOC2007/'), metainfo=DRAWN)
+    options = dict(
+        type='kd_plugins.VOCDataset',
+        data_root=str(root),
+        ann_file='VOC2007/ImageSets/Main/trainval.txt',
+        data_prefix=dict(sub_data_root='VOC2007/'),
+        metainfo=DRAWN,
+    )
 
     def build(skip: bool, **more) -> VOCDataset:
         return DATASETS.build(options | more | dict(pipeline=[dict(type='kd_plugins.LoadImage', skip_corrupt=skip)]))
@@ -145,7 +175,9 @@ def test_a_broken_picture_is_replaced_in_training_only(root: Path) -> None:
 
 
 def test_mmdet_is_imported_for_detection_only() -> None:
-    code = ("import sys; from kd_plugins.registry import DATASETS, TRANSFORMS; import kd_plugins.datasets; "
-            "TRANSFORMS.get('kd_plugins.LoadImage'); assert DATASETS.get('kd_plugins.VOCDataset'); "
-            "raise SystemExit('mmdet' in sys.modules)")
+    code = (
+        'import sys; from kd_plugins.registry import DATASETS, TRANSFORMS; import kd_plugins.datasets; '
+        "TRANSFORMS.get('kd_plugins.LoadImage'); assert DATASETS.get('kd_plugins.VOCDataset'); "
+        "raise SystemExit('mmdet' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, '-c', code], check=False).returncode == 0

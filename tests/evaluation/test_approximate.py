@@ -41,7 +41,10 @@ def test_what_is_not_found_ranks_at_infinity_and_recall_tells_how_much(
     found, recall = rank_approximately(features, index, k=10, metric=metric)
     exact = rank_matches(features, metric)
     assert (found.queries.tolist(), found.counts.tolist(), found.unmatched) == (
-        exact.queries.tolist(), exact.counts.tolist(), exact.unmatched)
+        exact.queries.tolist(),
+        exact.counts.tolist(),
+        exact.unmatched,
+    )
     assert 0.3 < recall <= 1
     assert found.ranks[np.isfinite(found.ranks)].max() <= 10
     expected = [np.where(own <= 10, own, np.inf) for own in np.split(exact.ranks, exact.counts.cumsum()[:-1])]
@@ -57,14 +60,17 @@ def test_recall_is_that_of_the_first_k_after_what_is_left_out(features: ReIDFeat
     # A query's own camera holds 60 copies of it; the index must find what stands behind them.
     copies = np.repeat(features.query_features[:1], 60, 0)
     more = ReIDFeatures(
-        features.query_features, features.query_ids, features.query_cams,
+        features.query_features,
+        features.query_ids,
+        features.query_cams,
         np.concatenate([features.gallery_features, copies]),
         np.append(features.gallery_ids, np.full(60, features.query_ids[0])),
-        np.append(features.gallery_cams, np.full(60, features.query_cams[0])))
+        np.append(features.gallery_cams, np.full(60, features.query_cams[0])),
+    )
     found, recall = rank_approximately(more, 'hnsw', k=5)
     plain, expected = rank_approximately(features, 'hnsw', k=5)
     assert recall == pytest.approx(expected, abs=0.02)
-    assert (found.ranks[:plain.counts[0]] == plain.ranks[:plain.counts[0]]).all()
+    assert (found.ranks[: plain.counts[0]] == plain.ranks[: plain.counts[0]]).all()
 
 
 def test_mistakes_are_told(features: ReIDFeatures) -> None:
@@ -77,13 +83,15 @@ def test_mistakes_are_told(features: ReIDFeatures) -> None:
 def test_first_matches_are_those_of_an_exact_search_by_faiss(
     features: ReIDFeatures, device: torch.device, faiss: ModuleType
 ) -> None:
-    query, gallery = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (
-        features.query_features, features.gallery_features))
+    query, gallery = (
+        x / np.linalg.norm(x, axis=1, keepdims=True) for x in (features.query_features, features.gallery_features)
+    )
     if device.type == 'cpu':
         _, items = faiss.knn(query, gallery, len(gallery), faiss.METRIC_INNER_PRODUCT)
     elif faiss.get_num_gpus():
         _, items = faiss.knn_gpu(
-            faiss.StandardGpuResources(), query, gallery, len(gallery), metric=faiss.METRIC_INNER_PRODUCT)
+            faiss.StandardGpuResources(), query, gallery, len(gallery), metric=faiss.METRIC_INNER_PRODUCT
+        )
     else:
         pytest.skip('this faiss is built for no GPU, or finds none')
     exact = rank_matches(features, device=str(device))

@@ -10,9 +10,13 @@ from kd_plugins.errors import UserError
 from kd_plugins.evaluation import ReIDFeatures, load_features, save_features
 
 ARRAYS = dict(
-    query_features=np.arange(6, dtype=np.float32).reshape(2, 3), query_ids=np.array([1, 2]),
-    query_cams=np.array([1, 1]), gallery_features=np.ones((4, 3), np.float32), gallery_ids=np.array([1, -1, 0, 2]),
-    gallery_cams=np.array([2, 2, 2, 2]))
+    query_features=np.arange(6, dtype=np.float32).reshape(2, 3),
+    query_ids=np.array([1, 2]),
+    query_cams=np.array([1, 1]),
+    gallery_features=np.ones((4, 3), np.float32),
+    gallery_ids=np.array([1, -1, 0, 2]),
+    gallery_cams=np.array([2, 2, 2, 2]),
+)
 
 
 def test_a_file_and_a_folder_give_the_same_and_a_folder_is_not_read_into_memory(tmp_path: Path) -> None:
@@ -46,21 +50,26 @@ def without(name: str) -> dict[str, np.ndarray]:
     return {key: value for key, value in ARRAYS.items() if key != name}
 
 
-@pytest.mark.parametrize(('arrays', 'message'), [
-    (changed('gallery_features', np.empty((0, 3))), 'gallery_features is empty'),
-    (changed('query_features', np.empty((0, 3))), 'query_features is empty'),
-    (changed('query_features', np.ones(3)), 'query_features: expected numbers of shape'),
-    (changed('query_features', np.array([['a', 'b']])), 'query_features: expected numbers of shape'),
-    (changed('query_features', np.ones((2, 5))), 'query_features have 5 dimensions, gallery_features 3'),
-    (changed('gallery_ids', np.array([1, 2])), 'gallery_ids: expected one for each of the 4 rows'),
-    (changed('gallery_cams', np.ones(4)), 'gallery_cams: expected integers, got float64'),
-    (changed('gallery_features', np.array([[0.0, 0, 0], [1, 2, 3], [1, np.nan, 1], [0, 0, 1]])),
-     'gallery_features: row 2 holds a number that is not finite'),
-    (changed('query_features', np.array([[0.0, np.inf, 0], [1, 2, 3]])), 'query_features: row 0 holds'),
-    (changed('query_features', np.array([[0, 1, 0], [1, -np.inf, 3]], np.float16)), 'query_features: row 1 holds'),
-    (without('query_cams'), "lacks the array 'query_cams': did you mean its 'query_ids'"),
-    ({'x': np.ones(3)}, "lacks the array 'query_features': it has x"),
-])
+@pytest.mark.parametrize(
+    ('arrays', 'message'),
+    [
+        (changed('gallery_features', np.empty((0, 3))), 'gallery_features is empty'),
+        (changed('query_features', np.empty((0, 3))), 'query_features is empty'),
+        (changed('query_features', np.ones(3)), 'query_features: expected numbers of shape'),
+        (changed('query_features', np.array([['a', 'b']])), 'query_features: expected numbers of shape'),
+        (changed('query_features', np.ones((2, 5))), 'query_features have 5 dimensions, gallery_features 3'),
+        (changed('gallery_ids', np.array([1, 2])), 'gallery_ids: expected one for each of the 4 rows'),
+        (changed('gallery_cams', np.ones(4)), 'gallery_cams: expected integers, got float64'),
+        (
+            changed('gallery_features', np.array([[0.0, 0, 0], [1, 2, 3], [1, np.nan, 1], [0, 0, 1]])),
+            'gallery_features: row 2 holds a number that is not finite',
+        ),
+        (changed('query_features', np.array([[0.0, np.inf, 0], [1, 2, 3]])), 'query_features: row 0 holds'),
+        (changed('query_features', np.array([[0, 1, 0], [1, -np.inf, 3]], np.float16)), 'query_features: row 1 holds'),
+        (without('query_cams'), "lacks the array 'query_cams': did you mean its 'query_ids'"),
+        ({'x': np.ones(3)}, "lacks the array 'query_features': it has x"),
+    ],
+)
 def test_mistakes_are_told_with_the_file(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     path = tmp_path / 'f.npz'
     np.savez(path, **arrays)

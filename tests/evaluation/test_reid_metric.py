@@ -66,12 +66,15 @@ def test_the_triplet_loss_sees_the_batches_of_both_processes(folder) -> None:
 
 
 @pytest.mark.usefixtures('faiss')
-@pytest.mark.parametrize(('options', 'message'), [
-    (dict(metric='l2'), "got 'l2' and 'precision'"),
-    (dict(ap='auc'), "got 'cosine' and 'auc'"),
-    (dict(rerank=dict(k=3)), 'rerank takes k1, k2 and lambda_value'),
-    (dict(rerank=dict(k1=0)), 'k1 of at least 1'),
-])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(metric='l2'), "got 'l2' and 'precision'"),
+        (dict(ap='auc'), "got 'cosine' and 'auc'"),
+        (dict(rerank=dict(k=3)), 'rerank takes k1, k2 and lambda_value'),
+        (dict(rerank=dict(k1=0)), 'k1 of at least 1'),
+    ],
+)
 def test_options_are_checked_before_the_run(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         ReIDMetric(**options)
@@ -81,8 +84,15 @@ def test_options_are_checked_before_the_run(options: dict, message: str) -> None
 def test_junk_is_not_re_ranked() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((60, 6)).astype(np.float32)
-    samples = [dict(feature=torch.from_numpy(x[i]), identity=int(rng.integers(-1, 5)) if i > 9 else 1 + i % 4,
-                    camera=1 + i % 3, is_query=i < 10) for i in range(60)]
+    samples = [
+        dict(
+            feature=torch.from_numpy(x[i]),
+            identity=int(rng.integers(-1, 5)) if i > 9 else 1 + i % 4,
+            camera=1 + i % 3,
+            is_query=i < 10,
+        )
+        for i in range(60)
+    ]
     scores = []
     for kept in (samples, [s for s in samples if s['identity'] != -1]):
         metric = ReIDMetric(rerank=dict(k1=5, k2=2))
@@ -102,15 +112,20 @@ def score(samples: list[dict]) -> dict[str, float]:
     return metric.evaluate(len(samples))
 
 
-@pytest.mark.parametrize(('samples', 'message'), [
-    ([{k: v for k, v in sample().items() if k != 'feature'}], "hold no 'feature'"),
-    ([{k: v for k, v in sample().items() if k != 'camera'}], 'lack camera: give the test pipeline'),
-    ([sample()], 'holds no gallery image'),
-    ([sample(is_query=False)], 'holds no query image'),
-    ([sample(), sample(is_query=False)], 'none of the 1 queries has a match'),
-    ([sample(), sample(is_query=False, camera=2, feature=torch.full((4,), torch.nan))],
-     'gallery_features: row 0 holds a number that is not finite'),
-])
+@pytest.mark.parametrize(
+    ('samples', 'message'),
+    [
+        ([{k: v for k, v in sample().items() if k != 'feature'}], "hold no 'feature'"),
+        ([{k: v for k, v in sample().items() if k != 'camera'}], 'lack camera: give the test pipeline'),
+        ([sample()], 'holds no gallery image'),
+        ([sample(is_query=False)], 'holds no query image'),
+        ([sample(), sample(is_query=False)], 'none of the 1 queries has a match'),
+        (
+            [sample(), sample(is_query=False, camera=2, feature=torch.full((4,), torch.nan))],
+            'gallery_features: row 0 holds a number that is not finite',
+        ),
+    ],
+)
 def test_mistakes_are_told(samples: list[dict], message: str) -> None:
     with pytest.raises(UserError, match=message):
         score(samples)

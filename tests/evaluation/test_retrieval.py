@@ -24,11 +24,11 @@ def distance(a: np.ndarray, b: np.ndarray, metric: str) -> float:
 def brute_force(features: ReIDFeatures, metric: str) -> tuple[list[list[int]], int]:
     """Rank the whole gallery for every query: by distance, wrong items first among equals."""
     ranks, unmatched = [], 0
-    for query, identity, camera in zip(
-            features.query_features, features.query_ids, features.query_cams, strict=True):
+    for query, identity, camera in zip(features.query_features, features.query_ids, features.query_cams, strict=True):
         items = []
         for item, other, cam in zip(
-                features.gallery_features, features.gallery_ids, features.gallery_cams, strict=True):
+            features.gallery_features, features.gallery_ids, features.gallery_cams, strict=True
+        ):
             if other == -1 or (other == identity and cam == camera):
                 continue
             right = other == identity and identity > 0
@@ -65,8 +65,14 @@ def random_case(seed: int) -> ReIDFeatures:
         return x / 7 if seed % 2 else x
 
     people = rng.integers(2, 9)
-    return ReIDFeatures(draw(q), rng.integers(1, people + 3, q), rng.integers(1, 4, q),
-                        draw(g), rng.integers(-1, people, g), rng.integers(1, 4, g))
+    return ReIDFeatures(
+        draw(q),
+        rng.integers(1, people + 3, q),
+        rng.integers(1, 4, q),
+        draw(g),
+        rng.integers(-1, people, g),
+        rng.integers(1, 4, g),
+    )
 
 
 @pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
@@ -84,7 +90,7 @@ def test_scores_are_those_of_brute_force(seed: int, metric: str) -> None:
         expected = scores(ranks, definition == 'trapezoid')
         assert found.summary(ap=definition) == pytest.approx(expected, abs=1e-12)
     rows = np.array([[distance(a, b, metric) for b in features.gallery_features] for a in features.query_features])
-    given = rank_rows([(slice(i, i + 3), rows[i:i + 3].round(12)) for i in range(0, len(rows), 3)], features)
+    given = rank_rows([(slice(i, i + 3), rows[i : i + 3].round(12)) for i in range(0, len(rows), 3)], features)
     assert given.ranks.tolist() == [rank for found in ranks for rank in found]
     assert given.unmatched == unmatched
 
@@ -99,22 +105,36 @@ def clustered(seed: int = 0, gallery: int = 700, dimensions: int = 96) -> ReIDFe
 
 def permuted(features: ReIDFeatures, seed: int) -> ReIDFeatures:
     order = np.random.default_rng(seed).permutation(len(features.gallery_ids))
-    return ReIDFeatures(features.query_features, features.query_ids, features.query_cams,
-                        features.gallery_features[order], features.gallery_ids[order], features.gallery_cams[order])
+    return ReIDFeatures(
+        features.query_features,
+        features.query_ids,
+        features.query_cams,
+        features.gallery_features[order],
+        features.gallery_ids[order],
+        features.gallery_cams[order],
+    )
 
 
 @pytest.mark.usefixtures('faiss')
 @pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
-@pytest.mark.parametrize(('dtype', 'exponent'), [
-    (np.float32, -66), (np.float32, 66), (np.float32, 120), (np.float32, -40), (np.float64, 900), (np.float64, -900)])
+@pytest.mark.parametrize(
+    ('dtype', 'exponent'),
+    [(np.float32, -66), (np.float32, 66), (np.float32, 120), (np.float32, -40), (np.float64, 900), (np.float64, -900)],
+)
 def test_the_size_of_the_features_has_no_influence(metric: str, dtype: type, exponent: int) -> None:
     features = clustered()
-    resized = replace(features, **{f'{side}_features': np.ldexp(
-        getattr(features, f'{side}_features').astype(dtype), exponent) for side in ('query', 'gallery')})
+    resized = replace(
+        features,
+        **{
+            f'{side}_features': np.ldexp(getattr(features, f'{side}_features').astype(dtype), exponent)
+            for side in ('query', 'gallery')
+        },
+    )
     assert rank_matches(resized, metric).ranks.tolist() == rank_matches(features, metric).ranks.tolist()
     (_, found), (_, expected) = (
         next(iter(evaluation.KReciprocal(x.query_features, x.gallery_features, metric=metric).rows(60)))
-        for x in (resized, features))
+        for x in (resized, features)
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -123,8 +143,14 @@ def test_items_far_smaller_than_another_are_told_apart(monkeypatch: pytest.Monke
     expected = rank_matches(features, 'euclidean').ranks
     monkeypatch.setattr(retrieval, 'BLOCK', 96 * 550)  # so that the large one has a block of its own
     gallery = np.concatenate([1e-21 * features.gallery_features, np.ones((1, 96))])
-    small = ReIDFeatures(1e-21 * features.query_features, features.query_ids, features.query_cams, gallery,
-                         np.append(features.gallery_ids, 0), np.append(features.gallery_cams, 1))
+    small = ReIDFeatures(
+        1e-21 * features.query_features,
+        features.query_ids,
+        features.query_cams,
+        gallery,
+        np.append(features.gallery_ids, 0),
+        np.append(features.gallery_cams, 1),
+    )
     assert rank_matches(small, 'euclidean').ranks.tolist() == expected.tolist()
 
 
@@ -146,8 +172,13 @@ def test_the_order_of_a_gallery_full_of_duplicates_has_no_influence(metric: str)
     rng = np.random.default_rng(1)
     copies = rng.integers(0, 300, 900)
     doubled = ReIDFeatures(
-        features.query_features, features.query_ids, features.query_cams, features.gallery_features[copies],
-        rng.permutation(features.gallery_ids[copies]), features.gallery_cams[copies])
+        features.query_features,
+        features.query_ids,
+        features.query_cams,
+        features.gallery_features[copies],
+        rng.permutation(features.gallery_ids[copies]),
+        features.gallery_cams[copies],
+    )
     expected = rank_matches(doubled, metric).ranks
     for seed in range(3):
         np.testing.assert_array_equal(rank_matches(permuted(doubled, seed), metric).ranks, expected)
@@ -165,19 +196,34 @@ def test_blocks_have_no_influence(metric: str, monkeypatch: pytest.MonkeyPatch) 
 def test_distances_that_float32_cannot_tell_apart_are_ranked_by_float64() -> None:
     features = clustered(gallery=200)
     close = 1 + 2e-8 * features.gallery_features.astype(np.float64)
-    near = ReIDFeatures(np.ones_like(features.query_features), features.query_ids, features.query_cams, close,
-                        features.gallery_ids, features.gallery_cams)
+    near = ReIDFeatures(
+        np.ones_like(features.query_features),
+        features.query_ids,
+        features.query_cams,
+        close,
+        features.gallery_ids,
+        features.gallery_cams,
+    )
     assert (close.astype(np.float32) == 1).mean() > 0.5
-    expected, _ = brute_force(ReIDFeatures(
-        1e8 * (near.query_features.astype(np.float64) - 1), near.query_ids, near.query_cams, 1e8 * (close - 1),
-        near.gallery_ids, near.gallery_cams), 'euclidean')
+    expected, _ = brute_force(
+        ReIDFeatures(
+            1e8 * (near.query_features.astype(np.float64) - 1),
+            near.query_ids,
+            near.query_cams,
+            1e8 * (close - 1),
+            near.gallery_ids,
+            near.gallery_cams,
+        ),
+        'euclidean',
+    )
     assert rank_matches(near, 'euclidean').ranks.tolist() == [rank for found in expected for rank in found]
 
 
 def test_ties_count_against_the_query() -> None:
     alike = np.ones((1, 4), np.float32)
-    features = ReIDFeatures(alike, np.array([1]), np.array([1]), np.repeat(alike, 10, 0),
-                            np.array([1, 1, *[0] * 8]), np.full(10, 2))
+    features = ReIDFeatures(
+        alike, np.array([1]), np.array([1]), np.repeat(alike, 10, 0), np.array([1, 1, *[0] * 8]), np.full(10, 2)
+    )
     found = rank_matches(features)
     assert found.ranks.tolist() == [9, 10]
     assert found.average_precision() == pytest.approx((1 / 9 + 2 / 10) / 2)
@@ -187,16 +233,23 @@ def test_ties_count_against_the_query() -> None:
 def test_a_large_distant_item_does_not_blur_the_others() -> None:
     features = clustered()
     x = np.concatenate([features.gallery_features, np.full((1, 96), 1e6, np.float32)])
-    far = ReIDFeatures(features.query_features, features.query_ids, features.query_cams, x,
-                       np.append(features.gallery_ids, 0), np.append(features.gallery_cams, 1))
+    far = ReIDFeatures(
+        features.query_features,
+        features.query_ids,
+        features.query_cams,
+        x,
+        np.append(features.gallery_ids, 0),
+        np.append(features.gallery_cams, 1),
+    )
     expected = rank_matches(features, 'euclidean').ranks
     np.testing.assert_array_equal(rank_matches(far, 'euclidean').ranks, expected)
 
 
 def test_short_vectors_have_a_direction() -> None:
     gallery = np.array([[1e-13, 1e-14], [1, 0.2], [0, 0]])
-    features = ReIDFeatures(np.array([[1.0, 0]]), np.array([1]), np.array([1]), gallery, np.array([1, 0, 0]),
-                            np.full(3, 2))
+    features = ReIDFeatures(
+        np.array([[1.0, 0]]), np.array([1]), np.array([1]), gallery, np.array([1, 0, 0]), np.full(3, 2)
+    )
     assert rank_matches(features).ranks.tolist() == [1]
 
 
@@ -226,8 +279,9 @@ def test_a_lower_precision_of_other_products_changes_no_rank(
 
 
 def test_products_of_a_lower_precision_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, 'inner_products', lambda a, b: (
-        a.to_dense().bfloat16() @ b.to_dense().bfloat16().T).float())
+    monkeypatch.setattr(
+        retrieval, 'inner_products', lambda a, b: (a.to_dense().bfloat16() @ b.to_dense().bfloat16().T).float()
+    )
     for metric in ('cosine', 'euclidean'):
         with pytest.raises(UserError, match='switch off lower precision of matrix products'):
             rank_matches(clustered(), metric)
@@ -242,8 +296,9 @@ def test_matches_that_float32_knows_exactly_say_nothing_of_the_other_items(kind:
     near = dense + 1e-3 * rng.standard_normal((401, 512))
     query = np.concatenate([np.repeat(code[None], 40, 0), dense[None]]).astype(np.float32)
     gallery = np.concatenate([np.repeat(code[None], 40, 0), near]).astype(np.float32)
-    features = ReIDFeatures(query, np.repeat([1, 2], [40, 1]), np.full(41, 1), gallery,
-                            np.repeat([1, 2, 0], [40, 1, 400]), np.full(441, 2))
+    features = ReIDFeatures(
+        query, np.repeat([1, 2], [40, 1]), np.full(41, 1), gallery, np.repeat([1, 2, 0], [40, 1, 400]), np.full(441, 2)
+    )
     for metric in ('cosine', 'euclidean'):
         similar = [distance(query[-1], x, metric) for x in gallery[40:]]
         if metric == 'cosine':  # float32 cannot tell them apart

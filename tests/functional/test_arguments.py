@@ -39,8 +39,10 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(('function', 'name', 'value'), [
-    (function, name, value) for (function, name), values in WRONG.items() for value in values])
+@pytest.mark.parametrize(
+    ('function', 'name', 'value'),
+    [(function, name, value) for (function, name), values in WRONG.items() for value in values],
+)
 def test_a_number_out_of_range_is_refused(function, name, value):
     function = getattr(F, function)
     with pytest.raises(ValueError, match=f'^{name}: expected [^\n]*$'):
@@ -48,7 +50,10 @@ def test_a_number_out_of_range_is_refused(function, name, value):
 
 
 def test_no_number_is_left_out():
-    numbers = {(function, name) for function in F.__all__
-               for name, parameter in inspect.signature(getattr(F, function)).parameters.items()
-               if any(kind in str(parameter.annotation) for kind in ('int', 'float'))}
+    numbers = {
+        (function, name)
+        for function in F.__all__
+        for name, parameter in inspect.signature(getattr(F, function)).parameters.items()
+        if any(kind in str(parameter.annotation) for kind in ('int', 'float'))
+    }
     assert numbers == WRONG.keys()

@@ -45,8 +45,10 @@ class Bowls:
         slopes, curves, gone = self.slopes.tolist(), self.curves.tolist(), 0
         for _ in range(steps):
             square = sum(v * v for v in x)
-            z = [sum(w * v for w, v in zip(slope, x, strict=True)) + curve * square / 2
-                 for slope, curve in zip(slopes, curves, strict=True)]
+            z = [
+                sum(w * v for w, v in zip(slope, x, strict=True)) + curve * square / 2
+                for slope, curve in zip(slopes, curves, strict=True)
+            ]
             if z.index(max(z)) == y:
                 g = [slopes[k][d] - slopes[y][d] + (curves[k] - curves[y]) * x[d] for d in range(len(x))]
                 norm = sqrt(sum(v * v for v in g))
@@ -63,8 +65,10 @@ def test_attack_by_loops():
     labels[0] = (labels[0] + 1) % 5  # one that the teacher never took for its class
     targets = (labels + torch.randint(1, 5, (40,))) % 5
     made = boundary_attack(inputs, labels, targets, teacher, steps=6, step_size=0.3, clamp=2.0)
-    found = [teacher.attack(*sample, 6, 0.3, 2.0) for sample in zip(
-        inputs.flatten(1).tolist(), labels.tolist(), targets.tolist(), strict=True)]
+    found = [
+        teacher.attack(*sample, 6, 0.3, 2.0)
+        for sample in zip(inputs.flatten(1).tolist(), labels.tolist(), targets.tolist(), strict=True)
+    ]
     torch.testing.assert_close(made.flatten(1), torch.tensor([x for x, _ in found], dtype=torch.float64))
     gone = [steps for _, steps in found]
     assert gone[0] == 0

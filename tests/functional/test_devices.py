@@ -44,7 +44,8 @@ def test_the_triplet_loss_is_that_of_float64_on_a_cpu(device):
         value, gradient = value_and_gradient(lambda x, y, m=margin: F.batch_hard_triplet_loss(x, y, m), x, labels)
         with torch.device('cpu'):
             expected, slope = value_and_gradient(
-                lambda x, y, m=margin: F.batch_hard_triplet_loss(x, y, m), x.cpu().double(), labels.cpu())
+                lambda x, y, m=margin: F.batch_hard_triplet_loss(x, y, m), x.cpu().double(), labels.cpu()
+            )
         torch.testing.assert_close(value.cpu().double(), expected, rtol=1e-5, atol=0)
         torch.testing.assert_close(gradient.cpu().double(), slope, rtol=1e-4, atol=1e-6)
 
@@ -89,8 +90,11 @@ def test_no_gradient_mixes_devices_or_waits_for_a_gpu(loss, monkeypatch):
             assert student.grad.is_meta
 
 
-@pytest.mark.parametrize('loss', [F.at_loss, F.nst_loss, F.fitnet_loss, lambda s, t: F.fsp_loss((s, s), (s, t))],
-                         ids=['at', 'nst', 'fitnet', 'fsp'])
+@pytest.mark.parametrize(
+    'loss',
+    [F.at_loss, F.nst_loss, F.fitnet_loss, lambda s, t: F.fsp_loss((s, s), (s, t))],
+    ids=['at', 'nst', 'fitnet', 'fsp'],
+)
 def test_maps_of_a_multiple_of_the_size_have_a_deterministic_gradient(loss, monkeypatch):
     student, teacher = torch.randn(2, 3, 8, 6, requires_grad=True), torch.randn(2, 3, 4, 3)
     expected = torch.autograd.grad(loss(student, teacher), student)[0]
@@ -99,6 +103,7 @@ def test_maps_of_a_multiple_of_the_size_have_a_deterministic_gradient(loss, monk
             patch.setattr(common, name, None)
         assert torch.equal(torch.autograd.grad(loss(student, teacher), student)[0], expected)
     for name, adaptive in (('avg_pool2d', adaptive_avg_pool2d), ('max_pool2d', adaptive_max_pool2d)):
-        monkeypatch.setattr(common, name, lambda x, cell, pool=adaptive: pool(
-            x, (x.shape[-2] // cell[0], x.shape[-1] // cell[1])))
+        monkeypatch.setattr(
+            common, name, lambda x, cell, pool=adaptive: pool(x, (x.shape[-2] // cell[0], x.shape[-1] // cell[1]))
+        )
     torch.testing.assert_close(torch.autograd.grad(loss(student, teacher), student)[0], expected)

@@ -105,8 +105,12 @@ def test_the_precision_of_other_products_is_left_alone(name, dtype, student, tea
 @losses
 def test_a_lower_precision_of_other_products_costs_nothing(loss, low_precision):
     student, teacher = torch.randn(128, 16, 16, 16), torch.randn(128, 16, 16, 16)
-    torch.testing.assert_close(loss(student, teacher).double(), loss(student.double(), teacher.double()),
-                               rtol=TOLERANCES[torch.float32][0], atol=0)
+    torch.testing.assert_close(
+        loss(student, teacher).double(),
+        loss(student.double(), teacher.double()),
+        rtol=TOLERANCES[torch.float32][0],
+        atol=0,
+    )
 
 
 def test_losses_are_traced_in_one_piece(student, teacher):

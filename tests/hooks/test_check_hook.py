@@ -30,9 +30,15 @@ GIVEN = dict(metainfo=dict(classes=('a', 'b', 'c', 'd')))  # which hides the fol
 
 def check(train, val=None, hooks=(), model=None):
     loader = DataLoader(train)
-    CheckHook().before_train(SimpleNamespace(
-        hooks=hooks, model=model or torch.nn.Identity(), train_dataloader=loader, val_loop=val,
-        val_dataloader=SimpleNamespace(dataset=val)))
+    CheckHook().before_train(
+        SimpleNamespace(
+            hooks=hooks,
+            model=model or torch.nn.Identity(),
+            train_dataloader=loader,
+            val_loop=val,
+            val_dataloader=SimpleNamespace(dataset=val),
+        )
+    )
 
 
 @pytest.mark.parametrize('options', [{}, GIVEN])
@@ -70,8 +76,13 @@ def test_categories_that_a_file_lacks_or_orders_differently_shift_the_labels(tmp
     def build(*names):
         categories = [dict(id=i, name=name) for i, name in enumerate(names, 1)]
         (data / f'{"".join(names)}.json').write_text(json.dumps(whole | dict(categories=categories), indent=1))
-        return CocoDataset(data_root=str(data), ann_file=f'{"".join(names)}.json', data_prefix=dict(img='images/'),
-                           metainfo=dict(classes=('a', 'b', 'c')), pipeline=[])
+        return CocoDataset(
+            data_root=str(data),
+            ann_file=f'{"".join(names)}.json',
+            data_prefix=dict(img='images/'),
+            metainfo=dict(classes=('a', 'b', 'c')),
+            pipeline=[],
+        )
 
     train = build('x', 'a', 'b', 'c')
     logger = MMLogger.get_instance('categories')
@@ -79,7 +90,7 @@ def test_categories_that_a_file_lacks_or_orders_differently_shift_the_labels(tmp
     check(train, build('a', 'b', 'c', 'd'))
     assert not caplog.messages
     check(train, build('a', 'b'))  # no c is scored
-    (message, ) = caplog.messages
+    (message,) = caplog.messages
     assert message.endswith('ab.json: no category is named c: of these classes there is no box')
     with pytest.raises(UserError, match=r'd\.json: no category has the name of a class \(a, b, c\)'):
         check(build('d'))
@@ -95,18 +106,19 @@ def test_categories_that_a_file_lacks_or_orders_differently_shift_the_labels(tmp
 def test_a_long_file_is_not_taken_into_memory_for_its_categories(tmp_path):
     path = tmp_path / 'long.json'
     names = [dict(id=3, name='é'), dict(id=5, name='b')]
-    path.write_bytes(b'{"annotations": [' + b' ' * 2 ** 25 + b'], "categories": ' + json.dumps(names).encode() + b'}')
+    path.write_bytes(b'{"annotations": [' + b' ' * 2**25 + b'], "categories": ' + json.dumps(names).encode() + b'}')
     tracemalloc.start()
     try:
         assert _categories(SimpleNamespace(cat2label={5: 0, 3: 1}, ann_file=str(path))) == ('b', 'é')
-        assert tracemalloc.get_traced_memory()[1] < 2 ** 22
+        assert tracemalloc.get_traced_memory()[1] < 2**22
     finally:
         tracemalloc.stop()
 
 
 def head(num_classes):
-    return torch.nn.ModuleDict(dict(bbox_head=MODELS.build(
-        dict(type='mmpretrain.LinearClsHead', num_classes=num_classes, in_channels=4))))
+    return torch.nn.ModuleDict(
+        dict(bbox_head=MODELS.build(dict(type='mmpretrain.LinearClsHead', num_classes=num_classes, in_channels=4)))
+    )
 
 
 def test_names_that_no_label_has_count_for_nothing(tmp_path):
@@ -115,8 +127,14 @@ def test_names_that_no_label_has_count_for_nothing(tmp_path):
     data = coco_folder(tmp_path / 'data')
 
     def build(*names, **options):
-        return CocoDataset(data_root=str(data), ann_file='annotations.json', data_prefix=dict(img='images/'),
-                           metainfo=dict(classes=names), pipeline=[], **options)
+        return CocoDataset(
+            data_root=str(data),
+            ann_file='annotations.json',
+            data_prefix=dict(img='images/'),
+            metainfo=dict(classes=names),
+            pipeline=[],
+            **options,
+        )
 
     train, val = build('person'), build('person', 'car', 'crowd')
     check(train, val, model=head(1))
@@ -127,7 +145,7 @@ def test_names_that_no_label_has_count_for_nothing(tmp_path):
     check(other, train, model=head(1))
     check_checkpoint_classes(dict(meta=dict(dataset_meta=dict(classes=('person', 'x')))), other)
     # The heads of PanopticFPN know things or stuff.
-    named = SimpleNamespace(metainfo=dict(classes=('a', 'b'), thing_classes=('a', )))
+    named = SimpleNamespace(metainfo=dict(classes=('a', 'b'), thing_classes=('a',)))
     check(named, model=head(1))
     del named.metainfo['thing_classes']
     with pytest.raises(UserError, match=r'num_classes is 1, .* have 2 classes'):
@@ -140,10 +158,15 @@ def test_held_out_data_have_the_classes_of_training(tmp_path):
     other = copy.deepcopy(loader)
     other['dataset']['data_root'] = str(image_folder(tmp_path / 'other'))
     (tmp_path / 'other/class0').rename(tmp_path / 'other/class9')
-    config.merge_from_dict(dict(
-        val_dataloader=loader, val_cfg={}, val_evaluator=dict(type='Accuracy'),
-        default_hooks=dict(check=dict(type='kd_plugins.CheckHook')),
-        custom_hooks=[dict(type='kd_plugins.HeldOutHook', dataloader=other, evaluator=dict(type='Accuracy'))]))
+    config.merge_from_dict(
+        dict(
+            val_dataloader=loader,
+            val_cfg={},
+            val_evaluator=dict(type='Accuracy'),
+            default_hooks=dict(check=dict(type='kd_plugins.CheckHook')),
+            custom_hooks=[dict(type='kd_plugins.HeldOutHook', dataloader=other, evaluator=dict(type='Accuracy'))],
+        )
+    )
     with pytest.raises(UserError, match="HeldOutHook: label 0 is 'class1' there and 'class0' in training"):
         train(config)
 
@@ -151,10 +174,14 @@ def test_held_out_data_have_the_classes_of_training(tmp_path):
 def test_folders_in_another_order_than_their_given_names_are_told(tmp_path, caplog):
     logger = MMLogger.get_instance('folders')
     logger.addHandler(caplog.handler)
-    check(CustomDataset(data_root=str(image_folder(tmp_path)), metainfo=dict(
-        classes=('class0', 'class2', 'class1', 'class3'))))
+    check(
+        CustomDataset(
+            data_root=str(image_folder(tmp_path)), metainfo=dict(classes=('class0', 'class2', 'class1', 'class3'))
+        )
+    )
     assert [text.partition(':')[0] for text in caplog.messages] == [
-        "label 1 is 'class1' in the data, and is shown as 'class2'"]
+        "label 1 is 'class1' in the data, and is shown as 'class2'"
+    ]
 
 
 def test_a_batch_that_cuts_up_the_samplers_groups_is_refused(tmp_path):
@@ -162,8 +189,8 @@ def test_a_batch_that_cuts_up_the_samplers_groups_is_refused(tmp_path):
     sampler = PKSampler(data, 2, 3, seed=0)
     for size in (6, 8):
         runner = SimpleNamespace(
-            hooks=(), model=torch.nn.Identity(), train_dataloader=DataLoader(data, size, sampler=sampler),
-            val_loop=None)
+            hooks=(), model=torch.nn.Identity(), train_dataloader=DataLoader(data, size, sampler=sampler), val_loop=None
+        )
         if size == 6:
             CheckHook().before_train(runner)
         else:
@@ -196,9 +223,12 @@ def test_a_pipeline_that_is_switched_to_late_is_tried_at_the_start(tmp_path):
 
 
 def test_a_head_with_fewer_classes_than_the_data_is_refused():
-    model = torch.nn.ModuleDict(dict(
-        rpn_head=torch.nn.Identity(), bbox_head=MODELS.build(dict(type='mmpretrain.LinearClsHead', num_classes=3,
-                                                                  in_channels=4))))
+    model = torch.nn.ModuleDict(
+        dict(
+            rpn_head=torch.nn.Identity(),
+            bbox_head=MODELS.build(dict(type='mmpretrain.LinearClsHead', num_classes=3, in_channels=4)),
+        )
+    )
     model['rpn_head'].num_classes = 1  # objects of any class
     check_class_count(model, ['a', 'b', 'c'])
     with pytest.raises(UserError, match=r'bbox_head: num_classes is 3, .* have 4 classes \(a, b, c, d\)'):

@@ -30,8 +30,9 @@ KD = dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', tea
 NST = dict(name='nst', loss=dict(type='kd_plugins.NSTLoss'), student=STAGES[2], teacher=STAGES[2], weight=5.0)
 AT = dict(name='at', loss=dict(type='kd_plugins.ATLoss'), student=STAGES, teacher=STAGES, weight=2.0)
 HINT = dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student=STAGES[1], teacher=STAGES[1], adapter='auto')
-BSS = KD | dict(name='bss', loss=dict(type='kd_plugins.BSSLoss'),
-                weight=dict(at=[0, 0.8], value=[2.0, 0], by='progress'))
+BSS = KD | dict(
+    name='bss', loss=dict(type='kd_plugins.BSSLoss'), weight=dict(at=[0, 0.8], value=[2.0, 0], by='progress')
+)
 GAN = dict(name='gan', loss=dict(type='kd_plugins.NSTGANLoss', hidden=8), student=STAGES[2], teacher=STAGES[2])
 
 
@@ -50,8 +51,16 @@ def by_hook(teacher, terms, **more):
 
 
 def by_model(teacher, terms, **more):
-    return dict(model=dict(type='kd_plugins.Distiller', student=classifier(), teacher=teacher, terms=terms,
-                           input_shape=(3, 16, 16), **more))
+    return dict(
+        model=dict(
+            type='kd_plugins.Distiller',
+            student=classifier(),
+            teacher=teacher,
+            terms=terms,
+            input_shape=(3, 16, 16),
+            **more,
+        )
+    )
 
 
 def biased(teacher):
@@ -77,8 +86,13 @@ def core_of(runner):
 @BOTH
 def test_zero_weights_equal_the_stock_run_bit_for_bit(tmp_path, data, teacher, way):
     stock = train(classification_config(data, tmp_path / 'stock'))
-    terms = [KD | dict(weight=0), NST | dict(weight=0.0), HINT | dict(weight=0), BSS | dict(weight=0),
-             GAN | dict(weight=0)]
+    terms = [
+        KD | dict(weight=0),
+        NST | dict(weight=0.0),
+        HINT | dict(weight=0),
+        BSS | dict(weight=0),
+        GAN | dict(weight=0),
+    ]
     train(classification_config(data, tmp_path / 'run', **way(teacher, terms)))
     assert equal(saved(tmp_path / 'run/epoch_2.pth')['state_dict'], weights(stock.model))
 
@@ -218,13 +232,23 @@ def test_adapters_take_their_place_in_every_schedule(tmp_path, data, teacher):
 
     schedules = dict(
         onecycle=[dict(type='OneCycleLR', eta_max=0.2, total_steps=4, by_epoch=False)],
-        plateau=[dict(type='LinearLR', start_factor=0.1, end=2, by_epoch=False),
-                 dict(type='ReduceOnPlateauLR', monitor='accuracy/top1', threshold=100, threshold_rule='abs',
-                      patience=0, min_value=1e-3)])
+        plateau=[
+            dict(type='LinearLR', start_factor=0.1, end=2, by_epoch=False),
+            dict(
+                type='ReduceOnPlateauLR',
+                monitor='accuracy/top1',
+                threshold=100,
+                threshold_rule='abs',
+                patience=0,
+                min_value=1e-3,
+            ),
+        ],
+    )
     for name, schedule in schedules.items():
         for groups in ('one', 'several'):
-            config = classification_config(data, tmp_path / name, epochs=4, param_scheduler=schedule,
-                                           **by_hook(teacher, [HINT]))
+            config = classification_config(
+                data, tmp_path / name, epochs=4, param_scheduler=schedule, **by_hook(teacher, [HINT])
+            )
             config.train_dataloader.batch_size = 24
             config.auto_scale_lr = dict(enable=True, base_batch_size=48)
             config.val_dataloader, config.val_cfg = dict(config.train_dataloader), {}
@@ -242,8 +266,13 @@ def test_adapters_take_their_place_in_every_schedule(tmp_path, data, teacher):
 
 
 def test_resuming_under_one_cycle(tmp_path, data, teacher):
-    config = classification_config(data, tmp_path / 'whole', epochs=3, **by_hook(teacher, [HINT]), param_scheduler=[
-        dict(type='OneCycleLR', eta_max=0.2, total_steps=9, by_epoch=False)])
+    config = classification_config(
+        data,
+        tmp_path / 'whole',
+        epochs=3,
+        **by_hook(teacher, [HINT]),
+        param_scheduler=[dict(type='OneCycleLR', eta_max=0.2, total_steps=9, by_epoch=False)],
+    )
     whole = train(copy.deepcopy(config))
     config.work_dir = str(tmp_path / 'resumed')
     config.load_from, config.resume = str(tmp_path / 'whole/epoch_2.pth'), True
@@ -259,8 +288,11 @@ def test_two_hooks(tmp_path, data, teacher):
 
 @BOTH
 def test_a_tap_inside_a_checkpointed_block_is_refused(tmp_path, data, teacher, way):
-    config = classification_config(data, tmp_path / 'run', **way(
-        teacher, [HINT | dict(student='backbone.stage2.0.conv1', teacher='backbone.stage2.0.conv1')], task=False))
+    config = classification_config(
+        data,
+        tmp_path / 'run',
+        **way(teacher, [HINT | dict(student='backbone.stage2.0.conv1', teacher='backbone.stage2.0.conv1')], task=False),
+    )
     prefix = 'student.' if way is by_model else ''
     config.activation_checkpointing = [f'{prefix}backbone.stage2']
     with pytest.raises(UserError, match=r"term 'hint': no gradient .*with_cp=True"):
@@ -269,8 +301,9 @@ def test_a_tap_inside_a_checkpointed_block_is_refused(tmp_path, data, teacher, w
 
 @BOTH
 def test_schedule_by_epoch_needs_epochs(tmp_path, data, teacher, way):
-    config = classification_config(data, tmp_path / 'run', **way(teacher, [KD | dict(weight=dict(
-        at=[0, 1], value=[0, 1]))]))
+    config = classification_config(
+        data, tmp_path / 'run', **way(teacher, [KD | dict(weight=dict(at=[0, 1], value=[0, 1]))])
+    )
     config.train_cfg = dict(by_epoch=False, max_iters=4)
     with pytest.raises(UserError, match="give by='iter' or by='progress'"):
         train(config)
@@ -304,11 +337,15 @@ def test_weight_schedule_runs_with_training(tmp_path, data, teacher, way):
 
 
 @BOTH
-@pytest.mark.parametrize('change', [
-    dict(optim_wrapper=dict(type='kd_plugins.BF16OptimWrapper', optimizer=dict(type='SGD', lr=0.05))),
-    dict(optim_wrapper=dict(accumulative_counts=3, optimizer=dict(type='SGD', lr=0.05))),
-    dict(default_hooks=dict(layout=dict(type='kd_plugins.ChannelsLastHook'))),
-], ids=['bf16', 'accumulation', 'channels_last'])
+@pytest.mark.parametrize(
+    'change',
+    [
+        dict(optim_wrapper=dict(type='kd_plugins.BF16OptimWrapper', optimizer=dict(type='SGD', lr=0.05))),
+        dict(optim_wrapper=dict(accumulative_counts=3, optimizer=dict(type='SGD', lr=0.05))),
+        dict(default_hooks=dict(layout=dict(type='kd_plugins.ChannelsLastHook'))),
+    ],
+    ids=['bf16', 'accumulation', 'channels_last'],
+)
 def test_works_with(tmp_path, data, teacher, way, change):
     config = classification_config(data, tmp_path / 'run', **way(biased(teacher), [KD, NST, AT, HINT, BSS, GAN]))
     start = weights(MODELS.build(classifier()))
@@ -324,8 +361,11 @@ def test_works_with(tmp_path, data, teacher, way, change):
 def test_compiled_run_trains_the_same(tmp_path, data, teacher, way):
     biased(teacher)
     for name, compile_ in (('eager', False), ('compiled', dict(backend='eager'))):
-        train(classification_config(data, tmp_path / name, epochs=1, **way(teacher, [KD, AT, HINT, BSS]),
-                                    compile=compile_))
+        train(
+            classification_config(
+                data, tmp_path / name, epochs=1, **way(teacher, [KD, AT, HINT, BSS]), compile=compile_
+            )
+        )
     eager, compiled = (saved(tmp_path / name / 'epoch_1.pth')['state_dict'] for name in ('eager', 'compiled'))
     for key in eager:
         torch.testing.assert_close(eager[key], compiled[key], rtol=1e-4, atol=1e-5)
@@ -353,8 +393,10 @@ def test_accumulation_equals_the_large_batch(tmp_path, data, teacher):
 def test_several_optimisers_are_refused(tmp_path, data, teacher):
     config = classification_config(data, tmp_path / 'run', **by_hook(teacher, [KD]))
     runner = Runner.from_cfg(config)
-    parts = {name: OptimWrapper(torch.optim.SGD(getattr(runner.model, name).parameters(), lr=0.1))
-             for name in ('backbone', 'head')}
+    parts = {
+        name: OptimWrapper(torch.optim.SGD(getattr(runner.model, name).parameters(), lr=0.1))
+        for name in ('backbone', 'head')
+    }
     runner.optim_wrapper = OptimWrapperDict(**parts)
     runner.param_schedulers = None
     with pytest.raises(UserError, match='needs one optimiser'):
@@ -382,13 +424,25 @@ def test_stock_mmpretrain_config_gains_distillation(tmp_path, data):
 
     stock = train(config('teacher'))
     distilled = config('run')
-    distilled.custom_hooks = [dict(
-        type='kd_plugins.DistillationHook',
-        teacher=dict(config=Config(dict(model=stock.cfg.model)).model.to_dict() | dict(
-            _scope_='mmpretrain', data_preprocessor=stock.cfg.data_preprocessor.to_dict()),
-            checkpoint=str(tmp_path / 'teacher/epoch_2.pth')),
-        terms=[dict(name='nst', loss=dict(type='kd_plugins.NSTLoss'), student='backbone.layer4',
-                    teacher='backbone.layer4', weight=50.0)])]
+    distilled.custom_hooks = [
+        dict(
+            type='kd_plugins.DistillationHook',
+            teacher=dict(
+                config=Config(dict(model=stock.cfg.model)).model.to_dict()
+                | dict(_scope_='mmpretrain', data_preprocessor=stock.cfg.data_preprocessor.to_dict()),
+                checkpoint=str(tmp_path / 'teacher/epoch_2.pth'),
+            ),
+            terms=[
+                dict(
+                    name='nst',
+                    loss=dict(type='kd_plugins.NSTLoss'),
+                    student='backbone.layer4',
+                    teacher='backbone.layer4',
+                    weight=50.0,
+                )
+            ],
+        )
+    ]
     runner = train(distilled)
     assert runner.message_hub.get_scalar('train/loss_nst').data[0].max() > 0
     assert list(saved(tmp_path / 'run/epoch_2.pth')['state_dict']) == list(stock.model.state_dict())
@@ -398,15 +452,31 @@ def test_stock_mmdet_config_gains_distillation_on_backbone_and_fpn(tmp_path):
     data = coco_folder(tmp_path / 'coco')
     teacher = train(stock_detector(data, tmp_path / 'teacher'))
     config = stock_detector(data, tmp_path / 'run')
-    config.custom_hooks = [dict(
-        type='kd_plugins.DistillationHook',
-        teacher=dict(config=config.model.to_dict() | dict(_scope_='mmdet'),
-                     checkpoint=str(tmp_path / 'teacher/epoch_1.pth')),
-        terms=[dict(name='nst', loss=dict(type='kd_plugins.NSTLoss'), student='backbone.layer3',
-                    teacher='backbone.layer3', weight=10.0),
-               dict(name='fpn', loss=dict(type='kd_plugins.ATLoss'), student='neck', teacher='neck', weight=1.0),
-               dict(name='head', loss=dict(type='kd_plugins.FitNetLoss'), student='bbox_head.retina_cls',
-                    teacher='bbox_head.retina_cls', weight=0.1)])]
+    config.custom_hooks = [
+        dict(
+            type='kd_plugins.DistillationHook',
+            teacher=dict(
+                config=config.model.to_dict() | dict(_scope_='mmdet'), checkpoint=str(tmp_path / 'teacher/epoch_1.pth')
+            ),
+            terms=[
+                dict(
+                    name='nst',
+                    loss=dict(type='kd_plugins.NSTLoss'),
+                    student='backbone.layer3',
+                    teacher='backbone.layer3',
+                    weight=10.0,
+                ),
+                dict(name='fpn', loss=dict(type='kd_plugins.ATLoss'), student='neck', teacher='neck', weight=1.0),
+                dict(
+                    name='head',
+                    loss=dict(type='kd_plugins.FitNetLoss'),
+                    student='bbox_head.retina_cls',
+                    teacher='bbox_head.retina_cls',
+                    weight=0.1,
+                ),
+            ],
+        )
+    ]
     runner = train(config)
     for name in ('nst', 'fpn', 'head'):
         assert runner.message_hub.get_scalar(f'train/loss_{name}').data[0].max() > 0
@@ -437,15 +507,22 @@ def test_hints_alone_and_then_the_task(tmp_path, data, teacher, way):
 
     states = []
     config = classification_config(
-        data, tmp_path / 'stage1', epochs=6, default_hooks=dict(export=dict(type='kd_plugins.ExportHook')),
-        **way(teacher, [HINT], task=False))
+        data,
+        tmp_path / 'stage1',
+        epochs=6,
+        default_hooks=dict(export=dict(type='kd_plugins.ExportHook')),
+        **way(teacher, [HINT], task=False),
+    )
     config.optim_wrapper.optimizer.weight_decay = 0.1
     runner = Runner.from_cfg(config)
     runner.register_hook(Start())
     runner.train()
     (start,), end = states, saved(tmp_path / 'stage1/student.pth')['state_dict']
-    above = [name for name, _ in MODELS.build(classifier()).named_parameters()
-             if name.startswith(('backbone.stage3', 'head'))]
+    above = [
+        name
+        for name, _ in MODELS.build(classifier()).named_parameters()
+        if name.startswith(('backbone.stage3', 'head'))
+    ]
     assert len(above) > 5
     assert all(torch.equal(start[name], end[name]) for name in above)
     assert not torch.equal(start['backbone.stem.0.weight'], end['backbone.stem.0.weight'])
@@ -453,8 +530,9 @@ def test_hints_alone_and_then_the_task(tmp_path, data, teacher, way):
     assert hints[-3:].mean() < 0.9 * hints[:3].mean()
     assert (runner.message_hub.get_scalar('train/loss').data[0] > hints).all()  # the task's is still computed
 
-    second = classification_config(data, tmp_path / 'stage2', epochs=1, load_from=str(tmp_path / 'stage1/student.pth'),
-                                   **way(teacher, [KD]))
+    second = classification_config(
+        data, tmp_path / 'stage2', epochs=1, load_from=str(tmp_path / 'stage1/student.pth'), **way(teacher, [KD])
+    )
     runner = Runner.from_cfg(second)
     runner.register_hook(Start())
     runner.train()

@@ -13,8 +13,13 @@ def data(tmp_path):
 
 
 def frozen(data, work_dir, *modules, hooks=(), **more):
-    config = classification_config(data, work_dir, epochs=3, custom_hooks=[
-        dict(type='kd_plugins.FreezeHook', modules=list(modules)), *hooks], **more)
+    config = classification_config(
+        data,
+        work_dir,
+        epochs=3,
+        custom_hooks=[dict(type='kd_plugins.FreezeHook', modules=list(modules)), *hooks],
+        **more,
+    )
     config.optim_wrapper.optimizer.weight_decay = 0.1
     loader = dict(config.train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
     config.merge_from_dict(dict(val_dataloader=loader, val_cfg={}, val_evaluator=dict(type='Accuracy')))
@@ -81,7 +86,9 @@ def test_the_head_learns_what_it_learns_from_precomputed_features(tmp_path, data
     model, batches = runner.model, []
     step = model.train_step
     model.train_step = lambda data, optim_wrapper: (
-        batches.append(model.data_preprocessor(data, True)), step(data, optim_wrapper))[1]
+        batches.append(model.data_preprocessor(data, True)),
+        step(data, optim_wrapper),
+    )[1]
     start = Start()
     runner.register_hook(start)
     runner.train()
@@ -108,12 +115,15 @@ def test_an_average_of_a_frozen_backbone_is_that_backbone(tmp_path, data):
         assert torch.equal(value, saved[name]) == name.startswith('backbone.'), name
 
 
-@pytest.mark.parametrize(('modules', 'message'), [
-    (['backbon'], "ImageClassifier has no module 'backbon' to freeze; nearest names: backbone"),
-    (['backbone', 'backbone.stage9'], "no module 'backbone.stage9' to freeze; nearest names: backbone.stage"),
-    ([''], "no module '' to freeze"),
-    (['backbone', 'head'], 'with backbone, head frozen nothing of ImageClassifier is left to train'),
-])
+@pytest.mark.parametrize(
+    ('modules', 'message'),
+    [
+        (['backbon'], "ImageClassifier has no module 'backbon' to freeze; nearest names: backbone"),
+        (['backbone', 'backbone.stage9'], "no module 'backbone.stage9' to freeze; nearest names: backbone.stage"),
+        ([''], "no module '' to freeze"),
+        (['backbone', 'head'], 'with backbone, head frozen nothing of ImageClassifier is left to train'),
+    ],
+)
 def test_what_is_wrong_is_told(tmp_path, data, modules, message):
     with pytest.raises(UserError) as error:
         train(frozen(data, tmp_path / 'run', *modules))

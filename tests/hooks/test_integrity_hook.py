@@ -66,8 +66,9 @@ def test_a_part_whose_weights_a_file_of_the_whole_replaces(tmp_path, config):
     """As in mmdet's trackers: the detector's file is loaded after that of its backbone."""
     for name in ('backbone', 'whole'):
         torch.save({'state_dict': MODELS.build(classifier()).state_dict()}, tmp_path / f'{name}.pth')
-    config.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'backbone.pth'),
-                                          prefix='backbone')
+    config.model.backbone.init_cfg = dict(
+        type='Pretrained', checkpoint=str(tmp_path / 'backbone.pth'), prefix='backbone'
+    )
     config.model.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'whole.pth'))
     model = MODELS.build(config.model)
     model.init_weights()
@@ -89,7 +90,7 @@ def test_a_run_goes_on_from_a_checkpoint_of_its_own_only(tmp_path, data, config)
     with pytest.raises(UserError, match=r'written by another optimiser .*momentum.*betas'):
         train(resumed(adam, path))
     parts = checked(data, tmp_path / 'other')
-    parts.optim_wrapper.paramwise_cfg = dict(norm_decay_mult=0.)
+    parts.optim_wrapper.paramwise_cfg = dict(norm_decay_mult=0.0)
     with pytest.raises(UserError, match=r'optimiser with 1 parameter groups, this config has 24'):
         train(resumed(parts, path))
 
@@ -103,8 +104,7 @@ def test_no_iteration(data, tmp_path):
 
 
 def test_weights_that_are_not_finite_keep_the_last_checkpoint(data, tmp_path):
-    config = checked(data, tmp_path / 'run', param_scheduler=[dict(
-        type='MultiStepLR', milestones=[1], gamma=1e36)])
+    config = checked(data, tmp_path / 'run', param_scheduler=[dict(type='MultiStepLR', milestones=[1], gamma=1e36)])
     config.train_cfg.max_epochs = 3
     with pytest.raises(UserError, match=r'not finite after iteration [56]: .*last good checkpoint is kept'):
         train(config)

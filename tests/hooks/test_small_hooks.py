@@ -14,8 +14,11 @@ from kd_plugins.datasets.corruption import held_out
 from kd_plugins.errors import UserError
 from kd_plugins.registry import MODELS
 
-HOOKS = dict(export=dict(type='kd_plugins.ExportHook'), reseed=dict(type='kd_plugins.ReseedHook'),
-             handover=dict(type='kd_plugins.HandoverHook'))
+HOOKS = dict(
+    export=dict(type='kd_plugins.ExportHook'),
+    reseed=dict(type='kd_plugins.ReseedHook'),
+    handover=dict(type='kd_plugins.HandoverHook'),
+)
 
 
 @pytest.fixture
@@ -38,7 +41,8 @@ def test_export_is_the_last_checkpoint_and_the_last_metrics(tmp_path, data):
     result = json.loads((tmp_path / 'run/result.json').read_text())
     assert result['metrics']['epoch'] == 2
     assert result['metrics']['accuracy/top1'] == pytest.approx(
-        runner.message_hub.get_scalar('val/accuracy/top1').data[0][-1])
+        runner.message_hub.get_scalar('val/accuracy/top1').data[0][-1]
+    )
 
 
 def test_files_of_an_older_run_are_not_taken_for_those_of_a_new_one(tmp_path, data):
@@ -71,21 +75,40 @@ class Strange(BaseMetric):
         self.results.append(None)
 
     def compute_metrics(self, results):
-        return dict(tensor=torch.tensor(0.5), per_class=np.array([0.25, 1]), count=np.int64(3), nothing=None, text='x',
-                    nested=dict(a=[torch.ones(2), {1: torch.tensor(True)}]), other=range(2))
+        return dict(
+            tensor=torch.tensor(0.5),
+            per_class=np.array([0.25, 1]),
+            count=np.int64(3),
+            nothing=None,
+            text='x',
+            nested=dict(a=[torch.ones(2), {1: torch.tensor(True)}]),
+            other=range(2),
+        )
 
 
 def test_metrics_that_are_no_numbers_do_not_lose_the_result(tmp_path, data):
     config = classification_config(data, tmp_path / 'run', default_hooks=HOOKS, log_level='INFO')
     evaluated(config)
-    config.val_evaluator = [dict(type='ConfusionMatrix', num_classes=4), dict(type=Strange),
-                            dict(type='SingleLabelMetric', average=None, num_classes=4)]
+    config.val_evaluator = [
+        dict(type='ConfusionMatrix', num_classes=4),
+        dict(type=Strange),
+        dict(type='SingleLabelMetric', average=None, num_classes=4),
+    ]
     train(config)
     metrics = json.loads((tmp_path / 'run/result.json').read_text())['metrics']
     assert sum(map(sum, metrics.pop('confusion_matrix/result'))) == 24
     assert all(len(metrics.pop(f'single-label/{name}_classwise')) == 4 for name in ('precision', 'recall', 'f1-score'))
-    assert metrics == dict(tensor=0.5, per_class=[0.25, 1], count=3, nothing=None, text='x',
-                           nested=dict(a=[[1, 1], {'1': True}]), other='range(0, 2)', epoch=2, iter=6)
+    assert metrics == dict(
+        tensor=0.5,
+        per_class=[0.25, 1],
+        count=3,
+        nothing=None,
+        text='x',
+        nested=dict(a=[[1, 1], {'1': True}]),
+        other='range(0, 2)',
+        epoch=2,
+        iter=6,
+    )
 
 
 def test_a_held_out_part_is_scored_beside_the_test_set_and_chosen_by(tmp_path, data):
@@ -95,11 +118,22 @@ def test_a_held_out_part_is_scored_beside_the_test_set_and_chosen_by(tmp_path, d
         config.val_dataloader.dataset.pipeline.pop(1)  # the flip
         config.val_cfg = dict(fp16=True)
         if hook:
-            held_out = dict(config.val_dataloader, dataset=dict(
-                type='kd_plugins.Corrupted', dataset=config.val_dataloader.dataset,
-                validation=dict(size=12, part='val')))
-            config.custom_hooks = [dict(type='kd_plugins.HeldOutHook', dataloader=held_out, evaluator=dict(
-                type='Accuracy', prefix='validation'), **hook)]
+            held_out = dict(
+                config.val_dataloader,
+                dataset=dict(
+                    type='kd_plugins.Corrupted',
+                    dataset=config.val_dataloader.dataset,
+                    validation=dict(size=12, part='val'),
+                ),
+            )
+            config.custom_hooks = [
+                dict(
+                    type='kd_plugins.HeldOutHook',
+                    dataloader=held_out,
+                    evaluator=dict(type='Accuracy', prefix='validation'),
+                    **hook,
+                )
+            ]
             config.default_hooks.checkpoint = dict(type='CheckpointHook', save_best='validation/top1')
         return config
 
@@ -111,7 +145,7 @@ def test_a_held_out_part_is_scored_beside_the_test_set_and_chosen_by(tmp_path, d
     result = json.loads((tmp_path / 'run/result.json').read_text())['metrics']
     assert (result['validation/top1'], result['accuracy/top1']) == found[-1]
     best = max(range(3), key=lambda epoch: found[epoch][0])
-    (chosen, ) = (tmp_path / 'run').glob('best_validation_top1_*.pth')
+    (chosen,) = (tmp_path / 'run').glob('best_validation_top1_*.pth')
     assert chosen.stem.endswith(f'epoch_{best + 1}')
     # The last epoch's score, by hand, of the twelve.
     model = runner.model.eval()
@@ -124,8 +158,9 @@ def test_a_held_out_part_is_scored_beside_the_test_set_and_chosen_by(tmp_path, d
 
 
 def test_export_under_ema_is_the_average(tmp_path, data):
-    config = classification_config(data, tmp_path / 'run', default_hooks=HOOKS, custom_hooks=[
-        dict(type='EMAHook', momentum=0.2)])
+    config = classification_config(
+        data, tmp_path / 'run', default_hooks=HOOKS, custom_hooks=[dict(type='EMAHook', momentum=0.2)]
+    )
     runner = train(config)
     checkpoint = read_checkpoint(tmp_path / 'run/epoch_2.pth')
     exported = read_checkpoint(tmp_path / 'run/student.pth')['state_dict']
@@ -150,6 +185,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path, data, workers, persi
 
 def test_epochs_draw_different_augmentations(tmp_path, data):
     """The stock worker seed repeats: without the hook every epoch flips the same positions of the batch."""
+
     def run(name, hooks):
         config = classification_config(data, tmp_path / name, epochs=3, default_hooks=hooks)
         config.train_dataloader.num_workers = 1
@@ -159,9 +195,11 @@ def test_epochs_draw_different_augmentations(tmp_path, data):
         runner = Runner.from_cfg(config)
         step = runner.model.train_step
         runner.model.train_step = lambda data, optim_wrapper: (
-            seen.extend(sample.metainfo.get('flip') for sample in data['data_samples']), step(data, optim_wrapper))[1]
+            seen.extend(sample.metainfo.get('flip') for sample in data['data_samples']),
+            step(data, optim_wrapper),
+        )[1]
         runner.train()
-        return [tuple(seen[i:i + 24]) for i in range(0, 72, 24)]
+        return [tuple(seen[i : i + 24]) for i in range(0, 72, 24)]
 
     assert len(set(run('with', HOOKS))) == 3
     assert len(set(run('without', {}))) == 1
@@ -187,9 +225,14 @@ class TestHandover:
         log = next((tmp_path / 'run').glob('*/*.log')).read_text()
         assert f'backbone: 42 tensors are those of {source}' in log
 
-    @pytest.mark.parametrize(('change', 'message'), [
-        (dict(width=8), 'size mismatch'), (dict(depth=14), 'is missing'), (dict(depth=14, width=8), 'size mismatch'),
-    ])
+    @pytest.mark.parametrize(
+        ('change', 'message'),
+        [
+            (dict(width=8), 'size mismatch'),
+            (dict(depth=14), 'is missing'),
+            (dict(depth=14, width=8), 'size mismatch'),
+        ],
+    )
     def test_refuses_what_does_not_fit(self, tmp_path, data, source, change, message):
         with pytest.raises(UserError, match=f'backbone was not handed over: .*{message}'):
             train(self.config(data, tmp_path, source, **change))
@@ -208,14 +251,18 @@ class TestHandover:
         train(config)
 
 
-@pytest.mark.parametrize(('record', 'names'), [
-    (dict(type='kd_plugins.MutualLearning', student=classifier(), peers=2), {'student', 'peer1', 'peer2'}),
-    (dict(type='kd_plugins.NativeEnsemble', student=classifier()), {'student', 'ensemble'}),
-])
+@pytest.mark.parametrize(
+    ('record', 'names'),
+    [
+        (dict(type='kd_plugins.MutualLearning', student=classifier(), peers=2), {'student', 'peer1', 'peer2'}),
+        (dict(type='kd_plugins.NativeEnsemble', student=classifier()), {'student', 'ensemble'}),
+    ],
+)
 def test_export_of_networks_that_train_together(tmp_path, data, record, names):
     """The student is a plain one, and all is averaged as the checkpoint is."""
-    config = classification_config(data, tmp_path / 'run', record, default_hooks=HOOKS, custom_hooks=[
-        dict(type='EMAHook', momentum=0.2)])
+    config = classification_config(
+        data, tmp_path / 'run', record, default_hooks=HOOKS, custom_hooks=[dict(type='EMAHook', momentum=0.2)]
+    )
     evaluated(config)
     model = train(config).model
     saved = read_checkpoint(tmp_path / 'run/epoch_2.pth')['state_dict']

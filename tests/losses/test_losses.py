@@ -109,9 +109,19 @@ def test_bss_passes_its_options_on():
     assert len(chosen) == 2
     inputs = torch.randn(2, 4)
     results = []
-    for attack in (lambda: loss.adversaries(inputs, labels[chosen], logits[chosen], lambda x, places: 2 * x),
-                   lambda: F.boundary_attack(inputs, labels[chosen], F.draw_targets(logits[chosen], labels[chosen]),
-                                             lambda x, places: 2 * x, 3, 0.5, 1.0, 0.9)):
+    for attack in (
+        lambda: loss.adversaries(inputs, labels[chosen], logits[chosen], lambda x, places: 2 * x),
+        lambda: F.boundary_attack(
+            inputs,
+            labels[chosen],
+            F.draw_targets(logits[chosen], labels[chosen]),
+            lambda x, places: 2 * x,
+            3,
+            0.5,
+            1.0,
+            0.9,
+        ),
+    ):
         torch.manual_seed(3)
         results.append(attack())
     assert torch.equal(*results)

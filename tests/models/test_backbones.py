@@ -39,9 +39,7 @@ def wrn_formula(depth: int, k: int) -> int:
     return total + 2 * 64 * k + 64 * k * CLASSES + CLASSES
 
 
-@pytest.mark.parametrize(
-    ('depth', 'published'), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)]
-)
+@pytest.mark.parametrize(('depth', 'published'), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
 def test_resnet_has_the_papers_parameters(depth: int, published: float) -> None:
     model = CifarResNet(depth)
     # Table 6 of He et al. prints two digits, in millions.
@@ -79,7 +77,9 @@ def test_three_stages_halve_the_map_and_double_the_channels(model: nn.Module, si
     (out,) = model(torch.randn(2, 3, size, size))
     c = model.num_features
     assert shapes == {
-        'stage1': (c // 4, size, size), 'stage2': (c // 2, size // 2, size // 2), 'stage3': (c, size // 4, size // 4)
+        'stage1': (c // 4, size, size),
+        'stage2': (c // 2, size // 2, size // 2),
+        'stage3': (c, size // 4, size // 4),
     }
     assert out.shape == (2, *shapes['stage3'])
 
@@ -185,12 +185,14 @@ def test_a_wrong_depth_is_one_line(build: object, form: str) -> None:
 def test_an_image_classifier_of_mmpretrain_takes_it() -> None:
     import mmpretrain.models  # noqa: F401
 
-    model = MODELS.build({
-        'type': 'mmpretrain.ImageClassifier',
-        'backbone': {'type': 'kd_plugins.WideResNet', 'depth': 10, 'widen_factor': 1},
-        'neck': {'type': 'mmpretrain.GlobalAveragePooling'},
-        'head': {'type': 'mmpretrain.LinearClsHead', 'num_classes': 10, 'in_channels': 64},
-    })
+    model = MODELS.build(
+        {
+            'type': 'mmpretrain.ImageClassifier',
+            'backbone': {'type': 'kd_plugins.WideResNet', 'depth': 10, 'widen_factor': 1},
+            'neck': {'type': 'mmpretrain.GlobalAveragePooling'},
+            'head': {'type': 'mmpretrain.LinearClsHead', 'num_classes': 10, 'in_channels': 64},
+        }
+    )
     names = dict(model.named_modules())
     assert {'backbone.stage1', 'backbone.stage2', 'backbone.stage3', 'neck', 'head.fc'} <= names.keys()
     x = torch.randn(2, 3, 32, 32)

@@ -16,8 +16,13 @@ from kd_plugins.errors import UserError
 from kd_plugins.hooks import IntegrityHook
 from kd_plugins.registry import MODELS
 
-HINT = dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student='backbone.stage2', teacher='backbone.stage2',
-            adapter='auto')
+HINT = dict(
+    name='hint',
+    loss=dict(type='kd_plugins.FitNetLoss'),
+    student='backbone.stage2',
+    teacher='backbone.stage2',
+    adapter='auto',
+)
 
 
 class Renaming(ImageClassifier):
@@ -25,8 +30,11 @@ class Renaming(ImageClassifier):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._register_state_dict_hook(lambda module, state_dict, prefix, metadata: OrderedDict(
-            (key.removeprefix('backbone.'), value) for key, value in state_dict.items()))
+        self._register_state_dict_hook(
+            lambda module, state_dict, prefix, metadata: OrderedDict(
+                (key.removeprefix('backbone.'), value) for key, value in state_dict.items()
+            )
+        )
         self._register_load_state_dict_pre_hook(self._to_own)
 
     @staticmethod
@@ -41,15 +49,22 @@ def student():
 
 def model_of(kind, folder):
     if kind == 'Distiller':
-        return dict(type='kd_plugins.Distiller', student=student(), input_shape=(3, 16, 16),
-                    teacher=teacher_record(folder), terms=[HINT])
+        return dict(
+            type='kd_plugins.Distiller',
+            student=student(),
+            input_shape=(3, 16, 16),
+            teacher=teacher_record(folder),
+            terms=[HINT],
+        )
     return dict(type=f'kd_plugins.{kind}', student=student())
 
 
 @pytest.mark.parametrize('kind', ['Distiller', 'MutualLearning', 'NativeEnsemble'])
 def test_a_network_that_renames_its_keys(tmp_path, kind):
-    data, hooks = image_folder(tmp_path / 'data'), {
-        name: dict(type=f'kd_plugins.{name}Hook') for name in ('Integrity', 'Export', 'Reseed')}
+    data, hooks = (
+        image_folder(tmp_path / 'data'),
+        {name: dict(type=f'kd_plugins.{name}Hook') for name in ('Integrity', 'Export', 'Reseed')},
+    )
     config = classification_config(data, tmp_path / 'whole', model=model_of(kind, tmp_path), default_hooks=hooks)
     config.custom_hooks = [dict(type='EMAHook')]
     whole = train(copy.deepcopy(config))
@@ -78,6 +93,7 @@ def test_a_network_that_renames_its_keys(tmp_path, kind):
 
 def test_attributes_are_the_students(tmp_path):
     """As ``YOLOXModeSwitchHook``, ``SetEpochInfoHook`` and DenseCL's hook use them."""
+
     class Switch(Hook):
         def before_train_epoch(self, runner):
             assert not hasattr(runner.model, 'detector')
@@ -86,7 +102,8 @@ def test_attributes_are_the_students(tmp_path):
             runner.model.own = 1
 
     config = classification_config(
-        image_folder(tmp_path / 'data'), tmp_path / 'run', model=model_of('Distiller', tmp_path))
+        image_folder(tmp_path / 'data'), tmp_path / 'run', model=model_of('Distiller', tmp_path)
+    )
     runner = Runner.from_cfg(config)
     runner.model.student.loss_lambda = 0.0
     runner.register_hook(Switch())
@@ -108,7 +125,8 @@ def test_an_infinite_weight_is_seen_under_any_name(tmp_path):
         model.student.head.fc.weight[0] = torch.inf
     with pytest.raises(UserError, match=r'head\.fc\.weight is not finite after iteration 3'):
         IntegrityHook().before_save_checkpoint(
-            SimpleNamespace(model=model, iter=3), dict(state_dict=model.state_dict()))
+            SimpleNamespace(model=model, iter=3), dict(state_dict=model.state_dict())
+        )
 
 
 class Annotated(ImageClassifier):
@@ -153,11 +171,19 @@ def test_a_train_step_of_its_own_is_not_left_out(tmp_path):
 
 def test_layers_have_the_students_depth():
     backbone = dict(type='VisionTransformer', arch='deit-tiny', img_size=32, patch_size=16)
-    alone = classifier() | dict(backbone=backbone, neck=None, head=dict(
-        type='VisionTransformerClsHead', num_classes=4, in_channels=192))
+    alone = classifier() | dict(
+        backbone=backbone, neck=None, head=dict(type='VisionTransformerClsHead', num_classes=4, in_channels=192)
+    )
     term = HINT | dict(student='head', teacher='head')
-    model = MODELS.build(dict(type='kd_plugins.Distiller', student=alone, teacher=dict(config=alone, checkpoint=None),
-                              terms=[term], input_shape=(3, 32, 32)))
+    model = MODELS.build(
+        dict(
+            type='kd_plugins.Distiller',
+            student=alone,
+            teacher=dict(config=alone, checkpoint=None),
+            terms=[term],
+            input_shape=(3, 32, 32),
+        )
+    )
     depths = {name: model.get_layer_depth(name)[0] for name, _ in model.named_parameters()}
     assert depths['student.backbone.patch_embed.projection.weight'] == 0
     assert depths['student.backbone.layers.3.ln1.weight'] == 4

@@ -50,8 +50,13 @@ def cohort(**options):
 
 def batches(count, dtype=torch.float32):
     generator = torch.Generator().manual_seed(2)
-    return [dict(inputs=100 + 50 * torch.randn(4, 3, 16, 16, generator=generator).to(dtype),
-                 data_samples=[DataSample().set_gt_label((i + j) % CLASSES) for i in range(4)]) for j in range(count)]
+    return [
+        dict(
+            inputs=100 + 50 * torch.randn(4, 3, 16, 16, generator=generator).to(dtype),
+            data_samples=[DataSample().set_gt_label((i + j) % CLASSES) for i in range(4)],
+        )
+        for j in range(count)
+    ]
 
 
 def networks_of(model):
@@ -60,6 +65,7 @@ def networks_of(model):
 
 def looped_loss(own, others, labels, weight, tau):
     """Return cross entropy plus the mean divergence from the others, sample by sample and class by class."""
+
     def probabilities(row, tau):
         powers = [torch.exp(x / tau) for x in row]
         return [x / sum(powers) for x in powers]
@@ -70,7 +76,8 @@ def looped_loss(own, others, labels, weight, tau):
         for other in others:
             p, q = probabilities(other[row].detach(), tau), probabilities(own[row], tau)
             total = total + weight / len(others) * tau**2 * sum(
-                a * (torch.log(a) - torch.log(b)) for a, b in zip(p, q, strict=True))
+                a * (torch.log(a) - torch.log(b)) for a, b in zip(p, q, strict=True)
+            )
     return total / len(labels)
 
 
@@ -92,9 +99,14 @@ def test_losses_and_gradients_are_those_of_plain_loops():
             torch.testing.assert_close(own.grad, other.grad, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize(('optimizer', 'counts'), [
-    (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=1e-3), 1), (torch.optim.Adam, 1),
-    (torch.optim.Adam, 2)])
+@pytest.mark.parametrize(
+    ('optimizer', 'counts'),
+    [
+        (lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=1e-3), 1),
+        (torch.optim.Adam, 1),
+        (torch.optim.Adam, 2),
+    ],
+)
 def test_joint_step_is_that_of_separate_optimisers_at_the_same_time(optimizer, counts):
     model = cohort(peers=2)
     plain = copy.deepcopy(networks_of(model))
@@ -153,10 +165,20 @@ def test_alternating_refuses_what_it_cannot_do(tmp_path):
     with pytest.raises(UserError, match='without gradient accumulation'):
         model.train_step(data, OptimWrapper(optimizer, accumulative_counts=2))
     config = classification_config(
-        image_folder(tmp_path / 'data'), tmp_path / 'run',
-        dict(type='kd_plugins.MutualLearning', student=classifier(), update='alternating'), 1, custom_hooks=[dict(
-            type='kd_plugins.DistillationHook', teacher=teacher_record(tmp_path), terms=[dict(
-                name='kd', loss=dict(type='kd_plugins.KDLoss'), student='student.head.fc', teacher='head.fc')])])
+        image_folder(tmp_path / 'data'),
+        tmp_path / 'run',
+        dict(type='kd_plugins.MutualLearning', student=classifier(), update='alternating'),
+        1,
+        custom_hooks=[
+            dict(
+                type='kd_plugins.DistillationHook',
+                teacher=teacher_record(tmp_path),
+                terms=[
+                    dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='student.head.fc', teacher='head.fc')
+                ],
+            )
+        ],
+    )
     with pytest.raises(UserError, match='DistillationHook could add to'):
         train(config)
 
@@ -170,9 +192,17 @@ def test_at_weight_0_the_student_trains_as_alone(tmp_path, data):
     """Same weights to start from, same batches, same dropout, though no ReseedHook sets the random states right."""
     student = classifier() | dict(neck=dict(type='kd_plugins.DropoutPooling'))
     alone = train(classification_config(data, tmp_path / 'alone', student, default_hooks={}))
-    runs = {weight: train(classification_config(data, tmp_path / f'cohort{weight}', dict(
-        type='kd_plugins.MutualLearning', student=student, peers=2, weight=weight), default_hooks={})).model
-        for weight in (0, 1)}
+    runs = {
+        weight: train(
+            classification_config(
+                data,
+                tmp_path / f'cohort{weight}',
+                dict(type='kd_plugins.MutualLearning', student=student, peers=2, weight=weight),
+                default_hooks={},
+            )
+        ).model
+        for weight in (0, 1)
+    }
     assert equal(weights(runs[0].student), weights(alone.model))
     assert not equal(weights(runs[1].student), weights(alone.model))
     first, *others = (network.backbone.stage3[0].conv1.weight for network in networks_of(runs[0]))
@@ -183,8 +213,13 @@ def test_at_weight_0_the_student_trains_as_alone(tmp_path, data):
 def test_resumed_run_equals_the_uninterrupted_one_under_ema(tmp_path, data, update):
     def config(name):
         return classification_config(
-            data, tmp_path / name, dict(type='kd_plugins.MutualLearning', student=classifier(), update=update), 4,
-            default_hooks=HOOKS, custom_hooks=[dict(type='EMAHook', momentum=0.2)])
+            data,
+            tmp_path / name,
+            dict(type='kd_plugins.MutualLearning', student=classifier(), update=update),
+            4,
+            default_hooks=HOOKS,
+            custom_hooks=[dict(type='EMAHook', momentum=0.2)],
+        )
 
     whole = train(config('whole'))
     resumed = config('resumed')
@@ -199,8 +234,13 @@ def test_resumed_run_equals_the_uninterrupted_one_under_ema(tmp_path, data, upda
 def test_reidentification(tmp_path):
     folder = market_folder(tmp_path / 'market')
     plain = reid_config(folder, tmp_path / 'run', epochs=1).model
-    config = reid_config(folder, tmp_path / 'run', epochs=1, default_hooks=HOOKS, model=dict(
-        type='kd_plugins.MutualLearning', student=plain))
+    config = reid_config(
+        folder,
+        tmp_path / 'run',
+        epochs=1,
+        default_hooks=HOOKS,
+        model=dict(type='kd_plugins.MutualLearning', student=plain),
+    )
     runner = train(config)
     logged = runner.message_hub.log_scalars
     assert {f'train/{name}_{i}' for name in ('loss_id', 'loss_triplet', 'loss_kl') for i in (0, 1)} <= set(logged)
@@ -218,8 +258,10 @@ def test_peers_of_another_architecture():
     assert len(losses) == 6
     split = model.deployable(model.state_dict())
     assert list(split) == ['student', 'peer1', 'peer2']
-    assert [split[name].keys() == MODELS.build(record).state_dict().keys() for name, record in zip(
-        split, (classifier(), classifier(14), classifier(8, 8)), strict=True)] == [True] * 3
+    assert [
+        split[name].keys() == MODELS.build(record).state_dict().keys()
+        for name, record in zip(split, (classifier(), classifier(14), classifier(8, 8)), strict=True)
+    ] == [True] * 3
 
 
 def test_student_alone_predicts():
@@ -237,12 +279,21 @@ def other_classes():
     return record | dict(head=record['head'] | dict(num_classes=CLASSES + 1))
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (dict(peers=[]), 'at least one peer'), (dict(peers=0), 'peers: expected a whole number of at least 1, got 0'),
-    (dict(tap='head.fx'), r"no module 'head.fx' to tap; nearest names: head.fc"),
-    (dict(peers=[classifier() | dict(data_preprocessor=dict(mean=[0.0] * 3, std=[1.0] * 3))]), 'leave data_preproc'),
-    (dict(update='both'), "update: expected one of 'joint', 'alternating'"), (dict(tau=0), 'tau: expected'),
-    (dict(weight=-1), 'weight: expected')])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(peers=[]), 'at least one peer'),
+        (dict(peers=0), 'peers: expected a whole number of at least 1, got 0'),
+        (dict(tap='head.fx'), r"no module 'head.fx' to tap; nearest names: head.fc"),
+        (
+            dict(peers=[classifier() | dict(data_preprocessor=dict(mean=[0.0] * 3, std=[1.0] * 3))]),
+            'leave data_preproc',
+        ),
+        (dict(update='both'), "update: expected one of 'joint', 'alternating'"),
+        (dict(tau=0), 'tau: expected'),
+        (dict(weight=-1), 'weight: expected'),
+    ],
+)
 def test_mistakes_are_told(options, message):
     with pytest.raises(ValueError, match=message):
         MutualLearning(student=classifier(), **options)
@@ -283,5 +334,6 @@ class TestDataParallel:
 
 
 def test_alternating_under_data_parallel_is_refused(ranks):
-    assert all(rank['alternating'].startswith("MutualLearning: update='alternating' works in train_step")
-               for rank in ranks)
+    assert all(
+        rank['alternating'].startswith("MutualLearning: update='alternating' works in train_step") for rank in ranks
+    )

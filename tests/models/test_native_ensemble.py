@@ -29,7 +29,8 @@ def resnet(style='ResNet', **backbone):
     """Return one of mmpretrain's residual networks; between its stem and its stages there is a pooling."""
     return classifier() | dict(
         backbone=dict(type=style, depth=18, stem_channels=8, base_channels=8, **backbone),
-        head=classifier()['head'] | dict(in_channels=64))
+        head=classifier()['head'] | dict(in_channels=64),
+    )
 
 
 def build(**options):
@@ -46,8 +47,10 @@ def build(**options):
 
 def batch(dtype=torch.float32, size=16):
     generator = torch.Generator().manual_seed(2)
-    return (torch.randn(5, 3, size, size, generator=generator).to(dtype),
-            [DataSample().set_gt_label(i % CLASSES) for i in range(5)])
+    return (
+        torch.randn(5, 3, size, size, generator=generator).to(dtype),
+        [DataSample().set_gt_label(i % CLASSES) for i in range(5)],
+    )
 
 
 def softmax(row, tau=1.0):
@@ -61,8 +64,13 @@ def looped(model, images, labels, weight, tau):
     trunk = backbone.stage2(backbone.stage1(backbone.stem(images)))
     logits = [net.head.fc(net.backbone.stage3(trunk).mean((2, 3))) for net in (model.student, *model.branches)]
     linear, norm = model.gate[2], model.gate[3]
-    scores = [[sum(linear.weight[b, c] * trunk[i, c].mean() for c in range(trunk.shape[1])) + linear.bias[b]
-               for b in range(k)] for i in range(n)]
+    scores = [
+        [
+            sum(linear.weight[b, c] * trunk[i, c].mean() for c in range(trunk.shape[1])) + linear.bias[b]
+            for b in range(k)
+        ]
+        for i in range(n)
+    ]
     for b in range(k):
         mean = sum(scores[i][b] for i in range(n)) / n
         variance = sum((scores[i][b] - mean) ** 2 for i in range(n)) / n
@@ -78,8 +86,14 @@ def looped(model, images, labels, weight, tau):
         target = softmax([x.detach() for x in ensemble[i]], tau)
         for b in range(k):
             losses[f'loss_{b}'] -= torch.log(softmax(logits[b][i])[labels[i]]) / n
-            losses[f'loss_kl_{b}'] += weight * tau**2 / n * sum(
-                p * (torch.log(p) - torch.log(q)) for p, q in zip(target, softmax(logits[b][i], tau), strict=True))
+            losses[f'loss_kl_{b}'] += (
+                weight
+                * tau**2
+                / n
+                * sum(
+                    p * (torch.log(p) - torch.log(q)) for p, q in zip(target, softmax(logits[b][i], tau), strict=True)
+                )
+            )
     return torch.stack([torch.stack(row) for row in ensemble]), losses
 
 
@@ -102,13 +116,23 @@ def test_losses_and_gradients_are_those_of_plain_loops():
         assert (gradients[name].abs().max() > 1e-6) == (name != 'gate.2.bias'), name
 
 
-@pytest.mark.parametrize('record', [
-    (classifier(), ('backbone.stem', 'backbone.stage1', 'backbone.stage2')),
-    (classifier() | dict(backbone=dict(type='kd_plugins.WideResNet', depth=10, widen_factor=1),
-                         head=classifier()['head'] | dict(in_channels=64)),
-     ('backbone.stem', 'backbone.stage1')),
-    (resnet(), RESNET_PARTS), (resnet('ResNet_CIFAR', norm_eval=True), RESNET_PARTS[:3]),
-], ids=['CifarResNet', 'WideResNet', 'ResNet', 'ResNet_CIFAR'])
+@pytest.mark.parametrize(
+    'record',
+    [
+        (classifier(), ('backbone.stem', 'backbone.stage1', 'backbone.stage2')),
+        (
+            classifier()
+            | dict(
+                backbone=dict(type='kd_plugins.WideResNet', depth=10, widen_factor=1),
+                head=classifier()['head'] | dict(in_channels=64),
+            ),
+            ('backbone.stem', 'backbone.stage1'),
+        ),
+        (resnet(), RESNET_PARTS),
+        (resnet('ResNet_CIFAR', norm_eval=True), RESNET_PARTS[:3]),
+    ],
+    ids=['CifarResNet', 'WideResNet', 'ResNet', 'ResNet_CIFAR'],
+)
 def test_a_branch_with_the_students_weights_is_the_student(record):
     student, shared = record
     model = build(student=student, shared=shared).eval()
@@ -149,8 +173,10 @@ def test_the_shared_part_exists_and_runs_once():
 
 
 def test_a_tied_norm_is_one_for_all_branches():
-    wide = classifier() | dict(backbone=dict(type='kd_plugins.WideResNet', depth=10, widen_factor=1),
-                               head=classifier()['head'] | dict(in_channels=64))
+    wide = classifier() | dict(
+        backbone=dict(type='kd_plugins.WideResNet', depth=10, widen_factor=1),
+        head=classifier()['head'] | dict(in_channels=64),
+    )
     model = build(student=wide, tied=('backbone.norm',)).double()
     assert [key for key in model.state_dict() if 'backbone.norm.weight' in key] == ['student.backbone.norm.weight']
     images, samples = batch(torch.float64)
@@ -191,12 +217,15 @@ def test_predictions_of_branch_and_ensemble():
     assert not torch.allclose(student(images), model(images))
 
 
-@pytest.mark.parametrize(('options', 'weight'), [
-    (dict(ramp=80 / 300), lambda epoch: math.exp(-5 * (1 - min(epoch, 80) / 80) ** 2)),
-    (dict(ramp=80 / 300, weight=0.5), lambda epoch: 0.5 * math.exp(-5 * (1 - min(epoch, 80) / 80) ** 2)),
-    (dict(ramp=0, weight=2), lambda epoch: 2.0),
-    (dict(ramp=0, weight=dict(at=[0, 100], value=[4, 1])), lambda epoch: 4 - 0.03 * min(epoch, 100)),
-])
+@pytest.mark.parametrize(
+    ('options', 'weight'),
+    [
+        (dict(ramp=80 / 300), lambda epoch: math.exp(-5 * (1 - min(epoch, 80) / 80) ** 2)),
+        (dict(ramp=80 / 300, weight=0.5), lambda epoch: 0.5 * math.exp(-5 * (1 - min(epoch, 80) / 80) ** 2)),
+        (dict(ramp=0, weight=2), lambda epoch: 2.0),
+        (dict(ramp=0, weight=dict(at=[0, 100], value=[4, 1])), lambda epoch: 4 - 0.03 * min(epoch, 100)),
+    ],
+)
 def test_weight_follows_the_authors_ramp(options, weight, monkeypatch):
     model = NativeEnsemble(student=classifier(), **options)
     info = dict(max_iters=3000, max_epochs=300)
@@ -242,21 +271,29 @@ def test_run_starts_as_the_students_and_resumes_bit_for_bit(tmp_path):
     assert torch.equal(student.eval()(images), final.eval()(images))
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    (dict(shared=('backbone.stage2',)), "before 'backbone.stage2' a branch runs weights of its own"),
-    (dict(shared=('backbone.stem', 'backbone.stage2', 'backbone.stage1')),
-     "before 'backbone.stage2' a branch runs weights of its own"),
-    (dict(shared=('backbone.stem', 'backbone.stage2')), "a branch cannot go on from 'backbone.stage2'"),
-    (dict(shared=('backbone.layer1',)), "no module 'backbone.layer1' to tap; nearest names: "),
-    (dict(shared=()), 'shared names no module'),
-    (dict(tied=('backbone.norm',)), "no module 'backbone.norm'"),
-    (dict(tied=('backbone.stage2.0',)), "'backbone.stage2.0' is tied, but shared already has it or a part of it"),
-    (dict(shared=('backbone', 'neck')), r"but 'neck' puts out \(1, 16\)"),
-    (dict(student=reid_config('', '').model), "with a head of mmpretrain's, got a ReIDHead"),
-    (dict(branches=1), 'branches: expected a whole number of at least 2'), (dict(tau=0), 'tau: expected'),
-    (dict(predict='all'), "predict: expected one of 'branch', 'ensemble'"), (dict(weight='1'), 'weight: expected'),
-    (dict(ramp=-1), 'ramp: expected'), (dict(tap='head.fx'), "no module 'head.fx'"),
-])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(shared=('backbone.stage2',)), "before 'backbone.stage2' a branch runs weights of its own"),
+        (
+            dict(shared=('backbone.stem', 'backbone.stage2', 'backbone.stage1')),
+            "before 'backbone.stage2' a branch runs weights of its own",
+        ),
+        (dict(shared=('backbone.stem', 'backbone.stage2')), "a branch cannot go on from 'backbone.stage2'"),
+        (dict(shared=('backbone.layer1',)), "no module 'backbone.layer1' to tap; nearest names: "),
+        (dict(shared=()), 'shared names no module'),
+        (dict(tied=('backbone.norm',)), "no module 'backbone.norm'"),
+        (dict(tied=('backbone.stage2.0',)), "'backbone.stage2.0' is tied, but shared already has it or a part of it"),
+        (dict(shared=('backbone', 'neck')), r"but 'neck' puts out \(1, 16\)"),
+        (dict(student=reid_config('', '').model), "with a head of mmpretrain's, got a ReIDHead"),
+        (dict(branches=1), 'branches: expected a whole number of at least 2'),
+        (dict(tau=0), 'tau: expected'),
+        (dict(predict='all'), "predict: expected one of 'branch', 'ensemble'"),
+        (dict(weight='1'), 'weight: expected'),
+        (dict(ramp=-1), 'ramp: expected'),
+        (dict(tap='head.fx'), "no module 'head.fx'"),
+    ],
+)
 def test_mistakes_are_told(options, message):
     with pytest.raises(ValueError, match=message):
         NativeEnsemble(**dict(student=classifier()) | options)

@@ -24,13 +24,24 @@ BACKBONES = {
 
 
 def model(backbone: dict, channels: int, last_stride: int = 1, neck: str = 'GlobalAveragePooling') -> ReIDModel:
-    return ReIDModel(backbone=backbone, neck=dict(type=f'mmpretrain.{neck}'), last_stride=last_stride,
-                     head=dict(type='kd_plugins.ReIDHead', num_classes=3, in_channels=channels))
+    return ReIDModel(
+        backbone=backbone,
+        neck=dict(type=f'mmpretrain.{neck}'),
+        last_stride=last_stride,
+        head=dict(type='kd_plugins.ReIDHead', num_classes=3, in_channels=channels),
+    )
 
 
-@pytest.mark.parametrize('backbone', [
-    dict(type='mmpretrain.HRNet', arch='w18'), dict(type='mmpretrain.SwinTransformer', arch='tiny'),
-    dict(type='mmpretrain.ConvNeXt', arch='tiny'), dict(type=nn.Identity)], ids=lambda backbone: str(backbone['type']))
+@pytest.mark.parametrize(
+    'backbone',
+    [
+        dict(type='mmpretrain.HRNet', arch='w18'),
+        dict(type='mmpretrain.SwinTransformer', arch='tiny'),
+        dict(type='mmpretrain.ConvNeXt', arch='tiny'),
+        dict(type=nn.Identity),
+    ],
+    ids=lambda backbone: str(backbone['type']),
+)
 def test_a_last_stride_that_cannot_be_taken_away_is_told(backbone: dict) -> None:
     with pytest.raises(UserError, match='cannot be taken away: give last_stride=2'):
         model(backbone, 3)
@@ -61,7 +72,8 @@ def test_losses_and_feature_are_those_of_the_strong_baseline(neck: str) -> None:
     expected = -(smooth * scores.log_softmax(1)).sum(1).mean()
     assert losses['loss_id'].item() == pytest.approx(expected.item(), rel=1e-4)
     assert losses['loss_triplet'].item() == pytest.approx(
-        batch_hard_triplet_loss(embedding, labels, 0.3).item(), rel=1e-4)
+        batch_hard_triplet_loss(embedding, labels, 0.3).item(), rel=1e-4
+    )
     assert losses['accuracy_top-1'].item() == pytest.approx(100 * (scores.argmax(1) == labels).double().mean().item())
     net.eval()
     with torch.no_grad():
@@ -101,22 +113,39 @@ def wider(config):
 
 
 def term(name: str, tap: str, **loss: object) -> dict:
-    return dict(name=name, loss=dict(type=f'kd_plugins.{name.split("_")[0].upper()}Loss', **loss), student=tap,
-                teacher=tap, weight=0.1)
+    return dict(
+        name=name,
+        loss=dict(type=f'kd_plugins.{name.split("_")[0].upper()}Loss', **loss),
+        student=tap,
+        teacher=tap,
+        weight=0.1,
+    )
 
 
-TERMS = [term('kd', 'head.fc'), term('at', 'backbone.stage3'), term('sp', 'backbone.stage3'), term('rkd', 'neck'),
-         term('rkd_bn', 'head.bnneck'), term('nst', 'backbone.stage3'), term('nst_gauss', 'backbone.stage3',
-                                                                               kernel='gaussian')]
+TERMS = [
+    term('kd', 'head.fc'),
+    term('at', 'backbone.stage3'),
+    term('sp', 'backbone.stage3'),
+    term('rkd', 'neck'),
+    term('rkd_bn', 'head.bnneck'),
+    term('nst', 'backbone.stage3'),
+    term('nst_gauss', 'backbone.stage3', kernel='gaussian'),
+]
 
 
 def test_every_loss_distils_it_by_hook_as_by_model(data, teacher, tmp_path) -> None:
     stock = train(reid_config(data, tmp_path / 'stock'))
-    hook = train(reid_config(data, tmp_path / 'hook', custom_hooks=[
-        dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=TERMS)]))
+    hook = train(
+        reid_config(
+            data,
+            tmp_path / 'hook',
+            custom_hooks=[dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=TERMS)],
+        )
+    )
     config = reid_config(data, tmp_path / 'model')
-    config.model = dict(type='kd_plugins.Distiller', student=config.model, teacher=teacher, terms=TERMS,
-                        input_shape=(3, 32, 16))
+    config.model = dict(
+        type='kd_plugins.Distiller', student=config.model, teacher=teacher, terms=TERMS, input_shape=(3, 32, 16)
+    )
     distiller = train(config)
     assert equal(weights(hook.model), weights(distiller.model))
     assert weights(hook.model).keys() == weights(stock.model).keys()
@@ -128,6 +157,7 @@ def test_every_loss_distils_it_by_hook_as_by_model(data, teacher, tmp_path) -> N
 
 def test_a_resumed_run_ends_at_the_same_weights(data, tmp_path) -> None:
     whole = train(reid_config(data, tmp_path / 'whole', epochs=3))
-    again = reid_config(data, tmp_path / 'again', epochs=3, resume=True,
-                        load_from=str(tmp_path / 'whole' / 'epoch_1.pth'))
+    again = reid_config(
+        data, tmp_path / 'again', epochs=3, resume=True, load_from=str(tmp_path / 'whole' / 'epoch_1.pth')
+    )
     assert equal(weights(train(again).model), weights(whole.model))

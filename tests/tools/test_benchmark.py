@@ -48,11 +48,15 @@ def test_measures_every_loss(run, capsys):
     assert 'NST gaussian' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('broken', [
-    lambda reference: lambda s, t: reference(s, t) * 1.001,  # value and gradient
-    lambda reference: lambda s, t: reference(s, t) + 1e-3 * (s - s.detach()).sum(),  # the gradient alone
-    lambda reference: lambda s, t: reference(s, t) * torch.nan,
-], ids=['value', 'gradient', 'nan'])
+@pytest.mark.parametrize(
+    'broken',
+    [
+        lambda reference: lambda s, t: reference(s, t) * 1.001,  # value and gradient
+        lambda reference: lambda s, t: reference(s, t) + 1e-3 * (s - s.detach()).sum(),  # the gradient alone
+        lambda reference: lambda s, t: reference(s, t) * torch.nan,
+    ],
+    ids=['value', 'gradient', 'nan'],
+)
 def test_disagreement_is_an_error_that_names_the_loss(run, broken):
     kept, case = CASES[0], next(case for case in CASES if case.name == 'SP' and len(case.shape) == 4)
     with pytest.raises(UserError, match=r'^SP \(6, 3, 4, 4\) and the literal form differ'):
@@ -117,15 +121,19 @@ def test_every_way_to_score_gives_the_same(tmp_path, capsys):
     plain, again = scores['evaluation'], scores['re-ranking']
     assert 0 < plain < 1
     assert scores == {
-        'evaluation': plain, 'evaluation with a bar': plain, 'usual way': pytest.approx(plain, abs=1e-6),
-        're-ranking': again, 'dense re-ranking': pytest.approx(again, abs=1e-6), 'product': None,
-        'product by oneDNN': None}
+        'evaluation': plain,
+        'evaluation with a bar': plain,
+        'usual way': pytest.approx(plain, abs=1e-6),
+        're-ranking': again,
+        'dense re-ranking': pytest.approx(again, abs=1e-6),
+        'product': None,
+        'product by oneDNN': None,
+    }
 
 
 @pytest.mark.usefixtures('faiss')
 def test_disagreeing_retrieval_is_an_error(monkeypatch, tmp_path):
-    answer = {name: dict(seconds=[1.0], mAP=score) for name, score in (
-        ('re-ranking', 0.5), ('dense re-ranking', 0.6))}
+    answer = {name: dict(seconds=[1.0], mAP=score) for name, score in (('re-ranking', 0.5), ('dense re-ranking', 0.6))}
     done = type('Done', (), {'returncode': 0, 'stdout': json.dumps(dict(runs=answer, peak_bytes=2, added_bytes=1))})
     monkeypatch.setattr(reid.subprocess, 'run', lambda *args, **kwargs: done)
     with pytest.raises(UserError, match='rerank: the ways to score disagree'):
@@ -150,8 +158,7 @@ def test_the_memory_of_a_run_is_not_what_came_before_it(tmp_path):
 
 def test_loaders_are_measured_beside_the_stock_one(tmp_path, capsys):
     out = tmp_path / 'out.json'
-    tool.main(['loader', '--images', '1500', '--repeats', '2', '--device', 'cpu', '--threads', '1', '--json',
-               str(out)])
+    tool.main(['loader', '--images', '1500', '--repeats', '2', '--device', 'cpu', '--threads', '1', '--json', str(out)])
     loaders = json.loads(out.read_text())['loaders']
     assert list(loaders) == ['stock', 'batched']
     assert loaders['stock']['ratio'] == 1
@@ -163,8 +170,25 @@ def test_loaders_are_measured_beside_the_stock_one(tmp_path, capsys):
 
 def test_steps_are_measured_in_three_forms(tmp_path, capsys):
     out = tmp_path / 'out.json'
-    tool.main(['step', '--only', 'kd', 'fitnet', '--batch-size', '4', '--repeats', '1', '--device', 'cpu', '--amp',
-               '--threads', '1', '--json', str(out)])
+    tool.main(
+        [
+            'step',
+            '--only',
+            'kd',
+            'fitnet',
+            '--batch-size',
+            '4',
+            '--repeats',
+            '1',
+            '--device',
+            'cpu',
+            '--amp',
+            '--threads',
+            '1',
+            '--json',
+            str(out),
+        ]
+    )
     results = json.loads(out.read_text())['parts']['cifar']
     assert set(results) == {'kd', 'fitnet'}
     for result in results.values():
@@ -200,11 +224,13 @@ def test_a_step_trains_with_what_it_says(monkeypatch, tmp_path):
 
 def test_a_teachers_ways_to_answer_are_measured(tmp_path, capsys):
     out = tmp_path / 'out.json'
-    tool.main(['teacher', '--batch-size', '4', '--repeats', '2', '--device', 'cpu', '--threads', '1',
-               '--json', str(out)])
+    tool.main(
+        ['teacher', '--batch-size', '4', '--repeats', '2', '--device', 'cpu', '--threads', '1', '--json', str(out)]
+    )
     ways = json.loads(out.read_text())['parts']['cifar']
     assert set(ways) == {name for name in teacher.PASSES if 'compiled' not in name} | {
-        f'from the cache: {name}' for name in teacher.TAPS}
+        f'from the cache: {name}' for name in teacher.TAPS
+    }
     for way in ways.values():
         assert len(way['seconds']) == 2
         assert way['ratio'] == pytest.approx(sum(ways['float32']['seconds']) / sum(way['seconds']))

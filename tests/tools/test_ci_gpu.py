@@ -28,10 +28,15 @@ def test_a_step_that_fails_or_hangs_is_noted_and_the_next_one_runs(tmp_path, cap
     figures = tmp_path / 'figures.json'
     hanging = 'import subprocess; print("before", flush=True); subprocess.run(["sleep", "60"])'
     start = time.monotonic()
-    passed = gpu.run_steps([
-        step('hangs', hanging, budget=1.5), step('fails', 'raise SystemExit("three tests failed")'),
-        step('works', f'open({str(figures)!r}, "w").write("[1, 2]")', figures=figures)],
-        dict(device='none'), tmp_path / 'out.json')
+    passed = gpu.run_steps(
+        [
+            step('hangs', hanging, budget=1.5),
+            step('fails', 'raise SystemExit("three tests failed")'),
+            step('works', f'open({str(figures)!r}, "w").write("[1, 2]")', figures=figures),
+        ],
+        dict(device='none'),
+        tmp_path / 'out.json',
+    )
     assert not passed
     assert time.monotonic() - start < 30
     result = json.loads((tmp_path / 'out.json').read_text())
@@ -44,8 +49,9 @@ def test_a_step_that_fails_or_hangs_is_noted_and_the_next_one_runs(tmp_path, cap
 
 
 def test_no_step_outlasts_the_time_for_all(tmp_path):
-    assert not gpu.run_steps([step('first', 'import time; time.sleep(60)'), step('second', '')], {},
-                             tmp_path / 'out.json', allowed=1.5)
+    assert not gpu.run_steps(
+        [step('first', 'import time; time.sleep(60)'), step('second', '')], {}, tmp_path / 'out.json', allowed=1.5
+    )
     steps = json.loads((tmp_path / 'out.json').read_text())['steps']
     assert {name: x['status'] for name, x in steps.items()} == dict(first='timed out', second='no time left')
 

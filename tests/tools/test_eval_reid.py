@@ -28,8 +28,15 @@ def file(tmp_path: Path) -> Path:
     x = (rng.standard_normal((32, 16))[ids] + rng.standard_normal((600, 16))).astype(np.float32)
     cams = rng.integers(1, 4, 600)
     path = tmp_path / 'f.npz'
-    np.savez(path, query_features=x[:100], query_ids=ids[:100], query_cams=cams[:100],
-             gallery_features=x[100:], gallery_ids=ids[100:], gallery_cams=cams[100:])
+    np.savez(
+        path,
+        query_features=x[:100],
+        query_ids=ids[:100],
+        query_cams=cams[:100],
+        gallery_features=x[100:],
+        gallery_ids=ids[100:],
+        gallery_cams=cams[100:],
+    )
     return path
 
 
@@ -44,8 +51,13 @@ def test_a_file_is_scored_and_the_last_line_is_json(file: Path, capsys: pytest.C
     features = load_features(file)
     exact = rank_matches(features)
     assert scores == exact.summary() | dict(
-        queries=len(exact.queries), unmatched_queries=exact.unmatched, gallery=int((features.gallery_ids != -1).sum()),
-        dimensions=16, metric='cosine', ap='precision')
+        queries=len(exact.queries),
+        unmatched_queries=exact.unmatched,
+        gallery=int((features.gallery_ids != -1).sum()),
+        dimensions=16,
+        metric='cosine',
+        ap='precision',
+    )
     assert exact.unmatched > 0
     assert f'{100 * scores["mAP"]:.2f}' in output
     _, trapezoid = run(capsys, file, '--ap', 'trapezoid', '--metric', 'euclidean')
@@ -66,13 +78,15 @@ def test_a_folder_of_arrays_gives_the_same(file: Path, tmp_path: Path, capsys: p
 @pytest.mark.usefixtures('faiss')
 def test_what_is_asked_for_stands_beside_the_plain_scores(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, plain = run(capsys, file)
-    output, scores = run(capsys, file, '--rerank', '--k1', 8, '--k2', 3, '--lambda', 0.2, '--approximate', 'ivf',
-                         '--top', 20)
+    output, scores = run(
+        capsys, file, '--rerank', '--k1', 8, '--k2', 3, '--lambda', 0.2, '--approximate', 'ivf', '--top', 20
+    )
     features = load_features(file).without_junk()
     reranked = evaluation.KReciprocal(features.query_features, features.gallery_features, 8, 3, 0.2)
     assert scores.items() >= plain.items()
     assert {k: scores[f'rerank_{k}'] for k in ('mAP', 'rank1')}.items() <= rank_rows(
-        reranked.rows(), features).summary().items()
+        reranked.rows(), features
+    ).summary().items()
     assert scores['rerank_mAP'] > scores['mAP'] + 0.02
     assert 0 < scores['approximate_recall20'] <= 1
     assert all(name in output for name in ('exact', 're-ranked', 'approximate (ivf)'))
@@ -80,9 +94,7 @@ def test_what_is_asked_for_stands_beside_the_plain_scores(file: Path, capsys: py
     assert expanded['mAP'] == plain['mAP'] < expanded['expand_mAP']
 
 
-def test_a_model_is_scored_once_and_then_from_its_features(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_is_scored_once_and_then_from_its_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     market_folder(tmp_path / 'data')
     config = reid_config(tmp_path / 'data', tmp_path / 'run')
     runner = train(config)
@@ -110,13 +122,14 @@ def test_a_model_is_scored_once_and_then_from_its_features(
 @pytest.mark.usefixtures('faiss')
 def test_mistakes_end_in_one_line(file: Path, tmp_path: Path) -> None:
     for arguments, message in (
-            (['none.npz'], 'none.npz does not exist'),
-            (['config.py'], 'config.py is a config: give the checkpoint'),
-            ([str(file), 'model.pth'], r'expected a config \(.py\) before a checkpoint'),
-            ([str(file), '--rerank', '--k1', '0'], '--k1: expected at least 1, got 0'),
-            ([str(file), '--expand', '0'], '--expand: expected at least 1, got 0'),
-            ([str(file), '--expand', '3', '--metric', 'euclidean'], 'go with --metric cosine only'),
-            ([str(file), '--device', 'tpu'], "expected 'cpu' or 'cuda', got 'tpu'")):
+        (['none.npz'], 'none.npz does not exist'),
+        (['config.py'], 'config.py is a config: give the checkpoint'),
+        ([str(file), 'model.pth'], r'expected a config \(.py\) before a checkpoint'),
+        ([str(file), '--rerank', '--k1', '0'], '--k1: expected at least 1, got 0'),
+        ([str(file), '--expand', '0'], '--expand: expected at least 1, got 0'),
+        ([str(file), '--expand', '3', '--metric', 'euclidean'], 'go with --metric cosine only'),
+        ([str(file), '--device', 'tpu'], "expected 'cpu' or 'cuda', got 'tpu'"),
+    ):
         with pytest.raises(UserError, match=message):
             eval_reid.main(arguments)
     broken = tmp_path / 'broken.npz'

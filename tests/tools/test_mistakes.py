@@ -26,11 +26,19 @@ def test_a_good_config_trains(bench):
     assert bench.run(Mistake('', 'hook', '', ['x'])) == ('exit 0', '')
 
 
-@pytest.mark.parametrize(('status', 'stderr', 'stdout', 'end'), [
-    (1, 'error: batch_size is 0\n', '', 'clear'), (1, 'error: it is 0\n', '', 'misleading'), (0, '', '', 'exit 0'),
-    (None, '', '', 'hung'), (1, 'Traceback (most recent call last):\nKeyError: batch_size\n', '', 'traceback'),
-    (1, 'error: batch_size\nerror: batch_size\n', '', 'traceback'), (1, '', '', 'traceback'),
-    (1, 'error: batch_size\n', 'Traceback (most recent call last):\n', 'traceback'),
-    (2, 'usage: train.py [-h]\ntrain.py: error: argument --batch_size\n', '', 'clear')])
+@pytest.mark.parametrize(
+    ('status', 'stderr', 'stdout', 'end'),
+    [
+        (1, 'error: batch_size is 0\n', '', 'clear'),
+        (1, 'error: it is 0\n', '', 'misleading'),
+        (0, '', '', 'exit 0'),
+        (None, '', '', 'hung'),
+        (1, 'Traceback (most recent call last):\nKeyError: batch_size\n', '', 'traceback'),
+        (1, 'error: batch_size\nerror: batch_size\n', '', 'traceback'),
+        (1, '', '', 'traceback'),
+        (1, 'error: batch_size\n', 'Traceback (most recent call last):\n', 'traceback'),
+        (2, 'usage: train.py [-h]\ntrain.py: error: argument --batch_size\n', '', 'clear'),
+    ],
+)
 def test_how_an_end_is_judged(tmp_path, status, stderr, stdout, end):
     assert verdict(status, stderr, stdout, ['batch_size|size'], tmp_path) == end

@@ -52,18 +52,23 @@ def write_market1501(root: Path) -> None:
     for folder, names in (
         ('bounding_box_train', ['0002_c1s1_000451_03', '0002_c2s1_000451_03', '0007_c5s1_000451_03']),
         ('query', ['0003_c1s1_000451_00', '0004_c4s1_000451_00']),
-        ('bounding_box_test', ['-1_c1s3_034201_01', '0000_c6s1_000451_01', '0003_c2s1_000451_01',
-                               '0003_c3s1_000451_01']),
+        (
+            'bounding_box_test',
+            ['-1_c1s3_034201_01', '0000_c6s1_000451_01', '0003_c2s1_000451_01', '0003_c3s1_000451_01'],
+        ),
     ):
         (root / folder).mkdir(parents=True)
         for name in names:
             cv2.imwrite(str(root / folder / f'{name}.jpg'), np.zeros((16, 8, 3), np.uint8))
 
 
-@pytest.mark.parametrize(('name', 'folder', 'files', 'key'), [
-    ('cifar10', 'cifar-10-batches-py', [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch'], 'labels'),
-    ('cifar100', 'cifar-100-python', ['train', 'test'], 'fine_labels'),
-])
+@pytest.mark.parametrize(
+    ('name', 'folder', 'files', 'key'),
+    [
+        ('cifar10', 'cifar-10-batches-py', [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch'], 'labels'),
+        ('cifar100', 'cifar-100-python', ['train', 'test'], 'fine_labels'),
+    ],
+)
 def test_a_cifar_folder_is_read_through(
     name: str, folder: str, files: list[str], key: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -199,7 +204,7 @@ def write_dtd(root: Path) -> None:
         write(root / 'images' / name)
     for split in range(1, 11):
         for i, part in enumerate(('train', 'val', 'test')):
-            write(root / 'labels' / f'{part}{split}.txt', ''.join(f'{x}\n' for x in names[(i + split) % 3::3]))
+            write(root / 'labels' / f'{part}{split}.txt', ''.join(f'{x}\n' for x in names[(i + split) % 3 :: 3]))
 
 
 def test_the_ten_splits_of_dtd_become_lists_that_mmpretrain_reads(
@@ -260,7 +265,7 @@ def test_no_list_leads_out_of_dtd_or_voc(tmp_path: Path, name: str) -> None:
     write(tmp_path / 'secret.jpg')
     write(tmp_path / 'dtd' / 'images' / 'dotted' / 'x.jpg')
     write(tmp_path / 'dtd' / 'labels' / 'val4.txt', f'{name}\n')
-    assert f"{tmp_path}/dtd/" in refused('dtd', '--root', str(tmp_path / 'dtd'))
+    assert f'{tmp_path}/dtd/' in refused('dtd', '--root', str(tmp_path / 'dtd'))
     folder = tmp_path / 'VOCdevkit' / 'VOC2012'
     write_voc(folder, 'trainval', ['a'])
     write(folder / 'ImageSets' / 'Main' / 'trainval.txt', f'../../../{name}')
@@ -298,8 +303,7 @@ def test_market1501_is_fetched_once_and_unpacked_under_any_name(
         tool.main(['market1501', '--root', str(data / name)])
         assert (data / name / 'bounding_box_train' / '0007_c5s1_000451_03.jpg').is_file()
     assert fetched == [tool.MARKET1501_DRIVE_ID]
-    assert {path.name for path in data.iterdir()} == {
-        'Market-1501-v15.09.15', 'Market-1501-v15.09.15.zip', 'market'}
+    assert {path.name for path in data.iterdir()} == {'Market-1501-v15.09.15', 'Market-1501-v15.09.15.zip', 'market'}
 
 
 def test_market1501_that_cannot_be_fetched_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,8 +322,11 @@ def test_market1501_that_cannot_be_fetched_is_one_line(tmp_path: Path, monkeypat
 
     monkeypatch.setitem(sys.modules, 'gdown', SimpleNamespace(download=fail))
     assert 'Cannot retrieve the public link' in refused('market1501', '--root', str(root))
-    monkeypatch.setitem(sys.modules, 'gdown', SimpleNamespace(
-        download=lambda id, output, **kwargs: write(Path(output), '<html>quota exceeded</html>')))
+    monkeypatch.setitem(
+        sys.modules,
+        'gdown',
+        SimpleNamespace(download=lambda id, output, **kwargs: write(Path(output), '<html>quota exceeded</html>')),
+    )
     assert 'corrupted' in refused('market1501', '--root', str(root))
     assert not root.exists()
 
@@ -327,7 +334,9 @@ def test_market1501_that_cannot_be_fetched_is_one_line(tmp_path: Path, monkeypat
 def test_the_command_line_ends_with_one_line_and_status_1(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, str(TOOL), 'tiny-imagenet', '--root', str(tmp_path / 'elsewhere')],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
         env={'PYTHONPATH': str(TOOL.parents[1]), 'PATH': ''},
     )
     assert run.returncode == 1

@@ -31,8 +31,12 @@ def test_two_jobs_make_all_runs_the_tables_and_the_figures_and_a_second_call_mak
     tool.main([study, '--jobs', '2'])
     root = here / 'work_dirs/studies/tiny'
     folders = {path.parent.relative_to(root).as_posix() for path in root.rglob('result.json')}
-    students = {f'small/{c}/{m}/seed{s}' for c in ('clean', 'sigma=0.4') for m in ('baseline', 'hinton', 'two-stages')
-                for s in (0, 1)}
+    students = {
+        f'small/{c}/{m}/seed{s}'
+        for c in ('clean', 'sigma=0.4')
+        for m in ('baseline', 'hinton', 'two-stages')
+        for s in (0, 1)
+    }
     firsts = {f'{x}/first' for x in students if 'two-stages' in x}
     assert folders == students | firsts | {'teachers/big/clean/seed0'}
 
@@ -73,7 +77,9 @@ def test_two_jobs_make_all_runs_the_tables_and_the_figures_and_a_second_call_mak
         assert f'{mean:.2f} ± {std:.2f}' in cell
         assert ('[90.0 ± 0.5]' in cell) == (method == 'Hinton')
         assert {float(x['last']) for x in rows if x['method'] == method and x['corruption'] == 'clean'} == {
-            round(a, 4), round(b, 4)}
+            round(a, 4),
+            round(b, 4),
+        }
         tex = next(x for x in (root / 'table.tex').read_text().splitlines() if x.startswith(f'{method} &'))
         assert rf'{mean:.2f} $\pm$ {std:.2f}' in tex
     for method, mean in means.items():
@@ -83,8 +89,12 @@ def test_two_jobs_make_all_runs_the_tables_and_the_figures_and_a_second_call_mak
     teacher = metrics_of(root / 'teachers/big/clean/seed0')['accuracy/top1']
     assert f'| Teacher | {teacher:.2f} (n=1) [95.0] | {teacher:.2f} (n=1) [94.0] |' in table
     for row in rows:  # the best epoch, from the log of the run
-        values = [json.loads(x)['accuracy/top1'] for path in Path(row['folder']).glob('*/vis_data/scalars.json')
-                  for x in path.read_text().splitlines() if 'accuracy/top1' in x]
+        values = [
+            json.loads(x)['accuracy/top1']
+            for path in Path(row['folder']).glob('*/vis_data/scalars.json')
+            for x in path.read_text().splitlines()
+            if 'accuracy/top1' in x
+        ]
         assert len(values) == 2
         assert float(row['best']) == round(max(values), 4)
         assert float(row['seconds']) > 0
@@ -118,17 +128,26 @@ def test_two_jobs_make_all_runs_the_tables_and_the_figures_and_a_second_call_mak
 
 
 def test_a_method_goes_on_from_another_and_what_is_held_out_is_scored(here, data):
-    study = str(write_study(here, data, FEW + """
+    study = str(
+        write_study(
+            here,
+            data,
+            FEW
+            + """
 methods['Twice'] = dict(first='Baseline', terms=['kd'])
 validation = dict(size=30)
-"""))
+""",
+        )
+    )
     tool.main([study, '--only', '*/twice/*'])
     root = here / 'work_dirs/studies/tiny'
     folders = {path.parent.relative_to(root).as_posix() for path in root.rglob('result.json')}
     assert folders == {'teachers/big/clean/seed0', 'small/clean/baseline/seed0', 'small/clean/twice/seed0'}
     twice = root / 'small/clean/twice/seed0'
-    assert f'Load checkpoint from {(root / "small/clean/baseline/seed0/student.pth").relative_to(here)}' in (
-        twice / 'log.txt').read_text()
+    assert (
+        f'Load checkpoint from {(root / "small/clean/baseline/seed0/student.pth").relative_to(here)}'
+        in (twice / 'log.txt').read_text()
+    )
     lines = [json.loads(line) for path in twice.glob('*/vis_data/scalars.json') for line in path.open()]
     found = [(line['validation/top1'], line['accuracy/top1']) for line in lines if 'validation/top1' in line]
     assert len(found) == 2
@@ -139,14 +158,20 @@ validation = dict(size=30)
 
 
 def test_a_method_that_fails_is_told_and_stops_no_other(here, data, capsys):
-    study = str(write_study(here, data, '''
+    study = str(
+        write_study(
+            here,
+            data,
+            """
 methods = {
     'Baseline': dict(), 'Wrong': dict(terms=[wrong := dict(
         name='x', loss=dict(type='kd_plugins.FitNetLoss'), student='backbone.stage1', teacher='backbone.stage3')]),
     'After': dict(first=dict(terms=[wrong]), terms=[])}
 corruptions = {'clean': dict()}
 seeds = [0]
-'''))
+""",
+        )
+    )
     with pytest.raises(UserError, match='3 of 5 runs failed'):
         tool.main([study, '--jobs', '2'])
     told = capsys.readouterr().err
@@ -158,14 +183,17 @@ seeds = [0]
     assert '| Baseline | **' in table
 
 
-@pytest.mark.parametrize(('more', 'told'), [
-    ("methods['Wrong'] = dict(terms=['no_such'])", "has no terms 'no_such': it has kd, "),
-    ("methods['Wrong'] = dict(terms=[dict(KD, student='head.fcc')])", "no module 'head.fcc' to tap"),
-    ("methods['Wrong'] = dict(terms=[dict(KD, loss=dict(type='kd_plugins.KDLoss', tua=4.0))])", "no option 'tua'"),
-    ("methods['Wrong'] = dict(wrap=dict(type='kd_plugins.Mutual'))", 'Mutual is not in'),
-    ("metric = 'accuracy/top5'", "there is no metric 'accuracy/top5': give the study one of accuracy/top1"),
-    ("common['train_dataloader'] = dict(batch_size=0)", 'train_dataloader.batch_size is 0, expected'),
-])
+@pytest.mark.parametrize(
+    ('more', 'told'),
+    [
+        ("methods['Wrong'] = dict(terms=['no_such'])", "has no terms 'no_such': it has kd, "),
+        ("methods['Wrong'] = dict(terms=[dict(KD, student='head.fcc')])", "no module 'head.fcc' to tap"),
+        ("methods['Wrong'] = dict(terms=[dict(KD, loss=dict(type='kd_plugins.KDLoss', tua=4.0))])", "no option 'tua'"),
+        ("methods['Wrong'] = dict(wrap=dict(type='kd_plugins.Mutual'))", 'Mutual is not in'),
+        ("metric = 'accuracy/top5'", "there is no metric 'accuracy/top5': give the study one of accuracy/top1"),
+        ("common['train_dataloader'] = dict(batch_size=0)", 'train_dataloader.batch_size is 0, expected'),
+    ],
+)
 def test_what_a_study_names_is_checked_before_anything_trains(here, data, more, told):
     kd = "KD = dict(name='x', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', teacher='head.fc')\n"
     with pytest.raises((UserError, KeyError), match=told):
@@ -174,12 +202,12 @@ def test_what_a_study_names_is_checked_before_anything_trains(here, data, more, 
 
 
 def test_it_resumes_after_a_kill_and_its_children_do_not_outlive_it(here, data):
-    more = '''
+    more = """
 methods = {'Baseline': dict(), 'KD': dict(terms=['kd'])}
 corruptions = {'clean': dict()}
 seeds = [0]
 common = dict(train_cfg=dict(max_epochs=12, val_interval=12))
-'''
+"""
     study = str(write_study(here, data, more))
     command = [sys.executable, str(TOOLS / 'study.py'), study, '--jobs', '1', '--only', '*/baseline/*']
     with (here / 'out').open('w') as out:
@@ -299,14 +327,15 @@ def test_a_run_remembers_the_teacher_that_it_was_trained_from(here, data):
     assert pretend(path, 'keep') == ['small/clean/baseline/seed0', 'small/clean/at/seed0']  # AT from the old teacher
     with pytest.raises(UserError, match='3 runs were made with another config'):
         pretend(path)
-    assert pretend(path, 'redo') == [f'{x}/clean/{y}' for x, y in (
-        ('teachers/big', 'seed0'), ('small', 'kd/seed0'), ('small', 'at/seed0'))]
+    assert pretend(path, 'redo') == [
+        f'{x}/clean/{y}' for x, y in (('teachers/big', 'seed0'), ('small', 'kd/seed0'), ('small', 'at/seed0'))
+    ]
     assert pretend(path) == []
 
 
 def test_keep_starts_anew_what_was_half_trained_with_another_config(here, data):
     path = write_study(here, data, FEW + "methods['Two'] = dict(first=dict(terms=['kd']), terms=['kd'])\n")
-    pretend(path, only='*/two/*', cut=('Two', ))
+    pretend(path, only='*/two/*', cut=('Two',))
     two, half = 'small/clean/two/seed0', here / 'work_dirs/studies/tiny/small/clean/two/seed0/epoch_1.pth'
     # Another teacher than the kept one changes nothing for what began with it.
     path.write_text(path.read_text() + "teachers['big']['overrides']['model']['backbone']['depth'] = 8\n")
@@ -314,7 +343,7 @@ def test_keep_starts_anew_what_was_half_trained_with_another_config(here, data):
         half.write_text('goes on')
         execute.check_unchanged(plan.load_study(str(path)).only(['*/two/*']), 'keep')
         assert half.read_text() == 'goes on'
-        assert pretend(path, 'keep', '*/two/*', ('Two', )) == [two]
+        assert pretend(path, 'keep', '*/two/*', ('Two',)) == [two]
     path.write_text(path.read_text() + "common['train_cfg'] = dict(max_epochs=3)\n")
     runs = plan.load_study(str(path)).only(['*/two/*'])
     execute.check_unchanged(runs, 'keep')
@@ -351,15 +380,20 @@ def test_given_threads_go_before_exported_ones(here, data, monkeypatch, options,
 
 
 def test_a_teacher_answers_once_for_all_seeds_and_methods(here, data):
-    path = write_study(here, data, FEW + """
+    path = write_study(
+        here,
+        data,
+        FEW
+        + """
 methods['Two'] = dict(first=dict(), terms=['kd'])
 teacher_cache = True
 networks['small']['overrides'] = dict(train_dataloader=dict(dataset=dict(seed=0)))
 seeds = [0, 1]
-""")
+""",
+    )
     tool.main([str(path), '--only', '*/kd/seed0'])
     folder = here / 'work_dirs/studies/tiny/teachers/big/clean/seed0/answers'
-    (file, ) = folder.glob('*.sqlite')
+    (file,) = folder.glob('*.sqlite')
 
     def answers() -> int:
         with closing(sqlite3.connect(file)) as connection:
@@ -380,6 +414,7 @@ def test_ray_is_asked_for_by_name_where_it_is_missing(monkeypatch):
 
 def test_runs_go_to_ray_as_command_lines(monkeypatch, here):
     """A stand-in for Ray that runs each task at once: what is submitted, awaited and cancelled."""
+
     class Ray:
         exceptions = type('E', (), {'RayError': type('RayError', (Exception,), {})})
         cancelled, options = [], {}

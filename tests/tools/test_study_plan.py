@@ -46,14 +46,19 @@ def test_conditions_reach_the_innermost_data_set_and_wrap_what_is_not_cifar():
     studies_data.corrupt(loader, dict(imbalance=dict(gamma=1)))
     assert loader['dataset']['dataset'] == dict(type='kd_plugins.CIFAR100', split='train', imbalance=dict(gamma=1))
     loader = dict(dataset=dict(type='CustomDataset', data_root='x'))
-    studies_data.corrupt(loader, dict(label_noise=dict(rate=.1)))
-    assert loader['dataset'] == dict(type='kd_plugins.Corrupted', dataset=dict(type='CustomDataset', data_root='x'),
-                                     label_noise=dict(rate=.1))
+    studies_data.corrupt(loader, dict(label_noise=dict(rate=0.1)))
+    assert loader['dataset'] == dict(
+        type='kd_plugins.Corrupted', dataset=dict(type='CustomDataset', data_root='x'), label_noise=dict(rate=0.1)
+    )
 
 
 def test_wrapping_keeps_the_networks_record_and_the_overrides(here, data):
-    path = write_study(here, data, "methods = {'Baseline': dict(), 'ONE': dict(wrap=dict(type='X', branches=3), "
-                                   'overrides=dict(model=dict(backbone=dict(width=8))))}\n')
+    path = write_study(
+        here,
+        data,
+        "methods = {'Baseline': dict(), 'ONE': dict(wrap=dict(type='X', branches=3), "
+        'overrides=dict(model=dict(backbone=dict(width=8))))}\n',
+    )
     one = next(run for run in plan.load_study(str(path)).students if run.method == 'ONE')
     assert (one.config['model']['type'], one.config['model']['branches']) == ('X', 3)
     assert one.config['model']['student']['backbone'] == dict(type='kd_plugins.CifarResNet', depth=8, width=8)
@@ -61,68 +66,81 @@ def test_wrapping_keeps_the_networks_record_and_the_overrides(here, data):
 
 
 def test_a_network_adds_to_a_method(here, data):
-    path = write_study(here, data, "methods = {'Baseline': dict(), 'ONE': dict(wrap=dict(type='X', branches=3))}\n"
-                                   "networks['other'] = dict(networks['small'], methods={'ONE': dict(wrap=dict(a=1))})")
+    path = write_study(
+        here,
+        data,
+        "methods = {'Baseline': dict(), 'ONE': dict(wrap=dict(type='X', branches=3))}\n"
+        "networks['other'] = dict(networks['small'], methods={'ONE': dict(wrap=dict(a=1))})",
+    )
     models = {(run.network, run.method): run.config['model'] for run in plan.load_study(str(path)).students}
     assert models['other', 'ONE'] == dict(models['small', 'ONE'], a=1)
     assert models['other', 'ONE']['branches'] == 3
     assert models['other', 'Baseline'] == models['small', 'Baseline']
 
 
-@pytest.mark.parametrize(('more', 'told'), [
-    ("networks['small']['methods'] = dict(ONE=dict())", r"networks\['small'\]\['methods'\] has no option 'ONE'"),
-    ("networks['small']['methods'] = dict(Baseline='kd')", r"\['methods'\]\['Baseline'\] is 'kd', expected a dict"),
-    ("networks['small']['methods'] = dict(Baseline=dict(warp=dict()))", r"\['Baseline'\] has no option 'warp'"),
-    ("methods = {'A': dict(term=['kd'])}", "has no option 'term'"),
-    ("methods = {'A': dict(first=dict(term=['kd']))}", r"methods\['A'\]\['first'\] has no option 'term'"),
-    ("methods = {'A': dict(first=dict(first=dict()))}", r"\['first'\] has no option 'first'"),
-    ("methodes = {}", "a study has no option 'methodes'; the nearest is 'methods'"),
-    ("teachers_common = {}", "the nearest is 'teacher_common'"),
-    ('seeds = [0, 0]', r'seeds is \[0, 0\], expected a list of different whole numbers from 0 to 999'),
-    ('seeds = []', r'seeds is \[\], expected'),
-    ('seeds = 3', 'seeds is 3, expected'),
-    ('seeds = [0, -1]', 'expected a list of different'),
-    ('seeds = [0.5]', 'expected a list of different'),
-    ('seeds = [1000]', 'expected a list of different'),  # a teacher's
-    ("baseline = 'Student'", "baseline is 'Student', expected one of 'Baseline', 'Hinton', 'Two stages'"),
-    ("networks = dict(small=dict(teacher='big'))", r"networks\['small'\] names no config"),
-    ("teachers = dict(big=dict())", r"teachers\['big'\] names no config"),
-    ("methods = {'A-b': dict(), 'a b': dict()}", 'must differ'),
-    ("teacher_data = 'dirty'", "teacher_data is 'dirty', expected one of 'clean', 'same'"),
-    ("corruptions = ['clean']", r"corruptions is \['clean'\], expected a dict"),
-    ('corruptions = dict(x=0.4)', r"corruptions\['x'\] is 0.4, expected a dict"),
-    ('corruptions = dict(x=dict(label_nois=dict(rate=.4)))', "has no option 'label_nois'"),
-    ('corruptions = dict(x=dict(label_noise=0.4))', r"corruptions\['x'\]: label_noise is 0.4; expected a dict"),
-    ('corruptions = dict(x=dict(label_noise=dict(rate=4)))', r"corruptions\['x'\]: label_noise: rate=4, "),
-    ('corruptions = dict(x=dict(imbalance=dict(gamma=0, most=9)))', r"corruptions\['x'\]: imbalance: gamma=0, most=9"),
-    ('corruptions = dict(x=dict(common=[]))', r"corruptions\['x'\]: common is \[\], expected a dict"),
-    ("methods = dict(A=None)", r"methods\['A'\] is None, expected a dict"),
-    ("methods = dict(A=dict(wrap='ONE'))", r"methods\['A'\]: wrap is 'ONE', expected a dict"),
-    ("methods = dict(A=dict(wrap=dict(peers=2)))", r"methods\['A'\]: wrap names no type"),
-    ("methods = dict(A=dict(terms='kd'))", r"methods\['A'\]: terms is 'kd', expected a list"),
-    ("methods = dict(A=dict(terms=['kd'], hook=dict(tsk=False)))", "hook has no option 'tsk'; options are task"),
-    ("methods = dict(A=dict(first=dict(hook=[])))", r"methods\['A'\]\['first'\]: hook is \[\], expected a dict"),
-    ("methods = dict(A=dict(first='B'), B=dict())", "first is 'B', expected a method that stands above it"),
-    ("methods = dict(A=dict(overrides=dict(modl=dict())))", "overrides has 'modl', .* but 'model' is"),
-    ("methods = dict(A=dict(first=dict(), wrap=dict(type='kd_plugins.MutualLearning')))", 'has first and wrap'),
-    ("methods = dict(A=dict(terms=[dict(loss=dict())]))", "the term {'loss': {}} is neither a name nor a record"),
-    ("validation = dict(size=9, part='val')", "validation has no option 'part' here"),
-    ('corruptions = dict(x=dict(imbalance=dict(gamma=400)))', 'gamma=400, .* a gamma of 1e-06 to 50'),
-    ('corruptions = dict(x=dict(imbalance=dict(gamma=1, most=-5)))', 'most=-5'),
-    ('corruptions = dict(x=dict(imbalance=dict(gamma=1, least=-1)))', 'least=-1'),
-    ("validation = dict(size=9)\ncommon = dict(val_evaluator=None)", 'scores nothing: give it both'),
-    ("common = dict(optim_wrapper=dict(optimzer=dict(lr=1)))", r"common\['optim_wrapper'\] has 'optimzer'"),
-    ("networks = ['a']", r"networks is \['a'\], expected a dict"),
-    ('teacher_common = None', 'teacher_common is None, expected a dict'),
-    ("references = dict(table='x')", 'references is .*, expected a list'),
-    ("teacher_cache = 'yes'", "teacher_cache is 'yes', expected one of False, True"),
-    ("methods = dict(A=dict(terms=['kd'], teacher_cache=1.5))", "teacher_cache is 1.5, expected one of False, True"),
-    ("validation = 5000", 'validation is 5000; expected a dict of size'),
-    ("validation = dict(size=0)", 'validation: size=0'),
-    ("networks = dict(small=dict(config='net.py'))", "needs a teacher, but network 'small' names none"),
-    ("networks = dict(small=dict(config='net.py', teacher='b'))", "there is no teacher 'b' among big"),
-    ("networks = dict(small=dict(config='nowhere.py', teacher='big'))", 'nowhere.py does not exist'),
-])
+@pytest.mark.parametrize(
+    ('more', 'told'),
+    [
+        ("networks['small']['methods'] = dict(ONE=dict())", r"networks\['small'\]\['methods'\] has no option 'ONE'"),
+        ("networks['small']['methods'] = dict(Baseline='kd')", r"\['methods'\]\['Baseline'\] is 'kd', expected a dict"),
+        ("networks['small']['methods'] = dict(Baseline=dict(warp=dict()))", r"\['Baseline'\] has no option 'warp'"),
+        ("methods = {'A': dict(term=['kd'])}", "has no option 'term'"),
+        ("methods = {'A': dict(first=dict(term=['kd']))}", r"methods\['A'\]\['first'\] has no option 'term'"),
+        ("methods = {'A': dict(first=dict(first=dict()))}", r"\['first'\] has no option 'first'"),
+        ('methodes = {}', "a study has no option 'methodes'; the nearest is 'methods'"),
+        ('teachers_common = {}', "the nearest is 'teacher_common'"),
+        ('seeds = [0, 0]', r'seeds is \[0, 0\], expected a list of different whole numbers from 0 to 999'),
+        ('seeds = []', r'seeds is \[\], expected'),
+        ('seeds = 3', 'seeds is 3, expected'),
+        ('seeds = [0, -1]', 'expected a list of different'),
+        ('seeds = [0.5]', 'expected a list of different'),
+        ('seeds = [1000]', 'expected a list of different'),  # a teacher's
+        ("baseline = 'Student'", "baseline is 'Student', expected one of 'Baseline', 'Hinton', 'Two stages'"),
+        ("networks = dict(small=dict(teacher='big'))", r"networks\['small'\] names no config"),
+        ('teachers = dict(big=dict())', r"teachers\['big'\] names no config"),
+        ("methods = {'A-b': dict(), 'a b': dict()}", 'must differ'),
+        ("teacher_data = 'dirty'", "teacher_data is 'dirty', expected one of 'clean', 'same'"),
+        ("corruptions = ['clean']", r"corruptions is \['clean'\], expected a dict"),
+        ('corruptions = dict(x=0.4)', r"corruptions\['x'\] is 0.4, expected a dict"),
+        ('corruptions = dict(x=dict(label_nois=dict(rate=.4)))', "has no option 'label_nois'"),
+        ('corruptions = dict(x=dict(label_noise=0.4))', r"corruptions\['x'\]: label_noise is 0.4; expected a dict"),
+        ('corruptions = dict(x=dict(label_noise=dict(rate=4)))', r"corruptions\['x'\]: label_noise: rate=4, "),
+        (
+            'corruptions = dict(x=dict(imbalance=dict(gamma=0, most=9)))',
+            r"corruptions\['x'\]: imbalance: gamma=0, most=9",
+        ),
+        ('corruptions = dict(x=dict(common=[]))', r"corruptions\['x'\]: common is \[\], expected a dict"),
+        ('methods = dict(A=None)', r"methods\['A'\] is None, expected a dict"),
+        ("methods = dict(A=dict(wrap='ONE'))", r"methods\['A'\]: wrap is 'ONE', expected a dict"),
+        ('methods = dict(A=dict(wrap=dict(peers=2)))', r"methods\['A'\]: wrap names no type"),
+        ("methods = dict(A=dict(terms='kd'))", r"methods\['A'\]: terms is 'kd', expected a list"),
+        ("methods = dict(A=dict(terms=['kd'], hook=dict(tsk=False)))", "hook has no option 'tsk'; options are task"),
+        ('methods = dict(A=dict(first=dict(hook=[])))', r"methods\['A'\]\['first'\]: hook is \[\], expected a dict"),
+        ("methods = dict(A=dict(first='B'), B=dict())", "first is 'B', expected a method that stands above it"),
+        ('methods = dict(A=dict(overrides=dict(modl=dict())))', "overrides has 'modl', .* but 'model' is"),
+        ("methods = dict(A=dict(first=dict(), wrap=dict(type='kd_plugins.MutualLearning')))", 'has first and wrap'),
+        ('methods = dict(A=dict(terms=[dict(loss=dict())]))', "the term {'loss': {}} is neither a name nor a record"),
+        ("validation = dict(size=9, part='val')", "validation has no option 'part' here"),
+        ('corruptions = dict(x=dict(imbalance=dict(gamma=400)))', 'gamma=400, .* a gamma of 1e-06 to 50'),
+        ('corruptions = dict(x=dict(imbalance=dict(gamma=1, most=-5)))', 'most=-5'),
+        ('corruptions = dict(x=dict(imbalance=dict(gamma=1, least=-1)))', 'least=-1'),
+        ('validation = dict(size=9)\ncommon = dict(val_evaluator=None)', 'scores nothing: give it both'),
+        ('common = dict(optim_wrapper=dict(optimzer=dict(lr=1)))', r"common\['optim_wrapper'\] has 'optimzer'"),
+        ("networks = ['a']", r"networks is \['a'\], expected a dict"),
+        ('teacher_common = None', 'teacher_common is None, expected a dict'),
+        ("references = dict(table='x')", 'references is .*, expected a list'),
+        ("teacher_cache = 'yes'", "teacher_cache is 'yes', expected one of False, True"),
+        (
+            "methods = dict(A=dict(terms=['kd'], teacher_cache=1.5))",
+            'teacher_cache is 1.5, expected one of False, True',
+        ),
+        ('validation = 5000', 'validation is 5000; expected a dict of size'),
+        ('validation = dict(size=0)', 'validation: size=0'),
+        ("networks = dict(small=dict(config='net.py'))", "needs a teacher, but network 'small' names none"),
+        ("networks = dict(small=dict(config='net.py', teacher='b'))", "there is no teacher 'b' among big"),
+        ("networks = dict(small=dict(config='nowhere.py', teacher='big'))", 'nowhere.py does not exist'),
+    ],
+)
 def test_mistakes_in_a_study_are_told_in_one_line(here, data, more, told):
     path = write_study(here, data, more.replace('= dict(small=', '= dict(_delete_=True, small='))
     text = path.read_text().replace('_delete_=True, ', '')
@@ -132,8 +150,16 @@ def test_mistakes_in_a_study_are_told_in_one_line(here, data, more, told):
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('record', ["dict(network='small')", "dict(network='small', table=3)", "'x'",
-                                    "dict(net='small', table='a b')", "dict(network='small', table=' ')"])
+@pytest.mark.parametrize(
+    'record',
+    [
+        "dict(network='small')",
+        "dict(network='small', table=3)",
+        "'x'",
+        "dict(net='small', table='a b')",
+        "dict(network='small', table=' ')",
+    ],
+)
 def test_a_reference_without_a_table_is_told_before_anything_trains(here, data, record):
     study = plan.load_study(str(write_study(here, data, f'references = [{record}]\n')))
     with pytest.raises(UserError, match='is no published table; expected dict'):
@@ -141,7 +167,10 @@ def test_a_reference_without_a_table_is_told_before_anything_trains(here, data, 
 
 
 def test_a_condition_may_have_a_schedule_of_its_own(here, data):
-    path = write_study(here, data, '''
+    path = write_study(
+        here,
+        data,
+        """
 corruptions = {'clean': dict(), 'rare': dict(
     imbalance=dict(gamma=1), common=dict(train_cfg=dict(max_epochs=7), optim_wrapper=dict(optimizer=dict(lr=0.5))),
     teacher_common=dict(train_cfg=dict(max_epochs=9)))}
@@ -149,12 +178,24 @@ common = dict(train_cfg=dict(max_epochs=3))
 teacher_common = dict(train_cfg=dict(max_epochs=4))
 networks['small']['overrides'] = dict(optim_wrapper=dict(optimizer=dict(lr=0.2)))
 teacher_data = 'same'
-''')
+""",
+    )
     runs = plan.load_study(str(path)).runs
-    found = {(run.part, run.corruption): (
-        run.config['train_cfg']['max_epochs'], run.config['optim_wrapper']['optimizer']['lr']) for run in runs}
-    assert found == {('teacher', 'clean'): (4, 0.05), ('teacher', 'rare'): (9, 0.5), ('student', 'clean'): (3, 0.2),
-                     ('student', 'rare'): (7, 0.2), ('first', 'clean'): (3, 0.2), ('first', 'rare'): (7, 0.2)}
+    found = {
+        (run.part, run.corruption): (
+            run.config['train_cfg']['max_epochs'],
+            run.config['optim_wrapper']['optimizer']['lr'],
+        )
+        for run in runs
+    }
+    assert found == {
+        ('teacher', 'clean'): (4, 0.05),
+        ('teacher', 'rare'): (9, 0.5),
+        ('student', 'clean'): (3, 0.2),
+        ('student', 'rare'): (7, 0.2),
+        ('first', 'clean'): (3, 0.2),
+        ('first', 'rare'): (7, 0.2),
+    }
     data_of = {run.corruption: run.config['train_dataloader']['dataset']['dataset'] for run in runs}
     assert data_of['rare']['imbalance'] == dict(gamma=1)
     assert 'common' not in data_of['rare']
@@ -162,10 +203,19 @@ teacher_data = 'same'
 
 
 def test_a_method_may_start_from_another_ones_weights(here, data):
-    study = plan.load_study(str(write_study(here, data, FEW + """
+    study = plan.load_study(
+        str(
+            write_study(
+                here,
+                data,
+                FEW
+                + """
 methods['Twice'] = dict(first='Baseline', terms=['kd'])
 seeds = [0, 1]
-""")))
+""",
+            )
+        )
+    )
     runs = {(run.method, run.seed): run for run in study.students}
     for seed in (0, 1):
         twice, baseline = runs['Twice', seed], runs['Baseline', seed]
@@ -184,8 +234,10 @@ def test_what_is_held_out_is_scored_by_all_and_trained_on_by_none(here, data, wr
         images = image_folder(here / 'images', 40)
         text = (here / 'net.py').read_text()
         for split, more in (('train', ''), ('test', ', test_mode=True')):
-            text = text.replace(f"type='kd_plugins.CIFAR10', data_root={str(data)!r}, split={split!r}",
-                                f"type='CustomDataset', data_root={str(images)!r}{more}")
+            text = text.replace(
+                f"type='kd_plugins.CIFAR10', data_root={str(data)!r}, split={split!r}",
+                f"type='CustomDataset', data_root={str(images)!r}{more}",
+            )
         (here / 'net.py').write_text(text)
     for run in plan.load_study(str(path)).runs:
         train = run.config['train_dataloader']['dataset']['dataset']
@@ -197,7 +249,7 @@ def test_what_is_held_out_is_scored_by_all_and_trained_on_by_none(here, data, wr
         assert 'label_noise' not in scored
         assert hook['dataloader']['sampler']['shuffle'] is False
         assert 'padding' not in hook['dataloader']['dataset']  # nothing is cropped
-        assert hook['evaluator'] == [dict(type='Accuracy', topk=(1, ), prefix='validation')]
+        assert hook['evaluator'] == [dict(type='Accuracy', topk=(1,), prefix='validation')]
         assert 'validation' not in run.config['val_dataloader']['dataset']['dataset']
         if run.method == 'Baseline' and run.seed == 0:
             with DATASETS.switch_scope_and_registry('mmpretrain'):
@@ -224,9 +276,13 @@ def test_each_seed_may_have_a_split_of_its_own_for_teacher_and_student(monkeypat
 
 
 def test_one_teacher_for_all_splits_is_refused(here, data):
-    path = write_study(here, data, """
+    path = write_study(
+        here,
+        data,
+        """
 teachers['big']['overrides'] = dict(train_dataloader=dict(dataset=dict(dataset=dict(data_root='split{seed}'))))
-""")
+""",
+    )
     told = r"'\{seed\}' stands in the config of network 'small' or of its teacher 'big'.*teacher_seeds='each'"
     with pytest.raises(UserError, match=told):
         plan.load_study(str(path))
@@ -234,8 +290,10 @@ teachers['big']['overrides'] = dict(train_dataloader=dict(dataset=dict(dataset=d
     with pytest.raises(UserError, match=told):
         plan.load_study(str(path))
     path.write_text(path.read_text() + "networks['small']['overrides'] = teachers['big']['overrides']\n")
-    roots = {run.seed: run.config['train_dataloader']['dataset']['dataset']['data_root']
-             for run in plan.load_study(str(path)).teachers}
+    roots = {
+        run.seed: run.config['train_dataloader']['dataset']['dataset']['data_root']
+        for run in plan.load_study(str(path)).teachers
+    }
     assert roots == {0: 'split0', 1: 'split1'}
 
 
@@ -250,10 +308,12 @@ def test_shipped_studies_spell_out(path, monkeypatch):
     study = plan.load_study(str(path))
     options = study.options
     assert len(study.students) == len(options['networks']) * len(options['methods']) * len(
-        options['corruptions']) * len(options['seeds'])
+        options['corruptions']
+    ) * len(options['seeds'])
     published = report.references(study)
-    known = {(n, c, m) for n in options['networks'] for c in options['corruptions']
-             for m in [*options['methods'], 'Teacher']}
+    known = {
+        (n, c, m) for n in options['networks'] for c in options['corruptions'] for m in [*options['methods'], 'Teacher']
+    }
     assert not options['references'] or known & published.keys()
     if 'quick' not in path.stem and 'cifar10' not in path.stem.split('_')[0]:  # the papers' own, whole
         assert published.keys() <= known
@@ -271,8 +331,9 @@ def test_shipped_studies_spell_out(path, monkeypatch):
             assert images * namespace['train_cfg']['max_epochs'] <= 160000
             assert run.part == 'teacher' or data['dataset']['seed'] == 0
             assert all(hook['teacher']['cache'] for hook in hooks)
-            assert all(term['loss']['attack_size'] == 16 for hook in hooks for term in hook['terms']
-                       if term['name'] == 'bss')
+            assert all(
+                term['loss']['attack_size'] == 16 for hook in hooks for term in hook['terms'] if term['name'] == 'bss'
+            )
     raw = {'backbone.stem', 'backbone.stage1', 'backbone.stage2', 'backbone.stage3'}
     for run in study.runs:  # on a WRN these are sums of no fixed size, on which the two losses diverge
         if run.config['model'].get('backbone', {}).get('type') != 'kd_plugins.WideResNet':
@@ -293,7 +354,7 @@ def test_the_posters_studies_follow_its_authors_library(name, monkeypatch):
             wide = model['student']['backbone']['type'] == 'kd_plugins.WideResNet'
             assert model.get('tied') == (['backbone.norm'] if wide else None)
         if run.method.startswith('RKD'):
-            (hook, ) = run.config['custom_hooks']
+            (hook,) = run.config['custom_hooks']
             for term in hook['terms']:
                 assert (term['loss']['convention'], term['loss']['normalize']) == ('code', True)
 
@@ -301,8 +362,11 @@ def test_the_posters_studies_follow_its_authors_library(name, monkeypatch):
 def test_a_networks_own_terms_go_before_the_studys(here, data):
     (here / 'own.py').write_text("methods = dict(kd=[dict(name='own')])")
     path = write_study(here, data, FEW + "networks['other'] = dict(networks['small'], terms_from='own.py')\n")
-    terms = {(run.network, run.method): run.config['custom_hooks'][-1]['terms']
-             for run in plan.load_study(str(path)).students if run.method == 'KD'}
+    terms = {
+        (run.network, run.method): run.config['custom_hooks'][-1]['terms']
+        for run in plan.load_study(str(path)).students
+        if run.method == 'KD'
+    }
     assert [term['name'] for term in terms['small', 'KD']] == ['kd']
     assert terms['small', 'KD'][0]['loss']['type'] == 'kd_plugins.KDLoss'
     assert terms['other', 'KD'] == [dict(name='own')]
@@ -311,26 +375,48 @@ def test_a_networks_own_terms_go_before_the_studys(here, data):
     assert not problems['small', 'AT']
 
 
-@pytest.mark.parametrize('overrides', [
-    dict(model=dict(head=dict(loss=dict(class_weight=[1.] * 10)))), dict(train_dataloader=dict(batch_sampler=None)),
-    dict(default_hooks=dict(logger2=dict(type='LoggerHook'), ema=dict(type='EMAHook'))), dict(auto_scale_lr=dict()),
-    dict(model=dict(backbone=dict(_delete_=True, type='ResNet', dept=18))),
-    dict(model=dict(backbone=dict(type='ResNet', dept=18))), dict(custom_hooks=[]), dict(test_cfg=dict()),
-    {'optim_wrapper.optimizer.lr': 0.2}, dict(optim_wrapper=dict(clip_grad=dict(max_norm=1.), paramwise_cfg=dict(
-        custom_keys={'backbone.stage1': dict(lr_mult=1), 'backbone.stage2': dict(lr_mult=2)}))),
-])
+@pytest.mark.parametrize(
+    'overrides',
+    [
+        dict(model=dict(head=dict(loss=dict(class_weight=[1.0] * 10)))),
+        dict(train_dataloader=dict(batch_sampler=None)),
+        dict(default_hooks=dict(logger2=dict(type='LoggerHook'), ema=dict(type='EMAHook'))),
+        dict(auto_scale_lr=dict()),
+        dict(model=dict(backbone=dict(_delete_=True, type='ResNet', dept=18))),
+        dict(model=dict(backbone=dict(type='ResNet', dept=18))),
+        dict(custom_hooks=[]),
+        dict(test_cfg=dict()),
+        {'optim_wrapper.optimizer.lr': 0.2},
+        dict(
+            optim_wrapper=dict(
+                clip_grad=dict(max_norm=1.0),
+                paramwise_cfg=dict(
+                    custom_keys={'backbone.stage1': dict(lr_mult=1), 'backbone.stage2': dict(lr_mult=2)}
+                ),
+            )
+        ),
+    ],
+)
 def test_new_keys_are_no_mistakes(here, data, overrides):
     path = write_study(here, data, f'common = {overrides!r}\n')
     assert plan.load_study(str(path)).runs
 
 
 def test_a_method_leaves_its_answers_out_of_the_cache(here, data):
-    path = write_study(here, data, FEW + """
+    path = write_study(
+        here,
+        data,
+        FEW
+        + """
 teacher_cache = True
 methods['Without'] = dict(terms=['kd'], teacher_cache=False)
-""")
-    cached = {run.method: 'cache' in hook['teacher'] for run in plan.load_study(str(path)).students
-              for hook in run.config.get('custom_hooks', [])}
+""",
+    )
+    cached = {
+        run.method: 'cache' in hook['teacher']
+        for run in plan.load_study(str(path)).students
+        for hook in run.config.get('custom_hooks', [])
+    }
     assert cached == {'KD': True, 'AT': True, 'Without': False}
 
 

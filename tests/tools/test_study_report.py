@@ -24,33 +24,43 @@ def drawn(study: plan.Study, values: dict[plan.Run, results.Result], monkeypatch
     return axes
 
 
-@pytest.mark.parametrize(('average', 'centre'), [('mean', 7.), ('median', 6.)])
+@pytest.mark.parametrize(('average', 'centre'), [('mean', 7.0), ('median', 6.0)])
 def test_figures_show_the_average_that_the_study_asks_for(here, data, monkeypatch, average, centre):
     study = plan.load_study(str(write_study(here, data, f"seeds = [0, 1, 2]\naverage = '{average}'\n")))
-    values = finished(study, {(c, 'Baseline', s): x for c in ('clean', 'sigma=0.4')
-                              for s, x in enumerate((5., 6., 10.))})
+    values = finished(
+        study, {(c, 'Baseline', s): x for c in ('clean', 'sigma=0.4') for s, x in enumerate((5.0, 6.0, 10.0))}
+    )
     for run in values:
         log = run.folder / 'time/vis_data/scalars.json'
         log.parent.mkdir(parents=True)
-        log.write_text(''.join(
-            json.dumps({'accuracy/top1': values[run].last - 2 + x, 'step': x}) + '\n' for x in (1, 2)))
+        log.write_text(
+            ''.join(json.dumps({'accuracy/top1': values[run].last - 2 + x, 'step': x}) + '\n' for x in (1, 2))
+        )
     axes = drawn(study, values, monkeypatch)
     assert list(axes['noise.png'][0].lines[0].get_ydata()) == [centre, centre]
     assert list(axes['curves.png'][0].lines[0].get_ydata()) == [centre - 1, centre]
 
 
 def test_figures_have_no_panel_without_a_line(here, data, monkeypatch):
-    study = plan.load_study(str(write_study(here, data, """
+    study = plan.load_study(
+        str(
+            write_study(
+                here,
+                data,
+                """
 networks['later'] = networks['small']
 seeds = [0]
-""")))
-    values = finished(study, {(c, 'Baseline', 0): 50. for c in ('clean', 'sigma=0.4')})
+""",
+            )
+        )
+    )
+    values = finished(study, {(c, 'Baseline', 0): 50.0 for c in ('clean', 'sigma=0.4')})
     values = {run: value for run, value in values.items() if run.network == 'small'}
     for run in values:
         scores = 2 if run.corruption == 'clean' else 1
         log = run.folder / 'time/vis_data/scalars.json'
         log.parent.mkdir(parents=True)
-        log.write_text(''.join(json.dumps({'accuracy/top1': 50., 'step': x + 1}) + '\n' for x in range(scores)))
+        log.write_text(''.join(json.dumps({'accuracy/top1': 50.0, 'step': x + 1}) + '\n' for x in range(scores)))
     axes = drawn(study, values, monkeypatch)
     assert [x.get_title() for x in axes['noise.png']] == ['small']
     assert [x.get_title() for x in axes['curves.png']] == ['small, clean']
@@ -60,18 +70,20 @@ seeds = [0]
 
 
 def test_balanced_data_lie_behind_the_last_gamma_and_old_figures_go(here, data, monkeypatch):
-    more = '''
+    more = """
 corruptions = {'clean': dict(), 'a': dict(imbalance=dict(gamma=0.2)), 'b': dict(imbalance=dict(gamma=1)),
                'both': dict(imbalance=dict(gamma=3), label_noise=dict(rate=0.1))}
 seeds = [0]
-'''
+"""
     study = plan.load_study(str(write_study(here, data, more)))
-    values = finished(study, {(c, 'Baseline', 0): x for c, x in (('clean', 90.), ('a', 20.), ('b', 40.), ('both', 1.))})
-    (axis, ) = drawn(study, values, monkeypatch)['imbalance.png']
+    values = finished(
+        study, {(c, 'Baseline', 0): x for c, x in (('clean', 90.0), ('a', 20.0), ('b', 40.0), ('both', 1.0))}
+    )
+    (axis,) = drawn(study, values, monkeypatch)['imbalance.png']
     assert axis.lines[0].get_xydata().tolist() == [[0.2, 20], [1, 40], [1.8, 90]]
     assert [x.get_text() for x in axis.get_xticklabels()] == ['0.2', '1', 'balanced']
     one = {run: value for run, value in values.items() if run.corruption in ('clean', 'b')}
-    (axis, ) = drawn(study, one, monkeypatch)['imbalance.png']
+    (axis,) = drawn(study, one, monkeypatch)['imbalance.png']
     assert axis.lines[0].get_xydata().tolist() == [[1, 40], [2, 90]]
     study.root.mkdir(parents=True)
     for name in ('noise.png', 'curves.png', 'imbalance.png', 'mine.png'):
@@ -82,16 +94,19 @@ seeds = [0]
 
 def test_dashed_lines_are_named_where_there_are_some(here, data, monkeypatch):
     study = plan.load_study(str(write_study(here, data, 'seeds = [0]\n')))
-    values = finished(study, {(c, 'Baseline', 0): 50. for c in ('clean', 'sigma=0.4')})
+    values = finished(study, {(c, 'Baseline', 0): 50.0 for c in ('clean', 'sigma=0.4')})
     for run in values:
-        train = {'accuracy_top-1_0': 70., 'accuracy_top-1_1': 1., 'accuracy_top-1_ensemble': 2.}
-        lines = [{'epoch': 1, 'step': 9, **(train if run.corruption == 'clean' else {})},
-                 {'accuracy/top1': 50., 'step': 1}, {'accuracy/top1': 60., 'step': 2}]
+        train = {'accuracy_top-1_0': 70.0, 'accuracy_top-1_1': 1.0, 'accuracy_top-1_ensemble': 2.0}
+        lines = [
+            {'epoch': 1, 'step': 9, **(train if run.corruption == 'clean' else {})},
+            {'accuracy/top1': 50.0, 'step': 1},
+            {'accuracy/top1': 60.0, 'step': 2},
+        ]
         log = run.folder / 'time/vis_data/scalars.json'
         log.parent.mkdir(parents=True)
         log.write_text(''.join(json.dumps(line) + '\n' for line in lines))
     clean, noisy = drawn(study, values, monkeypatch)['curves.png']
-    assert [(x.get_linestyle(), list(x.get_ydata())) for x in clean.lines] == [('-', [50., 60.]), ('--', [70.])]
+    assert [(x.get_linestyle(), list(x.get_ydata())) for x in clean.lines] == [('-', [50.0, 60.0]), ('--', [70.0])]
     assert len(noisy.lines) == 1
     assert (clean.get_xlabel(), noisy.get_xlabel()) == ('epoch (solid: test, dashed: training)', 'epoch')
 
@@ -115,17 +130,28 @@ def test_full_poster_studies_log_the_training_accuracy(monkeypatch):
 
 
 def finished(study: plan.Study, values: dict[tuple[str, str, int], float]) -> dict[plan.Run, results.Result]:
-    return {run: results.Result(values[run.corruption, run.method, run.seed], 0., 1.) for run in study.students
-            if (run.corruption, run.method, run.seed) in values}
+    return {
+        run: results.Result(values[run.corruption, run.method, run.seed], 0.0, 1.0)
+        for run in study.students
+        if (run.corruption, run.method, run.seed) in values
+    }
 
 
 def test_the_dashed_line_is_an_epochs_mean(here, data):
     poster = Config.fromfile(str(ROOT / 'configs/studies/_base_/poster.py'))
-    study = plan.load_study(str(write_study(here, data, f'''
+    study = plan.load_study(
+        str(
+            write_study(
+                here,
+                data,
+                f"""
 common = {poster.curves.to_dict()!r} | dict(train_cfg=dict(max_epochs=1))
 common['default_hooks']['logger']['interval'] = 2
-''')))
-    (run, ) = study.only(['small/clean/baseline/seed0'])
+""",
+            )
+        )
+    )
+    (run,) = study.only(['small/clean/baseline/seed0'])
     config = Config(run.config)
     seen = []
     runner = Runner.from_cfg(config)
@@ -142,8 +168,10 @@ common['default_hooks']['logger']['interval'] = 2
 def test_the_best_epoch_is_chosen_on_the_held_out_part(here, data):
     path = write_study(here, data, 'seeds = [0]\n')
     runs = plan.load_study(str(path)).students
-    lines = [{'accuracy/top1': test, 'validation/top1': val, 'step': i + 1} for i, (test, val) in enumerate(
-        [(30., 50.), (70., 60.), (80., 55.), (60., 60.)])]
+    lines = [
+        {'accuracy/top1': test, 'validation/top1': val, 'step': i + 1}
+        for i, (test, val) in enumerate([(30.0, 50.0), (70.0, 60.0), (80.0, 55.0), (60.0, 60.0)])
+    ]
     log = runs[0].folder / 'time/vis_data/scalars.json'
     log.parent.mkdir(parents=True)
     rest = ['{"accuracy/top1": 99.', '99', '{"accuracy/top1": null, "validation/top1": 99.0}', '\udce9']
@@ -151,53 +179,79 @@ def test_the_best_epoch_is_chosen_on_the_held_out_part(here, data):
     log.write_text(text, errors='surrogateescape')  # a kill can cut a line, a bad disk anything
     (runs[0].folder / 'result.json').write_text(json.dumps({'metrics': lines[-1]}))
     held_out = 'validation = dict(size=30)\n'
-    for more, best in (('', 80.), (held_out, 70.), (held_out + 'error = True\n', 30.)):
+    for more, best in (('', 80.0), (held_out, 70.0), (held_out + 'error = True\n', 30.0)):
         study = plan.load_study(str(write_study(here, data, 'seeds = [0]\n' + more)))
         found = results.result_of(study, study.students[0])
-        assert found.last == (40. if 'error' in more else 60.)
+        assert found.last == (40.0 if 'error' in more else 60.0)
         assert found.best == best
         assert ('chosen on 30 training images held out' in report.caption(study)) == ('validation' in more)
-    (runs[0].folder / 'result.json').write_text(json.dumps({'metrics': {'accuracy/top1': 60.}}))  # made without it
-    log.write_text(json.dumps({'accuracy/top1': 70., 'step': 1}) + '\n')
+    (runs[0].folder / 'result.json').write_text(json.dumps({'metrics': {'accuracy/top1': 60.0}}))  # made without it
+    log.write_text(json.dumps({'accuracy/top1': 70.0, 'step': 1}) + '\n')
     found = results.result_of(study, study.students[0])
-    assert (found.last, found.best) == (40., None)
+    assert (found.last, found.best) == (40.0, None)
     assert report.long_form(study, {study.students[0]: found}).splitlines()[1].split(',')[5:7] == ['40.0000', '']
 
 
 def test_the_table_as_csv_and_what_the_stages_are(here, data):
-    study = plan.load_study(str(write_study(here, data, '''
+    study = plan.load_study(
+        str(
+            write_study(
+                here,
+                data,
+                """
 methods['Named'] = dict(first='Baseline', terms=['kd'])
 methods['Plain'] = dict(first=dict())
 methods['Joint'] = dict(first=dict(terms=['kd']))
 methods['Online'] = dict(first=dict(wrap=dict(type='kd_plugins.MutualLearning')))
-''')))
-    values = {('clean', 'Baseline', 0): 5., ('clean', 'Baseline', 1): 8., ('clean', 'Hinton', 0): 4.}
+""",
+            )
+        )
+    )
+    values = {('clean', 'Baseline', 0): 5.0, ('clean', 'Baseline', 1): 8.0, ('clean', 'Hinton', 0): 4.0}
     text = report.tidy(study, report.grids(study, finished(study, values)))
     rows = {(x['method'], x['column']): x for x in csv.DictReader(io.StringIO(text))}
     assert len(rows) == 8 * 2  # seven methods and the teacher
     assert rows['Baseline', 'clean'] == {
-        'table': 'tiny', 'method': 'Baseline', 'column': 'clean', 'n': '2', 'mean': '6.5000',
-        'std': f'{statistics.stdev((5., 8.)):.4f}', 'published': '', 'best': 'True', 'worse than baseline': 'False'}
+        'table': 'tiny',
+        'method': 'Baseline',
+        'column': 'clean',
+        'n': '2',
+        'mean': '6.5000',
+        'std': f'{statistics.stdev((5.0, 8.0)):.4f}',
+        'published': '',
+        'best': 'True',
+        'worse than baseline': 'False',
+    }
     assert rows['Hinton', 'clean'] == rows['Baseline', 'clean'] | {
-        'method': 'Hinton', 'n': '1', 'mean': '4.0000', 'std': '', 'published': '90.0 ± 0.5', 'best': 'False',
-        'worse than baseline': 'True'}
+        'method': 'Hinton',
+        'n': '1',
+        'mean': '4.0000',
+        'std': '',
+        'published': '90.0 ± 0.5',
+        'best': 'False',
+        'worse than baseline': 'True',
+    }
     assert rows['Teacher', 'sigma=0.4']['published'] == '94.0'
     assert rows['Named', 'clean']['mean'] == ''
     caption = report.caption(study)
-    for told in ('Two stages: first hint, then the task + kd;', 'Named: first Baseline, then the task + kd;',
-                 'Plain: first the task, then the task;', 'Joint: first the task + kd, then the task;',
-                 'Online: first the task + kd_plugins.MutualLearning, then the task;'):
+    for told in (
+        'Two stages: first hint, then the task + kd;',
+        'Named: first Baseline, then the task + kd;',
+        'Plain: first the task, then the task;',
+        'Joint: first the task + kd, then the task;',
+        'Online: first the task + kd_plugins.MutualLearning, then the task;',
+    ):
         assert told in caption
 
 
 def test_tables_of_errors_of_medians_and_of_missing_runs(here, data):
     path = str(write_study(here, data, "error = True\nseeds = [0, 1, 2]\naverage = 'median'\n"))
     study = plan.load_study(path)
-    values = {('clean', 'Baseline', s): x for s, x in enumerate((5., 6., 10.))}
-    values |= {('clean', 'Hinton', s): x for s, x in enumerate((7., 7., 1.))}
-    values[('sigma=0.4', 'Baseline', 0)] = 4.
+    values = {('clean', 'Baseline', s): x for s, x in enumerate((5.0, 6.0, 10.0))}
+    values |= {('clean', 'Hinton', s): x for s, x in enumerate((7.0, 7.0, 1.0))}
+    values[('sigma=0.4', 'Baseline', 0)] = 4.0
     table = report.markdown(study, report.grids(study, finished(study, values)))
-    std = [statistics.stdev(x) for x in ((5., 6., 10.), (7., 7., 1.))]
+    std = [statistics.stdev(x) for x in ((5.0, 6.0, 10.0), (7.0, 7.0, 1.0))]
     assert f'| Baseline | **6.00 ± {std[0]:.2f}** | **4.00 (n=1, 2 missing)** |' in table
     assert f'| Hinton | 7.00 ± {std[1]:.2f} ↓ [90.0 ± 0.5] | — (3 missing) [80.0 ± 1.0] |' in table
     assert 'error (%)' in table
@@ -211,25 +265,27 @@ def test_tables_of_errors_of_medians_and_of_missing_runs(here, data):
 
 
 def test_gains_are_paired_by_seed(here, data, monkeypatch):
-    study = plan.load_study(str(write_study(here, data, "seeds = [0, 1, 2]\n")))
-    values = {('clean', 'Baseline', s): x for s, x in enumerate((5., 6., 10.))}
-    values |= {('clean', 'Hinton', s): x for s, x in enumerate((6., 7.5, 12.))}
-    values[('clean', 'Two stages', 1)] = 4.
-    values[('sigma=0.4', 'Hinton', 0)] = 4.  # has no baseline
+    study = plan.load_study(str(write_study(here, data, 'seeds = [0, 1, 2]\n')))
+    values = {('clean', 'Baseline', s): x for s, x in enumerate((5.0, 6.0, 10.0))}
+    values |= {('clean', 'Hinton', s): x for s, x in enumerate((6.0, 7.5, 12.0))}
+    values[('clean', 'Two stages', 1)] = 4.0
+    values[('sigma=0.4', 'Hinton', 0)] = 4.0  # has no baseline
     hinton, two = found = results.gains(study, done := finished(study, values))
-    assert hinton.values == (1., 1.5, 2.)
+    assert hinton.values == (1.0, 1.5, 2.0)
     # t = 1.5 / (0.5 / sqrt(3)) = 5.196; with two degrees of freedom p = 1 - t / sqrt(t^2 + 2)
-    t = 1.5 * 3**.5 / .5
-    assert hinton.p == pytest.approx(1 - t / (t**2 + 2)**.5, abs=1e-9)
-    assert (two.method, two.values, two.p) == ('Two stages', (-2., ), None)
+    t = 1.5 * 3**0.5 / 0.5
+    assert hinton.p == pytest.approx(1 - t / (t**2 + 2) ** 0.5, abs=1e-9)
+    assert (two.method, two.values, two.p) == ('Two stages', (-2.0,), None)
     lines = list(csv.DictReader(io.StringIO(report.paired(found))))
     assert [(x['method'], x['n'], x['gain'], x['std']) for x in lines] == [
-        ('Hinton', '3', '1.5000', '0.5000'), ('Two stages', '1', '-2.0000', '')]
-    (axis, ) = drawn(study, done, monkeypatch)['gains.png']
-    assert [bar.get_width() for bar in axis.patches] == [1.5, -2.]
+        ('Hinton', '3', '1.5000', '0.5000'),
+        ('Two stages', '1', '-2.0000', ''),
+    ]
+    (axis,) = drawn(study, done, monkeypatch)['gains.png']
+    assert [bar.get_width() for bar in axis.patches] == [1.5, -2.0]
 
 
 def test_of_errors_a_smaller_one_is_a_gain(here, data):
-    study = plan.load_study(str(write_study(here, data, "seeds = [0]\nerror = True\n")))
-    values = finished(study, {('clean', 'Baseline', 0): 5., ('clean', 'Hinton', 0): 3.})
-    assert [gain.values for gain in results.gains(study, values)] == [(2., )]
+    study = plan.load_study(str(write_study(here, data, 'seeds = [0]\nerror = True\n')))
+    values = finished(study, {('clean', 'Baseline', 0): 5.0, ('clean', 'Hinton', 0): 3.0})
+    assert [gain.values for gain in results.gains(study, values)] == [(2.0,)]

@@ -21,14 +21,19 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def run(tmp_path):
     """Train with validation; return the config's path and the run's folder."""
-    config = classification_config(image_folder(tmp_path / 'data'), tmp_path / 'run', default_hooks=dict(
-        export=dict(type='kd_plugins.ExportHook')))
+    config = classification_config(
+        image_folder(tmp_path / 'data'), tmp_path / 'run', default_hooks=dict(export=dict(type='kd_plugins.ExportHook'))
+    )
     loader = dict(config.train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
     loader['dataset'] = dict(loader['dataset'], pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')])
     for name in ('val', 'test'):
-        config.merge_from_dict({
-            f'{name}_dataloader': loader, f'{name}_cfg': {}, f'{name}_evaluator': [
-                dict(type='Accuracy'), dict(type='ConfusionMatrix', num_classes=4)]})
+        config.merge_from_dict(
+            {
+                f'{name}_dataloader': loader,
+                f'{name}_cfg': {},
+                f'{name}_evaluator': [dict(type='Accuracy'), dict(type='ConfusionMatrix', num_classes=4)],
+            }
+        )
     train(config)
     config.pop('default_hooks')
     config.dump(tmp_path / 'config.py')
@@ -44,8 +49,16 @@ def score(monkeypatch, capsys, *arguments):
 
 def test_scores_what_training_reported_and_draws(run, tmp_path, monkeypatch, capsys):
     config, folder = run
-    metrics = score(monkeypatch, capsys, config, folder / 'student.pth', '--work-dir', tmp_path / 'test',
-                    '--show-dir', tmp_path / 'pictures')
+    metrics = score(
+        monkeypatch,
+        capsys,
+        config,
+        folder / 'student.pth',
+        '--work-dir',
+        tmp_path / 'test',
+        '--show-dir',
+        tmp_path / 'pictures',
+    )
     expected = json.loads((folder / 'result.json').read_text())['metrics']
     assert metrics['accuracy/top1'] == pytest.approx(expected['accuracy/top1'])
     assert metrics['confusion_matrix/result'] == expected['confusion_matrix/result']
@@ -75,15 +88,25 @@ def test_mmdets_own_script_trains_a_config_that_names_the_package(tmp_path):
     teacher = train(stock_detector(data, tmp_path / 'teacher'))
     config = stock_detector(data, tmp_path / 'run')
     config.custom_imports = dict(imports=['kd_plugins'], allow_failed_imports=False)
-    config.custom_hooks = [dict(
-        type='kd_plugins.DistillationHook',
-        teacher=dict(config=config.model.to_dict() | dict(_scope_='mmdet'),
-                     checkpoint=str(tmp_path / 'teacher/epoch_1.pth')),
-        terms=[dict(name='nst', loss=dict(type='kd_plugins.NSTLoss'), student='neck', teacher='neck')])]
+    config.custom_hooks = [
+        dict(
+            type='kd_plugins.DistillationHook',
+            teacher=dict(
+                config=config.model.to_dict() | dict(_scope_='mmdet'), checkpoint=str(tmp_path / 'teacher/epoch_1.pth')
+            ),
+            terms=[dict(name='nst', loss=dict(type='kd_plugins.NSTLoss'), student='neck', teacher='neck')],
+        )
+    ]
     config.dump(tmp_path / 'config.py')
     script = Path(mmdet.__file__).parent / '.mim/tools/train.py'
-    done = subprocess.run([sys.executable, str(script), str(tmp_path / 'config.py')], capture_output=True, text=True,
-                          env=os.environ | dict(CUDA_VISIBLE_DEVICES=''), cwd=tmp_path, check=False)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / 'config.py')],
+        capture_output=True,
+        text=True,
+        env=os.environ | dict(CUDA_VISIBLE_DEVICES=''),
+        cwd=tmp_path,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     weights = torch.load(tmp_path / 'run/epoch_1.pth', weights_only=False)['state_dict']
     assert list(weights) == list(teacher.model.state_dict())

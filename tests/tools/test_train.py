@@ -29,6 +29,7 @@ KD = dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', tea
 NST = dict(name='nst', loss=dict(type='kd_plugins.NSTLoss'), student=STAGES[2], teacher=STAGES[2], weight=5.0)
 HINT = dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student=STAGES[1], teacher=STAGES[1], adapter='auto')
 
+
 @pytest.fixture(scope='module')
 def command():
     command = CommandLine()
@@ -74,7 +75,7 @@ def bad_pickle(config, folder):
 
 def truncated(config, folder):
     content = Path(config.custom_hooks[0].teacher.checkpoint).read_bytes()
-    (folder / 'bad.pth').write_bytes(content[:len(content) // 2])
+    (folder / 'bad.pth').write_bytes(content[: len(content) // 2])
     config.custom_hooks[0].teacher.checkpoint = str(folder / 'bad.pth')
 
 
@@ -88,8 +89,13 @@ def voc(config, folder):
     draw_voc(folder / 'VOCdevkit', train=4, val=1, test=1, size=(48, 48))
     (folder / 'VOCdevkit/VOC2007/Annotations/000003.xml').write_text('{"not": "XML"}')
     config.train_dataloader.dataset = dict(
-        type='kd_plugins.VOCDataset', data_root=str(folder / 'VOCdevkit/'), data_prefix=dict(sub_data_root='VOC2007/'),
-        ann_file='VOC2007/ImageSets/Main/trainval.txt', metainfo=dict(classes=CLASSES), pipeline=[])
+        type='kd_plugins.VOCDataset',
+        data_root=str(folder / 'VOCdevkit/'),
+        data_prefix=dict(sub_data_root='VOC2007/'),
+        ann_file='VOC2007/ImageSets/Main/trainval.txt',
+        metainfo=dict(classes=CLASSES),
+        pipeline=[],
+    )
 
 
 def corrupt_images(config, folder, workers=0):
@@ -128,81 +134,117 @@ MISTAKES = {
     'pickled annotations': (pickled_annotations, ['.pkl file that the config names', 'os.mkdir', '--allow-pickle']),
     'no iteration': (
         lambda c, f: (plain(c), c.train_dataloader.update(batch_size=25, drop_last=True)),
-        ['no iteration to train: 24 samples make 0 batches', 'lower the batch size']),
+        ['no iteration to train: 24 samples make 0 batches', 'lower the batch size'],
+    ),
     'weights that become NaN without distillation': (
         lambda c, f: plain(c, optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e38))),
-        ['not finite after iteration', 'lower the learning rate']),
+        ['not finite after iteration', 'lower the learning rate'],
+    ),
     'schedule of no length': (
         lambda c, f: c.update(param_scheduler=[dict(type='CosineAnnealingLR', begin=5, end=2)]),
-        ['end should be larger than begin', 'correct the options in the config']),
+        ['end should be larger than begin', 'correct the options in the config'],
+    ),
     'ratios in the wrong order': (
-        lambda c, f: c.train_dataloader.dataset.pipeline.insert(1, dict(
-            type='RandomErasing', min_area_ratio=0.5, max_area_ratio=0.4)),
-        ['min_area_ratio should be smaller than max_area_ratio; correct the options in the config']),
+        lambda c, f: c.train_dataloader.dataset.pipeline.insert(
+            1, dict(type='RandomErasing', min_area_ratio=0.5, max_area_ratio=0.4)
+        ),
+        ['min_area_ratio should be smaller than max_area_ratio; correct the options in the config'],
+    ),
     'missing data root': (
         lambda c, f: c.train_dataloader.dataset.update(data_root='nowhere/images'),
-        ['nowhere/images', 'check the path']),
+        ['nowhere/images', 'check the path'],
+    ),
     'missing teacher checkpoint': (
         lambda c, f: c.custom_hooks[0].teacher.update(checkpoint='none.pth'),
-        ['checkpoint none.pth does not exist', 'give the path']),
+        ['checkpoint none.pth does not exist', 'give the path'],
+    ),
     'truncated teacher checkpoint': (truncated, ['bad.pth is no readable checkpoint', 'make it again']),
     'pickled teacher checkpoint': (bad_pickle, ['bad.pth holds pickled code', 'mkdir', '--allow-pickle']),
     'missing load_from': (lambda c, f: c.update(load_from='none.pth'), ['checkpoint none.pth does not exist']),
     'missing pretrained backbone': (
         lambda c, f: c.model.backbone.update(init_cfg=dict(type='Pretrained', checkpoint='none.pth')),
-        ['checkpoint none.pth does not exist']),
+        ['checkpoint none.pth does not exist'],
+    ),
     'teacher config missing': (
-        lambda c, f: c.custom_hooks[0].teacher.update(config='none.py'), ['teacher config none.py does not exist']),
+        lambda c, f: c.custom_hooks[0].teacher.update(config='none.py'),
+        ['teacher config none.py does not exist'],
+    ),
     'stock teacher config missing': (
         lambda c, f: c.custom_hooks[0].teacher.update(config='mmpretrain::resnet/none.py'),
-        ['teacher config mmpretrain::resnet/none.py does not exist']),
+        ['teacher config mmpretrain::resnet/none.py does not exist'],
+    ),
     'teacher of another shape': (
         lambda c, f: c.custom_hooks[0].teacher.update(config=classifier(depth=14, width=8)),
-        ['teacher.pth does not fit ImageClassifier', 'give the checkpoint of this very config']),
+        ['teacher.pth does not fit ImageClassifier', 'give the checkpoint of this very config'],
+    ),
     'unknown tap of the student': (
-        lambda c, f: set_term(c, student='backbone.stage9'), ["'backbone.stage9'", 'nearest names', 'backbone.stage3']),
+        lambda c, f: set_term(c, student='backbone.stage9'),
+        ["'backbone.stage9'", 'nearest names', 'backbone.stage3'],
+    ),
     'unknown tap of the teacher': (
-        lambda c, f: set_term(c, teacher='backbone.layer3'), ["'backbone.layer3'", 'nearest names', 'backbone.stage3']),
+        lambda c, f: set_term(c, teacher='backbone.layer3'),
+        ["'backbone.layer3'", 'nearest names', 'backbone.stage3'],
+    ),
     'another class count': (more_classes, ['kd: KDLoss', '(2, 4)', '(2, 7)', 'class']),
     'unmatched channels': (
         lambda c, f: set_term(c, loss=dict(type='kd_plugins.FitNetLoss'), student=STAGES[0], teacher=STAGES[1]),
-        ['FitNetLoss', '(2, 4, 16, 16)', '(2, 8, 8, 8)', 'adapter']),
+        ['FitNetLoss', '(2, 4, 16, 16)', '(2, 8, 8, 8)', 'adapter'],
+    ),
     'unmatched number of taps': (
         lambda c, f: set_term(c, loss=dict(type='kd_plugins.ATLoss'), student=STAGES, teacher=STAGES[:2]),
-        ["term 'kd'", 'give 3 feature(s)', '2', 'name as many']),
+        ["term 'kd'", 'give 3 feature(s)', '2', 'name as many'],
+    ),
     'unknown loss': (
         lambda c, f: set_term(c, loss=dict(type='kd_plugins.NTSLoss')),
-        ["'kd_plugins.NTSLoss' is no registered module", 'kd_plugins.NSTLoss']),
+        ["'kd_plugins.NTSLoss' is no registered module", 'kd_plugins.NSTLoss'],
+    ),
     'unknown loss without its scope': (
-        lambda c, f: set_term(c, loss=dict(type='NSTLos')), ["'NSTLos' is no registered module", 'kd_plugins.NSTLoss']),
+        lambda c, f: set_term(c, loss=dict(type='NSTLos')),
+        ["'NSTLos' is no registered module", 'kd_plugins.NSTLoss'],
+    ),
     'misspelt option of a loss': (
-        lambda c, f: set_term(c, loss=dict(type='kd_plugins.KDLoss', tua=4.0)), ["no option 'tua'", "mean 'tau'"]),
+        lambda c, f: set_term(c, loss=dict(type='kd_plugins.KDLoss', tua=4.0)),
+        ["no option 'tua'", "mean 'tau'"],
+    ),
     'option of a loss out of range': (
-        lambda c, f: set_term(c, loss=dict(type='kd_plugins.KDLoss', tau=-1.0)), ['tau', '-1']),
+        lambda c, f: set_term(c, loss=dict(type='kd_plugins.KDLoss', tau=-1.0)),
+        ['tau', '-1'],
+    ),
     'misspelt option of a term': (lambda c, f: set_term(c, wieght=2.0), ["no option 'wieght'", "mean 'weight'"]),
     'misspelt option of a teacher': (
-        lambda c, f: c.custom_hooks[0].teacher.update(chekpoint='x'), ["no option 'chekpoint'", "mean 'checkpoint'"]),
+        lambda c, f: c.custom_hooks[0].teacher.update(chekpoint='x'),
+        ["no option 'chekpoint'", "mean 'checkpoint'"],
+    ),
     'misspelt option of the hook': (
-        lambda c, f: c.custom_hooks[0].update(term=[]), ['DistillationHook', "'term'", 'config']),
+        lambda c, f: c.custom_hooks[0].update(term=[]),
+        ['DistillationHook', "'term'", 'config'],
+    ),
     'unknown type in a stock part': (
         lambda c, f: c.model.neck.update(type='GlobalAveragePoling'),
-        ["'GlobalAveragePoling' is not in", 'GlobalAveragePooling', 'config']),
+        ["'GlobalAveragePoling' is not in", 'GlobalAveragePooling', 'config'],
+    ),
     'unknown hook': (
         lambda c, f: c.custom_hooks[0].update(type='kd_plugins.DistilationHook'),
-        ['DistilationHook', 'kd_plugins.DistillationHook']),
+        ['DistilationHook', 'kd_plugins.DistillationHook'],
+    ),
     'misspelt option of a stock part': (
-        lambda c, f: c.optim_wrapper.optimizer.update(momentun=0.9), ['SGD', "'momentun'", 'config']),
+        lambda c, f: c.optim_wrapper.optimizer.update(momentun=0.9),
+        ['SGD', "'momentun'", 'config'],
+    ),
     'annotation that is not XML': (voc, ['Annotations/000003.xml: not XML', 'restore the annotation']),
     'corrupt JPEG': (corrupt_images, ['images/class1/005.jpg: image file is truncated', '--skip-corrupt']),
     'corrupt JPEG in a worker': (
         lambda c, f: corrupt_images(c, f, workers=1),
-        ['images/class1/005.jpg: image file is truncated', '--skip-corrupt']),
+        ['images/class1/005.jpg: image file is truncated', '--skip-corrupt'],
+    ),
     'required config missing': (
         lambda c, f: c.update(requires=[dict(config='configs/none.py', checkpoint='work_dirs/none/student.pth')]),
-        ['configs/none.py', 'does not exist']),
+        ['configs/none.py', 'does not exist'],
+    ),
     'prepare names nothing': (
         lambda c, f: c.update(prepare=[dict(type='kd_plugins.datasets.drawing.draw')]),
-        ['kd_plugins.datasets.drawing.draw', 'prepare']),
+        ['kd_plugins.datasets.drawing.draw', 'prepare'],
+    ),
 }
 
 
@@ -230,8 +272,11 @@ def test_a_mistake_ends_in_one_line(tmp_path, command, config, mistake):
 def test_a_config_that_is_not_there_or_does_not_evaluate(tmp_path, command):
     assert command(tmp_path, 'none.py') == 1
     error_line(tmp_path, 'config none.py does not exist', 'give the path')
-    for text, cause in (('model = dict(\n', 'SyntaxError'), ("_base_ = ['none.py']\n", 'none.py'),
-                        ('model = 1 / 0\n', 'ZeroDivisionError')):
+    for text, cause in (
+        ('model = dict(\n', 'SyntaxError'),
+        ("_base_ = ['none.py']\n", 'none.py'),
+        ('model = 1 / 0\n', 'ZeroDivisionError'),
+    ):
         (tmp_path / 'cfg.py').write_text(text)
         assert command(tmp_path, 'cfg.py') == 1
         error_line(tmp_path, 'cfg.py is no valid config', cause)
@@ -263,8 +308,15 @@ def test_the_process_itself_ends_with_status_1(tmp_path, config):
     environment = os.environ | dict(OMP_DISPLAY_ENV='TRUE', OMP_NUM_THREADS='1')
     environment.pop('OMP_WAIT_POLICY', None)
     with open(tmp_path / 'stdout', 'w') as stdout:
-        done = subprocess.run([sys.executable, TRAIN, 'cfg.py'], cwd=tmp_path, stdout=stdout, stderr=subprocess.PIPE,
-                              check=False, env=environment, text=True)
+        done = subprocess.run(
+            [sys.executable, TRAIN, 'cfg.py'],
+            cwd=tmp_path,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            check=False,
+            env=environment,
+            text=True,
+        )
     assert done.returncode == 1
     shown, _, rest = done.stderr.rpartition('OPENMP DISPLAY ENVIRONMENT END\n')
     assert set(re.findall("OMP_WAIT_POLICY = '(.*)'", shown)) == {'PASSIVE'}  # of every OpenMP library that is loaded
@@ -307,7 +359,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path, command, 
 
 
 # A hook that makes the run stand still in the middle of its second epoch, or after its last checkpoint.
-PAUSE = '''
+PAUSE = """
 import time
 from pathlib import Path
 from mmengine.hooks import Hook
@@ -334,7 +386,7 @@ class PauseAtLastCheckpoint(Hook):
                 stand_still()
             return builtins.open(path, *args, **kwargs)
         module.open = pausing_open
-'''
+"""
 
 
 def finish(command, folder, config, *arguments):
@@ -369,6 +421,7 @@ def long_run(tmp_path, shared):
 
     It has an adapter, momentum, augmentation, a step of the learning rate in the epoch after the kill, and validation.
     """
+
     def make(name, workers=0):
         folder = tmp_path / name
         folder.mkdir()
@@ -385,14 +438,18 @@ def long_run(tmp_path, shared):
     return make
 
 
-@pytest.mark.parametrize(('sign', 'status', 'workers'), [
-    (signal.SIGKILL, -9, 0), (signal.SIGKILL, -9, 1), (signal.SIGINT, 130, 1)], ids=['kill', 'kill-worker', 'ctrl-c'])
+@pytest.mark.parametrize(
+    ('sign', 'status', 'workers'),
+    [(signal.SIGKILL, -9, 0), (signal.SIGKILL, -9, 1), (signal.SIGINT, 130, 1)],
+    ids=['kill', 'kill-worker', 'ctrl-c'],
+)
 def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(command, long_run, sign, status, workers):
     whole = finish(command, *long_run('whole', workers))
     folder, config = long_run('stopped', workers)
     assert interrupt(command, folder, config, sign) == status
     assert (folder / 'stderr').read_text().splitlines() == (
-        ['stopped by Ctrl-C; go on with --resume'] if sign == signal.SIGINT else [])
+        ['stopped by Ctrl-C; go on with --resume'] if sign == signal.SIGINT else []
+    )
     assert not (folder / 'run/epoch_2.pth').exists()
     weights, metrics = finish(command, folder, config, '--resume')
     assert equal(weights, whole[0])
@@ -417,13 +474,16 @@ def test_resume_goes_on_with_its_own_run_wherever_the_checkpoints_are(tmp_path, 
     """A run begun anew over a finished one, and killed before its first checkpoint, is not that one."""
     config = classification_config(shared[0], tmp_path / 'run', epochs=3, custom_hooks=[])
     config.default_hooks.checkpoint = dict(
-        type='CheckpointHook', interval=3, out_dir='elsewhere', filename_tmpl='step_{}.pth')
+        type='CheckpointHook', interval=3, out_dir='elsewhere', filename_tmpl='step_{}.pth'
+    )
     old, _ = finish(command, tmp_path, config)
     config.randomness.seed = 1
     assert interrupt(command, tmp_path, config, signal.SIGKILL) == -9
     new, _ = finish(command, tmp_path, config, '--resume')
-    assert 'elsewhere/run holds no checkpoint of this run, only of an earlier one: it starts anew' in (
-        tmp_path / 'stdout').read_text()
+    assert (
+        'elsewhere/run holds no checkpoint of this run, only of an earlier one: it starts anew'
+        in (tmp_path / 'stdout').read_text()
+    )
     assert not equal(old, new)
     config.train_cfg.max_epochs = 4
     saved = (tmp_path / 'elsewhere/run/step_3.pth').read_bytes()
@@ -452,7 +512,8 @@ def test_a_config_without_hooks_leaves_its_result_and_which_labels_were_changed(
     config.pop('default_hooks')
     config.train_cfg.max_epochs = 1
     config.train_dataloader.dataset = dict(
-        type='kd_plugins.Corrupted', dataset=config.train_dataloader.dataset, label_noise=dict(rate=0.5))
+        type='kd_plugins.Corrupted', dataset=config.train_dataloader.dataset, label_noise=dict(rate=0.5)
+    )
     config.dump(tmp_path / 'cfg.py')
     assert command(tmp_path, 'cfg.py') == 0, (tmp_path / 'stderr').read_text()
     record = json.loads((Path(config.work_dir) / 'corruption.json').read_text())
@@ -489,8 +550,17 @@ def ranks(folder):
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     (folder / 'last_threads.py').write_text(LAST_THREADS)
-    return [dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port),
-                 CUDA_VISIBLE_DEVICES='') for rank in range(2)]
+    return [
+        dict(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE='2',
+            MASTER_ADDR='127.0.0.1',
+            MASTER_PORT=str(port),
+            CUDA_VISIBLE_DEVICES='',
+        )
+        for rank in range(2)
+    ]
 
 
 def test_two_processes_train_and_test_on_a_cpu_and_leave_no_thread_behind(command, long_run):
@@ -507,11 +577,24 @@ def test_two_processes_train_and_test_on_a_cpu_and_leave_no_thread_behind(comman
         return [path.read_text().split() for path in sorted(folder.glob('threads?'))]
 
     assert command(folder, 'cfg.py', '--launcher', 'pytorch', ranks=ranks(folder)) == 0, (
-        folder / 'stderr').read_text() + (folder / 'stderr1').read_text()
+        folder / 'stderr'
+    ).read_text() + (folder / 'stderr1').read_text()
     assert [set(x) & {'pt_gloo_runloop'} for x in threads()] == [set(), set()]
     metrics = json.loads((folder / 'run/result.json').read_text())['metrics']
-    assert command(folder, 'cfg.py', folder / 'run/student.pth', '--work-dir', folder / 'test', '--launcher', 'pytorch',
-                   tool='test', ranks=ranks(folder)) == 0
+    assert (
+        command(
+            folder,
+            'cfg.py',
+            folder / 'run/student.pth',
+            '--work-dir',
+            folder / 'test',
+            '--launcher',
+            'pytorch',
+            tool='test',
+            ranks=ranks(folder),
+        )
+        == 0
+    )
     assert [set(x) & {'pt_gloo_runloop'} for x in threads()] == [set(), set()]
     scores = json.loads((folder / 'stdout').read_text().splitlines()[-1])
     assert scores['accuracy/top1'] == metrics['accuracy/top1']
@@ -542,8 +625,11 @@ def test_requirements_in_a_circle_are_refused_before_anything_trains(tmp_path, c
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('named', [
-    dict(requires=[dict(config='b.py', checkpoint='none.pth')]), dict(compare=dict(b='b.py'))], ids=lambda x: min(x))
+@pytest.mark.parametrize(
+    'named',
+    [dict(requires=[dict(config='b.py', checkpoint='none.pth')]), dict(compare=dict(b='b.py'))],
+    ids=lambda x: min(x),
+)
 def test_what_another_config_lacks_is_told_before_anything_trains(tmp_path, command, config, named):
     config.update(named)
     config.dump(tmp_path / 'a.py')

@@ -40,35 +40,53 @@ def along_a_line(
             for i, path in enumerate(paths):
                 cv2.imwrite(str(path), np.full((32 + i % 3, 16, 3), 9 * i, np.uint8))
             sides.append(np.array([str(path) for path in paths]))
-    names = [name for side in ('query', 'gallery') for name in (
-        f'{side}_features', f'{side}_ids', f'{side}_cams', *([f'{side}_paths'] if folder else []))]
+    names = [
+        name
+        for side in ('query', 'gallery')
+        for name in (f'{side}_features', f'{side}_ids', f'{side}_cams', *([f'{side}_paths'] if folder else []))
+    ]
     return ReIDFeatures(**dict(zip(names, sides, strict=True)))
 
 
 def people(folder: Path) -> ReIDFeatures:
     return along_a_line(
-        [(0., 1, 1), (10., 2, 1), (20., 3, 1), (20., 9, 1)],
-        [(0., 1, 1), (0.5, 1, 2), (3., 1, 3), (9., 5, 2), (9.5, 2, 2), (11., 2, 3), (19.5, 2, 4), (20.5, 0, 2),
-         (21.5, 3, 2), (20., -1, 2)], folder)
+        [(0.0, 1, 1), (10.0, 2, 1), (20.0, 3, 1), (20.0, 9, 1)],
+        [
+            (0.0, 1, 1),
+            (0.5, 1, 2),
+            (3.0, 1, 3),
+            (9.0, 5, 2),
+            (9.5, 2, 2),
+            (11.0, 2, 3),
+            (19.5, 2, 4),
+            (20.5, 0, 2),
+            (21.5, 3, 2),
+            (20.0, -1, 2),
+        ],
+        folder,
+    )
 
 
 def brute_force(features: ReIDFeatures, query: int, metric: str) -> list[tuple[float, bool, int]]:
     x, identity = features.query_features[query].astype(np.float64), features.query_ids[query]
     found = []
-    for item, (y, other, camera) in enumerate(zip(
-            features.gallery_features.astype(np.float64), features.gallery_ids, features.gallery_cams, strict=True)):
+    for item, (y, other, camera) in enumerate(
+        zip(features.gallery_features.astype(np.float64), features.gallery_ids, features.gallery_cams, strict=True)
+    ):
         if other == -1 or (other == identity > 0 and camera == features.query_cams[query]):
             continue
-        distance = (float(np.sqrt(((x - y) ** 2).sum())) if metric == 'euclidean' else
-                    1 - float((x * y).sum()) / max(float(np.sqrt((x * x).sum() * (y * y).sum())), 1e-30))
+        distance = (
+            float(np.sqrt(((x - y) ** 2).sum()))
+            if metric == 'euclidean'
+            else 1 - float((x * y).sum()) / max(float(np.sqrt((x * x).sum() * (y * y).sum())), 1e-30)
+        )
         found.append((round(distance, 12), bool(other == identity > 0), item))
     return sorted(found)
 
 
 def test_the_best_the_median_and_the_worst_are_chosen():
     chosen = ranking.choose(np.array([0.5, 0.9, 0.1, 0.7, 0.3]), 2)
-    assert {name: rows.tolist() for name, rows in chosen.items()} == {
-        'best': [1, 3], 'median': [3, 0], 'worst': [2, 4]}
+    assert {name: rows.tolist() for name, rows in chosen.items()} == {'best': [1, 3], 'median': [3, 0], 'worst': [2, 4]}
     chosen = ranking.choose(np.array([0.5, 0.9, 0.1]), 1)
     assert [rows.tolist() for rows in chosen.values()] == [[1], [0], [2]]
 
@@ -94,7 +112,7 @@ def test_the_first_items_are_ranked_without_what_the_evaluation_leaves_out(tmp_p
 
 @pytest.mark.usefixtures('faiss')
 def test_of_many_equal_items_the_wrong_ones_come_first():
-    features = along_a_line([(1., 1, 1)], [(1., 1, 2)] * 40 + [(1., 2, 2)] * 3 + [(1., -1, 2)] * 2)
+    features = along_a_line([(1.0, 1, 1)], [(1.0, 1, 2)] * 40 + [(1.0, 2, 2)] * 3 + [(1.0, -1, 2)] * 2)
     for metric in ('cosine', 'euclidean'):
         items, _, right = ranking.rank_items(features, 0, 4, metric)
         assert items.tolist() == [40, 41, 42, 0]
@@ -112,8 +130,11 @@ def test_rankings_agree_with_plain_loops_and_with_the_evaluation(
     levels = 3 if seed % 2 else 1000  # few levels make many ties
 
     def draw(count: int, lowest: int) -> tuple[np.ndarray, ...]:
-        return (rng.integers(-levels, levels, (count, 3)).astype(np.float32), rng.integers(lowest, 4, count),
-                rng.integers(0, 3, count))
+        return (
+            rng.integers(-levels, levels, (count, 3)).astype(np.float32),
+            rng.integers(lowest, 4, count),
+            rng.integers(0, 3, count),
+        )
 
     features = ReIDFeatures(*draw(6, 1), *draw(40, -1))
     retrieval = rank_matches(features, metric)
@@ -132,12 +153,26 @@ def test_rankings_agree_with_plain_loops_and_with_the_evaluation(
 def test_three_pictures_are_written(tmp_path: Path, capsys: pytest.CaptureFixture):
     save_features(people(tmp_path), tmp_path / 'features.npz')
     out = tmp_path / 'new' / 'pictures'
-    tool.main(['ranking', str(tmp_path / 'features.npz'), '--out', str(out), '--top', '3', '--queries', '2',
-               '--metric', 'euclidean'])
+    tool.main(
+        [
+            'ranking',
+            str(tmp_path / 'features.npz'),
+            '--out',
+            str(out),
+            '--top',
+            '3',
+            '--queries',
+            '2',
+            '--metric',
+            'euclidean',
+        ]
+    )
     # Average precisions: 1; (1 + 2 / 3 + 3 / 6) / 3; 1 / 3. Query 3 has no match.
     assert capsys.readouterr().out.splitlines() == [
-        f'{out / "best.png"}: AP 0.722 to 1.00', f'{out / "median.png"}: AP 0.722 to 1.00',
-        f'{out / "worst.png"}: AP 0.333 to 0.722']
+        f'{out / "best.png"}: AP 0.722 to 1.00',
+        f'{out / "median.png"}: AP 0.722 to 1.00',
+        f'{out / "worst.png"}: AP 0.333 to 0.722',
+    ]
     for name in ('best', 'median', 'worst'):
         height, width, _ = cv2.imread(str(out / f'{name}.png')).shape
         assert 500 < height < 1000
@@ -150,10 +185,25 @@ def test_a_folder_of_arrays_is_read_and_one_query_is_enough(tmp_path: Path, caps
     (tmp_path / 'features').mkdir()
     for name, values in vars(features).items():
         np.save(tmp_path / 'features' / f'{name}.npy', values)
-    tool.main(['ranking', str(tmp_path / 'features'), '--out', str(tmp_path), '--top', '1', '--queries', '1',
-               '--metric', 'euclidean'])
+    tool.main(
+        [
+            'ranking',
+            str(tmp_path / 'features'),
+            '--out',
+            str(tmp_path),
+            '--top',
+            '1',
+            '--queries',
+            '1',
+            '--metric',
+            'euclidean',
+        ]
+    )
     assert [line.rpartition(': ')[2] for line in capsys.readouterr().out.splitlines()] == [
-        'AP 1.00 to 1.00', 'AP 0.722 to 0.722', 'AP 0.333 to 0.333']
+        'AP 1.00 to 1.00',
+        'AP 0.722 to 0.722',
+        'AP 0.333 to 0.333',
+    ]
 
 
 @pytest.mark.usefixtures('faiss')
@@ -162,11 +212,18 @@ def test_a_row_shows_the_query_and_its_items_in_frames(tmp_path: Path):
     rankings = [ranking.rank_items(features, query, 2, 'euclidean') for query in (0, 1)]
     figure = ranking.draw_rankings(features, [0, 1], [1, 0.72222], rankings, 'title')
     assert [axes.get_title() for axes in figure.axes] == [
-        'id 1, cam 1\nAP 1.00', '1:  0.5000\nid 1, cam 2', '2:  3.000\nid 1, cam 3',
-        'id 2, cam 1\nAP 0.722', '1:  0.5000\nid 2, cam 2', '2:  1.000\nid 5, cam 2']
+        'id 1, cam 1\nAP 1.00',
+        '1:  0.5000\nid 1, cam 2',
+        '2:  3.000\nid 1, cam 3',
+        'id 2, cam 1\nAP 0.722',
+        '1:  0.5000\nid 2, cam 2',
+        '2:  1.000\nid 5, cam 2',
+    ]
     assert [axes.images[0].get_array()[0, 0, 0] for axes in figure.axes] == [0, 9, 18, 9, 36, 27]
-    frames = {(axes.get_title()[0], to_hex(axes.spines['left'].get_edgecolor()), axes.spines['left'].get_linestyle())
-              for axes in figure.axes[4:]}
+    frames = {
+        (axes.get_title()[0], to_hex(axes.spines['left'].get_edgecolor()), axes.spines['left'].get_linestyle())
+        for axes in figure.axes[4:]
+    }
     assert frames == {('1', '#009e73', 'solid'), ('2', '#d7301f', (0, (2.5, 1.5)))}
     assert figure.texts[0].get_text() == f'title\n{ranking.LEGEND}'
     # Nothing reaches over the edge, no title into its neighbour.
@@ -220,9 +277,13 @@ def test_what_is_wrong_is_told(tmp_path: Path):
 
 
 def test_the_command_line_ends_with_one_line_and_status_1(tmp_path: Path):
-    run = subprocess.run([sys.executable, str(TOOL), 'ranking', str(tmp_path / 'none.npz'), '--out', str(tmp_path)],
-                         capture_output=True, text=True, check=False,
-                         env={'PYTHONPATH': str(TOOL.parents[1]), 'PATH': ''})
+    run = subprocess.run(
+        [sys.executable, str(TOOL), 'ranking', str(tmp_path / 'none.npz'), '--out', str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={'PYTHONPATH': str(TOOL.parents[1]), 'PATH': ''},
+    )
     assert run.returncode == 1
     (line,) = run.stderr.strip().splitlines()
     assert line.startswith(f'error: {tmp_path / "none.npz"} does not exist')
@@ -245,8 +306,12 @@ def write_network(folder: Path, name: str, data: Path, seed: int, model: dict) -
     torch.save(dict(state_dict=network.state_dict()), folder / f'{name}.pth')
     config = classification_config(data, folder / 'run', model)
     config.test_dataloader = dict(
-        config.train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False), dataset=dict(
-            config.train_dataloader.dataset, pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]))
+        config.train_dataloader,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=dict(
+            config.train_dataloader.dataset, pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+        ),
+    )
     config.dump(str(folder / f'{name}.py'))
     return [str(folder / f'{name}.py'), str(folder / f'{name}.pth')]
 
@@ -256,10 +321,21 @@ def argv(tmp_path: Path) -> list[str]:
     """The options of a teacher and two students on 24 images of four classes."""
     data = image_folder(tmp_path / 'data')
     wide = classifier(8, 8) | dict(data_preprocessor=dict(mean=[90.0] * 3, std=[30.0] * 3, num_classes=CLASSES))
-    return ['--teacher', *write_network(tmp_path, 'teacher', data, 1, wide),
-            '--student', *write_network(tmp_path, 'plain', data, 2, classifier()),
-            '--student', *write_network(tmp_path, 'nst', data, 3, classifier()), 'with NST',
-            '--tap', 'backbone.stage3', '--images', '8', '--out', str(tmp_path / 'new' / 'picture.png')]
+    return [
+        '--teacher',
+        *write_network(tmp_path, 'teacher', data, 1, wide),
+        '--student',
+        *write_network(tmp_path, 'plain', data, 2, classifier()),
+        '--student',
+        *write_network(tmp_path, 'nst', data, 3, classifier()),
+        'with NST',
+        '--tap',
+        'backbone.stage3',
+        '--images',
+        '8',
+        '--out',
+        str(tmp_path / 'new' / 'picture.png'),
+    ]
 
 
 def answers_of(argv: list[str], command: str = 'tsne', rows: np.ndarray | None = None) -> tuple:
@@ -285,8 +361,11 @@ def overlapping(figure) -> list[tuple[str, str]]:
         texts += [axes.title, axes.xaxis.label, *axes.get_yticklabels(), *axes.get_xticklabels()]
     boxes = [(x.get_text(), x.get_window_extent()) for x in texts if x.get_text()]
     edge = figure.bbox
-    over = [(name, 'edge') for name, box in boxes
-            if box.x0 < -1 or box.y0 < -1 or box.x1 > edge.x1 + 1 or box.y1 > edge.y1 + 1]
+    over = [
+        (name, 'edge')
+        for name, box in boxes
+        if box.x0 < -1 or box.y0 < -1 or box.x1 > edge.x1 + 1 or box.y1 > edge.y1 + 1
+    ]
     return over + [(a, b) for i, (a, x) in enumerate(boxes) for b, y in boxes[:i] if x.overlaps(y)]
 
 
@@ -309,7 +388,8 @@ def test_networks_answer_through_their_own_normalisation_and_images_are_as_store
 
 def test_images_of_a_network_that_reads_rgb_are_shown_in_their_colours(argv: list[str], tmp_path: Path):
     model = classifier() | dict(
-        data_preprocessor=dict(mean=[120.0] * 3, std=[60.0] * 3, num_classes=CLASSES, to_rgb=True))
+        data_preprocessor=dict(mean=[120.0] * 3, std=[60.0] * 3, num_classes=CLASSES, to_rgb=True)
+    )
     argv[4:6] = write_network(tmp_path, 'rgb', tmp_path / 'data', 2, model)
     rows, dataset, images, *_ = answers_of(argv)
     for i, pixels in zip(rows, images.pixels, strict=True):
@@ -324,7 +404,7 @@ def test_a_point_of_the_embedding_is_a_channel_and_its_linear_mmd_is_the_loss():
     pooled = maps[1].view(5, 6, 4, 2, 4, 2).mean((3, 5))
     for found, x in zip(points, (maps[0], pooled), strict=True):
         for channel in range(x.shape[1]):
-            expected = [x[n, channel].flatten() / x[n, channel].square().sum().sqrt() / 5 ** 0.5 for n in range(5)]
+            expected = [x[n, channel].flatten() / x[n, channel].square().sum().sqrt() / 5**0.5 for n in range(5)]
             np.testing.assert_allclose(found[channel], torch.cat(expected), atol=1e-12)
     linear = float(((points[0].mean(0) - points[1].mean(0)) ** 2).sum())
     assert linear == pytest.approx(nst_loss(maps[0], maps[1], 'linear').item(), rel=1e-9)
@@ -358,7 +438,7 @@ def test_attention_is_the_normalised_sum_of_squares_and_cosines_go_with_the_loss
     maps = attention.attention_maps(a)
     for n in range(3):
         expected = sum(a[n, c] ** 2 for c in range(5))
-        torch.testing.assert_close(maps[n], expected / float((expected ** 2).sum()) ** 0.5)
+        torch.testing.assert_close(maps[n], expected / float((expected**2).sum()) ** 0.5)
     # ||q - p||^2 = 2 - 2 cos of unit vectors; AT's own loss is the mean norm.
     distances = (2 - 2 * attention.agreement(a, b)).sqrt()
     assert float(distances.mean()) == pytest.approx(at_loss(a, b).item(), rel=1e-4)
@@ -403,12 +483,14 @@ def test_no_texts_lie_on_each_other():
         images = networks.Images(list(rng.integers(0, 255, (3, 32, 16 * count, 3), np.uint8)), [0, 1, None], [long])
         maps = rng.random((count + 1, 3, 32, 16 * count))
         figure = attention.draw_attention(
-            images, maps, rng.random((count, 3)), ['input', 'teacher', *[long] * count], about)
+            images, maps, rng.random((count, 3)), ['input', 'teacher', *[long] * count], about
+        )
         assert len(figure.axes) == 3 * (count + 2)
         assert figure.axes[0].get_xlabel() == 'a name that is lo…'
         assert not overlapping(figure)
         figure = similarity.draw_matrices(
-            rng.random((count + 1, 20, 20)), ['teacher', *titles[:count]], [(long, 5)] * 4, about)
+            rng.random((count + 1, 20, 20)), ['teacher', *titles[:count]], [(long, 5)] * 4, about
+        )
         assert not overlapping(figure)
 
 
@@ -454,12 +536,15 @@ def test_pictures_held_in_memory_are_drawn_too(argv: list[str], tmp_path: Path):
     folder.mkdir()
     rows = rng.integers(0, 256, (20, 3072), np.uint8)
     (folder / 'test_batch').write_bytes(pickle.dumps({'data': rows, 'labels': [*range(10)] * 2}, protocol=2))
-    data = dict(type='kd_plugins.BatchedImages', dataset=dict(
-        type='kd_plugins.CIFAR10', data_root=str(tmp_path), split='test', _scope_='mmpretrain'))
+    data = dict(
+        type='kd_plugins.BatchedImages',
+        dataset=dict(type='kd_plugins.CIFAR10', data_root=str(tmp_path), split='test', _scope_='mmpretrain'),
+    )
     (tmp_path / 'set.py').write_text(
         f'custom_imports = dict(imports=["kd_plugins"])\ndefault_scope = "mmpretrain"\ntest_dataloader = dict('
         f'batch_size=8, num_workers=0, sampler=dict(type="DefaultSampler", shuffle=False), '
-        f'collate_fn=dict(type="kd_plugins.whole_batch"), dataset={data!r})')
+        f'collate_fn=dict(type="kd_plugins.whole_batch"), dataset={data!r})'
+    )
     loader = networks.test_set(str(tmp_path / 'set.py'))
     labels = networks.labels_of(loader.dataset)
     assert labels.tolist() == [*range(10)] * 2
@@ -491,7 +576,8 @@ def test_mistakes_in_pictures_of_networks_are_told(argv: list[str], tmp_path: Pa
     assert 'expected a config, a checkpoint and, if you like, a name' in told('--student', 'one.py')
     assert "two students are named 'plain'" in told('--student', *argv[4:6])
     assert told('--student', tmp_path / 'none.py', argv[5]) == (
-        f'config {tmp_path / "none.py"} does not exist: give the path of a .py file, as in configs/nst_voc.py')
+        f'config {tmp_path / "none.py"} does not exist: give the path of a .py file, as in configs/nst_voc.py'
+    )
     message = told('--student', argv[4], tmp_path / 'none.pth', 'x')
     assert f'checkpoint {tmp_path / "none.pth"} does not exist' in message
     assert 'does not fit ImageClassifier' in told('--student', argv[4], argv[2], 'x')
@@ -501,8 +587,13 @@ def test_mistakes_in_pictures_of_networks_are_told(argv: list[str], tmp_path: Pa
 
 
 def test_a_mistake_in_a_picture_of_networks_ends_in_one_line(argv: list[str]):
-    run = subprocess.run([sys.executable, str(TOOL), 'attention', *argv, '--tap', 'backbon'], capture_output=True,
-                         text=True, check=False, env={'PYTHONPATH': str(TOOL.parents[1]), 'PATH': ''})
+    run = subprocess.run(
+        [sys.executable, str(TOOL), 'attention', *argv, '--tap', 'backbon'],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={'PYTHONPATH': str(TOOL.parents[1]), 'PATH': ''},
+    )
     assert run.returncode == 1
     assert run.stderr.strip().splitlines()[-1].startswith("error: ImageClassifier has no module 'backbon' to tap")
     assert 'Traceback' not in run.stderr

@@ -29,15 +29,20 @@ from kd_plugins.hooks import DistillationHook
 from kd_plugins.models import Distiller
 from kd_plugins.registry import MODELS
 
-RELATIONAL = {name: dict(type='kd_plugins.RKDLoss', distance_weight=d, angle_weight=a)
-              for name, d, a in (('rkd-d', 1.0, 0.0), ('rkd-a', 0.0, 1.0), ('rkd-da', 1.0, 2.0))}
+RELATIONAL = {
+    name: dict(type='kd_plugins.RKDLoss', distance_weight=d, angle_weight=a)
+    for name, d, a in (('rkd-d', 1.0, 0.0), ('rkd-a', 0.0, 1.0), ('rkd-da', 1.0, 2.0))
+}
 RELATIONAL['sp'] = dict(type='kd_plugins.SPLoss')
 PER_SAMPLE = {name: dict(type=f'kd_plugins.{name.upper()}Loss') for name in ('kd', 'at', 'nst')}
-ADAPTED = [dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student='maps', teacher='maps', adapter='auto'),
-           dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), student='maps', teacher='maps', weight=100.0,
-                adapter='auto')]
-CRITIC = [dict(name='gan', loss=dict(type='kd_plugins.NSTGANLoss', hidden=8), student='maps', teacher='maps'),
-          dict(name='off', loss=dict(type='kd_plugins.NSTGANLoss', hidden=8), student='maps', teacher='maps', weight=0)]
+ADAPTED = [
+    dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student='maps', teacher='maps', adapter='auto'),
+    dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), student='maps', teacher='maps', weight=100.0, adapter='auto'),
+]
+CRITIC = [
+    dict(name='gan', loss=dict(type='kd_plugins.NSTGANLoss', hidden=8), student='maps', teacher='maps'),
+    dict(name='off', loss=dict(type='kd_plugins.NSTGANLoss', hidden=8), student='maps', teacher='maps', weight=0),
+]
 BSS = [dict(name='bss', loss=dict(type='kd_plugins.BSSLoss'), student='fc', teacher='fc', weight=5.0)]
 WAYS = ('hook', 'model')
 # The runner's own wrapper, but for the device number that it would add, which a CPU does not take.
@@ -123,8 +128,15 @@ def core_of(runner: Runner) -> nn.Module:
     return hooks[0].distillation if hooks else getattr(runner.model, 'module', runner.model).distillation
 
 
-def run(way: str, terms: list[dict], folder: Path, one_by_one: bool = False, accumulate: int = 1,
-        size: int = 7, bias: float = 0.0) -> dict:
+def run(
+    way: str,
+    terms: list[dict],
+    folder: Path,
+    one_by_one: bool = False,
+    accumulate: int = 1,
+    size: int = 7,
+    bias: float = 0.0,
+) -> dict:
     """Train the small network on global batches of 8 and return what happened."""
     together = dist.is_initialized()
     teacher = dict(config=dict(type=Net, width=6), checkpoint=str(folder / f'teacher{bias:.0f}.pth'))
@@ -134,16 +146,26 @@ def run(way: str, terms: list[dict], folder: Path, one_by_one: bool = False, acc
         model = dict(type=Distiller, student=model, input_shape=(3, 7, 7), **distillation)
     watch = Watch(one_by_one)
     runner = Runner(
-        model=model, work_dir=str(folder / 'runs'), experiment_name=f'run{next(RUNS)}',
-        train_dataloader=dict(batch_size=4 if together else 8, num_workers=0, dataset=Noise(size),
-                              sampler=dict(type=DefaultSampler, shuffle=False),
-                              collate_fn=dict(type='default_collate')),
-        train_cfg=dict(by_epoch=True, max_epochs=1), launcher='pytorch' if together else 'none',
+        model=model,
+        work_dir=str(folder / 'runs'),
+        experiment_name=f'run{next(RUNS)}',
+        train_dataloader=dict(
+            batch_size=4 if together else 8,
+            num_workers=0,
+            dataset=Noise(size),
+            sampler=dict(type=DefaultSampler, shuffle=False),
+            collate_fn=dict(type='default_collate'),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        launcher='pytorch' if together else 'none',
         cfg=Config(WRAPPER if together else {}),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9), accumulative_counts=accumulate),
         # Ranks start from seeds of their own: that they agree must come from the start of data-parallel.
-        randomness=dict(seed=5, diff_rank_seed=True), log_level='ERROR', default_hooks=dict(checkpoint=None),
-        custom_hooks=[dict(type=DistillationHook, **distillation)] if way == 'hook' else None)
+        randomness=dict(seed=5, diff_rank_seed=True),
+        log_level='ERROR',
+        default_hooks=dict(checkpoint=None),
+        custom_hooks=[dict(type=DistillationHook, **distillation)] if way == 'hook' else None,
+    )
     runner.register_hook(watch, 'LOWEST')
     runner.train()
     return dict(losses=watch.losses, states=watch.states, adapters=watch.adapters)
@@ -151,15 +173,22 @@ def run(way: str, terms: list[dict], folder: Path, one_by_one: bool = False, acc
 
 def scenarios(folder: Path, ways: Sequence[str] = WAYS) -> dict:
     """Run everything that one process and two must agree on."""
-    every = [dict(name=name, loss=loss, student=tap, teacher=tap)
-             for name, loss in (RELATIONAL | PER_SAMPLE).items() for tap in ['fc' if name == 'kd' else 'maps']]
-    return {(way, name): run(way, terms, folder, **options)
-            for way in ways
-            for name, terms, options in (('terms', every, dict(one_by_one=True)),
-                                         ('adapters', ADAPTED, {}),
-                                         ('critic', CRITIC, {}),
-                                         ('bss', BSS, dict(bias=3.0)),
-                                         ('accumulation', ADAPTED, dict(accumulate=2)))}
+    every = [
+        dict(name=name, loss=loss, student=tap, teacher=tap)
+        for name, loss in (RELATIONAL | PER_SAMPLE).items()
+        for tap in ['fc' if name == 'kd' else 'maps']
+    ]
+    return {
+        (way, name): run(way, terms, folder, **options)
+        for way in ways
+        for name, terms, options in (
+            ('terms', every, dict(one_by_one=True)),
+            ('adapters', ADAPTED, {}),
+            ('critic', CRITIC, {}),
+            ('bss', BSS, dict(bias=3.0)),
+            ('accumulation', ADAPTED, dict(accumulate=2)),
+        )
+    }
 
 
 def real_run(way: str, folder: Path) -> dict:
@@ -167,38 +196,49 @@ def real_run(way: str, folder: Path) -> dict:
     tap = 'backbone.stage2'
     distillation = dict(
         teacher=dict(config=classifier(14), checkpoint=str(folder / 'teacher.pth')),
-        terms=[dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), student=tap, teacher=tap, weight=100.0),
-               dict(name='off', loss=dict(type='kd_plugins.FitNetLoss'), student=tap, teacher=tap, adapter='auto',
-                    weight=0),
-               dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student=tap, teacher=tap, adapter='auto')])
+        terms=[
+            dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), student=tap, teacher=tap, weight=100.0),
+            dict(
+                name='off', loss=dict(type='kd_plugins.FitNetLoss'), student=tap, teacher=tap, adapter='auto', weight=0
+            ),
+            dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student=tap, teacher=tap, adapter='auto'),
+        ],
+    )
     more: dict = dict(launcher='pytorch') | WRAPPER
     if way == 'hook':
         more |= dict(custom_hooks=[dict(type='kd_plugins.DistillationHook', **distillation)])
     else:
-        more |= dict(model=dict(type='kd_plugins.Distiller', student=classifier(), input_shape=(3, 16, 16),
-                                **distillation))
+        more |= dict(
+            model=dict(type='kd_plugins.Distiller', student=classifier(), input_shape=(3, 16, 16), **distillation)
+        )
     config = classification_config(folder / 'images', folder / 'real' / way, **more)
     config.train_dataloader.batch_size = 4
     config.randomness.diff_rank_seed = True
     runner = Runner.from_cfg(config)
     runner.train()
-    return dict(iterations=runner.iter, adapters=weights(core_of(runner)),
-                parameters={k: v.detach() for k, v in runner.model.module.named_parameters()})
+    return dict(
+        iterations=runner.iter,
+        adapters=weights(core_of(runner)),
+        parameters={k: v.detach() for k, v in runner.model.module.named_parameters()},
+    )
 
 
 def hints_alone(way: str, folder: Path, find_unused: bool) -> dict | str:
     """Train a classifier on a hint at its second stage; return the weights before and after, or the error."""
     tap = 'backbone.stage2'
     distillation = dict(
-        teacher=dict(config=classifier(14), checkpoint=str(folder / 'teacher.pth')), task=False,
-        terms=[dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student=tap, teacher=tap, adapter='auto')])
+        teacher=dict(config=classifier(14), checkpoint=str(folder / 'teacher.pth')),
+        task=False,
+        terms=[dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student=tap, teacher=tap, adapter='auto')],
+    )
     wrapper = dict(WRAPPER['model_wrapper_cfg'], find_unused_parameters=find_unused)
     more: dict = dict(launcher='pytorch', model_wrapper_cfg=wrapper)
     if way == 'hook':
         more |= dict(custom_hooks=[dict(type='kd_plugins.DistillationHook', **distillation)])
     else:
-        more |= dict(model=dict(type='kd_plugins.Distiller', student=classifier(), input_shape=(3, 16, 16),
-                                **distillation))
+        more |= dict(
+            model=dict(type='kd_plugins.Distiller', student=classifier(), input_shape=(3, 16, 16), **distillation)
+        )
     config = classification_config(folder / 'images', folder / 'hints' / f'{way}{find_unused}', **more)
     config.train_dataloader.batch_size = 4
     config.optim_wrapper.optimizer.weight_decay = 0.1
@@ -216,8 +256,11 @@ def hints_alone(way: str, folder: Path, find_unused: bool) -> dict | str:
         runner.train()
     except UserError as error:
         return str(error)
-    return dict(start=start, end={k: v.detach() for k, v in runner.model.module.named_parameters()},
-                adapters=weights(core_of(runner)))
+    return dict(
+        start=start,
+        end={k: v.detach() for k, v in runner.model.module.named_parameters()},
+        adapters=weights(core_of(runner)),
+    )
 
 
 def error_of_unequal_shapes(way: str, folder: Path, rank: int) -> str:

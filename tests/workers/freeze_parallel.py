@@ -30,11 +30,15 @@ if __name__ == '__main__':
     data = folder / f'data{rank}'
     image_folder(data)
     config = classification_config(
-        data, folder / f'run{rank}', custom_hooks=[dict(type='kd_plugins.FreezeHook', modules=['backbone'])],
+        data,
+        folder / f'run{rank}',
+        custom_hooks=[dict(type='kd_plugins.FreezeHook', modules=['backbone'])],
         launcher='pytorch',
-        model_wrapper_cfg=dict(type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None))
+        model_wrapper_cfg=dict(type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None),
+    )
     runner, start = Runner.from_cfg(config), Start()
     runner.register_hook(start)
     runner.train()
-    torch.save(dict(start=start.weights, end=weights(runner.model.module), iterations=runner.iter),
-               folder / f'rank{rank}.pth')
+    torch.save(
+        dict(start=start.weights, end=weights(runner.model.module), iterations=runner.iter), folder / f'rank{rank}.pth'
+    )

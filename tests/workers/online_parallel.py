@@ -19,8 +19,10 @@ from torch import nn
 from kd_plugins.errors import UserError
 from kd_plugins.registry import MODELS
 
-RECORDS = dict(mutual=dict(type='kd_plugins.MutualLearning', student=classifier(), peers=2),
-               ensemble=dict(type='kd_plugins.NativeEnsemble', student=classifier(), ramp=0))
+RECORDS = dict(
+    mutual=dict(type='kd_plugins.MutualLearning', student=classifier(), peers=2),
+    ensemble=dict(type='kd_plugins.NativeEnsemble', student=classifier(), ramp=0),
+)
 WRAPPER = dict(type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None)
 
 
@@ -49,8 +51,9 @@ def step(model: nn.Module, half: slice) -> tuple[dict, dict]:
 
 def real_run(record: dict, folder: Path, name: str) -> dict:
     """Train on an image folder; ranks start from seeds of their own, and agree by the start of data-parallel."""
-    config = classification_config(folder / 'images', folder / name, record, 1, launcher='pytorch',
-                                   model_wrapper_cfg=WRAPPER)
+    config = classification_config(
+        folder / 'images', folder / name, record, 1, launcher='pytorch', model_wrapper_cfg=WRAPPER
+    )
     config.train_dataloader.batch_size = 4
     config.randomness.diff_rank_seed = True
     runner = Runner.from_cfg(config)

@@ -82,14 +82,26 @@ def loader(args: argparse.Namespace) -> None:
                     times[name].append(taken)
         memory = {name: peak_memory(run, device) for name, run in runs.items()}
     results = {}
-    table = Table('loader', 'images/s (min–max)', 'times the stock one', 'MiB', 'times the floor',
-                  title=f'batches of 128, {device}, {args.threads} threads')
+    table = Table(
+        'loader',
+        'images/s (min–max)',
+        'times the stock one',
+        'MiB',
+        'times the floor',
+        title=f'batches of 128, {device}, {args.threads} threads',
+    )
     for name, values in times.items():
         rates = [BATCHES * 128 / value for value in values]
         ratio = median(a / b for a, b in zip(times['stock'], values, strict=True))
-        results[name] = dict(images_per_second=rates, ratio=ratio, peak_bytes=memory[name],
-                             times_floor=median(values) / floor)
-        table.add_row(name, f'{median(rates):,.0f} ({min(rates):,.0f}–{max(rates):,.0f})', f'{ratio:.1f}',
-                      f'{memory[name] / 2**20:.1f}', f'{median(values) / floor:.1f}')
+        results[name] = dict(
+            images_per_second=rates, ratio=ratio, peak_bytes=memory[name], times_floor=median(values) / floor
+        )
+        table.add_row(
+            name,
+            f'{median(rates):,.0f} ({min(rates):,.0f}–{max(rates):,.0f})',
+            f'{ratio:.1f}',
+            f'{memory[name] / 2**20:.1f}',
+            f'{median(values) / floor:.1f}',
+        )
     Console(width=max(100, Console().width)).print(table)
     keep(args, dict(loaders=results))

@@ -119,10 +119,19 @@ def kd_reference(student: Tensor, teacher: Tensor) -> Tensor:
 def nst_case(kernel: str, shape: tuple[int, ...]) -> Case:
     """Describe NST; its products are over the channels, for poly over the positions where those are fewer."""
     b, c, positions = shape[0], shape[1], shape[2] * shape[3]
-    products = {'linear': 0, 'gaussian': 10 * b * c * c * positions,
-                'poly': min(10 * b * c * c * positions, 6 * b * c * positions ** 2)}[kernel]
-    return Case(f'NST {kernel}', shape, partial(functional.nst_loss, kernel=kernel), nst_reference(kernel),
-                literal=b * c * c * positions, products=products)
+    products = {
+        'linear': 0,
+        'gaussian': 10 * b * c * c * positions,
+        'poly': min(10 * b * c * c * positions, 6 * b * c * positions**2),
+    }[kernel]
+    return Case(
+        f'NST {kernel}',
+        shape,
+        partial(functional.nst_loss, kernel=kernel),
+        nst_reference(kernel),
+        literal=b * c * c * positions,
+        products=products,
+    )
 
 
 def relational_case(name: str, shape: tuple[int, ...], loss: Loss, reference: Loss, literal: int = 0) -> Case:
@@ -147,8 +156,8 @@ def vector_cases(shape: tuple[int, int]) -> list[Case]:
     n, d = shape
     return [
         relational_case('RKD-D', shape, functional.rkd_distance_loss, rkd_distance_reference, n * n * d),
-        relational_case('RKD-A', shape, functional.rkd_angle_loss, rkd_angle_reference, n ** 3 * d),
-        relational_case('RKD-A, authors\' form', shape, functional.rkd_angle_loss, rkd_angle_published, n ** 2 * d),
+        relational_case('RKD-A', shape, functional.rkd_angle_loss, rkd_angle_reference, n**3 * d),
+        relational_case("RKD-A, authors' form", shape, functional.rkd_angle_loss, rkd_angle_published, n**2 * d),
         relational_case('SP', shape, functional.sp_loss, sp_reference),
     ]
 
@@ -157,16 +166,36 @@ def loss_cases(full: bool) -> list[Case]:
     """List the losses to measure: a few of each, or those of CIFAR, ImageNet, an FPN and re-identification."""
     logits = [Case('KD', (128, classes), functional.kd_loss, kd_reference) for classes in (100, 1000)]
     if full:
-        maps = [(128, 64, 8, 8), (128, 32, 16, 16), (128, 16, 32, 32), (64, 512, 7, 7), (64, 1024, 14, 14),
-                (64, 2048, 7, 7), (2, 256, 100, 152), (2, 256, 50, 76), (2, 256, 25, 38), (2, 256, 13, 19),
-                (64, 2048, 16, 8)]
+        maps = [
+            (128, 64, 8, 8),
+            (128, 32, 16, 16),
+            (128, 16, 32, 32),
+            (64, 512, 7, 7),
+            (64, 1024, 14, 14),
+            (64, 2048, 7, 7),
+            (2, 256, 100, 152),
+            (2, 256, 50, 76),
+            (2, 256, 25, 38),
+            (2, 256, 13, 19),
+            (64, 2048, 16, 8),
+        ]
         vectors = [(64, 128), (128, 512), (64, 2048), (256, 2048)]
-        return [*(case for shape in maps for case in map_cases(shape)),
-                *(case for shape in vectors for case in vector_cases(shape)), *logits]
-    few = [nst_case(kernel, shape) for shape in ((64, 32, 16, 16), (32, 128, 8, 8), (64, 256, 4, 4))
-           for kernel in ('linear', 'poly', 'gaussian')]
-    return [*few, *vector_cases((64, 128)), *(case for case in map_cases((128, 64, 8, 8)) if 'NST' not in case.name),
-            *logits[:1]]
+        return [
+            *(case for shape in maps for case in map_cases(shape)),
+            *(case for shape in vectors for case in vector_cases(shape)),
+            *logits,
+        ]
+    few = [
+        nst_case(kernel, shape)
+        for shape in ((64, 32, 16, 16), (32, 128, 8, 8), (64, 256, 4, 4))
+        for kernel in ('linear', 'poly', 'gaussian')
+    ]
+    return [
+        *few,
+        *vector_cases((64, 128)),
+        *(case for case in map_cases((128, 64, 8, 8)) if 'NST' not in case.name),
+        *logits[:1],
+    ]
 
 
 def inputs_of(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any, list[Tensor]]:
@@ -184,6 +213,7 @@ def inputs_of(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[Any
 
 def passes(loss: Loss, student: Any, teacher: Any, leaves: list[Tensor]) -> Callable[[], list[Tensor]]:
     """Return a call that computes a value and its gradients."""
+
     def step() -> list[Tensor]:
         value = loss(student, teacher)
         return [value.detach(), *torch.autograd.grad(value, leaves)]
@@ -204,12 +234,16 @@ def measure(case: Case, args: argparse.Namespace, dtype: torch.dtype, machine: M
     student, teacher, leaves = inputs_of(case, device, dtype)
     steps = {'kd_plugins': passes(case.loss, student, teacher, leaves)}
     exact_leaves = [x.detach().double().requires_grad_() for x in leaves]
-    exact = passes(case.loss, exact_leaves if case.pairs else exact_leaves[0],
-                   [x.double() for x in teacher] if case.pairs else teacher.double(), exact_leaves)()
+    exact = passes(
+        case.loss,
+        exact_leaves if case.pairs else exact_leaves[0],
+        [x.double() for x in teacher] if case.pairs else teacher.double(),
+        exact_leaves,
+    )()
     result: dict[str, Any] = dict(name=case.name, shape=list(case.shape), dtype=str(dtype).removeprefix('torch.'))
     own = steps['kd_plugins']()
     result['value_error'], result['gradient_error'] = off_by(own, exact)
-    if case.literal * leaves[0].element_size() <= args.limit * 2 ** 30:
+    if case.literal * leaves[0].element_size() <= args.limit * 2**30:
         steps['reference'] = passes(case.reference, student, teacher, leaves)
         result['value_disagreement'], result['gradient_disagreement'] = off_by(own, steps['reference']())
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -221,39 +255,62 @@ def measure(case: Case, args: argparse.Namespace, dtype: torch.dtype, machine: M
         if repeat and sum(sum(times[name]) * calls[name] for name in steps) > 1e3 * PATIENCE:
             break
         for name, step in steps.items():
+
             def several(step: Callable[[], Any] = step, count: int = calls[name]) -> None:
                 for _ in range(count):
                     step()
 
             times[name].append(1e3 * seconds(several, device) / calls[name])
     for name, step in steps.items():
-        result[name] = dict(ms=median(times[name]), ms_min=min(times[name]), ms_max=max(times[name]),
-                            peak_bytes=peak_memory(step, device))
+        result[name] = dict(
+            ms=median(times[name]),
+            ms_min=min(times[name]),
+            ms_max=max(times[name]),
+            peak_bytes=peak_memory(step, device),
+        )
     # Student and teacher are read once, a gradient is written.
     moved, computed = (3 * sum(x.nbytes for x in leaves) / machine.bandwidth, case.products / machine.operations)
     result |= dict(floor_ms=1e3 * max(moved, computed), bound_by='memory' if moved > computed else 'products')
     result['times_floor'] = result['kd_plugins']['ms'] / result['floor_ms']
     if 'reference' in result:
         mine, reference = result['kd_plugins'], result['reference']
-        result |= dict(speedup=reference['ms'] / mine['ms'],
-                       memory_ratio=mine['peak_bytes'] / max(1, reference['peak_bytes']))
+        result |= dict(
+            speedup=reference['ms'] / mine['ms'], memory_ratio=mine['peak_bytes'] / max(1, reference['peak_bytes'])
+        )
     return result
 
 
 def print_table(results: Sequence[dict[str, Any]], title: str) -> None:
     """Print one row a case."""
-    table = Table('loss', 'shape', 'dtype', 'ms (min–max)', 'literal ms (min–max)', 'times faster', 'MiB',
-                  'literal MiB', 'memory ratio', 'times the floor', 'floor by', 'off float64, value and gradient',
-                  title=title)
+    table = Table(
+        'loss',
+        'shape',
+        'dtype',
+        'ms (min–max)',
+        'literal ms (min–max)',
+        'times faster',
+        'MiB',
+        'literal MiB',
+        'memory ratio',
+        'times the floor',
+        'floor by',
+        'off float64, value and gradient',
+        title=title,
+    )
     for r in results:
         sides = [r['kd_plugins'], r.get('reference')]
         table.add_row(
-            r['name'], '×'.join(map(str, r['shape'])), r['dtype'],
+            r['name'],
+            '×'.join(map(str, r['shape'])),
+            r['dtype'],
             *(f'{x["ms"]:.2f} ({x["ms_min"]:.2f}–{x["ms_max"]:.2f})' if x else 'too large' for x in sides),
             f'{r["speedup"]:.1f}' if 'speedup' in r else '',
             *(f'{x["peak_bytes"] / 2**20:.2f}' if x else '' for x in sides),
-            f'{r["memory_ratio"]:.4f}' if 'speedup' in r else '', f'{r["times_floor"]:.1f}', r['bound_by'],
-            f'{r["value_error"]:.0e} {r["gradient_error"]:.0e}')
+            f'{r["memory_ratio"]:.4f}' if 'speedup' in r else '',
+            f'{r["times_floor"]:.1f}',
+            r['bound_by'],
+            f'{r["value_error"]:.0e} {r["gradient_error"]:.0e}',
+        )
     Console(width=max(200, Console().width)).print(table)
 
 
@@ -261,8 +318,7 @@ def losses(args: argparse.Namespace) -> None:
     """Measure the losses."""
     device = torch.device(args.device)
     machine = machine_of(device)
-    about = dict(gigabytes_per_second=round(machine.bandwidth / 1e9, 1),
-                 gigaflops=round(machine.operations / 1e9, 1))
+    about = dict(gigabytes_per_second=round(machine.bandwidth / 1e9, 1), gigaflops=round(machine.operations / 1e9, 1))
     cases = [(case, getattr(torch, dtype)) for case in loss_cases(args.full) for dtype in args.dtypes]
     results: list[dict[str, Any]] = []
     try:
@@ -275,12 +331,19 @@ def losses(args: argparse.Namespace) -> None:
 
     def wrong(keys: tuple[str, str], tolerances: dict[str, float]) -> str:
         # Written so that a value that is no number counts as a disagreement.
-        return ', '.join(f'{r["name"]} {tuple(r["shape"])}' for r in results
-                         if keys[0] in r and not max(r[key] for key in keys) <= tolerances[r['dtype']])
+        return ', '.join(
+            f'{r["name"]} {tuple(r["shape"])}'
+            for r in results
+            if keys[0] in r and not max(r[key] for key in keys) <= tolerances[r['dtype']]
+        )
 
     for keys, other, tolerances in (
-            (('value_error', 'gradient_error'), 'float64', {'float32': 1e-5, 'bfloat16': 1e-2}),
-            (('value_disagreement', 'gradient_disagreement'), 'the literal form',
-             {'float32': TOLERANCE, 'bfloat16': float('inf')})):  # whose own arithmetic is bfloat16's
+        (('value_error', 'gradient_error'), 'float64', {'float32': 1e-5, 'bfloat16': 1e-2}),
+        (
+            ('value_disagreement', 'gradient_disagreement'),
+            'the literal form',
+            {'float32': TOLERANCE, 'bfloat16': float('inf')},
+        ),
+    ):  # whose own arithmetic is bfloat16's
         if found := wrong(keys, tolerances):
             raise UserError(f'{found} and {other} differ: see the table')

@@ -48,15 +48,16 @@ def reid_features(queries: int, gallery: int, dimensions: int, folder: Path) -> 
         np.save(folder / f'{side}_cams.npy', cameras[rows])
         out = np.lib.format.open_memmap(folder / f'{side}_features.npy', 'w+', np.float32, (len(ids[rows]), dimensions))
         for start in range(0, len(out), 10_000):
-            own = ids[rows][start:start + 10_000]
+            own = ids[rows][start : start + 10_000]
             x = 3.5 * rng.standard_normal((len(own), dimensions), np.float32)
-            out[start:start + 10_000] = x + (own > 0)[:, None] * centres[own]
+            out[start : start + 10_000] = x + (own > 0)[:, None] * centres[own]
 
 
 def usual_way(features: ReIDFeatures, device: str) -> dict[str, float]:
     """Score as popular code does: argsort of the whole distance matrix, precision at every rank of every query."""
-    query, gallery = (F.normalize(torch.from_numpy(x).to(device))
-                      for x in (features.query_features, features.gallery_features))
+    query, gallery = (
+        F.normalize(torch.from_numpy(x).to(device)) for x in (features.query_features, features.gallery_features)
+    )
     order = np.argsort((1 - query @ gallery.T).cpu().numpy(), axis=1)
     matches = features.gallery_ids[order] == features.query_ids[:, None]
     precisions = []
@@ -77,7 +78,7 @@ def similarity_product(features: ReIDFeatures, device: str, library: bool = Fals
     """Multiply the features, gallery block by gallery block, and nothing else, as torch does or as the package does."""
     query = torch.from_numpy(np.array(features.query_features)).to(device)
     for start in range(0, len(features.gallery_features), step := BLOCK // query.shape[1]):
-        gallery = torch.from_numpy(np.array(features.gallery_features[start:start + step])).to(device)
+        gallery = torch.from_numpy(np.array(features.gallery_features[start : start + step])).to(device)
         inner_products(operand(query), operand(gallery)) if library else query @ gallery.T
 
 
@@ -125,10 +126,15 @@ def sparse_reranking(features: ReIDFeatures, device: str) -> Retrieval:
     return rank_rows(evaluation.KReciprocal(features.query_features, features.gallery_features).rows(), features)
 
 
-REID = {'evaluation': evaluation_of, 'product': similarity_product,
-        'product by oneDNN': partial(similarity_product, library=True), 'usual way': usual_way,
-        're-ranking': sparse_reranking, 'dense re-ranking': dense_reranking,
-        'evaluation with a bar': partial(evaluation_of, progress=True)}
+REID = {
+    'evaluation': evaluation_of,
+    'product': similarity_product,
+    'product by oneDNN': partial(similarity_product, library=True),
+    'usual way': usual_way,
+    're-ranking': sparse_reranking,
+    'dense re-ranking': dense_reranking,
+    'evaluation with a bar': partial(evaluation_of, progress=True),
+}
 # Queries, gallery items, dimensions, and what is measured, against the first of it.
 REID_PARTS = {
     'market': (3_368, 15_913, 2_048, ('evaluation', 'product', 'product by oneDNN', 'usual way')),
@@ -146,8 +152,11 @@ def reid_run(args: argparse.Namespace) -> None:
     """Do each of some things in turn, in this process, and print what it took."""
     features = load_features(args.features)
     if args.resident:
-        features = replace(features, query_features=np.array(features.query_features),
-                           gallery_features=np.array(features.gallery_features))
+        features = replace(
+            features,
+            query_features=np.array(features.query_features),
+            gallery_features=np.array(features.gallery_features),
+        )
     start = torch.ones(2, 2, device=args.device)
     (start @ start).sort()  # starts the threads, or loads a GPU's libraries
     Path('/proc/self/clear_refs').write_text('5')  # forgets the peak, which came with the process or was the loading's
@@ -180,8 +189,19 @@ def reid(args: argparse.Namespace) -> None:
             reid_features(queries, gallery, dimensions, Path(folder))
 
             def run(names: Sequence[str], repeats: int, folder: str = folder, part: str = part) -> dict[str, Any]:
-                command = [sys.executable, str(TOOL), 'reid-run', folder, *names, '--repeats', str(repeats),
-                           '--threads', str(args.threads), '--device', args.device]
+                command = [
+                    sys.executable,
+                    str(TOOL),
+                    'reid-run',
+                    folder,
+                    *names,
+                    '--repeats',
+                    str(repeats),
+                    '--threads',
+                    str(args.threads),
+                    '--device',
+                    args.device,
+                ]
                 command += ['--resident'] * (part != 'million')
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
                 if done.returncode:
@@ -195,15 +215,25 @@ def reid(args: argparse.Namespace) -> None:
         memory = {'peak_bytes': 'MiB at its peak', 'added_bytes': 'MiB added'}
         if args.device != 'cpu':
             memory |= {'device_bytes': 'MiB on the GPU'}
-        table = Table('', 's (min–max)', 'times as long', 'mAP', *memory.values(),
-                      title=f'{part}: {queries} queries, {gallery} gallery items, {dimensions} dimensions, '
-                            f'{args.device}, {args.threads} threads')
+        table = Table(
+            '',
+            's (min–max)',
+            'times as long',
+            'mAP',
+            *memory.values(),
+            title=f'{part}: {queries} queries, {gallery} gallery items, {dimensions} dimensions, '
+            f'{args.device}, {args.threads} threads',
+        )
         for name, result in results.items():
             result['ratio'] = median(x / y for x, y in zip(result['seconds'], own['seconds'], strict=True))
             seconds = result['seconds']
-            table.add_row(name, f'{median(seconds):.2f} ({min(seconds):.2f}–{max(seconds):.2f})',
-                          f'{result["ratio"]:.2f}', f'{result["mAP"]:.6f}' if 'mAP' in result else '',
-                          *(f'{result[key] / 2**20:.0f}' for key in memory))
+            table.add_row(
+                name,
+                f'{median(seconds):.2f} ({min(seconds):.2f}–{max(seconds):.2f})',
+                f'{result["ratio"]:.2f}',
+                f'{result["mAP"]:.6f}' if 'mAP' in result else '',
+                *(f'{result[key] / 2**20:.0f}' for key in memory),
+            )
         Console(width=max(110, Console().width)).print(table)
         parts[part] = dict(queries=queries, gallery=gallery, dimensions=dimensions, results=results)
         keep(args, dict(numpy=np.__version__, parts=parts))

@@ -30,8 +30,14 @@ from kd_plugins.teacher import build_network
 ROOT = Path(__file__).parents[2]
 # What is measured, and the side of its images.
 STEP_PARTS = {
-    'cifar': ([path for path in sorted((ROOT / 'configs/cifar10/wrn-40-2_to_wrn-16-2').glob('*.py'))
-               if 'stage' not in path.stem], 32),
+    'cifar': (
+        [
+            path
+            for path in sorted((ROOT / 'configs/cifar10/wrn-40-2_to_wrn-16-2').glob('*.py'))
+            if 'stage' not in path.stem
+        ],
+        32,
+    ),
     'imagenet': (sorted((ROOT / 'configs/imagenet').glob('*_resnet34.py')), 224),
     'voc': ([ROOT / 'configs/voc/nst_in_detector.py'], 320),
 }
@@ -49,6 +55,7 @@ def batch_of(config: Config, size: int, side: int, device: torch.device) -> tupl
     """Return noise in place of images, with annotations such as the config's data set has."""
     if config.default_scope == 'mmdet':
         from mmdet.testing import demo_mm_inputs
+
         data = demo_mm_inputs(size, [(3, side, side)] * size, num_items=[3] * size, num_classes=20)
         samples = [sample.to(device) for sample in data['data_samples']]
         for sample in samples:
@@ -68,7 +75,11 @@ def stripped(network: nn.Module) -> nn.Module:
 
 
 def steps_of(
-    config: Config, size: int, side: int, args: argparse.Namespace, cache: str,
+    config: Config,
+    size: int,
+    side: int,
+    args: argparse.Namespace,
+    cache: str,
 ) -> dict[str, Callable[[], None]]:
     """Return the four steps of a config, over the same networks and batch."""
     device = torch.device(args.device)
@@ -116,8 +127,12 @@ def steps_of(
             losses = alone()
         return distillation.add_to(losses, features, targets, inputs, samples)
 
-    return {'student': step(alone), 'with teacher': step(beside), 'distilled': step(partial(distilled, distillation)),
-            'cached': step(partial(distilled, cached))}
+    return {
+        'student': step(alone),
+        'with teacher': step(beside),
+        'distilled': step(partial(distilled, distillation)),
+        'cached': step(partial(distilled, cached)),
+    }
 
 
 def costs(run: Callable[[], None], device: torch.device) -> list[str]:
@@ -138,10 +153,20 @@ def step(args: argparse.Namespace) -> None:
     results = {}
     for part in args.parts:
         paths, side = STEP_PARTS[part]
-        table = Table('config', 'student alone, images/s', 'with teacher', 'distilled', 'teacher cached',
-                      'distilled over teacher, %', 'MiB, with teacher', 'distilled', 'times the floor', 'costs most',
-                      title=f'{part}: {args.batch_size} images of {side}x{side}, {device}, {args.threads} threads'
-                            f'{", bfloat16" * args.amp}{", channels-last" * args.channels_last}')
+        table = Table(
+            'config',
+            'student alone, images/s',
+            'with teacher',
+            'distilled',
+            'teacher cached',
+            'distilled over teacher, %',
+            'MiB, with teacher',
+            'distilled',
+            'times the floor',
+            'costs most',
+            title=f'{part}: {args.batch_size} images of {side}x{side}, {device}, {args.threads} threads'
+            f'{", bfloat16" * args.amp}{", channels-last" * args.channels_last}',
+        )
         results[part] = {}
         for path in paths:
             if args.only and path.stem not in args.only:
@@ -161,13 +186,30 @@ def step(args: argparse.Namespace) -> None:
             floor = counter.get_total_flops() / machine.operations
             over = [100 * (c / b - 1) for b, c in zip(times['with teacher'], times['distilled'], strict=True)]
             result = {name: args.batch_size / median(values) for name, values in times.items()}
-            result |= dict(seconds=times, over_percent=median(over), peak_bytes=memory, costs=most,
-                           times_floor=median(times['distilled']) / floor)
+            result |= dict(
+                seconds=times,
+                over_percent=median(over),
+                peak_bytes=memory,
+                costs=most,
+                times_floor=median(times['distilled']) / floor,
+            )
             results[part][path.stem] = result
-            keep(args, dict(batch_size=args.batch_size, amp=args.amp, channels_last=args.channels_last,
-                            gigaflops=round(machine.operations / 1e9, 1), parts=results))
-            table.add_row(path.stem, *(f'{result[name]:.1f}' for name in runs),
-                          f'{median(over):+.1f} ({min(over):+.1f} to {max(over):+.1f})',
-                          *(f'{x / 2**20:.0f}' for x in memory.values()), f'{result["times_floor"]:.1f}',
-                          ', '.join(most))
+            keep(
+                args,
+                dict(
+                    batch_size=args.batch_size,
+                    amp=args.amp,
+                    channels_last=args.channels_last,
+                    gigaflops=round(machine.operations / 1e9, 1),
+                    parts=results,
+                ),
+            )
+            table.add_row(
+                path.stem,
+                *(f'{result[name]:.1f}' for name in runs),
+                f'{median(over):+.1f} ({min(over):+.1f} to {max(over):+.1f})',
+                *(f'{x / 2**20:.0f}' for x in memory.values()),
+                f'{result["times_floor"]:.1f}',
+                ', '.join(most),
+            )
         Console(width=max(240, Console().width)).print(table)

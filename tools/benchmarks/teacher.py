@@ -87,9 +87,14 @@ def teacher(args: argparse.Namespace) -> None:
         title = f'{Path(record["config"]).name}, {args.batch_size} images, {device}, {args.threads} threads'
         table = Table('way', 'ms (min–max)', 'times faster', 'first call, s', title=title)
         for name, taken in times.items():
-            table.add_row(name, f'{1e3 * median(taken):.1f} ({1e3 * min(taken):.1f}–{1e3 * max(taken):.1f})',
-                          f'{base / median(taken):.2f}', f'{first[name]:.1f}')
+            table.add_row(
+                name,
+                f'{1e3 * median(taken):.1f} ({1e3 * min(taken):.1f}–{1e3 * max(taken):.1f})',
+                f'{base / median(taken):.2f}',
+                f'{first[name]:.1f}',
+            )
         Console(width=max(120, Console().width)).print(table)
-        results[part] = {name: dict(seconds=taken, first=first[name], ratio=base / median(taken))
-                         for name, taken in times.items()}
+        results[part] = {
+            name: dict(seconds=taken, first=first[name], ratio=base / median(taken)) for name, taken in times.items()
+        }
     keep(args, dict(parts=results))

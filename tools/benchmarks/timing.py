@@ -25,12 +25,12 @@ def machine_of(device: torch.device, dtype: torch.dtype = torch.float32) -> Mach
 
     The products are of 2048 x 2048, on a GPU 8192 x 8192: smaller ones do not fill it.
     """
-    size, side = (2 ** 26, 2048) if device.type == 'cpu' else (2 ** 28, 8192)
+    size, side = (2**26, 2048) if device.type == 'cpu' else (2**28, 8192)
     source, target = torch.ones(2, size, device=device)
     copying = min(seconds(lambda: target.copy_(source), device) for _ in range(8))
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)
     product = min(seconds(lambda: a @ b, device) for _ in range(8))
-    return Machine(2 * source.nbytes / copying, 2 * side ** 3 / product)
+    return Machine(2 * source.nbytes / copying, 2 * side**3 / product)
 
 
 def seconds(step: Callable[[], Any], device: torch.device) -> float:
@@ -74,8 +74,9 @@ def keep(args: argparse.Namespace, results: dict[str, Any]) -> None:
     """
     device = torch.device(getattr(args, 'device', 'cpu'))
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device)
-    args.results[args.command] = dict(
-        device=name, torch=torch.__version__, threads=torch.get_num_threads(), repeats=args.repeats) | results
+    args.results[args.command] = (
+        dict(device=name, torch=torch.__version__, threads=torch.get_num_threads(), repeats=args.repeats) | results
+    )
     if args.json:
         found = args.results if args.several else args.results[args.command]
         Path(args.json).write_text(json.dumps(found, indent=2) + '\n')

@@ -23,11 +23,19 @@ _KEYS = {
     'methods': {'terms', 'wrap', 'overrides', 'first', 'hook', 'teacher_cache'},
     'corruptions': {'label_noise', 'imbalance', 'common', 'teacher_common'},
 }
-_CHOICES = dict(teacher_data=('clean', 'same'), teacher_seeds=('one', 'each'), average=('mean', 'median'),
-                columns=(None, 'network', 'corruption'), error=(False, True))
-_KINDS = {'a dict': (Mapping, ('wrap', 'hook', 'overrides', 'common', 'teacher_common')),
-          'a list': ((list, tuple), ('terms', 'replace', 'references')),
-          'a text': (str, ('metric', 'terms_from', 'notes')), 'a text, or None': ((str, type(None)), ('title', 'root'))}
+_CHOICES = dict(
+    teacher_data=('clean', 'same'),
+    teacher_seeds=('one', 'each'),
+    average=('mean', 'median'),
+    columns=(None, 'network', 'corruption'),
+    error=(False, True),
+)
+_KINDS = {
+    'a dict': (Mapping, ('wrap', 'hook', 'overrides', 'common', 'teacher_common')),
+    'a list': ((list, tuple), ('terms', 'replace', 'references')),
+    'a text': (str, ('metric', 'terms_from', 'notes')),
+    'a text, or None': ((str, type(None)), ('title', 'root')),
+}
 # A teacher's seed is this much more than the students': one of a student's own architecture would be its baseline.
 TEACHER_SEED = 1000
 
@@ -51,7 +59,7 @@ def check_study(path: str, options: Mapping[str, Any]) -> None:
             if 'config' in allowed and not isinstance(record.get('config'), str):
                 raise UserError(f"{where} names no config: give config='configs/...py'")
             if isinstance(first := record.get('first', {}), str):
-                if first not in list(options[part])[:list(options[part]).index(name)]:
+                if first not in list(options[part])[: list(options[part]).index(name)]:
                     raise UserError(f"{where}: first is '{first}', expected a method that stands above it, or a record")
             else:
                 _check_record(f"{where}['first']", first, allowed - {'first'})
@@ -64,23 +72,34 @@ def check_study(path: str, options: Mapping[str, Any]) -> None:
             _check_record(f"{where}['{method}']", method_on(name, method, options), _KEYS['methods'])
     for name, record in options['methods'].items():
         if 'first' in record and 'wrap' in record:
-            raise UserError(f"{path}: methods['{name}'] has first and wrap, but the weights of a single network do not "
-                            'fit several that train together: wrap the first stage, or none')
+            raise UserError(
+                f"{path}: methods['{name}'] has first and wrap, but the weights of a single network do not "
+                'fit several that train together: wrap the first stage, or none'
+            )
     for name, condition in options['corruptions'].items():
         _check_data(f"{path}: corruptions['{name}']", {key: condition.get(key) for key in ('label_noise', 'imbalance')})
     _check_data(path, dict(validation=options['validation']))
     if 'part' in (options['validation'] or {}):
-        raise UserError(f"{path}: validation has no option 'part' here: the runs train on one and are scored on the "
-                        'other')
+        raise UserError(
+            f"{path}: validation has no option 'part' here: the runs train on one and are scored on the other"
+        )
     seeds = options['seeds']
-    if not isinstance(seeds, (list, tuple)) or not seeds or len(set(map(repr, seeds))) < len(seeds) or any(
-            type(seed) is not int or not 0 <= seed < TEACHER_SEED for seed in seeds):
-        raise UserError(f'{path}: seeds is {seeds}, expected a list of different whole numbers from 0 to '
-                        f'{TEACHER_SEED - 1}, as [0, 1, 2]')
+    if (
+        not isinstance(seeds, (list, tuple))
+        or not seeds
+        or len(set(map(repr, seeds))) < len(seeds)
+        or any(type(seed) is not int or not 0 <= seed < TEACHER_SEED for seed in seeds)
+    ):
+        raise UserError(
+            f'{path}: seeds is {seeds}, expected a list of different whole numbers from 0 to '
+            f'{TEACHER_SEED - 1}, as [0, 1, 2]'
+        )
     for key, allowed in dict(_CHOICES, baseline=(None, *options['methods'])).items():
         if options[key] not in allowed:
-            raise UserError(f"{path}: {key} is {options[key]!r}, expected one of "
-                            f"{', '.join(repr(x) for x in allowed if x is not None)}")
+            raise UserError(
+                f'{path}: {key} is {options[key]!r}, expected one of '
+                f'{", ".join(repr(x) for x in allowed if x is not None)}'
+            )
 
 
 def method_on(network: str, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,18 +115,19 @@ def _check_record(where: str, record: Any, allowed: Iterable[str] | None = None)
     if allowed is not None and (wrong := set(record) - set(allowed)):
         raise UserError(f"{where} has no option '{min(wrong)}'; options are {', '.join(sorted(allowed))}")
     if record.get('teacher_cache', False) not in (False, True):
-        raise UserError(f"{where}: teacher_cache is {record['teacher_cache']!r}, expected one of False, True")
+        raise UserError(f'{where}: teacher_cache is {record["teacher_cache"]!r}, expected one of False, True')
     for expected, (kind, keys) in _KINDS.items():
         for key in keys:
             if key in record and not isinstance(record[key], kind):
                 raise UserError(f'{where}: {key} is {record[key]!r}, expected {expected}')
     for term in record.get('terms', []):
         if not isinstance(term, str) and not (isinstance(term, Mapping) and {'name', 'loss'} <= set(term)):
-            raise UserError(f"{where}: the term {term!r} is neither a name nor a record with name and loss")
+            raise UserError(f'{where}: the term {term!r} is neither a name nor a record with name and loss')
     if 'type' not in record.get('wrap', {'type': ''}):
         raise UserError(f"{where}: wrap names no type, as in wrap=dict(type='kd_plugins.MutualLearning')")
-    if wrong := set(record.get('hook', {})) - (known := set(inspect.signature(DistillationHook).parameters) - {
-            'teacher', 'terms'}):
+    if wrong := set(record.get('hook', {})) - (
+        known := set(inspect.signature(DistillationHook).parameters) - {'teacher', 'terms'}
+    ):
         raise UserError(f"{where}: hook has no option '{min(wrong)}'; options are {', '.join(sorted(known))}")
 
 
@@ -147,7 +167,8 @@ def check_runs(study: Any) -> None:
         if key not in networks:
             with preserved_rng(), MODELS.switch_scope_and_registry(config.get('default_scope')) as registry:
                 networks[key] = registry.build(
-                    {'data_preprocessor': config.get('data_preprocessor'), **config['model']})
+                    {'data_preprocessor': config.get('data_preprocessor'), **config['model']}
+                )
         return networks[key]
 
     seen = set()
@@ -174,11 +195,15 @@ def check_runs(study: Any) -> None:
 def _check_metric(study: Any, config: Mapping[str, Any]) -> None:
     """Compare the study's metric with what mmpretrain's accuracy, alone, is going to be called."""
     given = config.get('val_evaluator') or {}
-    (evaluator, ) = given if isinstance(given, (list, tuple)) and len(given) == 1 else (given, )
+    (evaluator,) = given if isinstance(given, (list, tuple)) and len(given) == 1 else (given,)
     if isinstance(evaluator, Mapping) and evaluator.get('type') == 'Accuracy' and not evaluator.get('thrs'):
-        topk = evaluator.get('topk', (1, ))
-        names = [f"{evaluator.get('prefix', 'accuracy')}/top{k}"
-                 for k in (topk if isinstance(topk, (list, tuple)) else (topk, ))]
+        topk = evaluator.get('topk', (1,))
+        names = [
+            f'{evaluator.get("prefix", "accuracy")}/top{k}'
+            for k in (topk if isinstance(topk, (list, tuple)) else (topk,))
+        ]
         if study.options['metric'] not in names:
-            raise UserError(f"{study.name}: there is no metric '{study.options['metric']}': give the study one of "
-                            f'{", ".join(names)}')
+            raise UserError(
+                f"{study.name}: there is no metric '{study.options['metric']}': give the study one of "
+                f'{", ".join(names)}'
+            )

@@ -36,9 +36,10 @@ def hold_out(config: dict[str, Any], options: Mapping[str, Any], metric: str) ->
     source = copy.deepcopy(_innermost(config['train_dataloader'])['dataset'])
     # CIFAR's are taken of what is left; those of a data set that has to be wrapped come first.
     if source.pop('indices', None) is not None and not _is_corruptible(source):
-        raise UserError(f"validation: {source['type']} with indices would hold other images out of other indices: give "
-                        'it none')
-    place['dataset'] = source | {key: place['dataset'][key] for key in ('pipeline', ) if key in place['dataset']}
+        raise UserError(
+            f'validation: {source["type"]} with indices would hold other images out of other indices: give it none'
+        )
+    place['dataset'] = source | {key: place['dataset'][key] for key in ('pipeline',) if key in place['dataset']}
     corrupt(loader, dict(validation=dict(options, part='val')))
     given, prefix = config['val_evaluator'], held_out(metric).partition('/')[0]
     evaluator = [dict(x, prefix=prefix) for x in (given if isinstance(given, (list, tuple)) else [given])]

@@ -60,7 +60,9 @@ class LocalLauncher:
         return process
 
     def wait(
-        self, handles: Sequence[multiprocessing.Process], seconds: float,
+        self,
+        handles: Sequence[multiprocessing.Process],
+        seconds: float,
     ) -> list[tuple[multiprocessing.Process, int]]:
         """Wait for the processes' sentinels."""
         ended = connection.wait([handle.sentinel for handle in handles], seconds)
@@ -95,8 +97,10 @@ class RayLauncher:
         try:
             import ray
         except ImportError as error:
-            raise UserError("--launcher ray needs Ray: pip install -e '.[study-cluster]', or leave the option out to "
-                            'run on this machine') from error
+            raise UserError(
+                "--launcher ray needs Ray: pip install -e '.[study-cluster]', or leave the option out to "
+                'run on this machine'
+            ) from error
         self._ray = ray
         if not ray.is_initialized():
             ray.init(log_to_driver=False)
@@ -105,8 +109,14 @@ class RayLauncher:
         def task(config: str, log: str) -> int:
             environment = os.environ | dict(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
             with open(os.path.join(folder, log), 'a') as output:
-                return subprocess.run([sys.executable, str(TRAIN), config, '--resume'], cwd=folder, stdout=output,
-                                      stderr=output, env=environment, check=False).returncode
+                return subprocess.run(
+                    [sys.executable, str(TRAIN), config, '--resume'],
+                    cwd=folder,
+                    stdout=output,
+                    stderr=output,
+                    env=environment,
+                    check=False,
+                ).returncode
 
         # A run that fails is reported; one whose machine is lost goes on elsewhere.
         self._task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=2)(task)
@@ -143,8 +153,9 @@ def versions() -> dict[str, str]:
     git = ['git', '-C', str(TRAIN.parent)]
     try:
         commit = subprocess.run([*git, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run([*git, 'status', '--porcelain', '--untracked-files=no'], capture_output=True, text=True,
-                               check=True).stdout.strip()
+        dirty = subprocess.run(
+            [*git, 'status', '--porcelain', '--untracked-files=no'], capture_output=True, text=True, check=True
+        ).stdout.strip()
         found['commit'] = commit + (' with changes' if dirty else '')
     except (OSError, subprocess.CalledProcessError):
         found['commit'] = 'unknown'
@@ -171,12 +182,17 @@ def check_unchanged(runs: Sequence[Run], changed: str) -> None:
     """
     others = [run for run in runs if run.changed]
     if others and changed == 'stop':
-        raise UserError(f'{len(others)} runs were made with another config than the study now has, the first in '
-                        f'{others[0].folder}: give --changed redo to make them again, --changed keep to use the '
-                        'finished ones as they are, or another --root')
+        raise UserError(
+            f'{len(others)} runs were made with another config than the study now has, the first in '
+            f'{others[0].folder}: give --changed redo to make them again, --changed keep to use the '
+            'finished ones as they are, or another --root'
+        )
     for run in runs:
-        if (record := run.record) and (run.changed if changed == 'redo' else not run.finished
-                                       and record.get('digest', run.actual_digest) != run.actual_digest):
+        if (record := run.record) and (
+            run.changed
+            if changed == 'redo'
+            else not run.finished and record.get('digest', run.actual_digest) != run.actual_digest
+        ):
             _clear(run)
 
 
@@ -226,8 +242,9 @@ class Execution:
         columns = ('{task.description}', BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), '{task.fields[left]}')
         columns = [TextColumn(x) if isinstance(x, str) else x for x in columns]
         with Progress(*columns, console=self._console) as progress:
-            bar = progress.add_task(self._study.name, total=len(self._runs), left='',
-                                    completed=len(self._runs) - len(self._waiting))
+            bar = progress.add_task(
+                self._study.name, total=len(self._runs), left='', completed=len(self._runs) - len(self._waiting)
+            )
             before = signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:
                 while self._waiting or self._active:
@@ -259,10 +276,24 @@ class Execution:
                 self._waiting.remove(run)
                 run.folder.mkdir(parents=True, exist_ok=True)
                 _write(run.folder / 'config.py', run.text)
-                _write(run.folder / 'run.json', json.dumps(
-                    dict(study=self._study.name, network=run.network, corruption=run.corruption, method=run.method,
-                         seed=run.seed, part=run.part, digest=run.actual_digest, versions=self._versions,
-                         sessions=run.record.get('sessions', [])), indent=2) + '\n')
+                _write(
+                    run.folder / 'run.json',
+                    json.dumps(
+                        dict(
+                            study=self._study.name,
+                            network=run.network,
+                            corruption=run.corruption,
+                            method=run.method,
+                            seed=run.seed,
+                            part=run.part,
+                            digest=run.actual_digest,
+                            versions=self._versions,
+                            sessions=run.record.get('sessions', []),
+                        ),
+                        indent=2,
+                    )
+                    + '\n',
+                )
                 self._active[self._launcher.start(run)] = run, time.time()
 
     def _record(self, run: Run, status: str, seconds: float) -> None:
@@ -281,9 +312,11 @@ class Execution:
             progress.console.print(f'{run.name}: failed: {self.failed[run]}', markup=False, highlight=False)
             return
         value = '' if run.part == 'first' else f'{metrics_of(self._study, run)[self._study.options["metric"]]:.2f} '
-        progress.console.print(f'{run.name}: {value}in {seconds:.0f} s, '
-                               f'{len(self._waiting) + len(self._active)} to go{self._time_left()}',
-                               markup=False, highlight=False)
+        progress.console.print(
+            f'{run.name}: {value}in {seconds:.0f} s, {len(self._waiting) + len(self._active)} to go{self._time_left()}',
+            markup=False,
+            highlight=False,
+        )
 
     def _time_left(self) -> str:
         """Estimate from the runs of the same network that are finished, or else from all."""

@@ -11,8 +11,10 @@ from studies.plan import Run, Study
 from studies.results import Gain, Result, centre_of, scalars
 
 # What a condition's place on an axis is, by the only data option that it has; and the place of clean data.
-_AXES = {'label_noise': ('rate', 'rate of label noise, σ', 'noise.png', 0.),
-         'imbalance': ('gamma', 'exponent of class imbalance, γ', 'imbalance.png', math.inf)}
+_AXES = {
+    'label_noise': ('rate', 'rate of label noise, σ', 'noise.png', 0.0),
+    'imbalance': ('gamma', 'exponent of class imbalance, γ', 'imbalance.png', math.inf),
+}
 _CURVES, _GAINS = 'curves.png', 'gains.png'
 
 
@@ -35,8 +37,11 @@ def curves(run: Run, metric: str) -> tuple[dict[int, float], dict[int, float]]:
         if metric in line:
             test[line['step']] = line[metric]
         elif 'epoch' in line:
-            train.update((line['epoch'], value) for key, value in line.items()
-                         if key.endswith(('accuracy_top-1', 'accuracy_top-1_0')))
+            train.update(
+                (line['epoch'], value)
+                for key, value in line.items()
+                if key.endswith(('accuracy_top-1', 'accuracy_top-1_0'))
+            )
     return test, train
 
 
@@ -63,7 +68,11 @@ def figures(study: Study, results: Mapping[Run, Result], found: Sequence[Gain]) 
 
 
 def _against(
-    study: Study, results: Mapping[Run, Result], name: str, colours: Mapping[str, Any], pyplot: Any,
+    study: Study,
+    results: Mapping[Run, Result],
+    name: str,
+    colours: Mapping[str, Any],
+    pyplot: Any,
 ) -> Iterator[Path]:
     places: dict[str, float] = {}
     for condition, options in study.options['corruptions'].items():
@@ -78,41 +87,56 @@ def _against(
     if len(found) < 2:
         return
     # Balanced data lie where gamma is infinite: behind the last, in an equal distance.
-    gap = (found[-2] - found[0]) / max(len(found) - 2, 1) or 1.
-    ticks = {x: x if math.isfinite(x) else found[-2] + gap
-             for x in found}
+    gap = (found[-2] - found[0]) / max(len(found) - 2, 1) or 1.0
+    ticks = {x: x if math.isfinite(x) else found[-2] + gap for x in found}
     networks = [x for x in study.options['networks'] if x in {network for network, _, _ in values}]
     figure, axes = pyplot.subplots(1, len(networks), figsize=(5 * len(networks) + 2, 4), squeeze=False)
     for axis, network in zip(axes[0], networks, strict=True):
         for method in study.options['methods']:
             points = sorted((x, last) for (n, m, x), last in values.items() if (n, m) == (network, method))
             if points:
-                axis.errorbar([ticks[x] for x, _ in points], [centre(y) for _, y in points],
-                              [statistics.stdev(y) if len(y) > 1 else 0 for _, y in points],
-                              label=method, color=colours.get(method), marker='o', markersize=3, capsize=2)
+                axis.errorbar(
+                    [ticks[x] for x, _ in points],
+                    [centre(y) for _, y in points],
+                    [statistics.stdev(y) if len(y) > 1 else 0 for _, y in points],
+                    label=method,
+                    color=colours.get(method),
+                    marker='o',
+                    markersize=3,
+                    capsize=2,
+                )
         axis.set(title=network, xlabel=_AXES[name][1], ylabel=_label(study))
         axis.set_xticks(list(ticks.values()), [f'{x:g}' if math.isfinite(x) else 'balanced' for x in ticks])
     yield _save(study, figure, axes[0][-1], _AXES[name][2], pyplot)
 
 
 def _courses(
-    study: Study, results: Mapping[Run, Result], colours: Mapping[str, Any], pyplot: Any,
+    study: Study,
+    results: Mapping[Run, Result],
+    colours: Mapping[str, Any],
+    pyplot: Any,
 ) -> Iterator[Path]:
     centre = centre_of(study.options['average'])
     found = {run: curves(run, study.options['metric']) for run in results if run.part == 'student'}
     found = {run: both for run, both in found.items() if len(both[0]) > 1}  # one epoch's score is no course
     if not found:
         return
-    networks, corruptions = ([x for x in study.options[part] if x in {getattr(run, attribute) for run in found}]
-                             for part, attribute in (('networks', 'network'), ('corruptions', 'corruption')))
+    networks, corruptions = (
+        [x for x in study.options[part] if x in {getattr(run, attribute) for run in found}]
+        for part, attribute in (('networks', 'network'), ('corruptions', 'corruption'))
+    )
     figure, axes = pyplot.subplots(
-        len(corruptions), len(networks), figsize=(5 * len(networks) + 2, 3.5 * len(corruptions)), squeeze=False)
+        len(corruptions), len(networks), figsize=(5 * len(networks) + 2, 3.5 * len(corruptions)), squeeze=False
+    )
     for row, corruption in zip(axes, corruptions, strict=True):
         for axis, network in zip(row, networks, strict=True):
             drawn = set()
             for method in study.options['methods']:
-                seeds = [both for run, both in found.items()
-                         if (run.network, run.corruption, run.method) == (network, corruption, method)]
+                seeds = [
+                    both
+                    for run, both in found.items()
+                    if (run.network, run.corruption, run.method) == (network, corruption, method)
+                ]
                 for part, style in ((0, 'o-'), (1, '--')):
                     course: dict[int, list[float]] = {}
                     for one in seeds:
@@ -121,10 +145,19 @@ def _courses(
                     if course:
                         epochs = sorted(course)
                         drawn.add(part)
-                        axis.plot(epochs, [centre(course[x]) for x in epochs], style, markersize=3,
-                                  color=colours.get(method), label=None if part else method)
-            axis.set(title=f'{network}, {corruption}', ylabel=_label(study),
-                     xlabel='epoch (solid: test, dashed: training)' if 1 in drawn else 'epoch')
+                        axis.plot(
+                            epochs,
+                            [centre(course[x]) for x in epochs],
+                            style,
+                            markersize=3,
+                            color=colours.get(method),
+                            label=None if part else method,
+                        )
+            axis.set(
+                title=f'{network}, {corruption}',
+                ylabel=_label(study),
+                xlabel='epoch (solid: test, dashed: training)' if 1 in drawn else 'epoch',
+            )
             axis.xaxis.get_major_locator().set_params(integer=True)
     yield _save(study, figure, axes[0][-1], _CURVES, pyplot)
 
@@ -132,19 +165,30 @@ def _courses(
 def _gains(study: Study, found: Sequence[Gain], colours: Mapping[str, Any], pyplot: Any) -> Iterator[Path]:
     if not found:
         return
-    networks, corruptions = ([x for x in study.options[part] if x in {getattr(gain, attribute) for gain in found}]
-                             for part, attribute in (('networks', 'network'), ('corruptions', 'corruption')))
+    networks, corruptions = (
+        [x for x in study.options[part] if x in {getattr(gain, attribute) for gain in found}]
+        for part, attribute in (('networks', 'network'), ('corruptions', 'corruption'))
+    )
     methods = [x for x in study.options['methods'] if x in {gain.method for gain in found}]
     figure, axes = pyplot.subplots(
-        len(networks), len(corruptions), figsize=(4 * len(corruptions) + 1, (0.25 * len(methods) + 1) * len(networks)),
-        squeeze=False, sharey=True)
+        len(networks),
+        len(corruptions),
+        figsize=(4 * len(corruptions) + 1, (0.25 * len(methods) + 1) * len(networks)),
+        squeeze=False,
+        sharey=True,
+    )
     for row, network in zip(axes, networks, strict=True):
         for axis, corruption in zip(row, corruptions, strict=True):
             for gain in found:
                 if (gain.network, gain.corruption) == (network, corruption):
-                    axis.barh(methods.index(gain.method), gain.mean, xerr=gain.spread, capsize=2,
-                              color=colours.get(gain.method))
-            axis.axvline(0, color='grey', linewidth=.8)
+                    axis.barh(
+                        methods.index(gain.method),
+                        gain.mean,
+                        xerr=gain.spread,
+                        capsize=2,
+                        color=colours.get(gain.method),
+                    )
+            axis.axvline(0, color='grey', linewidth=0.8)
             axis.set(title=f'{network}, {corruption}', xlabel='gain over the baseline (points)')
             axis.set_yticks(range(len(methods)), methods)
     axes[0][0].invert_yaxis()  # shared by all: the first method on top

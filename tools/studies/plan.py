@@ -21,9 +21,25 @@ from studies.data import corrupt, data_options, filled, hold_out
 
 # Options of a study and their values where it states none.
 DEFAULTS = dict(
-    title=None, root=None, teachers={}, corruptions={'clean': {}}, seeds=[0], replace=[], common={}, teacher_common={},
-    teacher_data='clean', teacher_seeds='one', teacher_cache=False, terms_from='configs/_base_/methods.py',
-    metric='accuracy/top1', average='mean', error=False, references=[], notes='', columns=None, baseline=None,
+    title=None,
+    root=None,
+    teachers={},
+    corruptions={'clean': {}},
+    seeds=[0],
+    replace=[],
+    common={},
+    teacher_common={},
+    teacher_data='clean',
+    teacher_seeds='one',
+    teacher_cache=False,
+    terms_from='configs/_base_/methods.py',
+    metric='accuracy/top1',
+    average='mean',
+    error=False,
+    references=[],
+    notes='',
+    columns=None,
+    baseline=None,
     validation=None,
 )
 
@@ -63,8 +79,9 @@ class Run:
     @property
     def text(self) -> str:
         """The config as a Python file."""
-        return ''.join(f'{key} = {pprint.pformat(value, width=119, sort_dicts=False)}\n'
-                       for key, value in self.config.items())
+        return ''.join(
+            f'{key} = {pprint.pformat(value, width=119, sort_dicts=False)}\n' for key, value in self.config.items()
+        )
 
     @property
     def digest(self) -> str:
@@ -132,12 +149,14 @@ class Study:
         """Return the runs whose folder below the root matches a pattern, and what they need."""
         wanted = set()
         for pattern in patterns:
-            chosen = {run for run in self.students
-                      if fnmatchcase(run.folder.relative_to(self.root).as_posix(), pattern)}
+            chosen = {
+                run for run in self.students if fnmatchcase(run.folder.relative_to(self.root).as_posix(), pattern)
+            }
             if not chosen:
                 example = self.students[0].folder.relative_to(self.root).as_posix()
-                raise UserError(f'--only: no run matches {pattern}; runs are named as {example}, and * stands for any '
-                                'part of that')
+                raise UserError(
+                    f'--only: no run matches {pattern}; runs are named as {example}, and * stands for any part of that'
+                )
             wanted |= chosen
         for run in reversed(self.runs):
             if run in wanted:
@@ -159,9 +178,11 @@ def load_study(path: str, root: str | None = None) -> Study:
     config = load_config(path)
     known = {'networks', 'methods', *DEFAULTS}
     for key in config.keys() - known - {'work_dir'}:  # a file may define names of its own
-        if near := difflib.get_close_matches(key, known, 1, .8):
-            raise UserError(f"{path}: a study has no option '{key}'; the nearest is '{near[0]}': correct it, or give a "
-                            'name of your own that is less alike')
+        if near := difflib.get_close_matches(key, known, 1, 0.8):
+            raise UserError(
+                f"{path}: a study has no option '{key}'; the nearest is '{near[0]}': correct it, or give a "
+                'name of your own that is less alike'
+            )
     options = {key: config.get(key, default) for key, default in DEFAULTS.items()}
     options['terms_from'] = located(options['terms_from'], path)
     for key in ('networks', 'methods'):
@@ -173,8 +194,10 @@ def load_study(path: str, root: str | None = None) -> Study:
     for part in ('networks', 'teachers', 'methods', 'corruptions'):
         names = [slug(name) for name in options[part]]
         if len(set(names)) < len(names) or not all(names):
-            raise UserError(f'{path}: the names in {part} must differ in more than signs and capitals, since they '
-                            f'name folders: {", ".join(names)}')
+            raise UserError(
+                f'{path}: the names in {part} must differ in more than signs and capitals, since they '
+                f'name folders: {", ".join(names)}'
+            )
     stem = Path(path).stem
     folder = Path(root or options['root'] or Path('work_dirs', 'studies', stem))
     return Study(stem, folder, options, _Plan(path, folder, options).runs())
@@ -225,7 +248,12 @@ class _Plan:
         return copy.deepcopy(self._read[path])
 
     def _complete(
-        self, config: Config, folder: Path, corruption: str, seed: int, randomness: int | None = None,
+        self,
+        config: Config,
+        folder: Path,
+        corruption: str,
+        seed: int,
+        randomness: int | None = None,
     ) -> dict[str, Any]:
         plain = filled(_plain(config), seed)
         if not plain.get('train_dataloader'):
@@ -272,7 +300,13 @@ class _Plan:
         return run
 
     def _stage(
-        self, network: str, corruption: str, method: str, record: Mapping[str, Any], seed: int, folder: Path,
+        self,
+        network: str,
+        corruption: str,
+        method: str,
+        record: Mapping[str, Any],
+        seed: int,
+        folder: Path,
     ) -> Run:
         source = self._options['networks'][network]
         config = self._base(source, corruption, 'common')
@@ -291,9 +325,11 @@ class _Plan:
                 raise UserError(f"{self._path}: method '{method}' needs a teacher, but network '{network}' names none")
             needs = [self._teacher(source['teacher'], corruption, seed)]
             if split != self._split[needs[0].folder] or (split and self._options['teacher_seeds'] == 'one'):
-                raise UserError(f"{self._path}: '{{seed}}' stands in the config of network '{network}' or of its "
-                                f"teacher '{source['teacher']}', which would then learn from other data than the "
-                                "network: let it stand in both, with teacher_seeds='each'")
+                raise UserError(
+                    f"{self._path}: '{{seed}}' stands in the config of network '{network}' or of its "
+                    f"teacher '{source['teacher']}', which would then learn from other data than the "
+                    "network: let it stand in both, with teacher_seeds='each'"
+                )
             teacher = _required(needs[0])
             config['requires'] = [*config.get('requires', []), teacher]
             if record.get('teacher_cache', self._options['teacher_cache']):
@@ -312,8 +348,10 @@ class _Plan:
                 continue
             known = self._file(path).get('methods')
             if not isinstance(known, Mapping):
-                raise UserError(f'{path} has no methods, where the terms are looked for: give terms_from a file as '
-                                'configs/_base_/methods.py')
+                raise UserError(
+                    f'{path} has no methods, where the terms are looked for: give terms_from a file as '
+                    'configs/_base_/methods.py'
+                )
             if name not in known:
                 raise UserError(f"{path} has no terms '{name}': it has {', '.join(known)}")
             found += known[name]

@@ -67,10 +67,16 @@ def references(study: Study) -> dict[tuple[str, str, str], str]:
     """
     found = {}
     for record in study.options['references']:
-        if not isinstance(record, Mapping) or not isinstance(record.get('table'), str) or (
-                set(record) - {'table', 'network', 'corruption'}) or not record['table'].strip():
-            raise UserError(f'references: {record!r} is no published table; expected dict(network=..., table=...), or '
-                            'with corruption in place of network, the table as text')
+        if (
+            not isinstance(record, Mapping)
+            or not isinstance(record.get('table'), str)
+            or (set(record) - {'table', 'network', 'corruption'})
+            or not record['table'].strip()
+        ):
+            raise UserError(
+                f'references: {record!r} is no published table; expected dict(network=..., table=...), or '
+                'with corruption in place of network, the table as text'
+            )
         header, *lines = [re.split(r'\t| {2,}', x.strip()) for x in record['table'].splitlines() if x.strip()]
         for method, *values in lines:
             if len(values) != len(header) - 1:
@@ -98,8 +104,12 @@ def grids(study: Study, results: dict[Run, Result]) -> list[Grid]:
 
     def cell(network: str, corruption: str, method: str) -> Cell:
         runs = values[network, corruption, method]
-        return Cell(tuple(results[run].last for run in runs if run in results), len(runs),
-                    published.get((network, corruption, method), ''), options['average'] == 'median')
+        return Cell(
+            tuple(results[run].last for run in runs if run in results),
+            len(runs),
+            published.get((network, corruption, method), ''),
+            options['average'] == 'median',
+        )
 
     tables = []
     for outer in corruptions if by == 'network' else networks:
@@ -121,20 +131,41 @@ def grids(study: Study, results: dict[Run, Result]) -> list[Grid]:
             cells.append([_teacher(study, results, *key, published) for key in keys])
         others = corruptions if by == 'network' else networks
         title = options['title'] or study.name
-        tables.append(Grid(f'{title}, {outer}' if len(others) > 1 else title, rows,
-                           networks if by == 'network' else corruptions, cells, marked, best))
+        tables.append(
+            Grid(
+                f'{title}, {outer}' if len(others) > 1 else title,
+                rows,
+                networks if by == 'network' else corruptions,
+                cells,
+                marked,
+                best,
+            )
+        )
     return tables
 
 
 def _teacher(
-    study: Study, results: dict[Run, Result], network: str, corruption: str, published: dict[tuple[str, str, str], str],
+    study: Study,
+    results: dict[Run, Result],
+    network: str,
+    corruption: str,
+    published: dict[tuple[str, str, str], str],
 ) -> Cell | None:
-    runs = {needed for run in study.students if (run.network, run.corruption) == (network, corruption)
-            for needed in run.needs if needed.part == 'teacher'}
+    runs = {
+        needed
+        for run in study.students
+        if (run.network, run.corruption) == (network, corruption)
+        for needed in run.needs
+        if needed.part == 'teacher'
+    }
     if not runs:
         return None
-    return Cell(tuple(results[run].last for run in sorted(runs, key=lambda run: run.seed) if run in results), len(runs),
-                published.get((network, corruption, 'Teacher'), ''), study.options['average'] == 'median')
+    return Cell(
+        tuple(results[run].last for run in sorted(runs, key=lambda run: run.seed) if run in results),
+        len(runs),
+        published.get((network, corruption, 'Teacher'), ''),
+        study.options['average'] == 'median',
+    )
 
 
 def plain(cell: Cell | None, planned: int) -> str:
@@ -157,18 +188,24 @@ def caption(study: Study) -> str:
     """Say what the figures are."""
     options = study.options
     what = f'{options["metric"]}, error (%)' if options['error'] else f'{options["metric"]} (%)'
-    parts = [f'{what} after the last epoch, on the test set',
-             f'{options["average"]} ± sample standard deviation over n = {len(options["seeds"])} seeds'
-             if len(options['seeds']) > 1 else 'one seed (n = 1)',
-             'bold: the best of a column; ↓: worse than ' + (options['baseline'] or next(iter(options['methods'])))]
+    parts = [
+        f'{what} after the last epoch, on the test set',
+        f'{options["average"]} ± sample standard deviation over n = {len(options["seeds"])} seeds'
+        if len(options['seeds']) > 1
+        else 'one seed (n = 1)',
+        'bold: the best of a column; ↓: worse than ' + (options['baseline'] or next(iter(options['methods']))),
+    ]
     if options['teachers']:
-        each, seed = ('each seed', f'{TEACHER_SEED} + that') if options['teacher_seeds'] == 'each' else (
-            'all seeds', TEACHER_SEED + options['seeds'][0])
+        each, seed = (
+            ('each seed', f'{TEACHER_SEED} + that')
+            if options['teacher_seeds'] == 'each'
+            else ('all seeds', TEACHER_SEED + options['seeds'][0])
+        )
         data = 'clean data' if options['teacher_data'] == 'clean' else "the student's own, also where corrupted"
         parts.append(f'one teacher for {each}, of seed {seed}, trained on {data}')
     parts += [f'{name}: {stages}' for name, record in options['methods'].items() if (stages := _stages(record))]
     if options['validation']:
-        parts.append(f"best epochs, in runs.csv: chosen on {options['validation']['size']} training images held out")
+        parts.append(f'best epochs, in runs.csv: chosen on {options["validation"]["size"]} training images held out')
     if any(map(data_options, options['corruptions'].values())):
         parts.append('the corrupted data are the same for all methods and seeds')
     if options['references']:
@@ -208,8 +245,19 @@ def markdown(study: Study, tables: Sequence[Grid]) -> str:
     return '\n\n'.join([*blocks, caption(study)]) + '\n'
 
 
-_LATEX = {'±': r'$\pm$', '—': '---', '%': r'\%', '_': r'\_', '&': r'\&', '#': r'\#', '↓': r'$\downarrow$',
-          'σ': r'$\sigma$', 'γ': r'$\gamma$', '<': r'$<$', '>': r'$>$'}
+_LATEX = {
+    '±': r'$\pm$',
+    '—': '---',
+    '%': r'\%',
+    '_': r'\_',
+    '&': r'\&',
+    '#': r'\#',
+    '↓': r'$\downarrow$',
+    'σ': r'$\sigma$',
+    'γ': r'$\gamma$',
+    '<': r'$<$',
+    '>': r'$>$',
+}
 
 
 def _tex(text: str) -> str:
@@ -221,9 +269,15 @@ def latex(study: Study, tables: Sequence[Grid]) -> str:
     planned = len(study.options['seeds'])
     blocks = []
     for grid in tables:
-        lines = [r'\begin{table}', r'\centering', rf'\caption{{{_tex(grid.title)}. {_tex(caption(study))}}}',
-                 rf'\begin{{tabular}}{{l{"c" * len(grid.columns)}}}', r'\toprule',
-                 ' & '.join(['', *map(_tex, grid.columns)]).strip() + r' \\', r'\midrule']
+        lines = [
+            r'\begin{table}',
+            r'\centering',
+            rf'\caption{{{_tex(grid.title)}. {_tex(caption(study))}}}',
+            rf'\begin{{tabular}}{{l{"c" * len(grid.columns)}}}',
+            r'\toprule',
+            ' & '.join(['', *map(_tex, grid.columns)]).strip() + r' \\',
+            r'\midrule',
+        ]
         for r, row in enumerate(grid.rows):
             fields = [_tex(row)]
             for c, cell in enumerate(grid.cells[r]):
@@ -247,8 +301,19 @@ def long_form(study: Study, results: dict[Run, Result]) -> str:
     writer.writerow(['part', 'network', 'corruption', 'method', 'seed', 'last', 'best', 'seconds', 'folder'])
     for run, result in results.items():
         best = '' if result.best is None else f'{result.best:.4f}'
-        writer.writerow([run.part, run.network, run.corruption, run.method, run.seed, f'{result.last:.4f}', best,
-                         f'{result.seconds:.1f}', run.folder.as_posix()])
+        writer.writerow(
+            [
+                run.part,
+                run.network,
+                run.corruption,
+                run.method,
+                run.seed,
+                f'{result.last:.4f}',
+                best,
+                f'{result.seconds:.1f}',
+                run.folder.as_posix(),
+            ]
+        )
     return text.getvalue()
 
 
@@ -256,15 +321,26 @@ def tidy(study: Study, tables: Sequence[Grid]) -> str:
     """Return one line a field of the tables, as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(['table', 'method', 'column', 'n', study.options['average'], 'std', 'published', 'best',
-                     'worse than baseline'])
+    writer.writerow(
+        ['table', 'method', 'column', 'n', study.options['average'], 'std', 'published', 'best', 'worse than baseline']
+    )
     for grid in tables:
         for r, row in enumerate(grid.rows):
             for c, (column, cell) in enumerate(zip(grid.columns, grid.cells[r], strict=True)):
                 if cell is not None:
                     numbers = ['' if x is None else f'{x:.4f}' for x in (cell.centre, cell.spread)]
-                    writer.writerow([grid.title, row, column, len(cell.values), *numbers, cell.reference,
-                                     (r, c) in grid.best, (r, c) in grid.marked])
+                    writer.writerow(
+                        [
+                            grid.title,
+                            row,
+                            column,
+                            len(cell.values),
+                            *numbers,
+                            cell.reference,
+                            (r, c) in grid.best,
+                            (r, c) in grid.marked,
+                        ]
+                    )
     return text.getvalue()
 
 
@@ -275,8 +351,17 @@ def paired(found: Sequence[Gain]) -> str:
     writer.writerow(['network', 'corruption', 'method', 'n', 'gain', 'std', 'p'])
     for gain in found:
         p = '' if gain.p is None else f'{gain.p:.4g}'
-        writer.writerow([gain.network, gain.corruption, gain.method, len(gain.values), f'{gain.mean:.4f}',
-                         f'{gain.spread:.4f}' if len(gain.values) > 1 else '', p])
+        writer.writerow(
+            [
+                gain.network,
+                gain.corruption,
+                gain.method,
+                len(gain.values),
+                f'{gain.mean:.4f}',
+                f'{gain.spread:.4f}' if len(gain.values) > 1 else '',
+                p,
+            ]
+        )
     return text.getvalue()
 
 
@@ -310,14 +395,24 @@ def report(study: Study, keep_changed: bool) -> None:
         study: The study.
         keep_changed: Count runs that were made with another config than the study now has; else they are missing.
     """
-    results = {run: result for run in study.runs if run.part != 'first' and (keep_changed or not run.changed)
-               and (result := result_of(study, run)) is not None}
+    results = {
+        run: result
+        for run in study.runs
+        if run.part != 'first' and (keep_changed or not run.changed) and (result := result_of(study, run)) is not None
+    }
     tables = grids(study, results)
     console = Console(width=max(120, 22 * (1 + len(tables[0].columns)), Console().width), soft_wrap=True)
     show(study, tables, console)
-    for path in _written(study.root, {'table.md': markdown(study, tables), 'table.tex': latex(study, tables),
-                                      'table.csv': tidy(study, tables), 'runs.csv': long_form(study, results),
-                                      'gains.csv': paired(found := gains(study, results))}):
+    for path in _written(
+        study.root,
+        {
+            'table.md': markdown(study, tables),
+            'table.tex': latex(study, tables),
+            'table.csv': tidy(study, tables),
+            'runs.csv': long_form(study, results),
+            'gains.csv': paired(found := gains(study, results)),
+        },
+    ):
         console.print(path.as_posix(), highlight=False)
     for path in figures(study, results, found):
         console.print(path.as_posix(), highlight=False)

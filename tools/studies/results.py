@@ -57,8 +57,10 @@ def metrics_of(study: Study, run: Run) -> dict[str, float]:
     """
     metrics = {key: value for key, value in run.metrics.items() if isinstance(value, (int, float))}
     if study.options['metric'] not in metrics:
-        raise UserError(f"{run.folder / 'result.json'} has no number for the metric '{study.options['metric']}': give "
-                        f'the study one of {", ".join(metrics)}')
+        raise UserError(
+            f"{run.folder / 'result.json'} has no number for the metric '{study.options['metric']}': give "
+            f'the study one of {", ".join(metrics)}'
+        )
     return metrics
 
 
@@ -101,7 +103,7 @@ class Gain:
     @property
     def spread(self) -> float:
         """Sample standard deviation of the differences; 0 for one seed."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else 0.
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
     @property
     def p(self) -> float | None:
@@ -113,14 +115,20 @@ def gains(study: Study, results: Mapping[Run, Result]) -> list[Gain]:
     """Return every method's gain over the study's baseline, paired by seed; no method that shares no seed with it."""
     baseline = study.options['baseline'] or next(iter(study.options['methods']))
     sign = -1 if study.options['error'] else 1
-    last = {(run.network, run.corruption, run.method, run.seed): result.last for run, result in results.items()
-            if run.part == 'student'}
+    last = {
+        (run.network, run.corruption, run.method, run.seed): result.last
+        for run, result in results.items()
+        if run.part == 'student'
+    }
     found = []
     for network, corruption, method in itertools.product(
-            *(study.options[part] for part in ('networks', 'corruptions', 'methods'))):
-        values = tuple(sign * (last[network, corruption, method, seed] - last[network, corruption, baseline, seed])
-                       for seed in study.options['seeds']
-                       if {(network, corruption, name, seed) for name in (method, baseline)} <= set(last))
+        *(study.options[part] for part in ('networks', 'corruptions', 'methods'))
+    ):
+        values = tuple(
+            sign * (last[network, corruption, method, seed] - last[network, corruption, baseline, seed])
+            for seed in study.options['seeds']
+            if {(network, corruption, name, seed) for name in (method, baseline)} <= set(last)
+        )
         if method != baseline and values:
             found.append(Gain(network, corruption, method, values))
     return found

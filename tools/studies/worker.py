@@ -10,9 +10,20 @@ from pathlib import Path
 
 TRAIN = Path(__file__).parents[1] / 'train.py'
 # Imported once, by the server that every run is forked from.
-PRELOAD = ['kd_plugins', 'mmengine.runner', 'mmpretrain.datasets', 'mmpretrain.models', 'mmpretrain.evaluation',
-           'kd_plugins.hooks', 'kd_plugins.losses', 'kd_plugins.models', 'kd_plugins.datasets', 'kd_plugins.optim',
-           'rich.table', 'torch.utils.cpp_extension']
+PRELOAD = [
+    'kd_plugins',
+    'mmengine.runner',
+    'mmpretrain.datasets',
+    'mmpretrain.models',
+    'mmpretrain.evaluation',
+    'kd_plugins.hooks',
+    'kd_plugins.losses',
+    'kd_plugins.models',
+    'kd_plugins.datasets',
+    'kd_plugins.optim',
+    'rich.table',
+    'torch.utils.cpp_extension',
+]
 
 
 def _end_with(sentinel: int) -> None:

@@ -47,9 +47,10 @@ def draw_attention(
     figure.text(left / width, 1 - 0.12 / height, about, va='top', fontsize=8)
     for i, pixels in enumerate(images.pixels):
         label = images.labels[i]
-        cells = [(pixels, '' if label is None else nets.cut(images.name(label), 18)),
-                 *((x[i], '' if c is None else f'cosine {c[i]:.2f}')
-                   for x, c in zip(maps, [None, *cosines], strict=True))]
+        cells = [
+            (pixels, '' if label is None else nets.cut(images.name(label), 18)),
+            *((x[i], '' if c is None else f'cosine {c[i]:.2f}') for x, c in zip(maps, [None, *cosines], strict=True)),
+        ]
         for j, (cell, told) in enumerate(cells):
             x = (left + j * (side + gap)) / width
             y = (height - head - (i + 1) * (side * ratio + below) + below) / height
@@ -77,7 +78,9 @@ def attention(args: argparse.Namespace) -> None:
         raise UserError(f'the images are of {len(shapes)} sizes: let the test pipeline make them one size')
     maps = [enlarge(attention_maps(x.features), *shapes) for x in (teacher, *students)]
     cosines = {x.name: agreement(x.features, teacher.features).numpy() for x in students}
-    about = (f'Attention at {nets.tap_names(args)}: squares summed over the channels,\n'
-             'dark 0, bright the maximum of the map;  cosine: with the teacher\'s map')
+    about = (
+        f'Attention at {nets.tap_names(args)}: squares summed over the channels,\n'
+        "dark 0, bright the maximum of the map;  cosine: with the teacher's map"
+    )
     figure = draw_attention(images, maps, list(cosines.values()), ['input', 'teacher', *cosines], about)
     nets.save(figure, args.out, ', '.join(f'mean cosine of {name} {x.mean():.3f}' for name, x in cosines.items()))

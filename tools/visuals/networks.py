@@ -45,8 +45,14 @@ class Images(NamedTuple):
 def add_network_options(command: argparse.ArgumentParser, images: int) -> None:
     """Add what every picture of networks asks for."""
     command.add_argument('--teacher', nargs=2, required=True, metavar=('CONFIG', 'CHECKPOINT'))
-    command.add_argument('--student', nargs='+', action='append', required=True, metavar='CONFIG CHECKPOINT [NAME]',
-                         help='may be given several times; the test set of the first one gives the images')
+    command.add_argument(
+        '--student',
+        nargs='+',
+        action='append',
+        required=True,
+        metavar='CONFIG CHECKPOINT [NAME]',
+        help='may be given several times; the test set of the first one gives the images',
+    )
     command.add_argument('--tap', required=True, help='name of the module whose output is shown, backbone.stage3')
     command.add_argument('--teacher-tap', help="the teacher's, where it is another one")
     command.add_argument('--images', type=int, default=images, help='how many (default: %(default)s)')
@@ -58,7 +64,7 @@ def add_network_options(command: argparse.ArgumentParser, images: int) -> None:
 def check_options(args: argparse.Namespace) -> None:
     """Refuse what needs no network to be seen wrong, and give every student a name."""
     if args.out.suffix not in FORMATS:
-        raise UserError(f"--out {args.out}: expected a file ending in {', '.join(FORMATS)}")
+        raise UserError(f'--out {args.out}: expected a file ending in {", ".join(FORMATS)}')
     if args.images < 2:
         raise UserError(f'--images: expected at least 2, got {args.images}')
     if args.seed < 0:
@@ -90,8 +96,10 @@ def labels_of(dataset: Any) -> np.ndarray:
             return np.array([int(dataset.get_data_info(i)['gt_label']) for i in range(len(dataset))])
         return np.array([int(dataset[i]['data_samples'][0].gt_label) for i in range(len(dataset))])
     except (KeyError, TypeError, AttributeError):
-        raise UserError(f'{type(dataset).__name__}: its images have no single class each, by which this picture sorts '
-                        'them: give a config of classification') from None
+        raise UserError(
+            f'{type(dataset).__name__}: its images have no single class each, by which this picture sorts '
+            'them: give a config of classification'
+        ) from None
 
 
 def draw_rows(dataset: Any, count: int, seed: int) -> np.ndarray:
@@ -120,24 +128,28 @@ def features_at(network: torch.nn.Module, tap: str, batches: Sequence[dict[str, 
     found = []
     for number, batch in enumerate(batches):
         # The first pass tells whether the next layer overwrites the output.
-        for listen in (recorder.probing, recorder.recording)[number > 0:]:
+        for listen in (recorder.probing, recorder.recording)[number > 0 :]:
             with listen() as features:
                 network(**network.data_preprocessor(batch, False), mode='tensor')
         if len(features[tap]) != 1:
-            raise UserError(f"the module '{tap}' puts out {len(features[tap])} tensors in a forward pass, expected "
-                            'one: tap another module')
+            raise UserError(
+                f"the module '{tap}' puts out {len(features[tap])} tensors in a forward pass, expected "
+                'one: tap another module'
+            )
         found.append(features[tap][0].float().cpu())
     sizes = {tuple(x.shape[1:]) for x in found}
     if len(sizes) > 1:
-        raise UserError(f"the module '{tap}' puts out features of different sizes ({sorted(sizes)}): let the test "
-                        'pipeline make all images one size')
+        raise UserError(
+            f"the module '{tap}' puts out features of different sizes ({sorted(sizes)}): let the test "
+            'pipeline make all images one size'
+        )
     return torch.cat(found)
 
 
 def answers(args: argparse.Namespace, loader: Any, rows: Sequence[int]) -> tuple[Images, Network, list[Network]]:
     """Return the images of some rows, and what the teacher and the students put out for them at their taps."""
     items = [loader.dataset[int(i)] for i in rows]
-    batches = [loader.collate_fn(items[start:start + BATCH]) for start in range(0, len(items), BATCH)]
+    batches = [loader.collate_fn(items[start : start + BATCH]) for start in range(0, len(items), BATCH)]
     networks, reverse = [], False
     for number, (path, checkpoint, name) in enumerate([(*args.teacher, 'teacher'), *args.student]):
         network = load_network(path, checkpoint, args.allow_pickle)
@@ -164,15 +176,17 @@ def tap_names(args: argparse.Namespace) -> str:
 
 def cut(text: str, length: int) -> str:
     """Return a text of at most ``length`` characters."""
-    return text if len(text) <= length else f'{text[:length - 1]}…'
+    return text if len(text) <= length else f'{text[: length - 1]}…'
 
 
 def check_maps(networks: Sequence[Network]) -> None:
     """Refuse features that are no maps."""
     for network in networks:
         if network.features.ndim != 4:
-            raise UserError(f'{network.name}: expected feature maps (N, C, H, W), got {tuple(network.features.shape)}; '
-                            'tap a layer that yields maps')
+            raise UserError(
+                f'{network.name}: expected feature maps (N, C, H, W), got {tuple(network.features.shape)}; '
+                'tap a layer that yields maps'
+            )
 
 
 def save(figure: Figure, out: Path, told: str) -> None:

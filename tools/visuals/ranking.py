@@ -37,7 +37,7 @@ def choose(ap: np.ndarray, count: int) -> dict[str, np.ndarray]:
     """
     order = np.argsort(-ap, kind='stable')
     start = max(0, len(order) - count) // 2
-    return {'best': order[:count], 'median': order[start:start + count], 'worst': order[::-1][:count]}
+    return {'best': order[:count], 'median': order[start : start + count], 'worst': order[::-1][:count]}
 
 
 def nearest(query: np.ndarray, gallery: np.ndarray, rows: np.ndarray, count: int, metric: str) -> np.ndarray:
@@ -50,12 +50,16 @@ def nearest(query: np.ndarray, gallery: np.ndarray, rows: np.ndarray, count: int
     heap = faiss.ResultHeap(1, count, keep_max=cosine)
     step = max(1, BLOCK // gallery.shape[1])
     for start in range(0, len(rows), step):
-        part = rows[start:start + step]
+        part = rows[start : start + step]
         block = np.array(gallery[part], np.float32, order='C')
         if cosine:
             faiss.normalize_L2(block)
-        values, found = faiss.knn(np.array(query, np.float32, ndmin=2), block, min(count, len(part)),
-                                  faiss.METRIC_INNER_PRODUCT if cosine else faiss.METRIC_L2)
+        values, found = faiss.knn(
+            np.array(query, np.float32, ndmin=2),
+            block,
+            min(count, len(part)),
+            faiss.METRIC_INNER_PRODUCT if cosine else faiss.METRIC_L2,
+        )
         heap.add_result(values, part[found])
     heap.finalize()
     return heap.I[0]
@@ -96,8 +100,10 @@ def read_image(path: str | bytes) -> np.ndarray:
     """Read an image as RGB, made smaller where it is large."""
     file = Path(os.fsdecode(path))
     if not file.is_file():
-        raise UserError(f'{file}: the features name this image, and there is no such file; run this where their paths '
-                        'lead to the images')
+        raise UserError(
+            f'{file}: the features name this image, and there is no such file; run this where their paths '
+            'lead to the images'
+        )
     image = cv2.imread(str(file), cv2.IMREAD_COLOR)
     if image is None:
         raise UserError(f'{file}: cannot be read as an image; restore the file')
@@ -117,8 +123,10 @@ def draw_rankings(
         about = f'id {features.query_ids[query]}, cam {features.query_cams[query]}\nAP {score:#.3g}'
         cells: list[tuple[str, Any, dict]] = [(about, features.query_paths[query], dict(color='black'))]
         for rank, (item, distance, right) in enumerate(zip(*ranking, strict=True), 1):
-            about = (f'{rank}:  {distance:#.4g}'.rstrip('.')
-                     + f'\nid {features.gallery_ids[item]}, cam {features.gallery_cams[item]}')
+            about = (
+                f'{rank}:  {distance:#.4g}'.rstrip('.')
+                + f'\nid {features.gallery_ids[item]}, cam {features.gallery_cams[item]}'
+            )
             cells.append((about, features.gallery_paths[item], FRAMES[bool(right)]))
         rows.append([(about, read_image(path), frame) for about, path, frame in cells])
     # All lengths in inches. A solver for the layout would take minutes for some hundred images.
@@ -150,21 +158,28 @@ def ranking(args: argparse.Namespace) -> None:
     features = load_features(args.features)
     lacking = [name for name in ('query_paths', 'gallery_paths') if getattr(features, name) is None]
     if lacking:
-        raise UserError(f'{args.features} lacks {" and ".join(lacking)}, which name the images; features written by '
-                        'ReIDMetric(save_to=...) or tools/eval_reid.py CONFIG CHECKPOINT hold them')
+        raise UserError(
+            f'{args.features} lacks {" and ".join(lacking)}, which name the images; features written by '
+            'ReIDMetric(save_to=...) or tools/eval_reid.py CONFIG CHECKPOINT hold them'
+        )
     console = Console(stderr=True)
     retrieval = rank_matches(features, args.metric, progress=console.is_terminal)
     ap = retrieval.average_precision()
     args.out.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, chosen in track(choose(ap, args.queries).items(), 'drawing', console=console, transient=True,
-                              disable=not console.is_terminal):
+    for name, chosen in track(
+        choose(ap, args.queries).items(), 'drawing', console=console, transient=True, disable=not console.is_terminal
+    ):
         queries, scores = retrieval.queries[chosen], ap[chosen]
         span = f'AP {scores.min():#.3g} to {scores.max():#.3g}'
         figure = draw_rankings(
-            features, queries, scores, [rank_items(features, query, args.top, args.metric) for query in queries],
+            features,
+            queries,
+            scores,
+            [rank_items(features, query, args.top, args.metric) for query in queries],
             f'{name} of {len(ap)} queries: {span};  mAP {ap.mean():#.3g}\n'
-            f'above a gallery item: its rank and {args.metric} distance')
+            f'above a gallery item: its rank and {args.metric} distance',
+        )
         figure.savefig(args.out / f'{name}.png')
         written.append(f'{args.out / name}.png: {span}')
     print(*written, sep='\n')

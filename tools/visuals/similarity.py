@@ -56,8 +56,14 @@ def draw_matrices(
     ends = sizes.cumsum() - 0.5
     for number, (matrix, title) in enumerate(zip(matrices, titles, strict=True)):
         row, column = divmod(number, columns)
-        axes = figure.add_axes(((left + column * (side + gap)) / width,
-                                (height - head - (row + 1) * (above + side)) / height, side / width, side / height))
+        axes = figure.add_axes(
+            (
+                (left + column * (side + gap)) / width,
+                (height - head - (row + 1) * (above + side)) / height,
+                side / width,
+                side / height,
+            )
+        )
         shown = axes.imshow(matrix, cmap='viridis', vmin=low, vmax=high, interpolation='nearest')
         for end in ends[:-1]:
             axes.axhline(end, color='white', linewidth=0.4)
@@ -86,5 +92,6 @@ def similarity(args: argparse.Namespace) -> None:
         [similarity_matrix(x.features).numpy() for x in (teacher, *students)],
         ['teacher', *(f'{nets.cut(name, 30)}\nSP loss {value:.2e}' for name, value in losses.items())],
         [(images.name(label), size) for label, size in zip(labels, sizes, strict=True)],
-        f'{nets.tap_names(args)}: similarities of {args.images} images, by class on both axes; rows of L2 norm 1')
+        f'{nets.tap_names(args)}: similarities of {args.images} images, by class on both axes; rows of L2 norm 1',
+    )
     nets.save(figure, args.out, ', '.join(f'SP loss of {name} {value:.3e}' for name, value in losses.items()))

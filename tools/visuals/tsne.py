@@ -63,15 +63,29 @@ def draw_embedding(teacher: np.ndarray, students: Sequence[np.ndarray], titles: 
     low, high = everything.min(0) - border, everything.max(0) + border
     for number, (points, title) in enumerate(zip(students, titles, strict=True)):
         row, column = divmod(number, columns)
-        axes = figure.add_axes(((left + column * (side + gap)) / width,
-                                (height - head - (row + 1) * (above + side)) / height, side / width, side / height))
-        for places, name, colour, marker in ((teacher, 'teacher', nets.BLUE, 'o'),
-                                             (points, 'student', nets.VERMILLION, '^')):
+        axes = figure.add_axes(
+            (
+                (left + column * (side + gap)) / width,
+                (height - head - (row + 1) * (above + side)) / height,
+                side / width,
+                side / height,
+            )
+        )
+        for places, name, colour, marker in (
+            (teacher, 'teacher', nets.BLUE, 'o'),
+            (points, 'student', nets.VERMILLION, '^'),
+        ):
             axes.scatter(*places.T, s=20, c=colour, marker=marker, alpha=0.7, linewidths=0, label=name)
         axes.set_title(title, fontsize=10, pad=5)
         axes.set(xticks=[], yticks=[], xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc='lower center', ncols=2, fontsize=9,
-                  markerscale=1.5, frameon=False)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        loc='lower center',
+        ncols=2,
+        fontsize=9,
+        markerscale=1.5,
+        frameon=False,
+    )
     return figure
 
 
@@ -85,7 +99,9 @@ def tsne(args: argparse.Namespace) -> None:
     distances = {x.name: nst_loss(x.features, teacher.features).item() for x in students}
     places = embed(channel_points([teacher, *students]), args.seed)
     titles = [f'{nets.cut(name, 36)}\nMMD² to the teacher {value:#.3g}' for name, value in distances.items()]
-    about = (f'{nets.tap_names(args)}: channels by their patterns on {args.images} images, one joint t-SNE\n'
-             'MMD²: polynomial kernel of degree 2, mean over the images')
+    about = (
+        f'{nets.tap_names(args)}: channels by their patterns on {args.images} images, one joint t-SNE\n'
+        'MMD²: polynomial kernel of degree 2, mean over the images'
+    )
     figure = draw_embedding(places[0], places[1:], titles, about)
     nets.save(figure, args.out, ', '.join(f'MMD² of {name} {value:#.4g}' for name, value in distances.items()))

@@ -15,19 +15,18 @@ train_dataloader = dict(
             dict(type='RandomCrop', crop_size=32, padding=4),
             dict(type='RandomFlip', prob=0.5, direction='horizontal'),
             dict(type='PackInputs'),
-        ]))
+        ],
+    ),
+)
 
 val_dataloader = dict(
     batch_size=128,
     num_workers=2,
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='kd_plugins.CIFAR10',
-        data_root='data/cifar10',
-        split='test',
-        pipeline=[dict(type='PackInputs')]))
-val_evaluator = dict(type='Accuracy', topk=(1, ))
+    dataset=dict(type='kd_plugins.CIFAR10', data_root='data/cifar10', split='test', pipeline=[dict(type='PackInputs')]),
+)
+val_evaluator = dict(type='Accuracy', topk=(1,))
 
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator

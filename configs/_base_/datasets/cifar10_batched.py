@@ -10,7 +10,9 @@ train_dataloader = dict(
         type='kd_plugins.BatchedImages',
         padding=4,
         flip_prob=0.5,
-        dataset=dict(type='kd_plugins.CIFAR10', data_root='data/cifar10', split='train')))
+        dataset=dict(type='kd_plugins.CIFAR10', data_root='data/cifar10', split='train'),
+    ),
+)
 
 val_dataloader = dict(
     num_workers=0,
@@ -19,6 +21,8 @@ val_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type='kd_plugins.BatchedImages',
-        dataset=dict(type='kd_plugins.CIFAR10', data_root='data/cifar10', split='test')))
+        dataset=dict(type='kd_plugins.CIFAR10', data_root='data/cifar10', split='test'),
+    ),
+)
 
 test_dataloader = val_dataloader

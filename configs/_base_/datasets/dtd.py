@@ -19,7 +19,9 @@ train_dataloader = dict(
             dict(type='RandomResizedCrop', scale=224),
             dict(type='RandomFlip', prob=0.5, direction='horizontal'),
             dict(type='PackInputs'),
-        ]))
+        ],
+    ),
+)
 
 val_dataloader = dict(
     batch_size=64,
@@ -37,8 +39,10 @@ val_dataloader = dict(
             dict(type='ResizeEdge', scale=256, edge='short'),
             dict(type='CenterCrop', crop_size=224),
             dict(type='PackInputs'),
-        ]))
-val_evaluator = dict(type='Accuracy', topk=(1, ))
+        ],
+    ),
+)
+val_evaluator = dict(type='Accuracy', topk=(1,))
 
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator

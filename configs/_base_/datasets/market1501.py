@@ -1,6 +1,5 @@
 # Market-1501 in the official layout, at 256 x 128 pixels; 16 identities with 4 images each in a batch.
-data_preprocessor = dict(
-    num_classes=751, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+data_preprocessor = dict(num_classes=751, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 
 train_pipeline = [
     dict(type='kd_plugins.LoadImage'),
@@ -23,7 +22,9 @@ train_dataloader = dict(
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='kd_plugins.PKSampler', identities=16, instances=4),
     dataset=dict(
-        type='kd_plugins.Market1501', data_root='data/Market-1501-v15.09.15', split='train', pipeline=train_pipeline))
+        type='kd_plugins.Market1501', data_root='data/Market-1501-v15.09.15', split='train', pipeline=train_pipeline
+    ),
+)
 
 val_dataloader = dict(
     batch_size=128,
@@ -31,7 +32,9 @@ val_dataloader = dict(
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='kd_plugins.Market1501', data_root='data/Market-1501-v15.09.15', split='test', pipeline=test_pipeline))
+        type='kd_plugins.Market1501', data_root='data/Market-1501-v15.09.15', split='test', pipeline=test_pipeline
+    ),
+)
 val_evaluator = dict(type='kd_plugins.ReIDMetric')
 
 test_dataloader = val_dataloader

@@ -15,7 +15,9 @@ train_dataloader = dict(
             dict(type='RandomResizedCrop', scale=32, backend='pillow'),
             dict(type='RandomFlip', prob=0.5, direction='horizontal'),
             dict(type='PackInputs'),
-        ]))
+        ],
+    ),
+)
 
 val_dataloader = dict(
     batch_size=256,
@@ -26,8 +28,10 @@ val_dataloader = dict(
         type='kd_plugins.STL10',
         data_root='data/stl10',
         split='test',
-        pipeline=[dict(type='Resize', scale=(32, 32), backend='pillow'), dict(type='PackInputs')]))
-val_evaluator = dict(type='Accuracy', topk=(1, ))
+        pipeline=[dict(type='Resize', scale=(32, 32), backend='pillow'), dict(type='PackInputs')],
+    ),
+)
+val_evaluator = dict(type='Accuracy', topk=(1,))
 
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator

@@ -16,7 +16,9 @@ train_dataloader = dict(
             dict(type='RandomCrop', crop_size=64, padding=8),
             dict(type='RandomFlip', prob=0.5, direction='horizontal'),
             dict(type='PackInputs'),
-        ]))
+        ],
+    ),
+)
 
 val_dataloader = dict(
     batch_size=128,
@@ -27,7 +29,9 @@ val_dataloader = dict(
         type='CustomDataset',
         data_root='data/tiny-imagenet-200',
         data_prefix='val',
-        pipeline=[dict(type='kd_plugins.LoadImage'), dict(type='PackInputs')]))
+        pipeline=[dict(type='kd_plugins.LoadImage'), dict(type='PackInputs')],
+    ),
+)
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 
 test_dataloader = val_dataloader

@@ -13,5 +13,9 @@ train_dataloader = dict(
                 ann_file=f'{year}/ImageSets/Main/trainval.txt',
                 data_prefix=dict(sub_data_root=f'{year}/'),
                 filter_cfg=dict(filter_empty_gt=True, min_size=32),
-                pipeline=_base_.train_pipeline) for year in ('VOC2007', 'VOC2012')
-        ]))
+                pipeline=_base_.train_pipeline,
+            )
+            for year in ('VOC2007', 'VOC2012')
+        ],
+    )
+)

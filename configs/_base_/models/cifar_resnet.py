@@ -4,4 +4,6 @@ model = dict(
     backbone=dict(type='kd_plugins.CifarResNet', depth=20, width=16),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
-        type='LinearClsHead', num_classes=10, in_channels=64, loss=dict(type='CrossEntropyLoss', loss_weight=1.0)))
+        type='LinearClsHead', num_classes=10, in_channels=64, loss=dict(type='CrossEntropyLoss', loss_weight=1.0)
+    ),
+)

@@ -7,6 +7,9 @@ model = dict(
         depth=18,
         init_cfg=dict(
             checkpoint='https://mmassets.onedl.ai/mmclassification/v0/resnet/resnet18_8xb32_in1k_20210831-fbbb1da6.pth',
-            prefix='backbone.')),
+            prefix='backbone.',
+        ),
+    ),
     neck=dict(in_channels=[64, 128, 256, 512]),
-    roi_head=dict(bbox_head=dict(num_classes=20)))
+    roi_head=dict(bbox_head=dict(num_classes=20)),
+)

@@ -6,9 +6,11 @@ model = dict(
         depth=50,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://mmassets.onedl.ai/mmclassification/v0/resnet/'
-                       'resnet50_8xb32_in1k_20210831-ea4938fc.pth',
-            prefix='backbone.')),
+            checkpoint='https://mmassets.onedl.ai/mmclassification/v0/resnet/resnet50_8xb32_in1k_20210831-ea4938fc.pth',
+            prefix='backbone.',
+        ),
+    ),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(type='kd_plugins.ReIDHead', num_classes=751, in_channels=2048),
-    last_stride=1)
+    last_stride=1,
+)

@@ -1,7 +1,11 @@
 # FitNet as published: after the hints alone (stage 1, which is trained first), CE + KD on the whole network.
 _base_ = ['../../_base_/pairs/cifar10_wrn-40-2_wrn-16-2.py', '../../_base_/methods_wrn.py']
-requires = [_base_.teacher, dict(
-    config='configs/cifar10/wrn-40-2_to_wrn-16-2/fitnet_stage1.py',
-    checkpoint='work_dirs/cifar10/wrn-40-2_to_wrn-16-2/fitnet_stage1/student.pth')]
+requires = [
+    _base_.teacher,
+    dict(
+        config='configs/cifar10/wrn-40-2_to_wrn-16-2/fitnet_stage1.py',
+        checkpoint='work_dirs/cifar10/wrn-40-2_to_wrn-16-2/fitnet_stage1/student.pth',
+    ),
+]
 load_from = requires[1]['checkpoint']
 custom_hooks = [dict(type='kd_plugins.DistillationHook', teacher=_base_.teacher, terms=_base_.methods.kd)]

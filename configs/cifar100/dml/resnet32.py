@@ -4,5 +4,6 @@ _base_ = '../resnet32.py'
 model = dict(_delete_=True, type='kd_plugins.MutualLearning', student=_base_.model)
 pipeline = _base_.train_dataloader.dataset.pipeline
 train_dataloader = dict(
-    batch_size=64, dataset=dict(pipeline=[dict(pipeline[0], padding_mode='reflect'), *pipeline[1:]]))
+    batch_size=64, dataset=dict(pipeline=[dict(pipeline[0], padding_mode='reflect'), *pipeline[1:]])
+)
 param_scheduler = dict(milestones=[60, 120, 180], gamma=0.1)

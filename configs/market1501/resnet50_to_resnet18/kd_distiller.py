@@ -6,4 +6,5 @@ model = dict(
     student=_base_.model,
     teacher=_base_.teacher,
     terms=_base_.methods.kd,
-    input_shape=(3, 256, 128))
+    input_shape=(3, 256, 128),
+)

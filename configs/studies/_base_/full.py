@@ -16,9 +16,12 @@ common = dict(
     param_scheduler=[warm_up, cosine],
     train_cfg=dict(max_epochs=epochs, val_interval=1),
     val_cfg=dict(fp16=True),  # mmengine's name for autocast: bfloat16 on a CPU
-    default_hooks=dict(layout=dict(type='kd_plugins.ChannelsLastHook'), checkpoint=dict(max_keep_ckpts=1)))
+    default_hooks=dict(layout=dict(type='kd_plugins.ChannelsLastHook'), checkpoint=dict(max_keep_ckpts=1)),
+)
 draws = dict(train_dataloader=dict(dataset=dict(seed=0, replay=replay)))
 # Of two stages, the first; FSP's would diverge with the rate above.
 first_stage = dict(
     optim_wrapper=dict(optimizer=dict(lr=0.1)),
-    param_scheduler=[warm_up, dict(cosine, end=epochs_first)], train_cfg=dict(max_epochs=epochs_first))
+    param_scheduler=[warm_up, dict(cosine, end=epochs_first)],
+    train_cfg=dict(max_epochs=epochs_first),
+)

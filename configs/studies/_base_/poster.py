@@ -36,13 +36,17 @@ sgd = dict(optim_wrapper=dict(optimizer=dict(nesterov=False)))
 # the single networks, since the short schedule has the common overrides.
 curves = dict(
     model=dict(head=dict(cal_acc=True)),
-    log_processor=dict(custom_cfg=[
-        dict(data_src=name, method_name='mean', window_size='epoch')
-        for name in ('accuracy_top-1', 'accuracy_top-1_0')]),
-    default_hooks=dict(logger=dict(ignore_last=False)))
+    log_processor=dict(
+        custom_cfg=[
+            dict(data_src=name, method_name='mean', window_size='epoch')
+            for name in ('accuracy_top-1', 'accuracy_top-1_0')
+        ]
+    ),
+    default_hooks=dict(logger=dict(ignore_last=False)),
+)
 
 # Table III, CIFAR-10.
-poster_table3 = '''
+poster_table3 = """
 method    ResNet-8    ResNet-14   ResNet-20   ResNet-26   WRN-10-2    WRN-16-2    WRN-28-2    WRN-40-2
 Baseline  87.64±0.25  91.44±0.15  92.64±0.18  93.32±0.37  90.62±0.15  93.95±0.18  94.82±0.10  95.01±0.11
 Hinton    88.80±0.16  92.50±0.19  93.25±0.18  93.58±0.10  91.72±0.12  94.28±0.09  94.97±0.10  95.12±0.10
@@ -56,9 +60,9 @@ RKD-A     87.32±0.24  92.01±0.14  93.30±0.12  93.67±0.13  90.98±0.31  94.62
 RKD-DA    87.14±0.19  92.05±0.20  93.05±0.20  93.73±0.09  90.92±0.16  94.52±0.11  95.19±0.12  95.41±0.07
 ONE       89.54±0.17  92.30±0.23  93.27±0.16  93.80±0.13  87.75±1.92  92.80±0.08  94.70±0.18  95.11±0.09
 DML       87.94±0.15  92.20±0.18  93.14±0.06  93.45±0.10  91.60±0.28  94.38±0.15  95.17±0.10  95.33±0.09
-'''
+"""
 # Table IV, CIFAR-100.
-poster_table4 = '''
+poster_table4 = """
 method    ResNet-8    ResNet-14   ResNet-20   ResNet-26   WRN-10-2    WRN-16-2    WRN-28-2    WRN-40-2
 Baseline  71.78±0.26  76.95±0.43  77.92±0.40  78.82±0.24  67.99±0.55  72.35±0.36  74.93±0.39  75.94±0.12
 Hinton    72.78±0.36  78.18±0.14  79.58±0.22  79.73±0.30  67.70±0.54  74.12±0.37  76.08±0.36  77.07±0.13
@@ -72,9 +76,9 @@ RKD-A     71.95±0.33  76.93±0.35  78.51±0.25  79.10±0.18  68.10±0.31  72.87
 RKD-DA    71.70±0.19  77.14±0.40  78.64±0.21  79.16±0.11  67.94±0.37  72.88±0.23  75.73±0.32  76.91±0.22
 ONE       73.30±0.12  78.04±0.07  79.24±0.18  79.74±0.27  57.38±2.11  69.78±0.94  74.49±0.54  76.89±0.27
 DML       73.57±0.09  78.07±0.20  79.15±0.22  79.32±0.38  68.99±0.23  74.44±0.25  76.65±0.17  77.65±0.19
-'''
+"""
 # Label noise on CIFAR-10. Its first column is the WRN-16-2 column of Table III.
-poster_noise = '''
+poster_noise = """
 method    sigma=0     sigma=0.2   sigma=0.4   sigma=0.6
 Baseline  93.95±0.18  79.44±0.29  64.47±1.06  47.84±1.81
 Hinton    94.28±0.09  87.23±0.26  76.32±0.87  58.18±0.35
@@ -88,9 +92,9 @@ RKD-A     94.62±0.14  80.26±0.33  64.61±1.04  47.94±1.14
 RKD-DA    94.52±0.11  80.45±0.58  65.10±1.08  48.90±0.52
 ONE       92.80±0.08  83.76±0.40  68.64±0.53  40.49±1.12
 DML       94.38±0.15  85.63±0.33  76.33±0.32  59.89±1.66
-'''
+"""
 # Table VI, class imbalance on CIFAR-10.
-poster_imbalance = '''
+poster_imbalance = """
 method    gamma=0.2   gamma=0.6   gamma=1     gamma=2
 Baseline  78.05±0.58  78.83±0.41  80.09±0.38  83.33±0.24
 Hinton    79.15±0.28  80.08±0.25  81.18±0.51  83.69±0.69
@@ -104,4 +108,4 @@ RKD-A     79.52±0.51  80.54±0.17  81.52±0.36  84.33±0.42
 RKD-DA    79.43±0.41  80.63±0.20  81.50±0.37  84.02±0.21
 ONE       77.48±1.05  78.04±0.86  79.48±0.39  80.88±1.05
 DML       78.99±0.33  80.34±0.66  81.33±0.31  84.06±0.42
-'''
+"""

@@ -16,7 +16,8 @@ common = dict(
     param_scheduler=[warm_up, cosine],
     train_cfg=dict(max_epochs=epochs, val_interval=epochs),
     val_cfg=dict(fp16=True),  # mmengine's name for autocast: bfloat16 on a CPU
-    default_hooks=dict(layout=dict(type='kd_plugins.ChannelsLastHook'), checkpoint=dict(max_keep_ckpts=1)))
+    default_hooks=dict(layout=dict(type='kd_plugins.ChannelsLastHook'), checkpoint=dict(max_keep_ckpts=1)),
+)
 # For students, with teacher_cache: all seeds see the same crops and flips, in other orders; so a teacher answers once.
 draws = dict(train_dataloader=dict(dataset=dict(seed=0)))
 few = dict(train_dataloader=dict(batch_size=64, dataset=dict(seed=0, dataset=dict(indices=few_images))))
@@ -24,4 +25,5 @@ teacher_few = dict(train_dataloader=dict(dataset=dict(dataset=dict(indices=few_t
 teacher_common = dict(
     train_dataloader=dict(dataset=dict(dataset=dict(indices=teacher_images))),
     param_scheduler=[warm_up, dict(cosine, end=teacher_epochs)],
-    train_cfg=dict(max_epochs=teacher_epochs, val_interval=teacher_epochs))
+    train_cfg=dict(max_epochs=teacher_epochs, val_interval=teacher_epochs),
+)

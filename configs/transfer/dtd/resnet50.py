@@ -16,13 +16,15 @@ model = dict(
         depth=50,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='https://mmassets.onedl.ai/mmclassification/v0/resnet/'
-                       'resnet50_8xb32_in1k_20210831-ea4938fc.pth',
-            prefix='backbone.')),
+            checkpoint='https://mmassets.onedl.ai/mmclassification/v0/resnet/resnet50_8xb32_in1k_20210831-ea4938fc.pth',
+            prefix='backbone.',
+        ),
+    ),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
-        type='LinearClsHead', num_classes=47, in_channels=2048,
-        loss=dict(type='CrossEntropyLoss', loss_weight=1.0)))
+        type='LinearClsHead', num_classes=47, in_channels=2048, loss=dict(type='CrossEntropyLoss', loss_weight=1.0)
+    ),
+)
 
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4))
 param_scheduler = dict(type='MultiStepLR', by_epoch=True, milestones=[30, 45], gamma=0.1)
