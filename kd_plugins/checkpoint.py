@@ -1,7 +1,6 @@
 """Checkpoints: read without running pickled code, written whole or not at all."""
 
 import copy
-import difflib
 import hashlib
 import io
 import logging
@@ -11,15 +10,15 @@ import re
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dist import barrier, is_main_process
-from mmengine.fileio import LocalBackend, register_backend
+from mmengine.fileio import register_backend
 from mmengine.logging import print_log
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
@@ -29,9 +28,11 @@ from numpy._core import multiarray
 from torch.hub import download_url_to_file, get_dir
 
 from kd_plugins.compat import provide_interp2d
-from kd_plugins.errors import MAKE_ROOM, UserError
+from kd_plugins.errors import UserError
 from kd_plugins.registry import type_name
 from kd_plugins.unpickling import guard_files
+from kd_plugins.utils.files import AtomicBackend
+from kd_plugins.utils.names import first, nearest
 
 RUN_MARK = 'run_id'  # in the messages of a checkpoint, and as a file beside
 
@@ -156,9 +157,8 @@ def _file_of(path: str) -> tuple[str, bool]:
             'and mmcls:// names: fetch the file and give its path'
         )
     if name not in known:
-        near = ', '.join(difflib.get_close_matches(name, known)) or 'none'
         raise UserError(
-            f"{path}: mmengine knows no '{name}' under {prefix}://; nearest names: {near}; correct it, or "
+            f"{path}: mmengine knows no '{name}' under {prefix}://; {nearest(name, known)}; correct it, or "
             'give the path of a file'
         )
     address = known[name]
@@ -216,11 +216,6 @@ def weights_of(checkpoint: dict[str, Any], path: str | Path, prefix: str = '') -
         }
     found._metadata = versions
     return found
-
-
-def first(items: Sequence[str], separator: str = ', ') -> str:
-    """Return the first three, and how many more there are."""
-    return separator.join(items[:3]) + (f' (and {len(items) - 3} more)' if len(items) > 3 else '')
 
 
 class Misfit(NamedTuple):
@@ -382,31 +377,6 @@ def _converted(module: torch.nn.Module) -> tuple[dict[str, torch.Tensor], str]:
     fresh.init_weights()
     found = {key: value for key, value in fresh.named_parameters() if not value.isnan().any()}
     return found, '' if found else 'no tensor fits'
-
-
-class AtomicBackend(LocalBackend):
-    """mmengine's local storage, but a write that fails leaves the old files as they were."""
-
-    _condemned: ClassVar[set[str]] = set()
-
-    def remove(self, filepath: str | Path) -> None:
-        """Remove a file when the next one is written: mmengine's ``max_keep_ckpts`` removes before it writes."""
-        self._condemned.add(str(filepath))
-
-    def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write bytes beside the file, put them in its place, and remove what was to go."""
-        partial = f'{filepath}.partial'
-        try:
-            super().put(obj, partial)
-            os.replace(partial, filepath)
-        except OSError as error:
-            Path(partial).unlink(missing_ok=True)
-            raise UserError(
-                f'{filepath} cannot be written ({error.strerror}): what was written before is kept; {MAKE_ROOM}'
-            ) from error
-        self._condemned.discard(str(filepath))
-        while self._condemned:
-            Path(self._condemned.pop()).unlink(missing_ok=True)
 
 
 def guard_checkpoints(allow_pickle: bool = False) -> None:

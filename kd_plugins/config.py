@@ -1,6 +1,5 @@
 """Configs of the command lines: read, and checked before anything is built."""
 
-import difflib
 import logging
 import math
 import os
@@ -19,6 +18,7 @@ from mmengine.utils import import_modules_from_strings
 
 from kd_plugins.errors import UserError, user_named
 from kd_plugins.unpickling import guard_files
+from kd_plugins.utils.names import nearest
 
 
 def default_work_dir(path: str | Path) -> str:
@@ -335,8 +335,8 @@ def _check_registered(where: str, record: Any, registry: Registry) -> None:
     """Look a type up that mmengine would look up without a word for what is not there."""
     kind = record.get('type') if isinstance(record, Mapping) else None
     if isinstance(kind, str) and registry.get(kind) is None:
-        near = difflib.get_close_matches(kind.rpartition('.')[2], (registry.parent or registry).module_dict, 3)
-        raise UserError(f"{where}: type '{kind}' is not registered; nearest names: {', '.join(near) or 'none'}")
+        known = (registry.parent or registry).module_dict
+        raise UserError(f"{where}: type '{kind}' is not registered; {nearest(kind.rpartition('.')[2], known)}")
 
 
 def _check_parts(config: Config, part: str, where: str) -> None:

@@ -21,7 +21,6 @@ from tiny import classification_config, equal, image_folder, train
 
 from kd_plugins import checkpoint
 from kd_plugins.checkpoint import (
-    AtomicBackend,
     guard_checkpoints,
     latest_checkpoint,
     load_loosely,
@@ -33,6 +32,7 @@ from kd_plugins.checkpoint import (
 from kd_plugins.compat import provide_interp2d
 from kd_plugins.errors import UserError
 from kd_plugins.registry import MODELS
+from kd_plugins.utils.files import AtomicBackend
 
 
 class Attack:

@@ -11,12 +11,12 @@ from mmengine.registry import DATASETS, HOOKS, PARAM_SCHEDULERS
 from mmengine.structures import BaseDataElement
 from mmpretrain.structures import DataSample
 
-from kd_plugins import teacher as teacher_module
 from kd_plugins.config import default_work_dir
-from kd_plugins.distiller import Distillation
+from kd_plugins.distillation import teacher as teacher_module
+from kd_plugins.distillation.distillation import Distillation
+from kd_plugins.distillation.schedule import Schedule
+from kd_plugins.distillation.teacher import build_teacher
 from kd_plugins.registry import MODELS
-from kd_plugins.schedule import Schedule
-from kd_plugins.teacher import build_teacher
 
 ROOT = Path(__file__).parents[1]
 ALL = [

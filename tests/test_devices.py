@@ -23,10 +23,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_plugins.datasets import BatchedImages
-from kd_plugins.distiller import preserved_rng
+from kd_plugins.distillation.teacher import Teacher, build_teacher
 from kd_plugins.hooks import DistillationHook
 from kd_plugins.registry import DATASETS, MODELS
-from kd_plugins.teacher import Teacher, build_teacher
+from kd_plugins.utils.random import preserved_rng
 
 STAGES = ['backbone.stage1', 'backbone.stage2', 'backbone.stage3']
 

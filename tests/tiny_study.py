@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from kd_plugins.datasets.cifar import CIFAR10
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ROOT / 'tools'
-sys.path.append(str(TOOLS))  # last, since tools/test.py must not hide the standard library's test
 
 NETWORK = """
 _base_ = {root!r}

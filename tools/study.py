@@ -41,14 +41,13 @@ from collections.abc import Sequence
 # Before torch is imported: idle threads that wait by spinning slow down what runs beside.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
-from studies.checks import check_runs
-from studies.execute import Execution, LocalLauncher, RayLauncher, check_unchanged
-from studies.plan import load_study
-from studies.report import references, report
-
 from kd_plugins.engine import alone_in
 from kd_plugins.errors import UserError, one_line_errors
 from kd_plugins.options import check_least
+from kd_plugins.studies.checks import check_runs
+from kd_plugins.studies.execute import Execution, LocalLauncher, RayLauncher, check_unchanged
+from kd_plugins.studies.plan import load_study
+from kd_plugins.studies.report import references, report
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,7 +15,6 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
@@ -26,6 +25,7 @@ from kd_plugins.errors import one_line_errors
 from kd_plugins.hooks.check_hook import check_checkpoint_classes
 from kd_plugins.hooks.export_hook import plain
 from kd_plugins.options import KeyValues
+from kd_plugins.utils.models import unwrapped
 
 
 def parse_args() -> argparse.Namespace:
@@ -67,7 +67,7 @@ def main() -> None:
     if args.show_dir:
         set_drawing(config, args.show_dir)
     runner = Runner.from_cfg(config)
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrapped(runner.model)
     # mmengine would score whatever a loose load leaves.
     checkpoint = load_weights(model, args.checkpoint, args.allow_pickle)
     check_checkpoint_classes(checkpoint, runner.test_dataloader.dataset)

@@ -1,6 +1,5 @@
 """Embeddings of a query and a gallery set, in memory or memory-mapped."""
 
-import difflib
 import math
 import os
 import zipfile
@@ -12,6 +11,7 @@ from tempfile import NamedTemporaryFile
 import numpy as np
 
 from kd_plugins.errors import UserError
+from kd_plugins.utils.names import nearest
 
 BLOCK = 2**25  # numbers of the gallery looked at together, 128 MiB in float32
 
@@ -145,9 +145,7 @@ def load_features(path: str | Path) -> ReIDFeatures:
         ) from error
     for name in _NAMES:
         if name not in found and name not in _OPTIONAL:
-            near = difflib.get_close_matches(name, found, n=1)
-            hint = f"did you mean its '{near[0]}'?" if near else f'it has {", ".join(sorted(found)) or "none"}'
-            raise UserError(f"{path} lacks the array '{name}': {hint}")
+            raise UserError(f"{path} lacks the array '{name}'; its {nearest(name, sorted(found))}")
     try:
         return ReIDFeatures(**{name: found[name] for name in _NAMES if name in found})
     except UserError as error:

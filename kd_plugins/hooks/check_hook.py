@@ -16,10 +16,10 @@ from mmengine.runner import Runner
 from torch import nn
 
 from kd_plugins.compat import check_operators, mend_ssd_head
-from kd_plugins.distiller import preserved_rng
 from kd_plugins.errors import UserError
 from kd_plugins.hooks.held_out_hook import HeldOutHook
 from kd_plugins.registry import HOOKS
+from kd_plugins.utils.random import preserved_rng
 
 _CATEGORIES = 2**25  # bytes in which the categories of a file have to end; else the names in metainfo count
 

@@ -10,9 +10,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from kd_plugins.checkpoint import AtomicBackend
 from kd_plugins.errors import UserError
 from kd_plugins.registry import HOOKS
+from kd_plugins.utils.files import write_text
 
 
 @HOOKS.register_module()
@@ -41,7 +41,7 @@ class CorruptionHook(Hook):
         found = list(_corruptions(runner.train_dataloader.dataset))
         if found:
             text = json.dumps(found[0] if len(found) == 1 else found)
-            AtomicBackend().put(f'{text}\n'.encode(), str(Path(runner.work_dir, 'corruption.json')))
+            write_text(Path(runner.work_dir, 'corruption.json'), f'{text}\n')
 
 
 def _refuse_corrupted(name: str, loader: DataLoader) -> None:

@@ -7,15 +7,16 @@ import torch
 import torch.distributed as dist
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import Runner
 from torch import nn
 
-from kd_plugins.distiller import Distillation, checked_inputs, preserved_rng
+from kd_plugins.distillation.distillation import Distillation, checked_inputs
 from kd_plugins.errors import UserError
 from kd_plugins.registry import HOOKS
+from kd_plugins.utils.models import unwrapped
+from kd_plugins.utils.random import preserved_rng
 
 
 @HOOKS.register_module()
@@ -28,8 +29,9 @@ class DistillationHook(Hook):
     weights.
 
     Args:
-        teacher: ``dict(config=..., checkpoint=...)``, see :func:`kd_plugins.teacher.build_teacher`; or a list of them.
-        terms: Records of :class:`kd_plugins.term.Term`.
+        teacher: ``dict(config=..., checkpoint=...)``, see :func:`~kd_plugins.distillation.teacher.build_teacher`;
+            or a list of them.
+        terms: Records of :class:`kd_plugins.distillation.term.Term`.
         task: False trains on the terms alone, as the first stage of FitNet and FSP does. The task's losses are computed
             and logged still, but give no gradient: layers that no term reaches get none, not even 0, so that neither
             weight decay nor momentum moves them. Their BatchNorm statistics go on to follow what passes through. With
@@ -61,7 +63,7 @@ class DistillationHook(Hook):
                 'a run has one DistillationHook, this config has several: put all terms into one, with '
                 'teacher=[dict(...), dict(...)] for several teachers and of=[...] in the terms of some'
             )
-        student = _unwrapped(runner.model)
+        student = unwrapped(runner.model)
         self.distillation = Distillation(student, self._teacher, self._terms, self._task)
         self.distillation.to(next(student.parameters()).device)
         if any(p.dim() == 4 and not p.is_contiguous() for p in student.parameters()):
@@ -111,7 +113,7 @@ class DistillationHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Start to listen."""
-        student, distillation = _unwrapped(runner.model), self.distillation
+        student, distillation = unwrapped(runner.model), self.distillation
         step: tuple[Any, ...] | None = None
 
         def start(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -150,7 +152,7 @@ class DistillationHook(Hook):
         """
         if not self.distillation.reached:
             raise UserError(
-                f"a step of {type(_unwrapped(runner.model)).__name__} ran no forward in mode 'loss', to "
+                f"a step of {type(unwrapped(runner.model)).__name__} ran no forward in mode 'loss', to "
                 'which DistillationHook adds its terms: let train_step call the model itself'
             )
 
@@ -187,10 +189,6 @@ class DistillationHook(Hook):
 def _arguments(inputs: Any, data_samples: Any = None, mode: str = 'tensor', **_: Any) -> tuple[Any, Any, str]:
     """Return the arguments of a student's forward, whose own signature may be (*args, **kwargs)."""
     return inputs, data_samples, mode
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
 
 
 def _average_gradient(parameter: nn.Parameter) -> None:

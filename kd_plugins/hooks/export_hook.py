@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
-from kd_plugins.checkpoint import AtomicBackend, read_checkpoint, save_weights
+from kd_plugins.checkpoint import read_checkpoint, save_weights
 from kd_plugins.errors import UserError
 from kd_plugins.registry import HOOKS
+from kd_plugins.utils.files import write_text
+from kd_plugins.utils.models import unwrapped
 
 
 def plain(value: Any) -> Any:
@@ -88,7 +89,7 @@ class ExportHook(Hook):
         # A run that was resumed after its last iteration has written none itself.
         checkpoint = read_checkpoint(self._writers[0].last_ckpt or runner._load_from)
         meta = {key: checkpoint['meta'][key] for key in ('epoch', 'iter', 'dataset_meta') if key in checkpoint['meta']}
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         split = getattr(model, 'deployable', lambda weights: {'student': weights})
         for name, weights in split(checkpoint['state_dict']).items():
             save_weights(weights, folder / f'{name}.pth', meta)
@@ -99,5 +100,5 @@ class ExportHook(Hook):
             'config': str(runner.cfg.filename or ''),
             'log': str(log),
         }
-        AtomicBackend().put(f'{json.dumps(result, indent=2)}\n'.encode(), str(folder / 'result.json'))
+        write_text(folder / 'result.json', f'{json.dumps(result, indent=2)}\n')
         runner.logger.info(f'the student is in {folder / "student.pth"}')

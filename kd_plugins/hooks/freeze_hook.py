@@ -1,6 +1,5 @@
 """Parts of a model that do not train."""
 
-import difflib
 from collections.abc import Sequence
 
 from mmengine.hooks import Hook
@@ -9,6 +8,8 @@ from mmengine.runner import Runner
 
 from kd_plugins.errors import UserError
 from kd_plugins.registry import HOOKS
+from kd_plugins.utils.models import unwrapped
+from kd_plugins.utils.names import nearest
 
 
 @HOOKS.register_module()
@@ -37,10 +38,8 @@ class FreezeHook(Hook):
         known = dict(model.named_modules())
         for name in self.modules:
             if not name or name not in known:
-                near = difflib.get_close_matches(name, known, n=4, cutoff=0.4) or list(known)[1:5]
                 raise UserError(
-                    f"FreezeHook: {type(model).__name__} has no module '{name}' to freeze; nearest names: "
-                    f'{", ".join(near)}'
+                    f"FreezeHook: {type(model).__name__} has no module '{name}' to freeze; {nearest(name, known)}"
                 )
             known[name].requires_grad_(False)
         if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -53,6 +52,6 @@ class FreezeHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
         """Undo the ``train()`` that mmengine's loops call on the whole model."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         for name in self.modules:
             model.get_submodule(name).eval()

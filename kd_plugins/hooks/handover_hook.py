@@ -1,11 +1,11 @@
 """A report on every handed-over backbone."""
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from kd_plugins.checkpoint import check_pretrained
 from kd_plugins.registry import HOOKS
+from kd_plugins.utils.models import unwrapped
 
 
 @HOOKS.register_module()
@@ -22,6 +22,6 @@ class HandoverHook(Hook):
         """Compare every module that has a pretrained ``init_cfg`` with its file; a resumed run is left alone."""
         if runner.iter or runner._load_from:
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         for name, found, path in check_pretrained(model):
             runner.logger.info(f'{name or "the model"}: {len(found)} tensors are those of {path}')

@@ -7,13 +7,14 @@ from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 
-from kd_plugins.checkpoint import RUN_MARK, AtomicBackend, check_arrival, load_loosely, weights_of
+from kd_plugins.checkpoint import RUN_MARK, check_arrival, load_loosely, weights_of
 from kd_plugins.errors import UserError
 from kd_plugins.registry import HOOKS
+from kd_plugins.utils.files import write_text
+from kd_plugins.utils.models import unwrapped
 
 
 @HOOKS.register_module()
@@ -39,7 +40,7 @@ class IntegrityHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Compare the checkpoint with the model that it is for."""
         path = runner._load_from
-        model = _unwrapped(runner.model)
+        model = unwrapped(runner.model)
         misfit = load_loosely(model, weights_of(checkpoint, path))
         if not runner._resume:
             if not misfit.loaded:
@@ -74,12 +75,12 @@ class IntegrityHook(Hook):
                 f'{runner.max_epochs} epochs: lower the batch size, or give more data or epochs'
             )
         if not runner._load_from:
-            check_arrival(_unwrapped(runner.model))
+            check_arrival(unwrapped(runner.model))
         if not runner._resume:
             runner.message_hub.update_info(RUN_MARK, uuid.uuid4().hex)
         if is_main_process():
             mark = runner.message_hub.runtime_info.get(RUN_MARK, '')  # a checkpoint from elsewhere has none
-            AtomicBackend().put(mark.encode(), str(Path(runner.work_dir, RUN_MARK)))
+            write_text(Path(runner.work_dir, RUN_MARK), mark)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Keep the last good checkpoint where the weights are no numbers any more."""
@@ -87,11 +88,11 @@ class IntegrityHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Look at the weights of a run that saves none, too."""
-        _check_finite(runner, _unwrapped(runner.model).state_dict())
+        _check_finite(runner, unwrapped(runner.model).state_dict())
 
 
 def _check_finite(runner: Runner, weights: dict[str, Tensor]) -> None:
-    parameters = dict(_unwrapped(runner.model).named_parameters())  # some networks save them under other names
+    parameters = dict(unwrapped(runner.model).named_parameters())  # some networks save them under other names
     bad = [name for name, value in parameters.items() if not value.isfinite().all()]
     # A buffer may hold infinities on purpose, as a mask.
     bad += [name for name, value in weights.items() if value.is_floating_point() and value.isnan().any()]
@@ -117,10 +118,6 @@ def _check_groups(path: str, saved: Sequence[dict[str, Any]], own: Sequence[dict
             f'{len(own)}, or groups of other sizes: go on with the config that wrote it, or start from its '
             'weights by load_from'
         )
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model
 
 
 def _check_schedules(path: str, saved: Any, own: Any) -> None:

@@ -11,10 +11,11 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from kd_plugins.checkpoint import weights_of
-from kd_plugins.distiller import Distillation, preserved_rng
+from kd_plugins.distillation.distillation import Distillation
 from kd_plugins.errors import UserError
 from kd_plugins.models.composite import Composite
 from kd_plugins.registry import MODELS
+from kd_plugins.utils.random import preserved_rng
 
 
 @MODELS.register_module()
@@ -28,8 +29,9 @@ class Distiller(Composite):
 
     Args:
         student: The student's model record.
-        teacher: ``dict(config=..., checkpoint=...)``, see :func:`kd_plugins.teacher.build_teacher`; or a list of them.
-        terms: Records of :class:`kd_plugins.term.Term`.
+        teacher: ``dict(config=..., checkpoint=...)``, see :func:`~kd_plugins.distillation.teacher.build_teacher`;
+            or a list of them.
+        terms: Records of :class:`kd_plugins.distillation.term.Term`.
         input_shape: (C, H, W) of the images in the dry run that checks the terms and sizes the adapters.
         data_preprocessor: The student's, where its record has none (mmengine passes the config's here).
         task: False trains on the terms alone, see :class:`kd_plugins.hooks.DistillationHook`; also for what

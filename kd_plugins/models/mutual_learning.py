@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kd_plugins.checkpoint import weights_of
-from kd_plugins.distiller import check_finite, preserved_rng
+from kd_plugins.distillation.distillation import check_finite
+from kd_plugins.distillation.recorder import Recorder
 from kd_plugins.errors import UserError
 from kd_plugins.functional import kd_loss
 from kd_plugins.functional.common import check_choice, check_number
 from kd_plugins.models.composite import Composite
-from kd_plugins.recorder import Recorder
 from kd_plugins.registry import MODELS
+from kd_plugins.utils.random import preserved_rng
 
 
 @MODELS.register_module()

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from kd_plugins.checkpoint import weights_of
-from kd_plugins.distiller import check_finite, preserved_rng
+from kd_plugins.distillation.distillation import check_finite
+from kd_plugins.distillation.recorder import Recorder
+from kd_plugins.distillation.schedule import Schedule
 from kd_plugins.errors import UserError
 from kd_plugins.functional import kd_loss
 from kd_plugins.functional.common import check_choice, check_number
 from kd_plugins.models.composite import Composite
-from kd_plugins.recorder import Recorder
 from kd_plugins.registry import MODELS, type_name
-from kd_plugins.schedule import Schedule
+from kd_plugins.utils.random import preserved_rng
 
 
 class _Shared(nn.Module):
@@ -99,7 +100,7 @@ class NativeEnsemble(Composite):
             them: ``['backbone.norm']`` is the one last BatchNorm of the branches of a ``WideResNet`` in [3]. Its
             running statistics see every branch.
         tau: Temperature; 3 in the paper.
-        weight: Of the divergence: a number, or the record of a :class:`~kd_plugins.schedule.Schedule`.
+        weight: Of the divergence: a number, or the record of a :class:`~kd_plugins.distillation.schedule.Schedule`.
         ramp: Share of training over which that weight rises, 0 to 1; the authors' 80 of 300 epochs. 0 for no rise.
         predict: ``'branch'`` or ``'ensemble'``.
         tap: The module that puts out the logits.

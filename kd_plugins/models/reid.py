@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from kd_plugins.errors import UserError
 from kd_plugins.functional import batch_hard_triplet_loss
 from kd_plugins.registry import MODELS
-from kd_plugins.term import gathered
+from kd_plugins.utils.distributed import gathered
 
 
 @MODELS.register_module()

@@ -66,8 +66,8 @@ def without(name: str) -> dict[str, np.ndarray]:
         ),
         (changed('query_features', np.array([[0.0, np.inf, 0], [1, 2, 3]])), 'query_features: row 0 holds'),
         (changed('query_features', np.array([[0, 1, 0], [1, -np.inf, 3]], np.float16)), 'query_features: row 1 holds'),
-        (without('query_cams'), "lacks the array 'query_cams': did you mean its 'query_ids'"),
-        ({'x': np.ones(3)}, "lacks the array 'query_features': it has x"),
+        (without('query_cams'), "lacks the array 'query_cams'; its nearest names: query_ids"),
+        ({'x': np.ones(3)}, "lacks the array 'query_features'; its nearest names: x"),
     ],
 )
 def test_mistakes_are_told_with_the_file(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.errors import UserError
-from kd_plugins.teacher import Teacher
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 sys.path.append(str(TOOLS))  # last, since tools/test.py must not hide the standard library's test

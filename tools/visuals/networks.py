@@ -13,9 +13,9 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from kd_plugins.config import load_config
+from kd_plugins.distillation.recorder import Recorder
+from kd_plugins.distillation.teacher import build_teacher
 from kd_plugins.errors import UserError
-from kd_plugins.recorder import Recorder
-from kd_plugins.teacher import build_teacher
 
 # Okabe and Ito's colours, which the colour-blind tell apart too.
 BLUE, VERMILLION = '#0072B2', '#D55E00'

@@ -1,98 +1,20 @@
 """One summand of the distillation loss: taps, adapter, loss and weight."""
 
 import copy
-import difflib
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 
+from kd_plugins.distillation.adapters import auto_adapter
+from kd_plugins.distillation.recorder import Features
+from kd_plugins.distillation.schedule import Schedule
 from kd_plugins.errors import UserError
-from kd_plugins.recorder import Features
-from kd_plugins.registry import MODELS
-from kd_plugins.schedule import Schedule
-
-
-def checked_arguments(what: str, callable_: Any, record: Mapping[str, Any]) -> None:
-    """Check a record against what it is for.
-
-    Raises:
-        UserError: An option is misspelt (the nearest is offered) or missing.
-    """
-    options = {name: p for name, p in inspect.signature(callable_).parameters.items() if p.kind is not p.VAR_KEYWORD}
-    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(callable_).parameters.values()):
-        return
-    for name in record:
-        if name not in options:
-            near = difflib.get_close_matches(name, options, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f'options are {", ".join(options)}'
-            raise UserError(f"{what} has no option '{name}': {hint}")
-    for name, parameter in options.items():
-        if parameter.default is parameter.empty and name not in record:
-            raise UserError(f"{what} needs the option '{name}'")
-
-
-def build_part(what: str, record: Mapping[str, Any] | nn.Module) -> nn.Module:
-    """Build a loss or an adapter from its record.
-
-    Raises:
-        UserError: The type is unknown (near names are offered), or an option is misspelt or out of range.
-    """
-    if isinstance(record, nn.Module):
-        return record
-    if not isinstance(record, Mapping) or 'type' not in record:
-        raise UserError(f"{what} must be a record with a 'type', as in dict(type='kd_plugins.NSTLoss'), got {record!r}")
-    name = record['type']
-    try:
-        class_ = MODELS.get(name) if isinstance(name, str) else name
-    except (RuntimeError, ImportError):
-        class_ = None
-    if class_ is None:
-        near = difflib.get_close_matches(str(name).rpartition('.')[2], MODELS.module_dict, n=3)
-        raise UserError(
-            f"{what}: '{name}' is no registered module; nearest names: "
-            f'{", ".join(f"kd_plugins.{x}" for x in near) or "none"}'
-        )
-    options = {key: value for key, value in record.items() if key != 'type'}
-    checked_arguments(f'{what} ({class_.__name__})', class_, options)
-    try:
-        return class_(**options)
-    except ValueError as error:
-        raise UserError(f'{what}: {error}') from error
-
-
-def _auto_adapter(student: Tensor, teacher: Tensor) -> nn.Module:
-    """Return a linear map from the student's channels to the teacher's: a 1x1 convolution on maps."""
-    if student.dim() == teacher.dim() == 4:
-        return nn.Conv2d(student.shape[1], teacher.shape[1], kernel_size=1)
-    return nn.Linear(student.shape[-1], teacher.shape[-1])
-
-
-def gathered(feature: Tensor) -> Tensor:
-    """Return the feature of the global batch, with gradient; the tensor itself in a single process."""
-    # A dry run, which needs no gradient, is each process's own; its tensors may lie where the backend does not reach.
-    alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
-    if alone or not torch.is_grad_enabled():
-        return feature
-    shape = torch.tensor(feature.shape, device=feature.device)
-    shapes = [torch.empty_like(shape) for _ in range(dist.get_world_size())]
-    dist.all_gather(shapes, shape)
-    if any(not torch.equal(shape, other) for other in shapes):
-        raise UserError(
-            f'a relational loss compares the samples of all processes, whose shapes differ here '
-            f'({[tuple(s.tolist()) for s in shapes]}): tap a pooled feature, or train at a fixed size'
-        )
-    if not feature.requires_grad:
-        parts = [torch.empty_like(feature) for _ in shapes]
-        dist.all_gather(parts, feature.contiguous())
-        return torch.cat(parts)
-    return torch.cat(all_gather(feature.contiguous()))
+from kd_plugins.registry import build_part, checked_arguments
+from kd_plugins.utils.distributed import gathered
 
 
 class Term(nn.Module):
@@ -108,7 +30,7 @@ class Term(nn.Module):
         loss: Loss module or its record.
         student: Tap of the student, or a list of taps.
         teacher: Tap of the teacher, or a list of as many.
-        weight: A number, or the record of a :class:`~kd_plugins.schedule.Schedule`.
+        weight: A number, or the record of a :class:`~kd_plugins.distillation.schedule.Schedule`.
         adapter: ``None``; ``'auto'``, a trainable 1x1 convolution (a linear layer for vectors) from the student's
             channels to the teacher's; or the record of a module, built once a level (and a teacher).
         of: Of several teachers, those that have this tap: their places in the list, from 0. ``None`` for all.
@@ -183,7 +105,7 @@ class Term(nn.Module):
         for number in self.of:
             for s, t in zip(self.of_student(student), self.of_teacher(targets[number]), strict=True):
                 self.adapters.append(
-                    _auto_adapter(s, t)
+                    auto_adapter(s, t)
                     if self._adapter == 'auto'
                     else build_part(f"the adapter of term '{self.name}'", copy.deepcopy(self._adapter))
                 )

@@ -1,8 +1,8 @@
 import pytest
 from mmengine.logging import MessageHub
 
+from kd_plugins.distillation.schedule import Schedule
 from kd_plugins.errors import UserError
-from kd_plugins.schedule import Schedule
 
 
 @pytest.fixture

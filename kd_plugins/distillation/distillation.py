@@ -1,35 +1,23 @@
 """The core that the hook and the models share: teachers and terms, the dry run, the losses of a step."""
 
 import inspect
-import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kd_plugins.checkpoint import first
+from kd_plugins.distillation.recorder import Features, Recorder
+from kd_plugins.distillation.teacher import Teacher, build_teacher
+from kd_plugins.distillation.term import Term, mean_over_teachers
 from kd_plugins.errors import UserError
-from kd_plugins.recorder import Features, Recorder
-from kd_plugins.teacher import Teacher, build_teacher
-from kd_plugins.term import Term, checked_arguments, mean_over_teachers
-
-
-@contextmanager
-def preserved_rng() -> Iterator[None]:
-    """Leave the random states of Python, NumPy and torch as they were: what is built inside shifts no later draw."""
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        yield
-    random.setstate(python)
-    np.random.set_state(numpy)
+from kd_plugins.registry import checked_arguments
+from kd_plugins.utils.names import first
+from kd_plugins.utils.random import preserved_rng
 
 
 def _labels(term: Term, data_samples: Sequence[Any] | None) -> Tensor:
@@ -124,9 +112,9 @@ class Distillation(nn.Module):
 
     Args:
         student: The network to train; it is listened to, not changed.
-        teacher: Record for :func:`~kd_plugins.teacher.build_teacher`, or a list of such records; with
-            ``cache='folder'`` a teacher's answers are kept in a :class:`~kd_plugins.cache.AnswerCache`, with
-            ``bf16=True`` it answers in bfloat16, see :class:`~kd_plugins.teacher.Teacher`.
+        teacher: Record for :func:`~kd_plugins.distillation.teacher.build_teacher`, or a list of such records; with
+            ``cache='folder'`` its answers are kept, see :class:`~kd_plugins.distillation.cache.AnswerCache`, with
+            ``bf16=True`` it answers in bfloat16, see :class:`~kd_plugins.distillation.teacher.Teacher`.
         terms: Records for :class:`Term`.
         task: Whether the task's losses train. If not, they are computed and logged still, but give no gradient.
 

@@ -1,6 +1,5 @@
 """Named taps: the outputs of a model's submodules during one forward pass."""
 
-import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_plugins.errors import UserError
+from kd_plugins.utils.names import nearest
 
 Features = dict[str, list[Tensor]]
 
@@ -54,10 +54,7 @@ class Recorder:
         self._taps = list(dict.fromkeys(taps))
         for tap in self._taps:
             if not tap or tap not in modules:
-                near = difflib.get_close_matches(tap, modules, n=4, cutoff=0.4) or list(modules)[1:5]
-                raise UserError(
-                    f"{type(model).__name__} has no module '{tap}' to tap; nearest names: {', '.join(near)}"
-                )
+                raise UserError(f"{type(model).__name__} has no module '{tap}' to tap; {nearest(tap, modules)}")
         self._cloned: set[str] = set()
         self._once = self._probed = False
 

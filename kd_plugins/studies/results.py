@@ -10,8 +10,8 @@ from typing import Any
 from scipy import stats
 
 from kd_plugins.errors import UserError
-from studies.data import held_out
-from studies.plan import Run, Study
+from kd_plugins.studies.data import held_out
+from kd_plugins.studies.plan import Run, Study
 
 
 @dataclass(frozen=True)

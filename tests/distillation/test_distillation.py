@@ -12,9 +12,10 @@ from tiny import CLASSES, PREPROCESSOR, classifier, teacher_record
 from torch.nn.parallel import DistributedDataParallel
 
 from kd_plugins import functional
-from kd_plugins.distiller import Distillation, preserved_rng
+from kd_plugins.distillation.distillation import Distillation
 from kd_plugins.errors import UserError
 from kd_plugins.registry import MODELS
+from kd_plugins.utils.random import preserved_rng
 
 KD = dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', teacher='head.fc')
 STAGES = ['backbone.stage1', 'backbone.stage2', 'backbone.stage3']

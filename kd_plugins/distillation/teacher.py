@@ -14,11 +14,12 @@ from mmengine.logging import print_log
 from mmengine.model import BaseDataPreprocessor, BaseModule
 from torch import Tensor, nn
 
-from kd_plugins.cache import AnswerCache
-from kd_plugins.checkpoint import check_pretrained, first, load_weights
+from kd_plugins.checkpoint import check_pretrained, load_weights
+from kd_plugins.distillation.cache import AnswerCache
+from kd_plugins.distillation.recorder import Features, Recorder
 from kd_plugins.errors import UserError
-from kd_plugins.recorder import Features, Recorder
 from kd_plugins.registry import MODELS, type_name
+from kd_plugins.utils.names import first
 
 
 def build_teacher(
@@ -194,7 +195,7 @@ class Teacher:
         model: The network; it is frozen here.
         taps: Names of the submodules whose outputs are wanted.
         student_preprocessor: The student's data preprocessor, which has normalised the inputs that come.
-        cache: Folder of an :class:`kd_plugins.cache.AnswerCache`; None always runs the network.
+        cache: Folder of an :class:`kd_plugins.distillation.cache.AnswerCache`; None always runs the network.
         bf16: Answer in bfloat16 and channels-last, whatever the student trains in: on a CPU with bfloat16 units, three
             times as fast. By default the student's precision and layout are the teacher's.
     """

@@ -9,12 +9,12 @@ from torch import nn
 
 from kd_plugins.config import check_config, one_slip
 from kd_plugins.datasets.corruption import check_options
-from kd_plugins.distiller import preserved_rng
+from kd_plugins.distillation.recorder import Recorder
+from kd_plugins.distillation.term import Term
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import DistillationHook
-from kd_plugins.recorder import Recorder
-from kd_plugins.registry import MODELS
-from kd_plugins.term import Term, checked_arguments
+from kd_plugins.registry import MODELS, checked_arguments
+from kd_plugins.utils.random import preserved_rng
 
 # The keys of a study's records; a misspelt one would be left out in silence.
 _KEYS = {

@@ -12,8 +12,9 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmpretrain.registry import MODELS
 from mmpretrain.structures import DataSample
-from studies import figures, plan, report, results
 from tiny_study import ROOT, write_study
+
+from kd_plugins.studies import figures, plan, report, results
 
 
 def drawn(study: plan.Study, values: dict[plan.Run, results.Result], monkeypatch) -> dict[str, list]:

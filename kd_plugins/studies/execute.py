@@ -12,17 +12,16 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import connection
-from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from kd_plugins.checkpoint import AtomicBackend
 from kd_plugins.errors import UserError
-from studies.plan import Run, Study
-from studies.results import metrics_of
-from studies.worker import PRELOAD, TRAIN, train
+from kd_plugins.studies.plan import Run, Study
+from kd_plugins.studies.results import metrics_of
+from kd_plugins.studies.worker import PRELOAD, TRAIN, train
+from kd_plugins.utils.files import write_text
 
 
 class Launcher(Protocol):
@@ -206,10 +205,6 @@ def _clear(run: Run) -> None:
             path.unlink()
 
 
-def _write(path: Path, text: str) -> None:
-    AtomicBackend().put(text.encode(), str(path))
-
-
 class Execution:
     """Makes the missing ones of some runs.
 
@@ -275,8 +270,8 @@ class Execution:
             elif all(needed.finished for needed in run.needs):
                 self._waiting.remove(run)
                 run.folder.mkdir(parents=True, exist_ok=True)
-                _write(run.folder / 'config.py', run.text)
-                _write(
+                write_text(run.folder / 'config.py', run.text)
+                write_text(
                     run.folder / 'run.json',
                     json.dumps(
                         dict(
@@ -300,8 +295,8 @@ class Execution:
         record = run.record
         if record:
             record.setdefault('sessions', []).append(dict(status=status, seconds=round(seconds, 2)))
-            _write(run.folder / 'run.json', json.dumps(record, indent=2) + '\n')
-        _write(run.folder / 'config.py', run.text)  # in place of the runner's, which may say where it went on from
+            write_text(run.folder / 'run.json', json.dumps(record, indent=2) + '\n')
+        write_text(run.folder / 'config.py', run.text)  # in place of the runner's, which may say where it went on from
 
     def _finish(self, run: Run, status: int, seconds: float, progress: Progress) -> None:
         if not status and not run.finished:

@@ -8,7 +8,7 @@ import threading
 from multiprocessing import connection, parent_process
 from pathlib import Path
 
-TRAIN = Path(__file__).parents[1] / 'train.py'
+TRAIN = Path(__file__).parents[2] / 'tools' / 'train.py'
 # Imported once, by the server that every run is forked from.
 PRELOAD = [
     'kd_plugins',

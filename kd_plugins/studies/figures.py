@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from studies.data import data_options
-from studies.plan import Run, Study
-from studies.results import Gain, Result, centre_of, scalars
+from kd_plugins.studies.data import data_options
+from kd_plugins.studies.plan import Run, Study
+from kd_plugins.studies.results import Gain, Result, centre_of, scalars
 
 # What a condition's place on an axis is, by the only data option that it has; and the place of clean data.
 _AXES = {

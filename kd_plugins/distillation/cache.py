@@ -13,8 +13,8 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from kd_plugins.distillation.recorder import Features
 from kd_plugins.errors import UserError
-from kd_plugins.recorder import Features
 
 
 class AnswerCache:

@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kd_plugins.checkpoint import AtomicBackend
 from kd_plugins.errors import UserError
-from studies.checks import TEACHER_SEED
-from studies.data import data_options
-from studies.figures import figures
-from studies.plan import Run, Study
-from studies.results import Gain, Result, centre_of, gains, result_of
+from kd_plugins.studies.checks import TEACHER_SEED
+from kd_plugins.studies.data import data_options
+from kd_plugins.studies.figures import figures
+from kd_plugins.studies.plan import Run, Study
+from kd_plugins.studies.results import Gain, Result, centre_of, gains, result_of
+from kd_plugins.utils.files import write_text
 
 
 @dataclass(frozen=True)
@@ -384,7 +384,7 @@ def show(study: Study, tables: Sequence[Grid], console: Console) -> None:
 def _written(root: Path, files: dict[str, str]) -> Iterator[Path]:
     root.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        AtomicBackend().put(text.encode(), str(root / name))
+        write_text(root / name, text)
         yield root / name
 
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from kd_plugins.distillation.recorder import Recorder
 from kd_plugins.errors import UserError
-from kd_plugins.recorder import Recorder
 
 pytestmark = pytest.mark.usefixtures('on_device')
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from studies import execute, plan
 from tiny_study import FEW, TOOLS, metrics_of, write_study
 
 from kd_plugins.engine import alone_in
 from kd_plugins.errors import UserError
+from kd_plugins.studies import execute, plan
 
 _spec = importlib.util.spec_from_file_location('study', TOOLS / 'study.py')
 tool = importlib.util.module_from_spec(_spec)

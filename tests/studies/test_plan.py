@@ -5,13 +5,13 @@ import os
 import numpy as np
 import pytest
 from mmengine.config import Config
-from studies import data as studies_data
-from studies import plan, report
 from tiny import image_folder
 from tiny_study import FEW, ROOT, write_study
 
 from kd_plugins.errors import UserError
 from kd_plugins.registry import DATASETS
+from kd_plugins.studies import data as studies_data
+from kd_plugins.studies import plan, report
 
 
 def test_a_teacher_of_the_students_own_architecture_is_another_run(here, data):

@@ -10,9 +10,9 @@ from mmengine.structures import BaseDataElement
 from tiny import CLASSES, classification_config, equal, teacher_record, train, weights
 
 from kd_plugins.datasets import BatchedImages
+from kd_plugins.distillation.teacher import Teacher, build_teacher
 from kd_plugins.errors import UserError
 from kd_plugins.registry import DATASETS
-from kd_plugins.teacher import Teacher, build_teacher
 
 TAPS = ['head.fc', 'backbone.stage2']
 

@@ -16,8 +16,8 @@ from mmengine.config import Config
 
 from kd_plugins.config import load_config, located
 from kd_plugins.errors import UserError
-from studies.checks import TEACHER_SEED, check_spelling, check_study, method_on
-from studies.data import corrupt, data_options, filled, hold_out
+from kd_plugins.studies.checks import TEACHER_SEED, check_spelling, check_study, method_on
+from kd_plugins.studies.data import corrupt, data_options, filled, hold_out
 
 # Options of a study and their values where it states none.
 DEFAULTS = dict(

@@ -8,11 +8,11 @@ from mmengine.structures import BaseDataElement
 from tiny import PREPROCESSOR, classifier, equal, teacher_record
 from torch import nn
 
-from kd_plugins import teacher as teacher_module
+from kd_plugins.distillation import teacher as teacher_module
+from kd_plugins.distillation.teacher import Teacher, build_teacher
 from kd_plugins.errors import UserError
 from kd_plugins.models import Distiller, MutualLearning, NativeEnsemble
 from kd_plugins.registry import MODELS, TRANSFORMS
-from kd_plugins.teacher import Teacher, build_teacher
 
 
 def build(**preprocessor):
