@@ -1,6 +1,10 @@
-"""Registered losses: ``loss(student, teacher) -> scalar``, without an outer weight, which the term holds."""
+"""Registered losses: ``loss(student, teacher) -> scalar``, without an outer weight, which the term holds.
+
+:mod:`kd_plugins.losses.base` states what a loss declares.
+"""
 
 from .at import ATLoss
+from .base import AdversarialLoss, DistillationLoss
 from .bss import BSSLoss
 from .fitnet import FitNetLoss
 from .fsp import FSPLoss
@@ -10,4 +14,16 @@ from .nst_gan import NSTGANLoss
 from .rkd import RKDLoss
 from .sp import SPLoss
 
-__all__ = ['ATLoss', 'BSSLoss', 'FSPLoss', 'FitNetLoss', 'KDLoss', 'NSTGANLoss', 'NSTLoss', 'RKDLoss', 'SPLoss']
+__all__ = [
+    'ATLoss',
+    'AdversarialLoss',
+    'BSSLoss',
+    'DistillationLoss',
+    'FSPLoss',
+    'FitNetLoss',
+    'KDLoss',
+    'NSTGANLoss',
+    'NSTLoss',
+    'RKDLoss',
+    'SPLoss',
+]

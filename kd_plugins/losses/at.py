@@ -1,15 +1,16 @@
 """Attention transfer."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_plugins.functional import at_loss
 from kd_plugins.functional.at import CONVENTIONS
 from kd_plugins.functional.common import check_choice, check_number
+from kd_plugins.losses.base import DistillationLoss
 from kd_plugins.registry import MODELS
 
 
 @MODELS.register_module()
-class ATLoss(nn.Module):
+class ATLoss(DistillationLoss):
     """Difference of attention maps: `kd_plugins.functional.at_loss`.
 
     Args:
@@ -20,6 +21,8 @@ class ATLoss(nn.Module):
     Raises:
         ValueError: An unknown convention or a power out of range.
     """
+
+    features = 'maps'
 
     def __init__(self, convention: str = 'paper', p: float = 2) -> None:
         super().__init__()

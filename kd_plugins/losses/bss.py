@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_plugins.functional import base_samples, boundary_attack, bss_loss, draw_targets
 from kd_plugins.functional.bss import check_attack
 from kd_plugins.functional.common import check_number
+from kd_plugins.losses.base import AdversarialLoss
 from kd_plugins.registry import MODELS
 
 
 @MODELS.register_module()
-class BSSLoss(nn.Module):
+class BSSLoss(AdversarialLoss):
     """Divergence on samples led to the teacher's decision boundary: `kd_plugins.functional.bss_loss`, without tau^2.
 
     It makes its own inputs: a term with this loss attacks images of the batch, runs both networks on them, the student
@@ -57,7 +58,7 @@ class BSSLoss(nn.Module):
         return bss_loss(student, teacher, self.tau)
 
     def choose(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """Return the places of the samples to attack, by the logits (N, K) of the batch."""
+        """return the indices of the images to attack, by the logits (N, K) of the batch."""
         return base_samples(student, teacher, labels, self.attack_size)
 
     def adversaries(

@@ -1,15 +1,16 @@
 """Hints: direct regression of features."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_plugins.functional import fitnet_loss
 from kd_plugins.functional.common import check_choice
 from kd_plugins.functional.fitnet import REDUCTIONS
+from kd_plugins.losses.base import DistillationLoss
 from kd_plugins.registry import MODELS
 
 
 @MODELS.register_module()
-class FitNetLoss(nn.Module):
+class FitNetLoss(DistillationLoss):
     """Half the squared difference of two features: `kd_plugins.functional.fitnet_loss`.
 
     Args:

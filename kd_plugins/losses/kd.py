@@ -1,14 +1,15 @@
 """Softened logits."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_plugins.functional import kd_loss
 from kd_plugins.functional.common import check_number
+from kd_plugins.losses.base import DistillationLoss
 from kd_plugins.registry import MODELS
 
 
 @MODELS.register_module()
-class KDLoss(nn.Module):
+class KDLoss(DistillationLoss):
     """Divergence of softened class probabilities: `kd_plugins.functional.kd_loss`, which includes tau^2.
 
     Args:
@@ -17,6 +18,8 @@ class KDLoss(nn.Module):
     Raises:
         ValueError: The temperature is out of range.
     """
+
+    features = 'logits'
 
     def __init__(self, tau: float = 4.0) -> None:
         super().__init__()

@@ -1,14 +1,15 @@
 """Neuron selectivity transfer."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_plugins.functional import nst_loss
 from kd_plugins.functional.nst import check_kernel
+from kd_plugins.losses.base import DistillationLoss
 from kd_plugins.registry import MODELS
 
 
 @MODELS.register_module()
-class NSTLoss(nn.Module):
+class NSTLoss(DistillationLoss):
     """Squared maximum mean discrepancy of channel patterns: `kd_plugins.functional.nst_loss` (weight lambda / 2).
 
     Args:
@@ -20,6 +21,8 @@ class NSTLoss(nn.Module):
     Raises:
         ValueError: An unknown kernel or bandwidth, or a number out of range.
     """
+
+    features = 'maps'
 
     def __init__(self, kernel: str = 'poly', degree: int = 2, c: float = 0.0, bandwidth: str | float = 'cross') -> None:
         super().__init__()

@@ -5,6 +5,7 @@ from torch.nn.functional import leaky_relu, linear
 
 from kd_plugins.functional import nst_gan_loss
 from kd_plugins.functional.common import check_number
+from kd_plugins.losses.base import DistillationLoss
 from kd_plugins.registry import MODELS
 
 
@@ -27,7 +28,7 @@ class Critic(nn.Module):
 
 
 @MODELS.register_module()
-class NSTGANLoss(nn.Module):
+class NSTGANLoss(DistillationLoss):
     """Distributions of channel patterns, matched by a trained critic: `kd_plugins.functional.nst_gan_loss`.
 
     **Experimental**: NST's authors only propose it; no published figure exists to compare with.
@@ -46,6 +47,8 @@ class NSTGANLoss(nn.Module):
     Raises:
         ValueError: The number is out of range; later, maps of another size come.
     """
+
+    features = 'maps'
 
     def __init__(self, hidden: int = 128) -> None:
         super().__init__()

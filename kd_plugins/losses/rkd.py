@@ -1,15 +1,16 @@
 """Relations between the samples of a batch: distances and angles."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_plugins.functional import rkd_loss
 from kd_plugins.functional.common import check_choice, check_number
 from kd_plugins.functional.rkd import CONVENTIONS
+from kd_plugins.losses.base import DistillationLoss
 from kd_plugins.registry import MODELS
 
 
 @MODELS.register_module()
-class RKDLoss(nn.Module):
+class RKDLoss(DistillationLoss):
     """Distances and angles within a batch: `kd_plugins.functional.rkd_loss`.
 
     Args:
@@ -24,6 +25,7 @@ class RKDLoss(nn.Module):
         ValueError: A weight below 0, both of them 0, or an unknown convention.
     """
 
+    features = 'embeddings'
     batch_relational = True
 
     def __init__(

@@ -1,7 +1,10 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from kd_plugins import functional as F
+from kd_plugins import losses
 from kd_plugins.registry import MODELS
 
 MAPS = (
@@ -44,21 +47,40 @@ def test_module_is_function(name, options, function, inputs):
     assert not module.state_dict()
 
 
-def test_what_the_terms_read():
-    flags = {
-        name: (getattr(MODELS.get(name), 'takes_pairs', False), getattr(MODELS.get(name), 'batch_relational', False))
-        for name in sorted({case[0] for case in CASES})
+def test_what_the_losses_declare():
+    declared = {
+        name: (class_.features, class_.takes_pairs, class_.batch_relational, class_.needs_labels)
+        for name, class_ in vars(losses).items()
+        if isinstance(class_, type) and issubclass(class_, losses.DistillationLoss)
     }
-    assert flags == {
-        'ATLoss': (False, False),
-        'BSSLoss': (False, False),
-        'FSPLoss': (True, False),
-        'FitNetLoss': (False, False),
-        'KDLoss': (False, False),
-        'NSTLoss': (False, False),
-        'RKDLoss': (False, True),
-        'SPLoss': (False, True),
+    assert declared == {
+        'ATLoss': ('maps', False, False, False),
+        'AdversarialLoss': ('logits', False, False, False),
+        'BSSLoss': ('logits', False, False, False),
+        'DistillationLoss': ('any', False, False, False),
+        'FSPLoss': ('maps', True, False, False),
+        'FitNetLoss': ('any', False, False, False),
+        'KDLoss': ('logits', False, False, False),
+        'NSTGANLoss': ('maps', False, False, False),
+        'NSTLoss': ('maps', False, False, False),
+        'RKDLoss': ('embeddings', False, True, False),
+        'SPLoss': ('embeddings', False, True, False),
     }
+
+
+@pytest.mark.parametrize(
+    'name', [name for name in losses.__all__ if name not in ('AdversarialLoss', 'DistillationLoss')]
+)
+def test_losses_take_the_features_that_they_declare(name):
+    torch.manual_seed(0)
+    loss = MODELS.build(dict(type=f'kd_plugins.{name}'))
+    sizes = dict(maps=(6, 3, 4, 4), logits=(6, 5), embeddings=(6, 5))
+    for kind, size in sizes.items():
+        features = [[torch.randn(size) for _ in range(1 + loss.takes_pairs)] for _ in range(2)]
+        expected = loss.features in (kind, 'any') or (loss.features == 'embeddings')  # of any shape (B, ...)
+        with nullcontext() if expected else pytest.raises(ValueError, match='expected'):
+            value = loss(*features) if loss.takes_pairs else loss(features[0][0], features[1][0])
+            assert value.ndim == 0
 
 
 @pytest.mark.parametrize(

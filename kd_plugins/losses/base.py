@@ -1,0 +1,76 @@
+"""The protocol of a loss: what its class declares to the term that calls it."""
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+
+class DistillationLoss(nn.Module):
+    """A loss of two features, ``loss(student, teacher) -> scalar``.
+
+    A :class:`~kd_plugins.distillation.term.Term` goes by these class attributes, and by nothing else of a loss. A
+    subclass overrides those that differ::
+
+        @MODELS.register_module()
+        class MyRelationalLoss(DistillationLoss):
+            batch_relational = True
+
+            def forward(self, student: Tensor, teacher: Tensor) -> Tensor: ...
+
+    Any other ``nn.Module`` that takes two tensors and returns a scalar (``torch.nn.MSELoss``) is a loss too; the values
+    below apply to it.
+
+    Attributes:
+        features: Kind of the two features: ``'maps'`` (B, C, H, W), ``'logits'`` (B, K), ``'embeddings'`` (B, ...), one
+            for each image, or ``'any'``, where (B, ...) need not mean images.
+        batch_relational: Whether the loss compares the images of a batch with each other. Under data-parallel it then
+            gets the features, and labels, of the global batch, gathered with gradient, so that its value does not
+            depend on the number of processes.
+        takes_pairs: Whether ``student`` and ``teacher`` are pairs of features, the input and the output of a stage.
+        needs_labels: Whether the loss is called as ``loss(student, teacher, labels)`` with the classes (B,).
+    """
+
+    features: ClassVar[Literal['maps', 'logits', 'embeddings', 'any']] = 'any'
+    batch_relational: ClassVar[bool] = False
+    takes_pairs: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
+
+
+class AdversarialLoss(DistillationLoss):
+    """A loss of the logits on inputs that it makes from those of the batch.
+
+    Its term is an :class:`~kd_plugins.distillation.adversarial.AdversarialTerm`, which runs both networks on them.
+    """
+
+    features = 'logits'
+
+    def choose(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        """Choose images of the batch.
+
+        Args:
+            student: Logits (N, K).
+            teacher: Logits (N, K).
+            labels: Classes (N,).
+
+        Returns:
+            Indices (M,) of the images to start from.
+        """
+        raise NotImplementedError
+
+    def adversaries(
+        self, inputs: Tensor, labels: Tensor, logits: Tensor, teacher: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """Make inputs from the chosen images.
+
+        Args:
+            inputs: Images (M, C, H, W) as the student's preprocessor returns them.
+            labels: Classes (M,).
+            logits: Logits (M, K) of the teacher.
+            teacher: Returns the teacher's logits (m, K) for inputs (m, C, H, W) made from the images with the indices
+                (m,) among the M; they can be differentiated in the inputs.
+
+        Returns:
+            Inputs (M, C, H, W).
+        """
+        raise NotImplementedError
