@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from kd_plugins.functional.common import products_of
+from kd_plugins.functional.gram import products_of
 
 
 def operand(rows: Tensor) -> Tensor:

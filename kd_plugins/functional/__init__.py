@@ -1,10 +1,11 @@
 """The mathematics of the losses: tensors in, scalar out.
 
 A distillation loss takes the student first, the teacher second; ``batch_hard_triplet_loss`` is a task's loss.
-``base_samples``, ``draw_targets`` and ``boundary_attack`` make the inputs that ``bss_loss`` compares on.
+``base_samples``, ``draw_targets`` and ``boundary_attack`` make the inputs that ``bss_loss`` compares on;
+``attention_map`` and ``similarity_matrix`` are what ``at_loss`` and ``sp_loss`` compare.
 """
 
-from .at import at_loss
+from .at import at_loss, attention_map, matched_attention
 from .bss import base_samples, boundary_attack, bss_loss, draw_targets
 from .fitnet import fitnet_loss
 from .fsp import fsp_loss
@@ -12,11 +13,12 @@ from .kd import kd_loss
 from .nst import nst_loss
 from .nst_gan import nst_gan_loss
 from .rkd import rkd_angle_loss, rkd_distance_loss, rkd_loss
-from .sp import sp_loss
+from .sp import similarity_matrix, sp_loss
 from .triplet import batch_hard_triplet_loss
 
 __all__ = [
     'at_loss',
+    'attention_map',
     'base_samples',
     'batch_hard_triplet_loss',
     'boundary_attack',
@@ -25,10 +27,12 @@ __all__ = [
     'fitnet_loss',
     'fsp_loss',
     'kd_loss',
+    'matched_attention',
     'nst_gan_loss',
     'nst_loss',
     'rkd_angle_loss',
     'rkd_distance_loss',
     'rkd_loss',
+    'similarity_matrix',
     'sp_loss',
 ]

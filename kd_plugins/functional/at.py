@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .common import as_float, check_choice, check_maps, check_number, distillation_loss, match_size, unit
+from .checks import check_choice, check_maps, check_number
+from .gram import as_float, distillation_loss, match_size, unit
 
 CONVENTIONS = ('paper', 'code')
 
@@ -19,7 +20,7 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        # On a CPU some images at a time: large temporaries are slow to come by there, and these stay in its cache.
+        # On a CPU some images at a time: small temporaries stay in its cache, large ones have to be allocated anew.
         parts = x.split(max(_PART // x[0].numel(), 1)) if x.device.type == 'cpu' else (x,)
         return torch.cat([as_float(part).square().sum(1) for part in parts])
 
@@ -27,6 +28,33 @@ class _Energy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return (2 * grad).to(x.dtype)[:, None] * x
+
+
+def attention_map(features: Tensor, p: float = 2) -> Tensor:
+    """Return the attention map ``sum_c |A_c|^p``, i.e. where in the image the activations are strong.
+
+    Args:
+        features: Maps A, (B, C, H, W).
+        p: Power of the absolute activation, at least 1.
+
+    Returns:
+        (B, H, W), in float32 or, for features of float64, in float64.
+
+    Raises:
+        ValueError: The power is below 1.
+    """
+    check_number('p', p, 1)
+    return _Energy.apply(features) if p == 2 else as_float(features).abs().pow(p).sum(1)
+
+
+def matched_attention(student: Tensor, teacher: Tensor, p: float = 2) -> tuple[Tensor, Tensor]:
+    """Return the two attention maps as :func:`at_loss` compares them, (B, H W).
+
+    They are average-pooled to the smaller height and width, flattened, and scaled to L2 norm 1 per sample. The
+    arguments are those of :func:`at_loss`.
+    """
+    first, second = match_size(attention_map(student, p), attention_map(teacher, p))
+    return unit(first.flatten(1)), unit(second.flatten(1))
 
 
 @partial(distillation_loss, takes_half=True)
@@ -41,8 +69,8 @@ def at_loss(student: Tensor, teacher: Tensor, convention: str = 'paper', p: floa
 
     Args:
         student: Maps (B, C_S, H_S, W_S).
-        teacher: Maps (B, C_T, H_T, W_T); no gradient goes back to them. Where the sizes differ, the attention maps Q
-            are average-pooled to the smaller height and width (the paper interpolates attention maps, not features).
+        teacher: Maps (B, C_T, H_T, W_T); they get no gradient. Where the sizes differ, the attention maps Q are
+            average-pooled to the smaller height and width (the paper interpolates attention maps, not features).
         convention: ``'paper'`` or ``'code'``.
         p: Power of the absolute activation, at least 1.
 
@@ -59,8 +87,7 @@ def at_loss(student: Tensor, teacher: Tensor, convention: str = 'paper', p: floa
     check_choice('convention', convention, CONVENTIONS)
     check_number('p', p, 1)
     check_maps('at_loss', student, teacher)
-    attention = (_Energy.apply(x) if p == 2 else as_float(x).abs().pow(p).sum(1) for x in (student, teacher))
-    student, teacher = (unit(x.flatten(1)) for x in match_size(*attention))
+    student, teacher = matched_attention(student, teacher, p)
     if convention == 'paper':
         return torch.linalg.vector_norm(student - teacher, dim=1).mean()
     return (student - teacher).square().mean()

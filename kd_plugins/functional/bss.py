@@ -5,36 +5,37 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .common import check_number, distillation_loss, require, unit
+from .checks import check_number, check_shapes
+from .gram import distillation_loss, unit
 from .kd import kd_loss
 
 
 def base_samples(student: Tensor, teacher: Tensor, labels: Tensor, size: int = 64) -> Tensor:
-    """Return the places in the batch of the samples that are worth an attack.
+    """Return the indices of the samples in the batch that are worth attacking.
 
-    Those that both networks classify right; of more than ``size`` of them, the ``size`` with the largest
-    ``sum_{k != y} (p_T,k - p_S,k)^2`` over the wrong classes, p being the softmax at temperature 1.
+    They are the samples that both networks classify correctly; where these are more than ``size``, the ``size`` with
+    the largest ``sum_{k != y} (p_T,k - p_S,k)^2`` over the wrong classes, p being the softmax at temperature 1.
 
     Args:
-        student: Logits (N, K); a sample with one that is not finite is no base sample.
+        student: Logits (N, K); a sample with one that is not finite is left out.
         teacher: Logits (N, K).
         labels: Classes y, (N,) integers.
-        size: Number of samples at most, from 1.
+        size: Largest number of samples, from 1.
 
     Returns:
-        (M,) integers, M at most ``size``; none is possible.
+        Indices (M,), M from 0 to ``size``.
 
     Raises:
         ValueError: Logits of different shapes, or of fewer than two classes; a size below 1.
     """
     check_number('size', size, 1, whole=True)
-    require(
+    check_shapes(
         student.ndim == 2 and student.shape == teacher.shape and student.shape[1] > 1,
         'base_samples',
         'logits (N, K) of the same shape, of two classes or more',
         student,
         teacher,
-        'let both networks see the same images and tell the same classes apart',
+        'give both networks the same images and the same classes',
     )
     student, teacher = (x.detach().to(torch.promote_types(x.dtype, torch.float32)) for x in (student, teacher))
     right = (student.argmax(1) == labels) & (teacher.argmax(1) == labels)
@@ -47,16 +48,16 @@ def base_samples(student: Tensor, teacher: Tensor, labels: Tensor, size: int = 6
 
 
 def draw_targets(teacher: Tensor, labels: Tensor) -> Tensor:
-    """Draw for each sample the class to be led to, by the teacher's softmax over the wrong classes.
+    """Draw the class towards which each sample is to be moved, by the teacher's softmax over the wrong classes.
 
     Args:
         teacher: Logits (M, K).
-        labels: Right classes, (M,).
+        labels: Correct classes, (M,).
 
     Returns:
-        (M,) classes, from torch's generator of the logits' device.
+        Classes (M,), drawn by torch's generator of the logits' device.
     """
-    # Without the right class before the softmax: a sure teacher leaves nothing of the others after it.
+    # The correct class is left out before the softmax: after that of a confident teacher, the others are all 0.
     wrong = teacher.detach().float().scatter(1, labels[:, None], -torch.inf).softmax(1)
     return torch.multinomial(wrong, 1)[:, 0]
 
@@ -71,27 +72,26 @@ def boundary_attack(
     clamp: float = 2.5,
     scale: float | Sequence[float] = 1.0,
 ) -> Tensor:
-    """Lead samples to where the teacher is about to take them for another class.
+    """Move samples to the decision boundary between their class and a target class of the teacher.
 
-    With z the teacher's **logits** (not its probabilities, whose gradient vanishes where it is sure), y the label and k
-    the target, ``x <- x + step_size (z_y - z_k + 1e-4) g / ||g||_2`` with ``g`` the gradient of ``z_k - z_y`` at x: the
-    step shrinks towards the boundary. A sample stops once the teacher no longer says y, or where g is 0.
+    With z the teacher's **logits** (not its probabilities, whose gradient vanishes where it is confident), y the label
+    and k the target, ``x <- x + step_size (z_y - z_k + 1e-4) g / ||g||_2`` with ``g`` the gradient of ``z_k - z_y`` at
+    x: the step shrinks towards the boundary. A sample stops once the teacher no longer predicts y, or where g is 0.
 
-    Both step and clamp depend on how the inputs are normalised. Given for one that divides by s_a, while the inputs are
-    divided by s, they are followed with ``scale = s_a / s``: the attack is that of ``x / scale``.
+    Both step and clamp depend on how the inputs are normalised. Where they are stated for inputs divided by s_a, and
+    the inputs here are divided by s, ``scale = s_a / s`` converts them: the attack is that of ``x / scale``.
 
-    Autocast is off: the samples wanted are those where two logits are nearly equal, and bfloat16 tells logits apart to
-    1 in 256 only.
+    Autocast is off: at the boundary two logits are nearly equal, and bfloat16 resolves them to 1 in 256 only.
 
     Args:
         inputs: Samples x, (M, ...).
-        labels: (M,).
-        targets: (M,).
-        teacher: Gives logits (m, K) for some samples (m, ...) and their places (m,) among the M; they can be
-            differentiated in the samples. It is asked for those alone that have not stopped.
-        steps: Number of steps at most, from 1.
-        step_size: Share of the margin that a step goes, in units of ``scale`` per logit, above 0.
-        clamp: No entry leaves [-clamp, clamp], in units of ``scale``, above 0.
+        labels: Classes y, (M,).
+        targets: Classes k, (M,).
+        teacher: Function of samples (m, ...) and of their indices (m,) among the M that returns logits (m, K), which
+            can be differentiated with respect to the samples. It is called with those alone that have not stopped.
+        steps: Largest number of steps, from 1.
+        step_size: Length of a step as a share of the margin, in units of ``scale`` per logit, above 0.
+        clamp: Largest absolute value of an entry, in units of ``scale``, above 0.
         scale: Unit of step and clamp in units of the (normalised) inputs, above 0; or one for each channel of inputs
             (M, C, ...).
 
@@ -108,25 +108,25 @@ def boundary_attack(
     size = size.reshape(-1, *(1,) * (inputs.ndim - 2))
     limit = clamp * size
     samples = inputs.detach().clone()
-    places = torch.arange(len(samples), device=samples.device)  # of those that go on
+    active = torch.arange(len(samples), device=samples.device)  # indices of the samples that have not stopped
     with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
         for _ in range(steps):
-            x = samples[places].requires_grad_()
-            logits = teacher(x, places)
-            margin = logits.gather(1, labels[places, None]) - logits.gather(1, targets[places, None])
+            x = samples[active].requires_grad_()
+            logits = teacher(x, active)
+            margin = logits.gather(1, labels[active, None]) - logits.gather(1, targets[active, None])
             (gradient,) = torch.autograd.grad(-margin.sum(), x)
-            going = logits.detach().argmax(1) == labels[places]
+            going_on = logits.detach().argmax(1) == labels[active]
             move = step_size * (margin.detach() + 1e-4) * unit((size * gradient).flatten(1))
             moved = (x.detach() + size * move.reshape(x.shape)).clamp(-limit, limit)
-            places = places[going]
-            if not len(places):
+            active = active[going_on]
+            if not len(active):
                 break
-            samples[places] = moved[going]
+            samples[active] = moved[going_on]
     return samples.clamp(-limit, limit)
 
 
 def check_attack(steps: int, step_size: float, clamp: float, scale: float | Sequence[float]) -> None:
-    """Check the numbers of :func:`boundary_attack`."""
+    """Check the options of :func:`boundary_attack`."""
     check_number('steps', steps, 1, whole=True)
     check_number('step_size', step_size, 0, strict=True)
     check_number('clamp', clamp, 0, strict=True)
@@ -143,7 +143,7 @@ def bss_loss(student: Tensor, teacher: Tensor, tau: float = 3.0) -> Tensor:
 
     Args:
         student: Logits s of the adversarial samples, (M, K).
-        teacher: Logits t of the same shape; no gradient goes back to them.
+        teacher: Logits t of the same shape; they get no gradient.
         tau: Temperature, above 0.
 
     Returns:

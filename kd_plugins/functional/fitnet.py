@@ -3,7 +3,8 @@
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from .common import check_batch, check_channels, check_choice, distillation_loss, match_size, require
+from .checks import check_batch, check_channels, check_choice, check_shapes
+from .gram import distillation_loss, match_size
 
 REDUCTIONS = ('mean', 'sum')
 
@@ -18,7 +19,7 @@ def fitnet_loss(student: Tensor, teacher: Tensor, reduction: str = 'mean') -> Te
 
     Args:
         student: Features s, (B, C, H, W) or (B, C).
-        teacher: Features t of the same rank, B and C; no gradient goes back to them. Where the maps differ in size,
+        teacher: Features t of the same rank, B and C; they get no gradient. Where the maps differ in size,
             both are average-pooled to the smaller height and width.
         reduction: ``'mean'`` or ``'sum'``.
 
@@ -32,7 +33,7 @@ def fitnet_loss(student: Tensor, teacher: Tensor, reduction: str = 'mean') -> Te
         1. Romero et al.: FitNets: Hints for Thin Deep Nets, ICLR 2015, arXiv 1412.6550.
     """
     check_choice('reduction', reduction, REDUCTIONS)
-    require(
+    check_shapes(
         student.ndim == teacher.ndim and student.ndim in (2, 4),
         'fitnet_loss',
         'two features (B, C, H, W) or two (B, C)',

@@ -6,7 +6,8 @@ from functools import partial
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from .common import check_channels, check_maps, distillation_loss, match_size, product
+from .checks import check_channels, check_maps
+from .gram import distillation_loss, match_size, product
 
 
 def _flow(first: Tensor, second: Tensor) -> Tensor:
@@ -16,7 +17,7 @@ def _flow(first: Tensor, second: Tensor) -> Tensor:
 
 @partial(distillation_loss, takes_half=True)
 def fsp_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Difference of how two networks go from the input of a stage to its output.
+    """Difference of how two networks get from the input of a stage to its output.
 
     ``G = F_1' F_2 / (h w)`` over the positions, one (C_1, C_2) matrix a sample, from the maps F_1 that enter and F_2
     that leave a stage; ``||G_T - G_S||_F^2``, summed over the matrix and averaged over the batch (equation 2).
@@ -24,7 +25,7 @@ def fsp_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     Args:
         student: The pair (F_1, F_2): (B, C_1, H_1, W_1) and (B, C_2, H_2, W_2). The larger is max-pooled to the
             smaller.
-        teacher: Such a pair with the same B, C_1 and C_2; its sizes are free; no gradient goes back to it.
+        teacher: Such a pair with the same B, C_1 and C_2, of any height and width; it gets no gradient.
 
     Returns:
         Scalar, in the fourth power of the features' unit.

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from .common import check_number, distillation_loss, require
+from .checks import check_number, check_shapes
+from .gram import distillation_loss
 
 
 @distillation_loss
@@ -12,13 +13,13 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
     """Divergence of the student's softened class probabilities from the teacher's.
 
     ``tau^2 KL(softmax(t / tau) || softmax(s / tau))``, summed over the classes and averaged over everything else. The
-    factor tau^2 keeps the size of the gradient when tau changes. An averaging over the classes too, as
-    ``KLDivLoss(reduction='mean')`` does, would be K times less. A class that the teacher masks by a logit of -inf has
-    the probability 0 and adds nothing, also where the student masks it.
+    factor tau^2 keeps the size of the gradient when tau changes. An average over the classes too, as
+    ``KLDivLoss(reduction='mean')`` takes it, would be K times smaller. A class that the teacher masks by a logit of
+    -inf has probability 0 and adds nothing, also where the student masks it.
 
     Args:
         student: Logits s, (N, K) or (N, L, K).
-        teacher: Logits t of the same shape; no gradient goes back to them.
+        teacher: Logits t of the same shape; they get no gradient.
         tau: Temperature, above 0.
 
     Returns:
@@ -32,15 +33,16 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
         2. github.com/szagoruyko/attention-transfer (tau 4, weight 0.9).
     """
     check_number('tau', tau, 0, strict=True)
-    require(
+    check_shapes(
         student.ndim in (2, 3) and student.shape == teacher.shape and student.numel() > 0,
         'kd_loss',
         'non-empty logits (N, K) or (N, L, K) of the same shape',
         student,
         teacher,
-        'let both networks see the same images and tell the same classes apart',
+        'give both networks the same images and the same classes',
     )
     student, teacher = (log_softmax(x / tau, -1) for x in (student, teacher))
     divergence = kl_div(student, teacher, reduction='none', log_target=True)
-    divergence = divergence.masked_fill(teacher == -torch.inf, 0).sum()  # 0 log 0 = 0
-    return divergence * (tau**2 * student.shape[-1] / student.numel())
+    # 0 log 0 = 0. The gradient is 0 there by itself, so that the graph need not know.
+    divergence.detach().masked_fill_(teacher == -torch.inf, 0)
+    return divergence.sum() * (tau**2 * student.shape[-1] / student.numel())

@@ -8,12 +8,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import mse_loss
 
-from .common import check_choice, check_maps, check_number, distillation_loss, gram, match_size, unit
+from .checks import check_choice, check_maps, check_number
+from .gram import distillation_loss, gram, match_size, unit
 
 KERNELS = ('poly', 'linear', 'gaussian')
 BANDWIDTHS = ('cross', 'all')
 
-# Numbers in the largest temporary: what a CPU's cache holds; elsewhere few calls count for more.
+# Numbers in the largest temporary: as many as a CPU's cache holds; on other devices fewer calls matter more.
 _BLOCK_ELEMENTS, _LARGE_BLOCK = 2**18, 2**26
 
 
@@ -23,7 +24,7 @@ def _inverse_norm(squared: Tensor, eps: float = 1e-24) -> Tensor:
 
 
 def _cosines(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return x'x, y'y and x'y of the normalised maps; scaled are the smaller, the maps or their Gram matrices."""
+    """Return x'x, y'y and x'y of the normalised maps; the smaller are scaled, the maps or their Gram matrices."""
     if student.shape[2] < student.shape[1]:
         student, teacher = unit(student), unit(teacher)
         return gram(student), teacher @ teacher.mT, student @ teacher.mT
@@ -64,10 +65,10 @@ def _poly(student: Tensor, teacher: Tensor, degree: int, c: float) -> Tensor:
 class _GaussianSum(torch.autograd.Function):
     """Sum over the batch of MMD^2 under a Gaussian kernel, from maps (B, C_S, N) and (B, C_T, N).
 
-    Samples have nothing to do with each other, so some are taken at a time, and the gradient is computed along with the
-    value. For the normalised x_i it is ``g_i = 2 / (C_S^2 v) sum_j k(x_i, x_j) x_j - 2 / (C_S C_T v) sum_j k(x_i, y_j)
-    y_j``, where ``k(x, y) = exp((x'y - (|x|^2 + |y|^2) / 2) / v)`` and the norms are constants; for the map itself, of
-    norm n, ``(g_i - x_i x_i'g_i) / n``. Nothing of size B C^2 is kept.
+    The samples are independent, so a few are taken at a time, and the gradient is computed along with the value. With
+    respect to the normalised x_i it is ``g_i = 2 / (C_S^2 v) sum_j k(x_i, x_j) x_j - 2 / (C_S C_T v) sum_j k(x_i, y_j)
+    y_j``, where ``k(x, y) = exp((x'y - (|x|^2 + |y|^2) / 2) / v)`` and the norms are constants; with respect to the map
+    itself, of norm n, ``(g_i - x_i x_i'g_i) / n``. Nothing of size B C^2 is kept.
     """
 
     @staticmethod
@@ -105,8 +106,8 @@ class _GaussianSum(torch.autograd.Function):
 
 
 def _variance(own: Tensor, other: Tensor, cross: Tensor, bandwidth: str | float) -> Tensor | float:
-    """Return sigma^2, one a sample (B, 1, 1) where it is measured, from minus half the squared distances."""
-    # Equal maps have no distance to measure by; rounding must not take its place.
+    """Return sigma^2 from minus half the squared distances; where it is measured, one for each sample, (B, 1, 1)."""
+    # Between equal maps there is no distance to measure; rounding must not count as one.
     least = torch.finfo(cross.dtype).eps ** 0.5
     if not isinstance(bandwidth, str):
         return max(bandwidth, least)
@@ -155,8 +156,8 @@ def nst_loss(
 
     Args:
         student: Maps (B, C_S, H_S, W_S).
-        teacher: Maps (B, C_T, H_T, W_T); no gradient goes back to them. Where the sizes differ, both are
-            average-pooled to the smaller height and width.
+        teacher: Maps (B, C_T, H_T, W_T); they get no gradient. Where the sizes differ, both are average-pooled to the
+            smaller height and width.
         kernel: ``'poly'``, ``'linear'`` or ``'gaussian'``.
         degree: Degree of ``'poly'``, a whole number from 1.
         c: Constant of ``'poly'``, from 0.

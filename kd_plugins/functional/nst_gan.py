@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from .common import check_maps, distillation_loss, match_size, unit
+from .checks import check_maps
+from .gram import distillation_loss, match_size, unit
 
 
 class _Reverse(torch.autograd.Function):
@@ -28,22 +29,22 @@ def patterns(maps: Tensor) -> Tensor:
 
 @distillation_loss
 def nst_gan_loss(student: Tensor, teacher: Tensor, critic: Callable[[Tensor], Tensor]) -> Tensor:
-    """What a critic loses when it tells the teacher's channel patterns from the student's.
+    """Loss of a critic that discriminates the teacher's channel patterns from the student's.
 
     Each channel's map f in R^{HW}, scaled to one length as in NST, is a sample; with c the critic's logit for
     *teacher*, ``mean log(1 + exp(-c(f_T))) + mean log(1 + exp(c(f_S)))`` over batch and channels. The critic gets this
-    value's gradient, the student its **reverse**: one descent trains the critic to tell and the student to be taken
-    for the teacher.
+    value's gradient, the student its **reverse**: one descent trains the critic to discriminate and the student to be
+    mistaken for the teacher.
 
     Args:
         student: Maps (B, C_S, H_S, W_S).
-        teacher: Maps (B, C_T, H_T, W_T); no gradient goes back to them. Where the sizes differ, both are average-pooled
-            to the smaller height and width.
-        critic: Maps (..., H W) to logits (..., 1).
+        teacher: Maps (B, C_T, H_T, W_T); they get no gradient. Where the sizes differ, both are average-pooled to the
+            smaller height and width.
+        critic: Function of patterns (..., H W) that returns logits (..., 1).
 
     Returns:
-        Scalar, in nats, at least 0: 2 log 2 = 1.386 where the critic cannot tell, near 0 where it always can. The
-        gradient that reaches the student is not that of this number, but its reverse.
+        Scalar, in nats, at least 0: 2 log 2 = 1.386 for a critic that only guesses, near 0 for one that is always
+        right. The student's gradient is not that of this number, but its reverse.
 
     Raises:
         ValueError: Not two maps, or a different batch.

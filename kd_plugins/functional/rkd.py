@@ -7,11 +7,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import smooth_l1_loss
 
-from .common import check_batch, check_choice, check_number, distillation_loss, gram, unit
+from .checks import check_batch, check_choice, check_number
+from .gram import distillation_loss, gram, unit
 
 CONVENTIONS = ('paper', 'code')
 
-# Cosines taken at a time: what a CPU's cache holds; elsewhere few calls count for more.
+# Cosines taken at a time: as many as a CPU's cache holds; on other devices fewer calls matter more.
 _BLOCK_ELEMENTS, _LARGE_BLOCK = 2**19, 2**24
 
 
@@ -23,13 +24,13 @@ def _squared_distances(student: Tensor, teacher: Tensor, convention: str, normal
 
 
 def _pairwise(x: Tensor) -> Tensor:
-    # Without the mean, the Gram matrix is no larger than the distances it has to resolve.
+    # Around the mean, the Gram matrix is no larger than the distances it has to resolve.
     x = x - x.mean(0)
     products = gram(x)
     norms = products.diagonal()
     norms = norms[:, None] + norms
     distances = norms - 2 * products
-    # Samples nearer than rounding can tell are one point, as each is with itself.
+    # Samples nearer than rounding can resolve are one point, as each is with itself.
     return distances.masked_fill(distances <= 32 * torch.finfo(x.dtype).eps * norms, 0)
 
 
@@ -108,13 +109,13 @@ def rkd_distance_loss(student: Tensor, teacher: Tensor, convention: str = 'paper
 
     Args:
         student: Embeddings (N, ...), flattened.
-        teacher: Embeddings (N, ...) of any other size; no gradient goes back to them.
+        teacher: Embeddings (N, ...) of any other size; they get no gradient.
         convention: ``'paper'`` or ``'code'``.
-        normalize: Scale the embeddings of both networks to L2 norm 1 first. Neither paper nor authors do so; [3] does.
+        normalize: Scale the embeddings of both networks to L2 norm 1 first. Neither paper nor code does; [3] does.
 
     Returns:
         Scalar without unit, unchanged by moving or scaling all embeddings of a network; 0 for N = 1. Two samples
-        nearer than rounding can tell count as one point and get no gradient from their distance.
+        nearer than rounding can resolve count as one point and get no gradient from their distance.
 
     Raises:
         ValueError: Different or empty batches, or an unknown convention.
@@ -129,7 +130,7 @@ def rkd_distance_loss(student: Tensor, teacher: Tensor, convention: str = 'paper
 
 @distillation_loss
 def rkd_angle_loss(student: Tensor, teacher: Tensor, convention: str = 'paper', normalize: bool = False) -> Tensor:
-    """Difference of the angles that samples form in threes, RKD-A.
+    """Difference of the angles that triplets of samples form, RKD-A.
 
     The cosine of the angle at x_i between x_j and x_k; the Huber loss (delta 1) of the two networks' cosines, summed
     over the triplets of different samples and divided by their number, N (N - 1) (N - 2) (``'paper'``), or by N^3
@@ -140,9 +141,9 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor, convention: str = 'paper', 
 
     Args:
         student: Embeddings (N, ...), flattened.
-        teacher: Embeddings (N, ...) of any other size; no gradient goes back to them.
+        teacher: Embeddings (N, ...) of any other size; they get no gradient.
         convention: ``'paper'`` or ``'code'``.
-        normalize: Scale the embeddings of both networks to L2 norm 1 first. Neither paper nor authors do so.
+        normalize: Scale the embeddings of both networks to L2 norm 1 first. Neither paper nor code does.
 
     Returns:
         Scalar without unit, unchanged by moving, turning or scaling all embeddings of a network; 0 for N < 3.
@@ -150,7 +151,8 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor, convention: str = 'paper', 
     Raises:
         ValueError: Different or empty batches, or an unknown convention.
 
-    References: see `rkd_distance_loss`.
+    References:
+        Those of `rkd_distance_loss`.
     """
     return _angle_term(*_squared_distances(student, teacher, convention, normalize), convention)
 
@@ -166,9 +168,9 @@ def rkd_loss(
 ) -> Tensor:
     """``distance_weight * RKD-D + angle_weight * RKD-A``; a part of weight 0 is left out.
 
-    The weights 25 and 50 are the authors', of their means (``convention='code'``).
+    The weights 25 and 50 are the authors', for their means (``convention='code'``).
 
-    The arguments, errors and sources are those of `rkd_distance_loss` and `rkd_angle_loss`; a weight below 0 is an
+    The arguments, errors and references are those of `rkd_distance_loss` and `rkd_angle_loss`; a weight below 0 is an
     error, too.
     """
     check_number('distance_weight', distance_weight, 0)

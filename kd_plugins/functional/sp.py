@@ -5,26 +5,34 @@ from functools import partial
 from torch import Tensor, channels_last
 from torch.nn.functional import mse_loss
 
-from .common import check_batch, distillation_loss, gram, unit
+from .checks import check_batch
+from .gram import distillation_loss, gram, unit
 
 
-def _similarity(x: Tensor) -> Tensor:
-    if x.ndim == 4 and x.is_contiguous(memory_format=channels_last):
-        x = x.permute(0, 2, 3, 1)  # the order is of no matter: that of memory needs no copy
-    x = x.flatten(1)
-    return unit(gram(x))
+def similarity_matrix(features: Tensor) -> Tensor:
+    """Return how similar the samples of a batch are: ``Q Q'`` of the flattened features Q, its rows of L2 norm 1.
+
+    Args:
+        features: Features (B, ...).
+
+    Returns:
+        (B, B). A sample whose features are all 0 has a row of zeros.
+    """
+    if features.ndim == 4 and features.is_contiguous(memory_format=channels_last):
+        features = features.permute(0, 2, 3, 1)  # any order of the sums will do, and that of memory needs no copy
+    return unit(gram(features.flatten(1)))
 
 
 @partial(distillation_loss, takes_half=True)
 def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Difference of which samples of a batch two networks find alike.
+    """Difference of the similarities that two networks see between the samples of a batch.
 
     ``G = Q Q'`` from the flattened features Q, each row scaled to **L2** norm 1; ``||G_T - G_S||_F^2 / B^2``. It
     depends on the batch size: give it the whole batch, not a device's share.
 
     Args:
         student: Features (B, ...).
-        teacher: Features (B, ...), of any other size and rank; no gradient goes back to them.
+        teacher: Features (B, ...), of any other size and rank; they get no gradient.
 
     Returns:
         Scalar without unit. A sample whose features are all 0 has a row of zeros and gets no gradient from it.
@@ -37,4 +45,4 @@ def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
         2. github.com/HobbitLong/RepDistiller (its form was checked by the first author).
     """
     check_batch('sp_loss', student, teacher)
-    return mse_loss(_similarity(student), _similarity(teacher))
+    return mse_loss(similarity_matrix(student), similarity_matrix(teacher))

@@ -1,23 +1,23 @@
-"""Metric learning's task loss, for embeddings that are trained with labels."""
+"""Task loss of metric learning, for embeddings that are trained with labels."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
-from .common import check_number
+from .checks import check_number
 
 
 def batch_hard_triplet_loss(embeddings: Tensor, labels: Tensor, margin: float | None = 0.3) -> Tensor:
     """Triplet loss with the hardest positive and the hardest negative of each sample in the batch.
 
     With ``p_a = max_{j: y_j = y_a} ||x_a - x_j||_2`` and ``n_a = min_{j: y_j != y_a} ||x_a - x_j||_2``, the mean over
-    the samples a of ``max(0, margin + p_a - n_a)``; without a margin, of ``log(1 + exp(p_a - n_a))``. Samples that are
-    alone with their label, or that meet no other label, are left out.
+    the samples a of ``max(0, margin + p_a - n_a)``; without a margin, of ``log(1 + exp(p_a - n_a))``. Samples without
+    another one of their label, or without one of another label, are left out.
 
     Args:
         embeddings: (N, D), compared in float32 (float64 stays) also under autocast.
         labels: (N,) integers.
-        margin: In the units of the embeddings' distances; None for the soft margin.
+        margin: Margin in the unit of the embeddings' distances, at least 0; None for the soft margin.
 
     Returns:
         Scalar; 0 where no sample has both a positive and a negative.

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from kd_plugins.functional import at_loss
 from kd_plugins.functional.at import CONVENTIONS
-from kd_plugins.functional.common import check_choice, check_number
+from kd_plugins.functional.checks import check_choice, check_number
 from kd_plugins.losses.base import DistillationLoss
 from kd_plugins.registry import MODELS
 

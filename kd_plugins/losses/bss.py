@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kd_plugins.functional import base_samples, boundary_attack, bss_loss, draw_targets
 from kd_plugins.functional.bss import check_attack
-from kd_plugins.functional.common import check_number
+from kd_plugins.functional.checks import check_number
 from kd_plugins.losses.base import AdversarialLoss
 from kd_plugins.registry import MODELS
 

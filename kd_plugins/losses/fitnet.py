@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kd_plugins.functional import fitnet_loss
-from kd_plugins.functional.common import check_choice
+from kd_plugins.functional.checks import check_choice
 from kd_plugins.functional.fitnet import REDUCTIONS
 from kd_plugins.losses.base import DistillationLoss
 from kd_plugins.registry import MODELS

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from kd_plugins.functional import kd_loss
-from kd_plugins.functional.common import check_number
+from kd_plugins.functional.checks import check_number
 from kd_plugins.losses.base import DistillationLoss
 from kd_plugins.registry import MODELS
 

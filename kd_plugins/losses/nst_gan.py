@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, linear
 
 from kd_plugins.functional import nst_gan_loss
-from kd_plugins.functional.common import check_number
+from kd_plugins.functional.checks import check_number
 from kd_plugins.losses.base import DistillationLoss
 from kd_plugins.registry import MODELS
 

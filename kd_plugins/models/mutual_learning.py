@@ -14,7 +14,7 @@ from kd_plugins.distillation.distillation import check_finite
 from kd_plugins.distillation.recorder import Recorder
 from kd_plugins.errors import UserError
 from kd_plugins.functional import kd_loss
-from kd_plugins.functional.common import check_choice, check_number
+from kd_plugins.functional.checks import check_choice, check_number
 from kd_plugins.models.composite import Composite
 from kd_plugins.registry import MODELS
 from kd_plugins.utils.random import preserved_rng

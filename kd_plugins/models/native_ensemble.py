@@ -14,7 +14,7 @@ from kd_plugins.distillation.recorder import Recorder
 from kd_plugins.distillation.schedule import Schedule
 from kd_plugins.errors import UserError
 from kd_plugins.functional import kd_loss
-from kd_plugins.functional.common import check_choice, check_number
+from kd_plugins.functional.checks import check_choice, check_number
 from kd_plugins.models.composite import Composite
 from kd_plugins.registry import MODELS, type_name
 from kd_plugins.utils.random import preserved_rng

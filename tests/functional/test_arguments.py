@@ -12,17 +12,19 @@ LOGITS, MAPS, VECTORS = torch.eye(4), torch.ones(4, 3, 2, 2), torch.eye(4)
 LABELS = torch.arange(4)
 CALLS = {
     F.at_loss: (MAPS, MAPS),
+    F.attention_map: (MAPS,),
     F.base_samples: (LOGITS, LOGITS, LABELS),
     F.batch_hard_triplet_loss: (VECTORS, LABELS),
-    F.boundary_attack: (MAPS, LABELS, LABELS.flip(0), lambda x, places: x.flatten(1)),
+    F.boundary_attack: (MAPS, LABELS, LABELS.flip(0), lambda x, indices: x.flatten(1)),
     F.bss_loss: (LOGITS, LOGITS),
     F.kd_loss: (LOGITS, LOGITS),
+    F.matched_attention: (MAPS, MAPS),
     F.nst_loss: (MAPS, MAPS),
     F.rkd_loss: (VECTORS, VECTORS),
 }
 ABOVE, NOT_BELOW = (0, -1, nan, inf, True), (-0.1, nan, inf, True)
 WRONG = {
-    ('at_loss', 'p'): (0.5, nan, None),
+    **{(function, 'p'): (0.5, nan, None) for function in ('at_loss', 'attention_map', 'matched_attention')},
     ('base_samples', 'size'): (0, 1.5),
     ('batch_hard_triplet_loss', 'margin'): NOT_BELOW,
     ('boundary_attack', 'steps'): (0, 2.5),

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
-from kd_plugins.functional import at, at_loss
+from kd_plugins.functional import at, at_loss, attention_map, matched_attention
 
 
 def by_loops(student, teacher, convention, p):
@@ -27,6 +27,20 @@ def test_value_and_gradient(convention, p):
     loss = at_loss(student, teacher, convention, p)
     assert loss.item() == pytest.approx(by_loops(student, teacher, convention, p), rel=1e-12)
     assert torch.autograd.gradcheck(lambda s: at_loss(s, teacher, convention, p), (student,))
+
+
+@pytest.mark.parametrize('p', [1, 2, 3.5])
+def test_attention_map(p):
+    features = torch.randn(2, 3, 2, 4, dtype=torch.float64)
+    expected = [[[sum(abs(x) ** p for x in s[:, i, j].tolist()) for j in range(4)] for i in range(2)] for s in features]
+    torch.testing.assert_close(attention_map(features, p), torch.tensor(expected, dtype=features.dtype))
+
+
+def test_matched_attention_is_what_the_loss_compares():
+    student, teacher = torch.randn(2, 3, 8, 4, dtype=torch.float64), torch.randn(2, 5, 4, 6, dtype=torch.float64)
+    first, second = matched_attention(student, teacher, 1)
+    assert first.shape == second.shape == (2, 16)
+    torch.testing.assert_close((first - second).norm(dim=1).mean(), at_loss(student, teacher, p=1))
 
 
 def test_defaults():

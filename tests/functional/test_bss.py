@@ -36,7 +36,7 @@ class Bowls:
         self.slopes = torch.randn(classes, size, dtype=torch.float64) / 2
         self.curves = torch.randn(classes, dtype=torch.float64) / 4
 
-    def __call__(self, x, places=None):
+    def __call__(self, x, indices=None):
         x = x.flatten(1)
         return x @ self.slopes.to(x).T + self.curves.to(x) * x.square().sum(1, keepdim=True) / 2
 
@@ -86,9 +86,9 @@ def test_attack_in_another_normalisation():
     made = boundary_attack(inputs, labels, targets, teacher, clamp=1.5)
     scale = [0.8, 0.5, 1.3]
     size = torch.tensor(scale, dtype=torch.float64)[:, None, None]
-    many = boundary_attack(size * inputs, labels, targets, lambda x, places: teacher(x / size), clamp=1.5, scale=scale)
+    many = boundary_attack(size * inputs, labels, targets, lambda x, indices: teacher(x / size), clamp=1.5, scale=scale)
     torch.testing.assert_close(many, size * made)
-    one = boundary_attack(2 * inputs, labels, targets, lambda x, places: teacher(x / 2), clamp=1.5, scale=2)
+    one = boundary_attack(2 * inputs, labels, targets, lambda x, indices: teacher(x / 2), clamp=1.5, scale=2)
     torch.testing.assert_close(one, 2 * made)
     assert (made.abs() == 1.5).any()
 
@@ -100,9 +100,9 @@ def test_only_samples_that_go_on_are_asked_for():
     labels[:3] = (labels[:3] + 1) % 5
     targets = (labels + torch.randint(1, 5, (40,))) % 5
 
-    def ask(x, places):
-        asked.append(places.tolist())
-        assert len(x) == len(places)
+    def ask(x, indices):
+        asked.append(indices.tolist())
+        assert len(x) == len(indices)
         if len(asked) == 1:
             assert torch.equal(x, inputs)
         return teacher(x)
@@ -132,7 +132,7 @@ def test_attack_needs_no_gradient_mode_and_ignores_autocast():
     linear = torch.nn.Linear(6, 3).requires_grad_(False)
     inputs = torch.randn(8, 6)
     labels = linear(inputs).argmax(1)
-    teacher = lambda x, places: linear(x)  # noqa: E731
+    teacher = lambda x, indices: linear(x)  # noqa: E731
     targets = (labels + 1) % 3
     made = boundary_attack(inputs, labels, targets, teacher)
     with torch.no_grad(), torch.autocast(inputs.device.type, torch.bfloat16):
@@ -143,7 +143,7 @@ def test_attack_needs_no_gradient_mode_and_ignores_autocast():
 
 def test_no_gradient_is_no_step():
     inputs = torch.randn(2, 3)
-    teacher = lambda x, places: 0 * x + torch.tensor([2.0, 1.0, 0.0])  # noqa: E731
+    teacher = lambda x, indices: 0 * x + torch.tensor([2.0, 1.0, 0.0])  # noqa: E731
     assert torch.equal(boundary_attack(inputs, torch.zeros(2).long(), torch.ones(2).long(), teacher), inputs)
 
 

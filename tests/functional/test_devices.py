@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d
 
 from kd_plugins import functional as F
-from kd_plugins.functional import common
+from kd_plugins.functional import gram
 
 losses = pytest.mark.parametrize('loss', LOSSES.values(), ids=LOSSES)
 layouts = pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=['', 'channels_last'])
@@ -57,7 +57,7 @@ def test_samples_and_attack_of_bss_are_those_of_a_cpu(device):
     def answers(place):
         s, t, y, x, w = (z.to(place) for z in (student, teacher, labels, inputs, weight))
         chosen = F.base_samples(s, t, y, 5)
-        made = F.boundary_attack(x, (x @ w.T).argmax(1), (x @ w.T).argmin(1), lambda z, places: z @ w.T)
+        made = F.boundary_attack(x, (x @ w.T).argmax(1), (x @ w.T).argmin(1), lambda z, indices: z @ w.T)
         return chosen.sort().values.cpu(), made.cpu()
 
     chosen, made = answers(device)
@@ -100,10 +100,10 @@ def test_maps_of_a_multiple_of_the_size_have_a_deterministic_gradient(loss, monk
     expected = torch.autograd.grad(loss(student, teacher), student)[0]
     with monkeypatch.context() as patch:
         for name in ('adaptive_avg_pool2d', 'adaptive_max_pool2d'):  # which have none on a GPU
-            patch.setattr(common, name, None)
+            patch.setattr(gram, name, None)
         assert torch.equal(torch.autograd.grad(loss(student, teacher), student)[0], expected)
     for name, adaptive in (('avg_pool2d', adaptive_avg_pool2d), ('max_pool2d', adaptive_max_pool2d)):
         monkeypatch.setattr(
-            common, name, lambda x, cell, pool=adaptive: pool(x, (x.shape[-2] // cell[0], x.shape[-1] // cell[1]))
+            gram, name, lambda x, cell, pool=adaptive: pool(x, (x.shape[-2] // cell[0], x.shape[-1] // cell[1]))
         )
     torch.testing.assert_close(torch.autograd.grad(loss(student, teacher), student)[0], expected)

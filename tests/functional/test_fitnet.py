@@ -24,7 +24,7 @@ def test_gradcheck(reduction):
     assert torch.autograd.gradcheck(lambda s: fitnet_loss(s, teacher, reduction), (student,))
 
 
-def test_sizes_meet_at_the_smaller():
+def test_larger_maps_are_pooled():
     student, teacher = torch.randn(2, 3, 8, 4), torch.randn(2, 3, 4, 6)
     expected = fitnet_loss(adaptive_avg_pool2d(student, (4, 4)), adaptive_avg_pool2d(teacher, (4, 4)))
     torch.testing.assert_close(fitnet_loss(student, teacher), expected)

@@ -184,7 +184,7 @@ def test_scale_of_a_channel_does_not_matter():
 
 
 @kernels
-def test_sizes_meet_at_the_smaller(options):
+def test_larger_maps_are_pooled(options):
     student, teacher = torch.randn(2, 3, 8, 4), torch.randn(2, 5, 4, 6)
     expected = nst_loss(adaptive_avg_pool2d(student, (4, 4)), adaptive_avg_pool2d(teacher, (4, 4)), **options)
     torch.testing.assert_close(nst_loss(student, teacher, **options), expected)

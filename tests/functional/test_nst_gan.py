@@ -39,7 +39,7 @@ def test_larger_maps_are_pooled():
     torch.testing.assert_close(nst_gan_loss(student, teacher, critic), nst_gan_loss(*pooled, critic))
 
 
-def test_a_critic_that_cannot_tell_loses_2_log_2():
+def test_a_critic_that_guesses_loses_2_log_2():
     maps = torch.randn(2, 3, 4, 4), torch.randn(2, 5, 4, 4)
     assert nst_gan_loss(*maps, lambda x: x.sum(-1, keepdim=True) * 0).item() == pytest.approx(2 * log(2))
 
@@ -65,7 +65,7 @@ def test_student_gets_the_reverse_of_the_gradient_and_the_critic_the_gradient():
             assert gradient.flatten()[i].item() == pytest.approx(sign * slope, rel=1e-5, abs=1e-9)
 
 
-def test_scale_of_a_channel_is_of_no_matter_and_a_dead_one_gets_no_gradient():
+def test_scale_of_a_channel_does_not_matter_and_a_dead_one_gets_no_gradient():
     student = torch.randn(2, 3, 2, 2).double()
     student[:, 1] = 0
     teacher, critic = torch.randn(2, 3, 2, 2).double(), linear(4)
@@ -86,7 +86,7 @@ def test_mismatch(student, teacher):
 def learnt(reverse):
     """Train student maps and critic together; return how far the patterns are, before and after, and the values.
 
-    The teacher's patterns are blobs at a few places, the student starts with noise.
+    The teacher's patterns are blobs at a few positions, the student starts with noise.
     """
     rows, columns = torch.meshgrid(torch.arange(5.0), torch.arange(5.0), indexing='ij')
     centres = torch.randint(0, 3, (8, 12, 2)).float()
@@ -108,7 +108,7 @@ def learnt(reverse):
 def test_one_optimiser_moves_the_students_patterns_to_the_teachers():
     (before, after), values = learnt(reverse=True)
     assert after < 0.5 * before
-    assert min(values) < 1.3  # the critic has learnt to tell
+    assert min(values) < 1.3  # the critic has learnt to discriminate
     assert sum(values[-100:]) / 100 > 1.1  # and hardly can any more
 
 

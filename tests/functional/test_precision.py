@@ -92,14 +92,14 @@ def test_nan_is_not_hidden(loss, student, teacher):
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize('name', ['sp', 'fsp'])
 def test_the_precision_of_other_products_is_left_alone(name, dtype, student, teacher):
-    places = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
-    before = [place.fp32_precision for place in places]
+    backends = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    before = [backend.fp32_precision for backend in backends]
     student = student.to(dtype).requires_grad_()
     LOSSES[name](student, teacher.to(dtype)).backward()
-    assert [place.fp32_precision for place in places] == before
+    assert [backend.fp32_precision for backend in backends] == before
     with pytest.raises(ValueError, match='batch'):
         LOSSES[name](student, teacher[:2].to(dtype))
-    assert [place.fp32_precision for place in places] == before
+    assert [backend.fp32_precision for backend in backends] == before
 
 
 @losses

@@ -1,19 +1,21 @@
 import pytest
 import torch
 
-from kd_plugins.functional import sp_loss
-from kd_plugins.functional.common import gram
+from kd_plugins.functional import similarity_matrix, sp_loss
+from kd_plugins.functional.gram import gram
+
+
+def similarities_by_loops(features):
+    rows = []
+    for x in features.flatten(1).tolist():
+        row = [sum(a * b for a, b in zip(x, y, strict=True)) for y in features.flatten(1).tolist()]
+        norm = sum(a * a for a in row) ** 0.5
+        rows.append([a / norm for a in row])
+    return rows
 
 
 def by_loops(student, teacher):
-    grams = []
-    for features in (student, teacher):
-        rows = []
-        for x in features.flatten(1).tolist():
-            row = [sum(a * b for a, b in zip(x, y, strict=True)) for y in features.flatten(1).tolist()]
-            norm = sum(a * a for a in row) ** 0.5
-            rows.append([a / norm for a in row])
-        grams.append(rows)
+    grams = [similarities_by_loops(x) for x in (student, teacher)]
     size = range(len(student))
     return sum((grams[0][i][j] - grams[1][i][j]) ** 2 for i in size for j in size) / len(student) ** 2
 
@@ -26,6 +28,13 @@ def test_value_and_gradient():
     student, teacher = features(4, 2, 3, 2, requires_grad=True), features(4, 7)
     assert sp_loss(student, teacher).item() == pytest.approx(by_loops(student, teacher), rel=1e-12)
     assert torch.autograd.gradcheck(lambda s: sp_loss(s, teacher), (student,))
+
+
+def test_similarity_matrix():
+    x = features(4, 2, 3, 2)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        expected = torch.tensor(similarities_by_loops(x), dtype=x.dtype)
+        torch.testing.assert_close(similarity_matrix(x.contiguous(memory_format=layout)), expected)
 
 
 def test_rows_have_euclidean_length_one():
@@ -60,7 +69,7 @@ def test_equal_zero_and_single():
 
 
 def test_wrong_use():
-    with pytest.raises(ValueError, match=r'sp_loss: .*same B, got student \(3, 4\) and teacher \(2, 4\); let both'):
+    with pytest.raises(ValueError, match=r'sp_loss: .*same B, got student \(3, 4\) and teacher \(2, 4\); give both'):
         sp_loss(torch.ones(3, 4), torch.ones(2, 4))
     for shape in ((3,), (0, 4), (3, 0)):
         with pytest.raises(ValueError, match='two non-empty batches'):

@@ -66,7 +66,7 @@ def test_half_precision_computes_in_float32() -> None:
     assert loss.item() == pytest.approx(batch_hard_triplet_loss(x.bfloat16().float(), labels).item(), rel=1e-6)
 
 
-def test_mistakes_are_told() -> None:
+def test_mistakes_are_reported() -> None:
     with pytest.raises(ValueError, match=r'embeddings \(N, D\) and labels \(N,\)'):
         batch_hard_triplet_loss(torch.ones(2, 3, 4, 4), torch.zeros(2))
     with pytest.raises(ValueError, match='margin'):

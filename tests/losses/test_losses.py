@@ -132,12 +132,12 @@ def test_bss_passes_its_options_on():
     inputs = torch.randn(2, 4)
     results = []
     for attack in (
-        lambda: loss.adversaries(inputs, labels[chosen], logits[chosen], lambda x, places: 2 * x),
+        lambda: loss.adversaries(inputs, labels[chosen], logits[chosen], lambda x, indices: 2 * x),
         lambda: F.boundary_attack(
             inputs,
             labels[chosen],
             F.draw_targets(logits[chosen], labels[chosen]),
-            lambda x, places: 2 * x,
+            lambda x, indices: 2 * x,
             3,
             0.5,
             1.0,

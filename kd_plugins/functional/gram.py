@@ -1,10 +1,8 @@
-"""What the losses share: precision, the detached teacher, shape checks, meeting of spatial sizes."""
+"""What the losses compute with: their precision, products and Gram matrices, unit vectors, maps of one size."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce, wraps
-from math import isfinite
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -25,11 +23,9 @@ def _map(function: Callable[[Tensor], Tensor], features: Features) -> Features:
 def distillation_loss(function: Callable[..., Tensor], takes_half: bool = False) -> Callable[..., Tensor]:
     """Compute ``function(student, teacher, ...)`` in float32 (float64 stays), the teacher detached.
 
-    Autocast is off, and so is a lower precision of products (TF32).
-
-    A relational or Gram loss in half precision is off by tens of per cent; a teacher that needs gradients would keep
-    its whole graph alive. A function that ``takes_half`` gets features of half precision as they are, and computes in
-    float32 what it makes of them.
+    Autocast is off, and so is a lower precision of products (TF32): a relational or Gram loss in half precision is
+    off by tens of per cent. The teacher is detached, since one that needs gradients would keep its whole graph alive.
+    A function that ``takes_half`` gets features of half precision as they are, and computes with them in float32.
     """
 
     @wraps(function)
@@ -45,47 +41,6 @@ def distillation_loss(function: Callable[..., Tensor], takes_half: bool = False)
             )
 
     return loss
-
-
-def require(condition: bool, name: str, expected: str, student: Tensor, teacher: Tensor, remedy: str) -> None:
-    """Raise the one-line ValueError of loss ``name`` unless ``condition`` holds."""
-    if not condition:
-        shapes = f'student {tuple(student.shape)} and teacher {tuple(teacher.shape)}'
-        raise ValueError(f'{name}: expected {expected}, got {shapes}; {remedy}')
-
-
-def check_batch(name: str, student: Tensor, teacher: Tensor) -> None:
-    """Check for two non-empty batches (B, ...) of the same size."""
-    batches = min(student.ndim, teacher.ndim) > 1 and min(student.numel(), teacher.numel()) > 0
-    expected, remedy = 'two non-empty batches (B, ...) of the same B', 'let both networks see the same images'
-    require(batches and len(student) == len(teacher), name, expected, student, teacher, remedy)
-
-
-def check_maps(name: str, student: Tensor, teacher: Tensor) -> None:
-    """Check for two batches of feature maps (B, C, H, W)."""
-    maps = 'feature maps (B, C, H, W)'
-    require(student.ndim == teacher.ndim == 4, name, maps, student, teacher, 'tap layers that yield maps')
-    check_batch(name, student, teacher)
-
-
-def check_channels(name: str, student: Tensor, teacher: Tensor) -> None:
-    """Check for equal C in (B, C, ...)."""
-    remedy = "add adapter='auto' to the term"
-    require(student.shape[1] == teacher.shape[1], name, 'the same number of channels', student, teacher, remedy)
-
-
-def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    """Raise ValueError unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise ValueError(f'{name}: expected one of {", ".join(map(repr, choices))}, got {value!r}')
-
-
-def check_number(name: str, value: float, low: float, strict: bool = False, whole: bool = False) -> None:
-    """Raise ValueError unless ``value`` is a finite number of at least ``low`` (``strict``: above it)."""
-    number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool) and isfinite(value)
-    if not number or value < low or (strict and value == low):
-        kind = 'a whole number' if whole else 'a number'
-        raise ValueError(f'{name}: expected {kind} {"above" if strict else "of at least"} {low}, got {value!r}')
 
 
 def match_size(first: Tensor, second: Tensor, mode: str = 'avg') -> tuple[Tensor, Tensor]:
@@ -113,15 +68,15 @@ def _pooled(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 def unit(x: Tensor, eps: float = 1e-12) -> Tensor:
     """Scale the vectors along the last axis to L2 norm 1; a vector of norm at most ``eps`` becomes 0.
 
-    Such a vector has no direction: it also gets no gradient, where ``torch.nn.functional.normalize`` would pass on
-    1 / eps times the incoming one.
+    Such a vector has no direction. It gets no gradient either, where ``torch.nn.functional.normalize`` would multiply
+    the incoming one by 1 / eps.
     """
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / norm.masked_fill(norm <= eps, torch.inf)
 
 
 def as_float(x: Tensor) -> Tensor:
-    """Convert half precision to float32; what is as precise or more stays."""
+    """Convert half precision to float32; float32 and float64 stay."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -130,26 +85,28 @@ _PRECISIONS = {torch.bfloat16: {'mkldnn': 'bf16', 'cuda': 'tf32'}, torch.float16
 
 @contextmanager
 def products_of(dtype: torch.dtype) -> Iterator[None]:
-    """Let products of float32 tensors keep, of each factor, as many bits as ``dtype`` has; sums stay in float32.
+    """Multiply float32 tensors with as many bits of each factor as ``dtype`` has; sums stay in float32.
 
-    For factors that were converted from half precision nothing is lost, and matrix units are several times as fast.
-    Factors of float32 itself stay whole, also where a program allows its other products less (TF32, bfloat16). In what
-    torch.compile traces, the program's own setting holds: to change it would cut the graph in pieces.
+    Factors that were converted from half precision lose nothing by that, and matrix units are several times as fast.
+    Factors of float32 itself keep all bits, also where a program allows its other products fewer (TF32, bfloat16).
+    Under torch.compile the program's own setting holds: changing it would break the graph.
     """
     if torch.compiler.is_compiling():
         yield
         return
     precisions = _PRECISIONS.get(dtype, {'mkldnn': 'ieee', 'cuda': 'ieee'})
     settings = {getattr(torch.backends, name).matmul: value for name, value in precisions.items()}
-    settings = {place: value for place, value in settings.items() if hasattr(place, 'fp32_precision')}  # torch >= 2.9
-    before = {place: place.fp32_precision for place in settings}
+    settings = {
+        backend: value for backend, value in settings.items() if hasattr(backend, 'fp32_precision')
+    }  # torch >= 2.9
+    before = {backend: backend.fp32_precision for backend in settings}
     try:
-        for place, value in settings.items():
-            place.fp32_precision = value
+        for backend, value in settings.items():
+            backend.fp32_precision = value
         yield
     finally:
-        for place, value in before.items():
-            place.fp32_precision = value
+        for backend, value in before.items():
+            backend.fp32_precision = value
 
 
 def _in_layout_of(like: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -176,9 +133,10 @@ class _Product(torch.autograd.Function):
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:
-    """Return x y (..., N, M) of (..., N, D) and (..., D, M) of one type: in float32 of half precision, at its speed.
+    """Return the product x y, (..., N, M), of (..., N, D) and (..., D, M) of one type.
 
-    Gradients have the type of x and y, and are computed of an incoming one that is rounded to it.
+    Factors of half precision are multiplied at its speed, and the product is float32. Gradients have the type of x and
+    y, and are computed from an incoming one that is rounded to it.
     """
     return _Product.apply(x, y)
 
@@ -206,9 +164,9 @@ class _Gram(torch.autograd.Function):
 
 
 def gram(x: Tensor) -> Tensor:
-    """Return x x' (..., N, N) of (..., N, D), of half precision as :func:`product` does.
+    """Return the Gram matrix x x', (..., N, N), of (..., N, D); half precision is treated as by :func:`product`.
 
-    Its gradient is one product, where autograd's own takes two, and one of them along a long and thin transpose, which
-    can cost several times the rest.
+    Its gradient is one product. Autograd's own would take two, one of them along a long and thin transpose, which can
+    cost several times the rest.
     """
     return _Gram.apply(x)

@@ -1,0 +1,48 @@
+"""What the losses check before they compute: shapes and numbers."""
+
+from collections.abc import Sequence
+from math import isfinite
+from numbers import Integral, Real
+
+from torch import Tensor
+
+
+def check_shapes(condition: bool, name: str, expected: str, student: Tensor, teacher: Tensor, remedy: str) -> None:
+    """Raise the one-line ValueError of loss ``name`` unless ``condition`` holds."""
+    if not condition:
+        shapes = f'student {tuple(student.shape)} and teacher {tuple(teacher.shape)}'
+        raise ValueError(f'{name}: expected {expected}, got {shapes}; {remedy}')
+
+
+def check_batch(name: str, student: Tensor, teacher: Tensor) -> None:
+    """Check for two non-empty batches (B, ...) of the same size."""
+    batches = min(student.ndim, teacher.ndim) > 1 and min(student.numel(), teacher.numel()) > 0
+    expected, remedy = 'two non-empty batches (B, ...) of the same B', 'give both networks the same images'
+    check_shapes(batches and len(student) == len(teacher), name, expected, student, teacher, remedy)
+
+
+def check_maps(name: str, student: Tensor, teacher: Tensor) -> None:
+    """Check for two batches of feature maps (B, C, H, W)."""
+    maps = 'feature maps (B, C, H, W)'
+    check_shapes(student.ndim == teacher.ndim == 4, name, maps, student, teacher, 'tap layers that yield maps')
+    check_batch(name, student, teacher)
+
+
+def check_channels(name: str, student: Tensor, teacher: Tensor) -> None:
+    """Check for equal C in (B, C, ...)."""
+    remedy = "add adapter='auto' to the term"
+    check_shapes(student.shape[1] == teacher.shape[1], name, 'the same number of channels', student, teacher, remedy)
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f'{name}: expected one of {", ".join(map(repr, choices))}, got {value!r}')
+
+
+def check_number(name: str, value: float, low: float, strict: bool = False, whole: bool = False) -> None:
+    """Raise ValueError unless ``value`` is a finite number of at least ``low`` (``strict``: above it)."""
+    number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool) and isfinite(value)
+    if not number or value < low or (strict and value == low):
+        kind = 'a whole number' if whole else 'a number'
+        raise ValueError(f'{name}: expected {kind} {"above" if strict else "of at least"} {low}, got {value!r}')
