@@ -433,30 +433,12 @@ def test_an_embedding_is_joint_and_keeps_equal_channels_together():
     assert all(np.array_equal(a, b) for a, b in zip(places, again, strict=True))
 
 
-def test_attention_is_the_normalised_sum_of_squares_and_cosines_go_with_the_loss():
-    a, b = torch.randn(3, 5, 4, 4), torch.randn(3, 2, 8, 8)
-    maps = attention.attention_maps(a)
-    for n in range(3):
-        expected = sum(a[n, c] ** 2 for c in range(5))
-        torch.testing.assert_close(maps[n], expected / float((expected**2).sum()) ** 0.5)
-    # ||q - p||^2 = 2 - 2 cos of unit vectors; AT's own loss is the mean norm.
-    distances = (2 - 2 * attention.agreement(a, b)).sqrt()
-    assert float(distances.mean()) == pytest.approx(at_loss(a, b).item(), rel=1e-4)
-    assert attention.agreement(a, 3 * a).tolist() == pytest.approx([1.0] * 3)
+def test_maps_are_enlarged_within_their_range():
+    maps = torch.rand(3, 4, 4)
     large = attention.enlarge(maps, (12, 16))
     assert large.shape == (3, 12, 16)
     assert large.max() <= maps.max()
     np.testing.assert_allclose(attention.enlarge(torch.full((1, 2, 2), 3.0), (5, 5)), 3)
-
-
-def test_a_similarity_matrix_has_unit_rows_and_goes_with_the_loss():
-    a, b = torch.randn(6, 5, 4, 4), torch.randn(6, 7)
-    matrices = [similarity.similarity_matrix(x) for x in (a, b)]
-    for x, matrix in zip((a, b), matrices, strict=True):
-        for i in range(6):
-            row = [float((x[i] * x[j]).sum()) for j in range(6)]
-            np.testing.assert_allclose(matrix[i], np.array(row) / np.linalg.norm(row), rtol=1e-4, atol=1e-6)
-    assert float((matrices[0] - matrices[1]).square().mean()) == pytest.approx(sp_loss(a, b).item(), rel=1e-5)
 
 
 def test_a_batch_is_sorted_by_class_with_equally_many_of_each():
@@ -508,16 +490,19 @@ def test_a_picture_is_written_and_the_same_each_time(
     assert min(cv2.imread(str(out)).shape[:2]) > 300
     rows = similarity_rows(argv) if command == 'similarity' else None
     _, _, _, teacher, students = answers_of(argv, command, rows)
-    told = [float(part.rpartition(' ')[2]) for part in line.split(', ')]
+    figures = [float(part.rpartition(' ')[2]) for part in line.split(', ')]
     if command == 'tsne':
         expected = [nst_loss(x.features, teacher.features).item() for x in students]
-        assert told == pytest.approx(expected, rel=1e-3)
+        assert figures == pytest.approx(expected, rel=1e-3)
     elif command == 'attention':
-        expected = [attention.agreement(x.features, teacher.features).mean().item() for x in students]
-        assert told == pytest.approx(expected, abs=6e-4)
+        # ||p - q||^2 = 2 - 2 cos of unit vectors, and AT's loss of one image is that norm.
+        pairs = [(x.features.split(1), teacher.features.split(1)) for x in students]
+        losses = [[at_loss(s, t).item() for s, t in zip(*pair, strict=True)] for pair in pairs]
+        expected = [np.mean([1 - loss**2 / 2 for loss in own]) for own in losses]
+        assert figures == pytest.approx(expected, abs=6e-4)
     else:
         expected = [sp_loss(x.features, teacher.features).item() for x in students]
-        assert told == pytest.approx(expected, rel=1e-3)
+        assert figures == pytest.approx(expected, rel=1e-3)
     assert all(name in line for name in ('plain', 'with NST'))
 
 

@@ -6,27 +6,16 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.linalg import vecdot
 from torch.nn.functional import interpolate
 
 from kd_plugins.errors import UserError
-from kd_plugins.functional.common import match_size, unit
+from kd_plugins.functional import attention_map, matched_attention
 
 from . import networks as nets
 from .networks import Images
 
 MOST = 24  # rows of a picture
-
-
-def attention_maps(features: Tensor) -> Tensor:
-    """Return ``sum_c x_c^2`` of maps (N, C, H, W), scaled to L2 norm 1 per image: (N, H, W)."""
-    maps = features.square().sum(1)
-    return unit(maps.flatten(1)).view_as(maps)
-
-
-def agreement(features: Tensor, other: Tensor) -> Tensor:
-    """Return the cosines, (N,), of two networks' attention; the larger maps are pooled, as the loss pools them."""
-    first, second = match_size(features.square().sum(1), other.square().sum(1))
-    return (unit(first.flatten(1)) * unit(second.flatten(1))).sum(1)
 
 
 def enlarge(maps: Tensor, size: tuple[int, int]) -> np.ndarray:
@@ -46,19 +35,19 @@ def draw_attention(
     figure = Figure((width, height), dpi=150)
     figure.text(left / width, 1 - 0.12 / height, about, va='top', fontsize=8)
     for i, pixels in enumerate(images.pixels):
-        label = images.labels[i]
+        class_ = images.labels[i]
         cells = [
-            (pixels, '' if label is None else nets.cut(images.name(label), 18)),
+            (pixels, '' if class_ is None else nets.cut(images.name(class_), 18)),
             *((x[i], '' if c is None else f'cosine {c[i]:.2f}') for x, c in zip(maps, [None, *cosines], strict=True)),
         ]
-        for j, (cell, told) in enumerate(cells):
+        for j, (cell, label) in enumerate(cells):
             x = (left + j * (side + gap)) / width
             y = (height - head - (i + 1) * (side * ratio + below) + below) / height
             axes = figure.add_axes((x, y, side / width, side * ratio / height))
             axes.imshow(cell, **({} if not j else dict(cmap='viridis', vmin=0, vmax=max(float(cell.max()), 1e-12))))
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-            axes.set_xlabel(told, fontsize=7, labelpad=2)
+            axes.set_xlabel(label, fontsize=7, labelpad=2)
             if not i:
                 axes.set_title(nets.cut(names[j], 17), fontsize=8.5, pad=4)
     return figure
@@ -76,8 +65,8 @@ def attention(args: argparse.Namespace) -> None:
     shapes = {x.shape[:2] for x in images.pixels}
     if len(shapes) > 1:
         raise UserError(f'the images are of {len(shapes)} sizes: let the test pipeline make them one size')
-    maps = [enlarge(attention_maps(x.features), *shapes) for x in (teacher, *students)]
-    cosines = {x.name: agreement(x.features, teacher.features).numpy() for x in students}
+    maps = [enlarge(attention_map(x.features), *shapes) for x in (teacher, *students)]
+    cosines = {x.name: vecdot(*matched_attention(x.features, teacher.features)).numpy() for x in students}
     about = (
         f'Attention at {nets.tap_names(args)}: squares summed over the channels,\n'
         "dark 0, bright the maximum of the map;  cosine: with the teacher's map"

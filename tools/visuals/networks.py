@@ -189,9 +189,9 @@ def check_maps(networks: Sequence[Network]) -> None:
             )
 
 
-def save(figure: Figure, out: Path, told: str) -> None:
+def save(figure: Figure, out: Path, summary: str) -> None:
     """Write a picture, and say what it shows."""
     out.parent.mkdir(parents=True, exist_ok=True)
     # Without a date, the same picture is the same bytes.
     figure.savefig(out, metadata={'.pdf': dict(CreationDate=None), '.svg': dict(Date=None)}.get(out.suffix))
-    print(f'{out}: {told}')
+    print(f'{out}: {summary}')

@@ -5,18 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from kd_plugins.errors import UserError
-from kd_plugins.functional import sp_loss
-from kd_plugins.functional.common import gram, unit
+from kd_plugins.functional import similarity_matrix, sp_loss
 
 from . import networks as nets
-
-
-def similarity_matrix(features: Tensor) -> Tensor:
-    """Return ``Q Q'`` of the flattened features (N, ...), each row scaled to L2 norm 1: (N, N)."""
-    return unit(gram(features.flatten(1)))
 
 
 def draw_sorted_rows(labels: np.ndarray, count: int, classes: int, seed: int) -> np.ndarray:

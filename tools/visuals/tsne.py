@@ -11,7 +11,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from kd_plugins.errors import UserError
 from kd_plugins.functional import nst_loss
-from kd_plugins.functional.common import unit
+from kd_plugins.functional.gram import unit
 
 from . import networks as nets
 from .networks import Network
