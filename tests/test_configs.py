@@ -1,7 +1,7 @@
 """Every config that a user can name loads, and what it describes fits together."""
 
 import re
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -168,7 +168,7 @@ def test_a_config_on_the_way_to_a_detector_takes_its_student_over(path: str) -> 
     """Every detector's backbone is, key for key, that of the student that its config requires."""
     config = load(path)
     assert config.default_hooks.export.type == 'kd_plugins.ExportHook'
-    assert config.default_hooks.handover.type == 'kd_plugins.HandoverHook'
+    assert config.default_hooks.pretrained_check.type == 'kd_plugins.PretrainedCheckHook'
     network = build_teacher(path, None)
     if config.default_scope != 'mmdet':
         return
@@ -263,10 +263,7 @@ def test_a_method_survives_the_first_steps_of_its_own_learning_rate(path: str) -
     optimizer = torch.optim.SGD([*student.parameters(), *distillation.parameters()], **options)
     sizes = []
     for batch in images:
-        targets = distillation.ask(batch, samples)
-        with distillation.recorder.recording() as features:
-            losses = student.train()(batch, samples, mode='loss')
-        losses = distillation.add_to(losses, features, targets, batch, samples)
+        losses = distillation.losses(partial(student.train(), batch, samples, mode='loss'), batch, samples)
         total = sum(losses.values())
         optimizer.zero_grad()
         total.backward()
@@ -365,7 +362,10 @@ def test_an_imagenet_teacher_has_the_weights_of_its_config(path: str) -> None:
 def test_a_reid_config_is_a_whole_run(path: str) -> None:
     config = load(path)
     hooks, model = config.default_hooks, config.model.get('student', config.model)
-    assert (hooks.export.type, hooks.handover.type) == ('kd_plugins.ExportHook', 'kd_plugins.HandoverHook')
+    assert (hooks.export.type, hooks.pretrained_check.type) == (
+        'kd_plugins.ExportHook',
+        'kd_plugins.PretrainedCheckHook',
+    )
     assert hooks.sync_buffers.type == 'SyncBuffersHook'
     sampler = config.train_dataloader.sampler
     assert config.train_dataloader.batch_size == sampler.identities * sampler.instances
@@ -426,7 +426,10 @@ def test_data_sets_and_hooks_are_found_by_name(name: str) -> None:
 def test_a_transfer_config_takes_its_backbone_over_from_its_student(path: str) -> None:
     config = load(path)
     hooks, source = config.default_hooks, config.model.backbone.init_cfg
-    assert (hooks.export.type, hooks.handover.type) == ('kd_plugins.ExportHook', 'kd_plugins.HandoverHook')
+    assert (hooks.export.type, hooks.pretrained_check.type) == (
+        'kd_plugins.ExportHook',
+        'kd_plugins.PretrainedCheckHook',
+    )
     assert (source.type, source.prefix) == ('Pretrained', 'backbone.')
     assert config.model.head.num_classes == config.data_preprocessor.num_classes
     network = build_teacher(path, None)

@@ -12,7 +12,7 @@ default_hooks = dict(
     # In default_hooks, which merges: a leaf's custom_hooks replaces the whole list.
     export=dict(type='kd_plugins.ExportHook'),
     reseed=dict(type='kd_plugins.ReseedHook'),
-    handover=dict(type='kd_plugins.HandoverHook'),
+    pretrained_check=dict(type='kd_plugins.PretrainedCheckHook'),
     corruption=dict(type='kd_plugins.CorruptionHook'),
 )
 

@@ -1,38 +1,27 @@
 """The core that the hook and the models share: teachers and terms, the dry run, the losses of a step."""
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from mmengine.logging import MessageHub
+from mmengine.dist import get_world_size
+from mmengine.logging import MessageHub, print_log
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from kd_plugins.distillation.adversarial import AdversarialTerm
 from kd_plugins.distillation.recorder import Features, Recorder
 from kd_plugins.distillation.teacher import Teacher, build_teacher
-from kd_plugins.distillation.term import Term, mean_over_teachers
+from kd_plugins.distillation.term import Batch, Term
 from kd_plugins.errors import UserError
-from kd_plugins.registry import checked_arguments
+from kd_plugins.losses import AdversarialLoss
+from kd_plugins.registry import build_part, checked_arguments
 from kd_plugins.utils.names import first
 from kd_plugins.utils.random import preserved_rng
-
-
-def _labels(term: Term, data_samples: Sequence[Any] | None) -> Tensor:
-    """Return the classes (N,) of images that have one each."""
-    labels = []
-    for sample in [None] if data_samples is None else data_samples:
-        label, mixed = getattr(sample, 'gt_label', None), getattr(sample, 'gt_score', None) is not None
-        if mixed or not isinstance(label, Tensor) or label.numel() != 1:
-            raise UserError(
-                f"term '{term.name}': {type(term.loss).__name__} needs images of one class each, a "
-                f'gt_label of one number in each data sample, got {"a gt_score" if mixed else label}: use '
-                'it for single-label classification, without mixing images'
-            )
-        labels.append(label.flatten())
-    return torch.cat(labels)
 
 
 def check_finite(losses: Mapping[str, Any]) -> None:
@@ -51,17 +40,17 @@ def check_finite(losses: Mapping[str, Any]) -> None:
         ]
     )
     bad = (~values.isfinite()).float()
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if get_world_size() > 1:
         dist.all_reduce(bad, dist.ReduceOp.MAX)
     if bad.any():
-        told = [
+        bad_losses = [
             f'{name} is {value}' if not isfinite(value) else f'{name} is not finite in another process'
             for name, value, flag in zip(losses, values.tolist(), bad.tolist(), strict=True)
             if flag
         ]
         iteration = MessageHub.get_current_instance().get_info('iter', 0) + 1
         raise UserError(
-            f'{", ".join(told)} at iteration {iteration}: training stops, the last good checkpoint is '
+            f'{", ".join(bad_losses)} at iteration {iteration}: training stops, the last good checkpoint is '
             "kept; lower the term's weight or the learning rate"
         )
 
@@ -101,25 +90,25 @@ def checked_inputs(inputs: Any) -> Any:
     return inputs
 
 
-def _records(value: Any) -> bool:
+def _are_dicts(value: Any) -> bool:
     return isinstance(value, Sequence) and len(value) > 0 and all(isinstance(x, Mapping) for x in value)
 
 
 class Distillation(nn.Module):
-    """Teachers, terms and adapters, bound to a student.
+    """Teachers, terms and adapters of a student, and the losses of a training step.
 
     As a module it holds the adapters and what a loss trains. The teachers follow ``.to()`` and appear nowhere else.
 
     Args:
-        student: The network to train; it is listened to, not changed.
-        teacher: Record for :func:`~kd_plugins.distillation.teacher.build_teacher`, or a list of such records; with
-            ``cache='folder'`` its answers are kept, see :class:`~kd_plugins.distillation.cache.AnswerCache`, with
-            ``bf16=True`` it answers in bfloat16, see :class:`~kd_plugins.distillation.teacher.Teacher`.
-        terms: Records for :class:`Term`.
+        student: The network to train; it is not changed.
+        teacher: Config dict of a teacher, ``dict(config=..., checkpoint=...)``: the arguments of
+            :func:`~kd_plugins.distillation.teacher.build_teacher` and the options ``cache`` and ``bf16`` of
+            :class:`~kd_plugins.distillation.teacher.Teacher`. Or a list of such dicts.
+        terms: Config dicts of terms: the arguments of :class:`~kd_plugins.distillation.term.Term`.
         task: Whether the task's losses train. If not, they are computed and logged still, but give no gradient.
 
     Raises:
-        UserError: Something in the records is wrong; the message names it.
+        UserError: Something in the config dicts is wrong; the message names it.
     """
 
     def __init__(
@@ -130,7 +119,6 @@ class Distillation(nn.Module):
         task: bool = True,
     ) -> None:
         super().__init__()
-        self.task = task
         arguments = inspect.signature(student.forward).parameters
         if any(name not in arguments for name in ('inputs', 'data_samples', 'mode')) and not any(
             x.kind is x.VAR_KEYWORD for x in arguments.values()
@@ -140,53 +128,50 @@ class Distillation(nn.Module):
                 f"({', '.join(arguments)}), expected (inputs, data_samples, mode), with the modes 'loss' "
                 "and 'tensor', as mmpretrain's and mmdet's models have"
             )
-        self.reached = False  # whether a training step has shown that every term reaches the student
-        self._covered = False  # and, where data-parallel needs that, that together they reach all of it
         if not isinstance(task, bool):
             raise UserError(f'task must be True or False, got {task!r}')
-        records = [teacher] if isinstance(teacher, Mapping) else teacher
-        if not _records(records):
+        self.task = task
+        self.reached = False  # whether a training step has shown that every term reaches the student
+        self._covered = False  # whether, where data-parallel needs that, all terms together reach the whole student
+        configs = [teacher] if isinstance(teacher, Mapping) else teacher
+        if not _are_dicts(configs):
             raise UserError(
-                'a distillation needs a teacher: give a record, dict(config=..., checkpoint=...), or a '
-                f'list of such records, got {teacher!r}'
+                'a distillation needs a teacher: give a config dict, dict(config=..., checkpoint=...), or a '
+                f'list of such dicts, got {teacher!r}'
             )
-        if not _records(terms):
+        if not _are_dicts(terms):
             raise UserError(
-                'a distillation needs terms: give a list of records, [dict(name=..., loss=dict(type=...), '
+                'a distillation needs terms: give a list of config dicts, [dict(name=..., loss=dict(type=...), '
                 f'student=..., teacher=...)], got {terms!r}'
             )
         with preserved_rng():
-            built = []
-            for number, record in enumerate(terms, 1):
-                checked_arguments(f"term '{record.get('name', f'number {number}')}'", Term, record)
-                built.append(Term(**record))
-                built[-1].choose_teachers(len(records))
-            self.terms = nn.ModuleList(built)
-            names = [term.name for term in built]
+            self.terms = nn.ModuleList(build_term(index, term) for index, term in enumerate(terms))
+            for term in self.terms:
+                term.choose_teachers(len(configs))
+            names = [term.name for term in self.terms]
             for name in names:
                 if names.count(name) > 1:
                     raise UserError(f"two terms are named '{name}': give each its own name")
-            self.recorder = Recorder(student, [tap for term in built for tap in term.student_taps])
+            self.recorder = Recorder(student, [tap for term in self.terms for tap in term.student_taps])
             self.teachers = [
-                self._build_teacher(number, record, len(records) > 1) for number, record in enumerate(records)
+                self._build_teacher(index, config, len(configs) > 1) for index, config in enumerate(configs)
             ]
 
-    def _build_teacher(self, number: int, record: Mapping[str, Any], several: bool) -> Teacher:
-        whose = f'teacher {number}' if several else 'the teacher'
-        taps = [tap for term in self.terms if number in term.of for tap in term.teacher_taps]
+    def _build_teacher(self, index: int, config: Mapping[str, Any], several: bool) -> Teacher:
+        which = f'teacher {index}' if several else 'the teacher'
+        taps = [tap for term in self.terms if index in term.teachers for tap in term.teacher_taps]
         if several and not taps:
-            raise UserError(f'{whose}: no term learns from it: add its place to an of=[...], or leave it out')
-        record = dict(record)
-        ways = {name: record.pop(name) for name in ('cache', 'bf16') if name in record}
-        checked_arguments(whose, build_teacher, record)
+            raise UserError(f'{which}: no term uses it: add its index to the teachers=[...] of one, or leave it out')
+        network = dict(config)
+        options = {name: network.pop(name) for name in ('cache', 'bf16') if name in network}
+        checked_arguments(which, build_teacher, network)
         try:
-            return Teacher(
-                build_teacher(**record), taps, getattr(self.recorder.model, 'data_preprocessor', None), **ways
-            )
+            preprocessor = getattr(self.recorder.model, 'data_preprocessor', None)
+            return Teacher(build_teacher(**network), taps, preprocessor, **options)
         except UserError as error:
             if not several:
                 raise
-            raise UserError(f'{whose}: {error}; of=[...] keeps a term to the teachers that it fits') from error
+            raise UserError(f'{which}: {error}; teachers=[...] in a term restricts it to those it fits') from error
 
     @property
     def teacher(self) -> Teacher:
@@ -204,7 +189,7 @@ class Distillation(nn.Module):
         Nothing that training depends on changes: no BatchNorm statistic, no random state.
 
         Raises:
-            UserError: A tap does not run, or features cannot meet; the message holds both shapes.
+            UserError: A tap does not run, or the shapes of a term's features do not fit; the message holds both.
         """
         return self.prepare(*self.probe(student, inputs, data_samples))
 
@@ -215,7 +200,7 @@ class Distillation(nn.Module):
         inputs: Tensor,
         data_samples: Sequence[Any] | None,
     ) -> tuple[Features, list[Features]]:
-        """Return what the taps of the student and of each teacher put out; the first half of :meth:`dry_run`."""
+        """Return the features at the taps of the student and of each teacher; the first half of :meth:`dry_run`."""
         modes = {module: module.training for module in student.modules()}
         with preserved_rng():
             student.eval()
@@ -227,34 +212,42 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def prepare(self, features: Features, targets: Sequence[Features]) -> list[str]:
-        """Build the adapters for these features, and check and describe every term; its second half."""
-        for whose, found in (('student', features), *(('teacher', target) for target in targets)):
+        """Build the adapters for these features, and check and describe every term; the second half."""
+        for network, found in (('student', features), *(('teacher', target) for target in targets)):
             for tap, levels in found.items():
                 if not levels:
                     raise UserError(
-                        f"the {whose}'s module '{tap}' puts out no tensor in a forward pass: tap another one"
+                        f"the {network}'s module '{tap}' puts out no tensor in a forward pass: tap another one"
                     )
-        lines = []
         with preserved_rng():
-            for term in self.terms:
-                term.build_adapters(features, targets)
-                term.to(next(x.device for levels in features.values() for x in levels))
-                with term.meeting(features, targets):
-                    term(features, targets)
-                lines.append(term.describe(features, targets))
-        return lines
+            return [term.prepare(features, targets) for term in self.terms]
 
-    def ask(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> list[Features]:
-        """Return what each teacher's taps put out for a batch; nothing of one all of whose terms have weight 0.
+    def losses(
+        self, run_student: Callable[[], dict[str, Any]], inputs: Tensor, data_samples: Sequence[Any] | None
+    ) -> dict[str, Any]:
+        """Return all losses of a training step, those of the task and those of the terms.
 
-        Best before the student runs: what the teacher's layers need meanwhile is then free again for the student's,
-        instead of lying beside what these keep for the backward pass.
+        The teachers run first: the memory that their layers need is then free again for the student's, instead of
+        lying beside what these keep for the backward pass.
+
+        Args:
+            run_student: Runs the student on the batch in mode ``loss`` and returns its losses.
+            inputs: Images as the student's preprocessor returned them.
+            data_samples: Annotations of the images.
+
+        Raises:
+            UserError: The batch is none of single images, a loss is not finite, or nothing trains.
         """
+        targets = self.teacher_features(inputs, data_samples)
+        with self.recorder.recording() as features:
+            losses = run_student()
+        return self.with_task_losses(losses, self(features, targets, inputs, data_samples))
+
+    def teacher_features(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> list[Features]:
+        """Return the features at each teacher's taps for a batch, or ``{}`` where all of its terms have weight 0."""
         checked_inputs(inputs)
-        asked = {number for term in self.terms if term.current_weight() for number in term.of}
-        return [
-            teacher(inputs, data_samples) if number in asked else {} for number, teacher in enumerate(self.teachers)
-        ]
+        needed = {index for term in self.terms if term.current_weight() for index in term.teachers}
+        return [teacher(inputs, data_samples) if index in needed else {} for index, teacher in enumerate(self.teachers)]
 
     def forward(
         self,
@@ -263,31 +256,26 @@ class Distillation(nn.Module):
         inputs: Tensor,
         data_samples: Sequence[Any] | None,
     ) -> dict[str, Tensor]:
-        """Return the weighted losses of a step, under ``loss_<term>``; a term whose weight is 0 is not computed.
+        """Return the weighted losses of the terms, under ``loss_<term>``; a term of weight 0 is not computed.
 
         Args:
-            features: What the student's taps put out for this batch.
-            targets: What the teachers' did, from :meth:`ask`.
-            inputs: The batch as the student's preprocessor returned it.
-            data_samples: Its annotations.
+            features: Features at the student's taps.
+            targets: Features at the teachers' taps, from :meth:`teacher_features`.
+            inputs: Images as the student's preprocessor returned them.
+            data_samples: Annotations of the images.
 
         Raises:
             UserError: A loss is not finite, or a term gives the student no gradient.
         """
         if not self.reached and torch.is_grad_enabled():
             self._check_gradient(features)
-        weights = {term.name: term.current_weight() for term in self.terms}
+        batch = Batch(inputs, data_samples, self.recorder, self.teachers)
         losses = {}
         for term in self.terms:
-            weight = weights[term.name]
-            if not weight:
-                loss = inputs.new_zeros(()) + term.untouched()
-            elif hasattr(term.loss, 'adversaries'):
-                loss = weight * self._on_adversaries(term, features, targets, inputs, data_samples)
-            else:
-                with term.meeting(features, targets):
-                    loss = weight * term(features, targets)
-            losses[f'loss_{term.name}'] = loss
+            weight = term.current_weight()
+            losses[f'loss_{term.name}'] = (
+                weight * term(features, targets, batch) if weight else inputs.new_zeros(()) + term.zero_loss()
+            )
         check_finite(losses)
         return losses
 
@@ -303,78 +291,14 @@ class Distillation(nn.Module):
                 )
         self.reached = True
 
-    def _on_adversaries(
-        self,
-        term: Term,
-        features: Features,
-        targets: Sequence[Features],
-        inputs: Tensor,
-        data_samples: Sequence[Any] | None,
-    ) -> Tensor:
-        """Return a term's loss on inputs that it makes from those of the batch, with one more pass of the student.
-
-        The loss has ``choose(student logits, teacher logits, labels) -> places in the batch`` and
-        ``adversaries(inputs, labels, teacher logits, teacher) -> inputs``, these for the chosen alone, where
-        ``teacher(inputs, places)`` gives logits that can be differentiated, for inputs at some places among them. It is
-        0 where fewer than two are chosen: of one, a BatchNorm has no statistics.
-
-        The student runs in mode ``tensor``, which no recording but this one listens to. Processes may choose different
-        numbers of images: gradients are averaged over processes after the backward pass, which takes part in it with
-        zeros where fewer are chosen.
-        """
-        student = self.recorder.model
-        if (
-            dist.is_available()
-            and dist.is_initialized()
-            and dist.get_world_size() > 1
-            and any(isinstance(module, nn.SyncBatchNorm) for module in student.modules())
-        ):
-            raise UserError(
-                f"term '{term.name}': {type(term.loss).__name__} runs the student on as many images as a "
-                'process has found, which SyncBatchNorm cannot: leave sync_bn out'
-            )
-        labels = _labels(term, data_samples).to(inputs.device)
-        losses = []
-        for number in term.of:
-            with term.meeting(features, targets):
-                (own,), (other,) = term.of_student(features), term.of_teacher(targets[number])
-                chosen = term.loss.choose(own, other, labels)
-            if len(chosen) < 2:
-                losses.append(0.0 * own.float().sum() + term.untouched())
-                continue
-            samples = [data_samples[i] for i in chosen.tolist()]
-
-            def logits(x: Tensor, places: Tensor, number: int = number, samples: Sequence[Any] = samples) -> Tensor:
-                theirs = [samples[i] for i in places.tolist()]
-                return term.of_teacher(self.teachers[number].answer(x, theirs))[0]
-
-            try:
-                made = term.loss.adversaries(inputs[chosen], labels[chosen], other[chosen], logits)
-            except ValueError as error:  # of its options, which the images do not fit
-                raise UserError(f"term '{term.name}': {error}") from error
-            with torch.no_grad():
-                target = self.teachers[number].answer(made, samples)
-            with self.recorder.recording() as found:
-                student(made, samples, mode='tensor')
-            losses.append(term.against(number, found, target))
-        return mean_over_teachers(losses)
-
-    def add_to(
-        self,
-        losses: dict[str, Any],
-        features: Features,
-        targets: Sequence[Features],
-        inputs: Tensor,
-        data_samples: Sequence[Any] | None,
-    ) -> dict[str, Any]:
-        """Return the task's losses with the distillation's beside them; the arguments are those of :meth:`forward`.
+    def with_task_losses(self, task: dict[str, Any], own: dict[str, Tensor]) -> dict[str, Any]:
+        """Return the task's losses and the terms' in one dictionary; with ``task=False`` the former without gradient.
 
         Raises:
             UserError: Names collide, or nothing trains.
         """
-        own = self(features, targets, inputs, data_samples)
         for name in own:
-            if name in losses:
+            if name in task:
                 raise UserError(f"the student already has a '{name}': rename the term '{name.removeprefix('loss_')}'")
         if not self.task:
             if not any(loss.requires_grad for loss in own.values()):
@@ -384,8 +308,24 @@ class Distillation(nn.Module):
             if not self._covered:
                 _check_data_parallel(own.values())
                 self._covered = True
-            losses = {
+            task = {
                 name: value.detach() if isinstance(value, Tensor) else [x.detach() for x in value]
-                for name, value in losses.items()
+                for name, value in task.items()
             }
-        return losses | own
+        return task | own
+
+
+def build_term(index: int, config: Mapping[str, Any]) -> Term:
+    """Build the term with this index in a list of terms from its config dict.
+
+    Raises:
+        UserError: An option is missing, misspelt or out of range.
+    """
+    name = f"term '{config.get('name', f'number {index + 1}')}'"
+    options = dict(config)
+    if 'of' in options:
+        print_log(f"{name}: the option 'of' is now 'teachers'; the next version drops it", 'current', logging.WARNING)
+        options['teachers'] = options.pop('of')
+    checked_arguments(name, Term, options)
+    options['loss'] = build_part(f'the loss of {name}', options['loss'])
+    return (AdversarialTerm if isinstance(options['loss'], AdversarialLoss) else Term)(**options)

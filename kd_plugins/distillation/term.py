@@ -4,17 +4,35 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kd_plugins.distillation.adapters import auto_adapter
-from kd_plugins.distillation.recorder import Features
+from kd_plugins.distillation.recorder import Features, Recorder
 from kd_plugins.distillation.schedule import Schedule
+from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.errors import UserError
+from kd_plugins.losses import AdversarialLoss, DistillationLoss
 from kd_plugins.registry import build_part, checked_arguments
 from kd_plugins.utils.distributed import gathered
+
+
+class Batch(NamedTuple):
+    """A training batch, and the networks that a term may run on other inputs.
+
+    Attributes:
+        inputs: Images (B, C, H, W) as the student's preprocessor returned them.
+        data_samples: Annotations of the images.
+        student: Recorder of the student's taps, with the student as its ``model``.
+        teachers: The teachers.
+    """
+
+    inputs: Tensor
+    data_samples: Sequence[Any] | None
+    student: Recorder
+    teachers: Sequence[Teacher]
 
 
 class Term(nn.Module):
@@ -22,18 +40,21 @@ class Term(nn.Module):
 
     Several taps, or a tap with several levels, are matched in order and their losses summed; over several teachers the
     mean is taken. With :class:`~kd_plugins.losses.KDLoss`, that has the gradient of the divergence from the teachers'
-    mean probability. A loss whose class says ``takes_pairs`` (FSP) gets its two taps together; one that has
-    ``adversaries`` (BSS) compares on inputs of its own making.
+    mean probability. What the loss gets beside the two features is what its class declares, see
+    :class:`~kd_plugins.losses.DistillationLoss`.
 
     Args:
-        name: The loss appears in the log as ``loss_<name>``.
-        loss: Loss module or its record.
+        name: Name of the term; the log shows its loss as ``loss_<name>``.
+        loss: Loss module, or its config dict.
         student: Tap of the student, or a list of taps.
         teacher: Tap of the teacher, or a list of as many.
-        weight: A number, or the record of a :class:`~kd_plugins.distillation.schedule.Schedule`.
+        weight: A number, or the config dict of a :class:`~kd_plugins.distillation.schedule.Schedule`.
         adapter: ``None``; ``'auto'``, a trainable 1x1 convolution (a linear layer for vectors) from the student's
-            channels to the teacher's; or the record of a module, built once a level (and a teacher).
-        of: Of several teachers, those that have this tap: their places in the list, from 0. ``None`` for all.
+            channels to the teacher's; or the config dict of a module, built once for each level and teacher.
+        teachers: Indices, from 0, of the teachers in the list of several that have these taps. ``None`` means all.
+
+    Raises:
+        UserError: An option has no fit value.
     """
 
     def __init__(
@@ -44,7 +65,7 @@ class Term(nn.Module):
         teacher: str | Sequence[str],
         weight: float | Mapping[str, Any] = 1.0,
         adapter: str | Mapping[str, Any] | None = None,
-        of: Sequence[int] | None = None,
+        teachers: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(name, str) or not name:
@@ -66,10 +87,14 @@ class Term(nn.Module):
             )
         self.weight = weight
         if isinstance(adapter, str) and adapter != 'auto':
-            raise UserError(f"the adapter of term '{name}' must be None, 'auto' or a module record, got '{adapter}'")
+            raise UserError(f"the adapter of term '{name}' must be None, 'auto' or a config dict, got '{adapter}'")
         self._adapter = adapter
         self.adapters = nn.ModuleList()
-        self.of = of
+        self.teachers = teachers
+
+    @property
+    def _declared(self) -> DistillationLoss | type[DistillationLoss]:
+        return self.loss if isinstance(self.loss, DistillationLoss) else DistillationLoss
 
     def _taps(self, side: str, taps: Any) -> list[str]:
         found = [taps] if isinstance(taps, str) else taps
@@ -80,14 +105,18 @@ class Term(nn.Module):
         return list(found)
 
     def choose_teachers(self, count: int) -> None:
-        """Settle which of so many teachers the term has."""
-        if self.of is None:
-            self.of = range(count)
-        known = isinstance(self.of, Sequence) and all(x in range(count) for x in self.of)
-        if not known or not self.of or len(set(self.of)) < len(self.of):
+        """Resolve and check the indices of the term's teachers, among ``count`` of them.
+
+        Raises:
+            UserError: An index is out of range or repeated.
+        """
+        if self.teachers is None:
+            self.teachers = range(count)
+        known = isinstance(self.teachers, Sequence) and all(x in range(count) for x in self.teachers)
+        if not known or not self.teachers or len(set(self.teachers)) < len(self.teachers):
             raise UserError(
-                f"term '{self.name}': of must list places of teachers, each once, from 0 to {count - 1}, "
-                f'got {self.of!r}'
+                f"term '{self.name}': teachers must list indices of teachers, each once, from 0 to {count - 1}, "
+                f'got {self.teachers!r}'
             )
 
     def current_weight(self) -> float:
@@ -95,20 +124,27 @@ class Term(nn.Module):
         return self.weight() if isinstance(self.weight, Schedule) else float(self.weight)
 
     def may_weigh(self) -> bool:
-        """Return whether the weight is, or may come to be, another than 0."""
+        """Return whether the weight is ever other than 0."""
         return any(self.weight.value) if isinstance(self.weight, Schedule) else self.weight != 0
 
-    def build_adapters(self, student: Features, targets: Sequence[Features]) -> None:
-        """Create the adapters, for the shapes seen in a dry run."""
-        if self._adapter is None:
-            return
-        for number in self.of:
-            for s, t in zip(self.of_student(student), self.of_teacher(targets[number]), strict=True):
+    def prepare(self, student: Features, targets: Sequence[Features]) -> str:
+        """Build the adapters for the shapes of a dry run, try the loss on them, and describe the term in a line.
+
+        Raises:
+            UserError: The shapes do not fit the loss.
+        """
+        levels = self.of_student(student)
+        for index in self.teachers if self._adapter is not None else ():
+            for s, t in zip(*self._levels(student, targets[index]), strict=True):
                 self.adapters.append(
                     auto_adapter(s, t)
                     if self._adapter == 'auto'
                     else build_part(f"the adapter of term '{self.name}'", copy.deepcopy(self._adapter))
                 )
+        self.to(levels[0].device)
+        labels = torch.zeros(len(levels[0]), dtype=torch.long, device=levels[0].device)
+        self.compare(student, targets, labels if self._declared.needs_labels else None)
+        return self.describe(student, targets)
 
     def of_student(self, features: Features) -> list[Tensor]:
         """Return all levels of the student's taps, in order."""
@@ -119,15 +155,15 @@ class Term(nn.Module):
         return [x for tap in self.teacher_taps for x in features[tap]]
 
     def describe(self, student: Features, targets: Sequence[Features]) -> str:
-        """Say what meets what, in one line."""
+        """Return a line with the taps, their shapes, and the numbers of trained parameters."""
 
         def side(taps: list[str], levels: list[Tensor]) -> str:
             return f'{"+".join(taps)} {" ".join(str(tuple(x.shape)) for x in levels)}'
 
-        names = [f'teacher {number}' for number in self.of] if len(targets) > 1 else ['teacher']
+        names = [f'teacher {number}' for number in self.teachers] if len(targets) > 1 else ['teacher']
         theirs = [
             f'{name} {side(self.teacher_taps, self.of_teacher(targets[number]))}'
-            for name, number in zip(names, self.of, strict=True)
+            for name, number in zip(names, self.teachers, strict=True)
         ]
         sizes = {
             name: sum(p.numel() for p in module.parameters())
@@ -139,38 +175,37 @@ class Term(nn.Module):
             f'{side(self.student_taps, self.of_student(student))} -> {", ".join(theirs)}{trained}'
         )
 
-    def forward(self, student: Features, targets: Sequence[Features]) -> Tensor:
-        """Return the unweighted loss, a scalar."""
-        return mean_over_teachers([self.against(number, student, targets[number]) for number in self.of])
+    def forward(self, student: Features, targets: Sequence[Features], batch: Batch) -> Tensor:
+        """Return the unweighted loss, a scalar.
 
-    def against(self, number: int, student: Features, target: Features) -> Tensor:
-        """Return the unweighted loss against one of the teachers."""
-        levels, targets = self.of_student(student), self.of_teacher(target)
-        if len(levels) != len(targets):
-            raise UserError(
-                f"term '{self.name}': the student's taps give {len(levels)} feature(s), the teacher's "
-                f'{len(targets)}: name as many on both sides'
-            )
+        Args:
+            student: Output of the student's taps for the batch.
+            targets: That of each teacher's taps.
+            batch: The batch.
+
+        Raises:
+            UserError: The shapes do not fit the loss, or it needs labels that the batch does not have.
+        """
+        labels = self.labels(batch.data_samples) if self._declared.needs_labels else None
+        return self.compare(student, targets, labels)
+
+    def compare(self, student: Features, targets: Sequence[Features], labels: Tensor | None = None) -> Tensor:
+        """Return the unweighted loss of features, the mean over the teachers."""
+        with self.explain_shape_errors(student, targets):
+            return mean_over_teachers([self.against(x, student, targets[x], labels) for x in self.teachers])
+
+    def against(self, index: int, student: Features, target: Features, labels: Tensor | None = None) -> Tensor:
+        """Return the unweighted loss against the teacher with this index."""
+        levels, targets = self._levels(student, target)
         if self.adapters:
-            first = list(self.of).index(number) * len(levels)
-            adapters = self.adapters[first : first + len(levels)]
+            start = list(self.teachers).index(index) * len(levels)
+            adapters = self.adapters[start : start + len(levels)]
             levels = [adapter(level) for adapter, level in zip(adapters, levels, strict=True)]
-        if getattr(self.loss, 'batch_relational', False):
+        if self._declared.batch_relational:
             levels, targets = [gathered(x) for x in levels], [gathered(x) for x in targets]
-        if hasattr(self.loss, 'adversaries') and len(levels) != 1:
-            raise UserError(
-                f"term '{self.name}': {type(self.loss).__name__} takes one feature a network, its logits, "
-                f'got {len(levels)}: give one tap'
-            )
-        if getattr(self.loss, 'takes_pairs', False):
-            if len(levels) != 2:
-                raise UserError(
-                    f"term '{self.name}': {type(self.loss).__name__} takes two features a network (the "
-                    f'in- and output of a stage), got {len(levels)}: give a list of two taps'
-                )
-            losses = [self.loss(levels, targets)]
-        else:
-            losses = [self.loss(s, t) for s, t in zip(levels, targets, strict=True)]
+            labels = None if labels is None else gathered(labels)
+        pairs = [(levels, targets)] if self._declared.takes_pairs else list(zip(levels, targets, strict=True))
+        losses = [self.loss(s, t) if labels is None else self.loss(s, t, labels) for s, t in pairs]
         for loss in losses:
             if not isinstance(loss, Tensor) or loss.numel() != 1:
                 raise UserError(
@@ -179,19 +214,56 @@ class Term(nn.Module):
                 )
         return sum(losses)
 
+    def _levels(self, student: Features, target: Features) -> tuple[list[Tensor], list[Tensor]]:
+        levels, targets = self.of_student(student), self.of_teacher(target)
+        if len(levels) != len(targets):
+            raise UserError(
+                f"term '{self.name}': the student's taps give {len(levels)} feature(s), the teacher's "
+                f'{len(targets)}: name as many on both sides'
+            )
+        kind = type(self.loss).__name__
+        if isinstance(self.loss, AdversarialLoss) and len(levels) != 1:
+            raise UserError(
+                f"term '{self.name}': {kind} takes one feature a network, its logits, got {len(levels)}: give one tap"
+            )
+        if self._declared.takes_pairs and len(levels) != 2:
+            raise UserError(
+                f"term '{self.name}': {kind} takes two features a network (the in- and output of a stage), got "
+                f'{len(levels)}: give a list of two taps'
+            )
+        return levels, targets
+
+    def labels(self, data_samples: Sequence[Any] | None) -> Tensor:
+        """Return the classes (N,) of images that have one each.
+
+        Raises:
+            UserError: An image has none, several, or soft ones.
+        """
+        labels = []
+        for sample in [None] if data_samples is None else data_samples:
+            label, mixed = getattr(sample, 'gt_label', None), getattr(sample, 'gt_score', None) is not None
+            if mixed or not isinstance(label, Tensor) or label.numel() != 1:
+                raise UserError(
+                    f"term '{self.name}': {type(self.loss).__name__} needs images of one class each, a gt_label of one "
+                    f'number in each data sample, got {"a gt_score" if mixed else label}: use it for single-label '
+                    'classification, without mixing images'
+                )
+            labels.append(label.flatten())
+        return torch.cat(labels)
+
     @contextmanager
-    def meeting(self, student: Features, targets: Sequence[Features]) -> Iterator[None]:
-        """Say what meets what where, inside the block, the two cannot."""
+    def explain_shape_errors(self, student: Features, targets: Sequence[Features]) -> Iterator[None]:
+        """Raise what a loss or an adapter raises inside the block as a UserError with the shapes of both sides."""
         try:
             yield
         except (UserError, torch.OutOfMemoryError):
             raise
         except (ValueError, RuntimeError) as error:
             reason = ' '.join(str(error).split())
-            raise UserError(f'{self.describe(student, targets)}: these cannot meet: {reason}') from error
+            raise UserError(f'{self.describe(student, targets)}: shape mismatch: {reason}') from error
 
-    def untouched(self) -> Tensor | float:
-        """Return 0 with a gradient of 0 for what the term trains, so that data-parallel finds no parameter unused."""
+    def zero_loss(self) -> Tensor | float:
+        """Return 0, with a gradient of 0 for what the term trains: data-parallel then finds no parameter unused."""
         return sum(0.0 * p.sum() for p in self.parameters())
 
 

@@ -5,9 +5,9 @@ from kd_plugins.hooks.corruption_hook import CorruptionHook
 from kd_plugins.hooks.distillation_hook import DistillationHook
 from kd_plugins.hooks.export_hook import ExportHook
 from kd_plugins.hooks.freeze_hook import FreezeHook
-from kd_plugins.hooks.handover_hook import HandoverHook
 from kd_plugins.hooks.held_out_hook import HeldOutHook
 from kd_plugins.hooks.integrity_hook import IntegrityHook
+from kd_plugins.hooks.pretrained_check_hook import HandoverHook, PretrainedCheckHook
 from kd_plugins.hooks.reseed_hook import ReseedHook
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     'HandoverHook',
     'HeldOutHook',
     'IntegrityHook',
+    'PretrainedCheckHook',
     'ReseedHook',
 ]

@@ -1,6 +1,8 @@
 """Distillation for any stock config, by one entry in ``custom_hooks``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, wraps
+from types import MethodType
 from typing import Any
 
 import torch
@@ -31,7 +33,7 @@ class DistillationHook(Hook):
     Args:
         teacher: ``dict(config=..., checkpoint=...)``, see :func:`~kd_plugins.distillation.teacher.build_teacher`;
             or a list of them.
-        terms: Records of :class:`kd_plugins.distillation.term.Term`.
+        terms: Config dicts of terms, see :class:`~kd_plugins.distillation.term.Term`.
         task: False trains on the terms alone, as the first stage of FitNet and FSP does. The task's losses are computed
             and logged still, but give no gradient: layers that no term reaches get none, not even 0, so that neither
             weight decay nor momentum moves them. Their BatchNorm statistics go on to follow what passes through. With
@@ -50,7 +52,7 @@ class DistillationHook(Hook):
     ) -> None:
         self._teacher, self._terms, self._task = teacher, terms, task
         self.distillation: Distillation | None = None
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._compiled: Callable[..., Any] | None = None
 
     def before_run(self, runner: Runner) -> None:
         """Build the teacher and the adapters, and check every term."""
@@ -61,7 +63,7 @@ class DistillationHook(Hook):
         if sum(isinstance(hook, DistillationHook) for hook in runner.hooks) > 1:
             raise UserError(
                 'a run has one DistillationHook, this config has several: put all terms into one, with '
-                'teacher=[dict(...), dict(...)] for several teachers and of=[...] in the terms of some'
+                'teacher=[dict(...), dict(...)] for several teachers and teachers=[...] in the terms of some'
             )
         student = unwrapped(runner.model)
         self.distillation = Distillation(student, self._teacher, self._terms, self._task)
@@ -94,14 +96,14 @@ class DistillationHook(Hook):
         ):  # has a rate of its own
             ratio = get_world_size() * runner.train_dataloader.batch_size / scale['base_batch_size']
             group |= {key: group[key] * ratio for key in ('lr', 'initial_lr') if key in group}
-        place = len(wrapper.optimizer.param_groups)
+        index = len(wrapper.optimizer.param_groups)
         wrapper.optimizer.add_param_group(group | {'params': parameters})
         for scheduler in schedulers:
             for name in ('base_values', 'min_values', '_last_value'):
                 if hasattr(scheduler, name):
                     values = getattr(scheduler, name)
                     values.insert(
-                        place,
+                        index,
                         group.get(f'initial_{scheduler.param_name}', values[-1])
                         if name == 'base_values'
                         else values[-1],
@@ -112,31 +114,20 @@ class DistillationHook(Hook):
                 parameter.register_post_accumulate_grad_hook(_average_gradient)
 
     def before_train(self, runner: Runner) -> None:
-        """Start to listen."""
+        """Add the terms' losses to what the student's forward returns in mode ``loss``."""
         student, distillation = unwrapped(runner.model), self.distillation
-        step: tuple[Any, ...] | None = None
+        compiled = self._compiled = vars(student).get('forward')
 
-        def start(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            nonlocal step
+        # A method, so that a copy of the student, as for an EMA, runs its own layers.
+        @wraps(type(student).forward)
+        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            run_student = partial(compiled or type(self).forward.__get__(self), *args, **kwargs)
             inputs, data_samples, mode = _arguments(*args, **kwargs)
-            if mode == 'loss':
-                targets = distillation.ask(inputs, data_samples)
-                recording = distillation.recorder.recording()
-                step = recording, recording.__enter__(), targets
+            if mode != 'loss' or self is not student:
+                return run_student()
+            return distillation.losses(run_student, inputs, data_samples)
 
-        def finish(module: nn.Module, args: tuple, kwargs: dict[str, Any], losses: Any) -> Any:
-            nonlocal step
-            if step is None:
-                return losses
-            (recording, features, targets), step = step, None
-            recording.__exit__(None, None, None)
-            inputs, data_samples, _ = _arguments(*args, **kwargs)
-            return distillation.add_to(losses, features, targets, inputs, data_samples)
-
-        self._handles = [
-            student.register_forward_pre_hook(start, with_kwargs=True),
-            student.register_forward_hook(finish, with_kwargs=True),
-        ]
+        student.forward = MethodType(forward, student)
 
     def after_train_iter(
         self,
@@ -145,22 +136,25 @@ class DistillationHook(Hook):
         data_batch: Any = None,
         outputs: Mapping[str, Any] | None = None,
     ) -> None:
-        """Look whether there was something to listen to.
+        """Check that the step has run the student's forward.
 
         Raises:
-            UserError: The student trains alone.
+            UserError: It has not, so that the student trains without the terms.
         """
         if not self.distillation.reached:
             raise UserError(
                 f"a step of {type(unwrapped(runner.model)).__name__} ran no forward in mode 'loss', to "
-                'which DistillationHook adds its terms: let train_step call the model itself'
+                'which DistillationHook adds its terms: let train_step call the model itself (MutualLearning does so '
+                "with update='joint')"
             )
 
     def after_train(self, runner: Runner) -> None:
-        """Stop to listen."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        """Give the student its own forward back."""
+        student = unwrapped(runner.model)
+        if self._compiled is None:
+            del student.forward
+        else:
+            student.forward = self._compiled
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Keep the adapters beside the student's weights."""

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,12 +29,12 @@ class Distiller(Composite):
     by them (``model.bbox_head.use_l1 = True``).
 
     Args:
-        student: The student's model record.
+        student: Config dict of the student.
         teacher: ``dict(config=..., checkpoint=...)``, see :func:`~kd_plugins.distillation.teacher.build_teacher`;
             or a list of them.
-        terms: Records of :class:`kd_plugins.distillation.term.Term`.
+        terms: Config dicts of terms, see :class:`~kd_plugins.distillation.term.Term`.
         input_shape: (C, H, W) of the images in the dry run that checks the terms and sizes the adapters.
-        data_preprocessor: The student's, where its record has none (mmengine passes the config's here).
+        data_preprocessor: The student's, where its config dict has none (mmengine passes the config's here).
         task: False trains on the terms alone, see :class:`kd_plugins.hooks.DistillationHook`; also for what
             data-parallel then needs.
 
@@ -52,9 +53,9 @@ class Distiller(Composite):
         data_preprocessor: Mapping[str, Any] | None = None,
         task: bool = True,
     ) -> None:
-        record = copy.deepcopy(dict(student))  # mmdet changes records as it builds
-        record.setdefault('data_preprocessor', data_preprocessor)
-        network = MODELS.build(record)
+        config = copy.deepcopy(dict(student))  # mmdet changes configs as it builds
+        config.setdefault('data_preprocessor', data_preprocessor)
+        network = MODELS.build(config)
         if type(network).train_step is not BaseModel.train_step and not isinstance(network, Composite):
             raise UserError(
                 f'Distiller: {type(network).__name__} has a train_step of its own, which a model around it '
@@ -154,10 +155,8 @@ class Distiller(Composite):
         """Answer as the student; in mode ``loss``, with the distillation's losses added."""
         if mode != 'loss':
             return self.student(inputs, data_samples, mode=mode)
-        targets = self.distillation.ask(inputs, data_samples)
-        with self.distillation.recorder.recording() as features:
-            losses = self.student(inputs, data_samples, mode='loss')
-        return self.distillation.add_to(losses, features, targets, inputs, data_samples)
+        run_student = partial(self.student, inputs, data_samples, mode='loss')
+        return self.distillation.losses(run_student, inputs, data_samples)
 
 
 def _keep_adapters(

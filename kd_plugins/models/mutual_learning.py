@@ -147,11 +147,6 @@ class MutualLearning(Composite):
                 "MutualLearning: update='alternating' needs one optimiser without gradient accumulation: "
                 "leave accumulative_counts out, or use update='joint'"
             )
-        if self._forward_hooks:
-            raise UserError(
-                "MutualLearning: update='alternating' has no pass that a DistillationHook could add to: "
-                "use update='joint'"
-            )
         with optim_wrapper.optim_context(self):
             data = self.data_preprocessor(data, True)
             # What a network puts out depends on no other network's weights: it still holds when its turn comes.

@@ -9,11 +9,11 @@ from torch import nn
 
 from kd_plugins.config import check_config, one_slip
 from kd_plugins.datasets.corruption import check_options
+from kd_plugins.distillation.distillation import build_term
 from kd_plugins.distillation.recorder import Recorder
-from kd_plugins.distillation.term import Term
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import DistillationHook
-from kd_plugins.registry import MODELS, checked_arguments
+from kd_plugins.registry import MODELS
 from kd_plugins.utils.random import preserved_rng
 
 # The keys of a study's records; a misspelt one would be left out in silence.
@@ -182,10 +182,9 @@ def check_runs(study: Any) -> None:
         for hook in run.config.get('custom_hooks', []):
             if hook['type'] == 'kd_plugins.DistillationHook':
                 teacher = network_of(run.needs[0].config)
-                for record in hook['terms']:
+                for index, config in enumerate(hook['terms']):
                     try:
-                        checked_arguments(f"term '{record['name']}'", Term, record)
-                        term = Term(**record)
+                        term = build_term(index, config)
                         Recorder(student, term.student_taps)
                         Recorder(teacher, term.teacher_taps)
                     except UserError as error:

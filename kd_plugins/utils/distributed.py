@@ -2,7 +2,7 @@
 
 import torch
 import torch.distributed as dist
-from mmengine.dist import is_distributed
+from mmengine.dist import get_world_size
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
 
@@ -12,10 +12,10 @@ from kd_plugins.errors import UserError
 def gathered(feature: Tensor) -> Tensor:
     """Return the feature of the global batch, with gradient; the tensor itself in a single process."""
     # A dry run, which needs no gradient, is each process's own; its tensors may lie where the backend does not reach.
-    if not is_distributed() or not torch.is_grad_enabled():
+    if get_world_size() == 1 or not torch.is_grad_enabled():
         return feature
     shape = torch.tensor(feature.shape, device=feature.device)
-    shapes = [torch.empty_like(shape) for _ in range(dist.get_world_size())]
+    shapes = [torch.empty_like(shape) for _ in range(get_world_size())]
     dist.all_gather(shapes, shape)
     if any(not torch.equal(shape, other) for other in shapes):
         raise UserError(

@@ -8,6 +8,7 @@ from mmengine.hub import get_config
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from mmpretrain.models import ImageClassifier
+from mmpretrain.structures import DataSample
 from tiny import (
     classification_config,
     classifier,
@@ -164,12 +165,86 @@ def test_teacher_is_untouched_and_nowhere(tmp_path, data, teacher, way):
     assert averaged == stock.keys()
 
 
+REFUSED = {
+    'no teacher': dict(teacher=[]),
+    'misspelt option of a teacher': dict(teacher=dict(ckeckpoint='')),
+    'no checkpoint': dict(teacher=dict(checkpoint='none.pth')),
+    'bf16': dict(teacher=dict(bf16='yes')),
+    'no terms': dict(terms=[]),
+    'terms in a dict': dict(terms=dict(kd=KD)),
+    'twice the same name': dict(terms=[KD, KD]),
+    'misspelt option': dict(terms=[KD | dict(wieght=1)]),
+    'unknown loss': dict(terms=[KD | dict(loss=dict(type='kd_plugins.KLoss'))]),
+    'option out of range': dict(terms=[KD | dict(loss=dict(type='kd_plugins.KDLoss', tau=0))]),
+    'unknown tap': dict(terms=[KD | dict(student='head.fcc')]),
+    'unknown tap of the teacher': dict(terms=[KD | dict(teacher='head.fcc')]),
+    'channels': dict(terms=[HINT | dict(adapter=None, teacher=STAGES[2])]),
+    'kind of feature': dict(terms=[NST | dict(student='head.fc')]),
+    'number of taps': dict(terms=[AT | dict(teacher=STAGES[:2])]),
+    'number of taps, with adapters': dict(terms=[HINT | dict(teacher=STAGES[:2])]),
+    'no pair': dict(terms=[AT | dict(loss=dict(type='kd_plugins.FSPLoss'))]),
+    'index of a teacher': dict(terms=[KD | dict(teachers=[1])]),
+    'negative weight': dict(terms=[KD | dict(weight=-1)]),
+    'adapter': dict(terms=[HINT | dict(adapter='linear')]),
+    'no scalar': dict(terms=[KD | dict(loss=torch.nn.MSELoss(reduction='none'))]),
+    'task': dict(task='no'),
+    'nothing trains': dict(terms=[KD | dict(weight=0)], task=False),
+}
+
+
+@pytest.mark.parametrize('change', REFUSED.values(), ids=REFUSED)
+def test_both_ways_refuse_the_same(tmp_path, data, teacher, change):
+    options = dict(teacher=teacher, terms=[KD]) | change
+    if isinstance(options['teacher'], dict):
+        options['teacher'] = teacher | options['teacher']
+    messages = []
+    for name, way in dict(hook=by_hook, model=by_model).items():
+        config = classification_config(data, tmp_path / name, epochs=1, **way(**copy.deepcopy(options)))
+        config.train_dataloader.batch_size = 2
+        with pytest.raises(UserError) as error:
+            train(config)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+    assert '\n' not in messages[0]
+
+
+@BOTH
+def test_the_former_name_of_an_option_works_with_a_notice(tmp_path, data, teacher, way, capfd):
+    term = KD | {'of': [0]}
+    config = classification_config(data, tmp_path / 'run', epochs=1, log_level='WARNING', **way(teacher, [term]))
+    runner = train(config)
+    assert core_of(runner).terms[0].teachers == [0]
+    assert "term 'kd': the option 'of' is now 'teachers'" in ''.join(capfd.readouterr())
+
+
+def test_a_copy_taken_in_training_runs_its_own_layers(tmp_path, data, teacher):
+    class Copy(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            copied = copy.deepcopy(runner.model)
+            with torch.no_grad():
+                copied.head.fc.bias += 1
+            images = torch.randn(2, 3, 16, 16)
+            outputs = [model.eval()(images) for model in (runner.model, copied)]
+            torch.testing.assert_close(outputs[1], outputs[0] + 1)
+            sample = DataSample().set_gt_label(1)
+            assert set(copied(images, [sample, sample], mode='loss')) == {'loss'}
+            runner.model.train()
+            copies.append(copied)
+
+    copies = []
+    runner = Runner.from_cfg(classification_config(data, tmp_path / 'run', epochs=1, **by_hook(teacher, [KD])))
+    runner.register_hook(Copy())
+    runner.train()
+    assert copies
+
+
 @BOTH
 def test_no_handle_stays(tmp_path, data, teacher, way):
     runner = train(classification_config(data, tmp_path / 'run', **way(teacher, [KD, AT])))
     for module in [*runner.model.modules(), *core_of(runner).teacher.model.modules()]:
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
+        assert 'forward' not in vars(module)
 
 
 @BOTH
@@ -487,7 +562,7 @@ def test_stock_mmdet_config_gains_distillation_on_backbone_and_fpn(tmp_path):
 def test_two_teachers(tmp_path, data, teacher, way):
     (tmp_path / 'other').mkdir()
     teachers = [teacher, teacher_record(tmp_path / 'other', depth=8, width=6)]
-    terms = [KD, HINT, NST | dict(of=[0])]
+    terms = [KD, HINT, NST | dict(teachers=[0])]
     runner = train(classification_config(data, tmp_path / 'run', **way(teachers, terms)))
     networks = [x.model for x in core_of(runner).teachers]
     for network, record in zip(networks, teachers, strict=True):

@@ -17,7 +17,7 @@ from kd_plugins.registry import MODELS
 HOOKS = dict(
     export=dict(type='kd_plugins.ExportHook'),
     reseed=dict(type='kd_plugins.ReseedHook'),
-    handover=dict(type='kd_plugins.HandoverHook'),
+    pretrained_check=dict(type='kd_plugins.PretrainedCheckHook'),
 )
 
 

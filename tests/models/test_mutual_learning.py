@@ -179,7 +179,7 @@ def test_alternating_refuses_what_it_cannot_do(tmp_path):
             )
         ],
     )
-    with pytest.raises(UserError, match='DistillationHook could add to'):
+    with pytest.raises(UserError, match=r"DistillationHook adds its terms.*update='joint'"):
         train(config)
 
 

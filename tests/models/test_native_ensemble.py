@@ -17,7 +17,7 @@ from torch import nn
 
 from kd_plugins.checkpoint import load_weights, read_checkpoint
 from kd_plugins.errors import UserError
-from kd_plugins.hooks import HandoverHook
+from kd_plugins.hooks import PretrainedCheckHook
 from kd_plugins.models import NativeEnsemble
 from kd_plugins.registry import MODELS
 
@@ -313,7 +313,7 @@ def test_branches_start_at_random_where_the_student_is_pretrained(tmp_path):
     assert torch.equal(weights[0], source.state_dict()[last])
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(weights, 2))
     logger = logging.getLogger('test')
-    HandoverHook().before_train(SimpleNamespace(iter=0, _load_from=None, model=model, logger=logger))
+    PretrainedCheckHook().before_train(SimpleNamespace(iter=0, _load_from=None, model=model, logger=logger))
 
 
 def test_a_batch_of_one_image_is_refused():

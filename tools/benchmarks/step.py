@@ -122,10 +122,7 @@ def steps_of(
         return alone()
 
     def distilled(distillation: Distillation) -> dict[str, Any]:
-        targets = distillation.ask(inputs, samples)
-        with distillation.recorder.recording() as features:
-            losses = alone()
-        return distillation.add_to(losses, features, targets, inputs, samples)
+        return distillation.losses(alone, inputs, samples)
 
     return {
         'student': step(alone),

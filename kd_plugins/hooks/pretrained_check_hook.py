@@ -1,0 +1,42 @@
+"""A check of every pretrained module before training."""
+
+import logging
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+
+from kd_plugins.checkpoint import check_pretrained
+from kd_plugins.registry import HOOKS
+from kd_plugins.utils.models import unwrapped
+
+
+@HOOKS.register_module()
+class PretrainedCheckHook(Hook):
+    """Checks that every ``init_cfg=dict(type='Pretrained', ...)`` has loaded its checkpoint, tensor for tensor.
+
+    mmengine itself only logs what does not fit. See :func:`~kd_plugins.checkpoint.check_pretrained`.
+
+    Raises:
+        UserError: Before the first step, when a checkpoint does not fit its module.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Compare every module that has a pretrained ``init_cfg`` with its file, but in a run that is resumed."""
+        if runner.iter or runner._load_from:
+            return
+        model = unwrapped(runner.model)
+        for name, found, path in check_pretrained(model):
+            runner.logger.info(f'{name or "the model"}: {len(found)} tensors are those of {path}')
+
+
+@HOOKS.register_module()
+class HandoverHook(PretrainedCheckHook):
+    """The former name of :class:`PretrainedCheckHook`, for configs of version 0.1."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        print_log(
+            'HandoverHook is now PretrainedCheckHook; the next version drops the old name', 'current', logging.WARNING
+        )
