@@ -12,10 +12,10 @@ from mmengine.structures import BaseDataElement
 from mmpretrain.structures import DataSample
 
 from kd_plugins.config import default_work_dir
-from kd_plugins.distillation import teacher as teacher_module
+from kd_plugins.distillation import sources
 from kd_plugins.distillation.distillation import Distillation
 from kd_plugins.distillation.schedule import Schedule
-from kd_plugins.distillation.teacher import build_teacher
+from kd_plugins.distillation.sources import build_teacher
 from kd_plugins.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +62,7 @@ METHODS = {
 @pytest.fixture(autouse=True)
 def _without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a config's networks are initialised from is not there."""
-    monkeypatch.setattr(teacher_module, '_initialise', lambda network: None)
+    monkeypatch.setattr(sources, '_initialise', lambda network: None)
 
 
 @pytest.fixture(autouse=True)

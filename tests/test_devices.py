@@ -23,7 +23,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_plugins.datasets import BatchedImages
-from kd_plugins.distillation.teacher import Teacher, build_teacher
+from kd_plugins.distillation.sources import build_teacher
+from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.hooks import DistillationHook
 from kd_plugins.registry import DATASETS, MODELS
 from kd_plugins.utils.random import preserved_rng

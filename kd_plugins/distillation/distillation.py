@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kd_plugins.distillation.adversarial import AdversarialTerm
 from kd_plugins.distillation.recorder import Features, Recorder
-from kd_plugins.distillation.teacher import Teacher, build_teacher
+from kd_plugins.distillation.sources import build_teacher
+from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.distillation.term import Batch, Term
 from kd_plugins.errors import UserError
 from kd_plugins.losses import AdversarialLoss
@@ -102,7 +103,7 @@ class Distillation(nn.Module):
     Args:
         student: The network to train; it is not changed.
         teacher: Config dict of a teacher, ``dict(config=..., checkpoint=...)``: the arguments of
-            :func:`~kd_plugins.distillation.teacher.build_teacher` and the options ``cache`` and ``bf16`` of
+            :func:`~kd_plugins.distillation.sources.build_teacher` and the options ``cache`` and ``bf16`` of
             :class:`~kd_plugins.distillation.teacher.Teacher`. Or a list of such dicts.
         terms: Config dicts of terms: the arguments of :class:`~kd_plugins.distillation.term.Term`.
         task: Whether the task's losses train. If not, they are computed and logged still, but give no gradient.

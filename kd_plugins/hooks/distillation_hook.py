@@ -31,7 +31,7 @@ class DistillationHook(Hook):
     weights.
 
     Args:
-        teacher: ``dict(config=..., checkpoint=...)``, see :func:`~kd_plugins.distillation.teacher.build_teacher`;
+        teacher: ``dict(config=..., checkpoint=...)``, see :func:`~kd_plugins.distillation.sources.build_teacher`;
             or a list of them.
         terms: Config dicts of terms, see :class:`~kd_plugins.distillation.term.Term`.
         task: False trains on the terms alone, as the first stage of FitNet and FSP does. The task's losses are computed

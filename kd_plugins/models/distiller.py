@@ -30,7 +30,7 @@ class Distiller(Composite):
 
     Args:
         student: Config dict of the student.
-        teacher: ``dict(config=..., checkpoint=...)``, see :func:`~kd_plugins.distillation.teacher.build_teacher`;
+        teacher: ``dict(config=..., checkpoint=...)``, see :func:`~kd_plugins.distillation.sources.build_teacher`;
             or a list of them.
         terms: Config dicts of terms, see :class:`~kd_plugins.distillation.term.Term`.
         input_shape: (C, H, W) of the images in the dry run that checks the terms and sizes the adapters.

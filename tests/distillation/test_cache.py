@@ -10,7 +10,8 @@ from mmengine.structures import BaseDataElement
 from tiny import CLASSES, classification_config, equal, teacher_record, train, weights
 
 from kd_plugins.datasets import BatchedImages
-from kd_plugins.distillation.teacher import Teacher, build_teacher
+from kd_plugins.distillation.sources import build_teacher
+from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.errors import UserError
 from kd_plugins.registry import DATASETS
 

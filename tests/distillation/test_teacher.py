@@ -8,8 +8,9 @@ from mmengine.structures import BaseDataElement
 from tiny import PREPROCESSOR, classifier, equal, teacher_record
 from torch import nn
 
-from kd_plugins.distillation import teacher as teacher_module
-from kd_plugins.distillation.teacher import Teacher, build_teacher
+from kd_plugins.distillation import sources
+from kd_plugins.distillation.sources import build_teacher
+from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.errors import UserError
 from kd_plugins.models import Distiller, MutualLearning, NativeEnsemble
 from kd_plugins.registry import MODELS, TRANSFORMS
@@ -179,7 +180,7 @@ def test_distilled_teacher_is_its_student(tmp_path, kind):
 
 def test_without_a_checkpoint_its_parts_are_initialised_and_what_is_random_is_told(tmp_path, monkeypatch):
     told = []
-    monkeypatch.setattr(teacher_module, 'print_log', lambda line, *_: told.append(line))
+    monkeypatch.setattr(sources, 'print_log', lambda line, *_: told.append(line))
     record = teacher_record(tmp_path)
     model = record['config']
     model['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint=record['checkpoint'], prefix='backbone')

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.timing import keep, machine_of, peak_memory, seconds
 from kd_plugins.config import load_config
 from kd_plugins.distillation.distillation import Distillation
-from kd_plugins.distillation.teacher import build_network
+from kd_plugins.distillation.sources import build_network
 from kd_plugins.errors import UserError
 from kd_plugins.registry import type_name
 

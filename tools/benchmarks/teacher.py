@@ -18,7 +18,7 @@ from benchmarks.timing import keep, seconds
 from kd_plugins.config import load_config
 from kd_plugins.distillation.cache import AnswerCache
 from kd_plugins.distillation.recorder import Recorder
-from kd_plugins.distillation.teacher import build_network
+from kd_plugins.distillation.sources import build_network
 
 PASSES = {  # channels-last, bfloat16, inference mode, compiled
     'float32': (False, False, False, False),

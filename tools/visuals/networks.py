@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kd_plugins.config import load_config
 from kd_plugins.distillation.recorder import Recorder
-from kd_plugins.distillation.teacher import build_teacher
+from kd_plugins.distillation.sources import build_teacher
 from kd_plugins.errors import UserError
 
 # Okabe and Ito's colours, which the colour-blind tell apart too.

@@ -1,0 +1,113 @@
+"""Where a teacher comes from: its config and its weights."""
+
+import copy
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mmengine
+from mmengine.hub import get_config
+from mmengine.logging import print_log
+from mmengine.model import BaseDataPreprocessor, BaseModule
+from torch import nn
+
+from kd_plugins.checkpoint import check_pretrained, load_weights
+from kd_plugins.errors import UserError
+from kd_plugins.registry import MODELS, type_name
+from kd_plugins.utils.names import first
+
+
+def build_teacher(
+    config: str | dict[str, Any],
+    checkpoint: str | None,
+    data_preprocessor: dict[str, Any] | None = None,
+    allow_pickle: bool = False,
+) -> nn.Module:
+    """Build a teacher's network, see :func:`build_network`, and load its weights.
+
+    Args:
+        config: As for :func:`build_network`.
+        checkpoint: File or address of the weights. ``None`` leaves them to the ``init_cfg`` of the network's parts;
+            what is random then is logged.
+        data_preprocessor: As for :func:`build_network`.
+        allow_pickle: Run the code that a pickled checkpoint holds. Only for files that you trust.
+
+    Raises:
+        UserError: The config or the checkpoint is missing, or they do not fit each other.
+    """
+    if not isinstance(checkpoint, (str, Path, type(None))):
+        raise UserError(f"a teacher's checkpoint must be a path, an address or None, got {checkpoint!r}")
+    network = build_network(config, data_preprocessor)
+    if checkpoint is not None:
+        load_weights(network, checkpoint, allow_pickle)
+    else:
+        _initialise(network)
+    return network
+
+
+def build_network(
+    config: str | dict[str, Any],
+    data_preprocessor: dict[str, Any] | None = None,
+) -> nn.Module:
+    """Build a network as its constructor leaves it.
+
+    Args:
+        config: Path of a config, ``package::path`` of a stock one (``mmpretrain::resnet/resnet101_8xb32_in1k.py``), or
+            a model's config dict. Of a model that distils, it is the student.
+        data_preprocessor: Overrides the network's own, to state which input it was trained on. One without mean and std
+            states raw pixels; an empty one states nothing.
+
+    Raises:
+        UserError: The config is missing.
+    """
+    scope = None
+    if isinstance(config, str):
+        try:
+            config = get_config(config) if '::' in config else mmengine.Config.fromfile(config)
+        except FileNotFoundError as error:
+            raise UserError(f'teacher config {config} does not exist: give a path or package::path') from error
+        except Exception as error:  # of its code, or mmengine's of the package
+            raise UserError(
+                f'teacher config {config}: {type(error).__name__}: {error}; give a path or package::path'
+            ) from error
+        if 'model' not in config:
+            raise UserError(f'the teacher config {config.filename} has no model: give that of a whole network')
+        scope = config.get('default_scope')
+        model = config.model
+        model.setdefault('data_preprocessor', config.get('data_preprocessor'))
+    elif isinstance(config, Mapping) and 'type' in config:
+        model = config
+    else:
+        raise UserError(
+            f"a teacher's config must be a path, package::path, or a model's config dict with a 'type', got {config!r}"
+        )
+    while type_name(model) in ('Distiller', 'MutualLearning', 'NativeEnsemble'):  # itself distilled
+        model = {'data_preprocessor': model.get('data_preprocessor')} | dict(model['student'])
+    model = copy.deepcopy(dict(model))  # mmdet changes configs as it builds
+    if data_preprocessor is not None:
+        model['data_preprocessor'] = data_preprocessor or None
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        network = registry.build(model)
+    if model.get('data_preprocessor') is None and hasattr(network, 'data_preprocessor'):
+        network.data_preprocessor = BaseDataPreprocessor()  # mmpretrain's default would state raw pixels
+    return network
+
+
+def _initialise(network: nn.Module) -> None:
+    for module in network.modules():
+        if not isinstance(module, BaseModule):
+            module.is_init = True  # for mmengine: timm's and transformers' would draw their pretrained weights anew
+    if isinstance(network, BaseModule):
+        network.init_weights()
+    random = dict(network.named_parameters())
+    for name, found, _ in check_pretrained(network):
+        for key in found:
+            random.pop(f'{name}.{key}'.lstrip('.'), None)
+    if random:
+        print_log(
+            f'the teacher has no checkpoint, and is random in {first(list(random))}: give it one, unless its '
+            'network brings weights of its own',
+            'current',
+            logging.WARNING,
+        )
