@@ -1,0 +1,106 @@
+"""Draw the figures of the pages from the tables that stand on them.
+
+    python .pages/draw.py
+
+losses.svg      speed of the losses over their literal forms, from tools/benchmarks/README.md
+corruption.svg  accuracy on clean, noisy and imbalanced training data, from configs/studies/README.md
+
+The other pictures: distillation.svg is drawn by hand, tsne.png by the command in configs/voc_mini/README.md.
+"""
+
+import re
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).parents[1]
+PICTURES = Path(__file__).parent
+# Okabe and Ito's colours, which the colour-blind tell apart too.
+COLOURS = ['#7f7f7f', '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9']
+METHODS = ['Baseline', 'Hinton', 'FitNet', 'AT', 'SP', 'RKD-A', 'NST poly']
+
+
+def table(page: str, first: str) -> list[list[str]]:
+    """Return the rows of the page's table whose first heading is given."""
+    lines = (ROOT / page).read_text(encoding='utf-8').splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f'| {first} |'))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith('|'):
+            break
+        rows.append([cell.strip(' *') for cell in line.strip('|').split('|')])
+    return rows
+
+
+def bars() -> list[tuple[str, float]]:
+    """Return each loss and shape with its speed over the literal form's."""
+    found = []
+    for name, _, speeds, *_ in table('tools/benchmarks/README.md', 'loss, shape'):
+        numbers = [float(x) for x in speeds.split(',')] if re.fullmatch(r'[\d., ]+', speeds) else []
+        loss, _, rest = name.partition(' ') if name.startswith('NST') else name.partition(', ')
+        if loss == 'NST':  # three kernels of one shape
+            kernels, shape = rest.rsplit(', ', 1)
+            names = [f'NST {kernel}, {shape}' for kernel in kernels.split(', ')]
+        else:  # one loss on several shapes
+            about = rest.split(', against')[0]
+            names = [f'{loss}, {shape}' for shape in about.split('; ')]
+        if rest != 'the same':
+            found += zip(names, numbers, strict=False)
+    return found
+
+
+def draw_losses() -> Figure:
+    """Draw the speeds as bars on a logarithmic axis."""
+    found = sorted(bars(), key=lambda x: x[1])
+    figure = Figure((7.5, 0.24 * len(found) + 1), layout='constrained')
+    axes = figure.subplots()
+    axes.barh([name for name, _ in found], [speed for _, speed in found], color=COLOURS[1], height=0.7)
+    for row, (_, speed) in enumerate(found):
+        axes.text(speed * 1.06, row, f'{speed:g}×', va='center', fontsize=8)
+    axes.axvline(1, color=COLOURS[0], linewidth=1)
+    axes.set(
+        xscale='log', xlim=(0.9, 600), xlabel="speed, in multiples of the literal form's (forward and backward, CPU)"
+    )
+    axes.tick_params(axis='y', labelsize=8, length=0)
+    axes.spines[['top', 'right', 'left']].set_visible(False)
+    return figure
+
+
+def _panel(axes: Axes, rows: dict[str, list[str]], columns: tuple[int, int], ticks: tuple[str, str]) -> None:
+    for method, colour in zip(METHODS, COLOURS, strict=True):
+        values = [[float(x) for x in rows[method][column].split('±')] for column in columns]
+        means, spreads = zip(*values, strict=True)
+        axes.errorbar([0, 1], means, spreads, label=method, color=colour, marker='o', markersize=4, capsize=3)
+    axes.set_xticks([0, 1], ticks)
+    axes.set_xlim(-0.2, 1.2)
+    axes.spines[['top', 'right']].set_visible(False)
+
+
+def draw_corruption() -> Figure:
+    """Draw each method's accuracy on clean data and under noise or imbalance, mean and standard deviation."""
+    rows = {row[0]: row[1:] for row in table('configs/studies/README.md', 'method')}
+    figure = Figure((10, 3.6), layout='constrained')
+    axes = figure.subplots(1, 4)
+    for number, network in enumerate(('ResNet-8', 'WRN-16-2')):
+        noise, imbalance = axes[2 * number : 2 * number + 2]
+        start = 3 * number
+        _panel(noise, rows, (start, start + 1), ('σ = 0', 'σ = 0.4'))
+        _panel(imbalance, rows, (start, start + 2), ('balanced', 'γ = 0.2'))
+        noise.set(title=f'{network}, label noise')
+        imbalance.set(title=f'{network}, imbalance')
+    axes[0].set(ylabel='top-1 (%), three seeds')
+    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=len(METHODS), frameon=False)
+    return figure
+
+
+def main() -> None:
+    """Draw all of them; the same tables give the same bytes."""
+    with matplotlib.rc_context({'svg.hashsalt': 'kd_plugins', 'svg.fonttype': 'none', 'font.size': 9}):
+        for name, draw in (('losses', draw_losses), ('corruption', draw_corruption)):
+            draw().savefig(PICTURES / f'{name}.svg', facecolor='#f7f9fb', metadata={'Date': None})
+
+
+if __name__ == '__main__':
+    main()
