@@ -1,4 +1,4 @@
-"""Stand-ins for what an installation may lack."""
+"""Replacements for what an installation may lack."""
 
 import inspect
 import re
@@ -12,11 +12,11 @@ from typing import Any
 
 from kd_plugins.errors import UserError
 
-_STAND_IN = Path(__file__).with_name('mmcv_ext.py')
+_OPS = Path(__file__).with_name('ops') / '__init__.py'
 
 
 class _MMCVOpsFinder:
-    """Answers ``mmcv._ext``, and nothing else, with the operators of ``mmcv_ext.py``."""
+    """Finds ``mmcv._ext``, and nothing else, in ``ops/``."""
 
     @staticmethod
     def find_spec(
@@ -24,22 +24,23 @@ class _MMCVOpsFinder:
     ) -> ModuleSpec | None:
         if fullname != 'mmcv._ext':
             return None
-        return spec_from_file_location(fullname, _STAND_IN)
+        return spec_from_file_location(fullname, _OPS, submodule_search_locations=None)  # a module, no package
 
 
 def provide_mmcv_ops() -> None:
     """Let ``import mmcv.ops`` find torchvision's operators where mmcv was installed without compiled ones.
 
-    The finder stands last in ``sys.meta_path``, so a compiled ``mmcv._ext`` always wins. A second call does nothing.
+    The finder is the last of ``sys.meta_path``, so that a compiled ``mmcv._ext`` always wins. A second call does
+    nothing.
     """
     if _MMCVOpsFinder not in sys.meta_path:
         sys.meta_path.append(_MMCVOpsFinder)
 
 
 def provide_interp2d() -> None:
-    """Give SciPy its ``interp2d`` back on grids, by which mmpretrain resizes the position tables of Swin and BEiT.
+    """Restore SciPy's ``interp2d`` on grids, with which mmpretrain resizes the position tables of Swin and BEiT.
 
-    SciPy 1.14 removed it, and names the same replacement.
+    SciPy 1.14 removed it, and recommends this replacement.
     """
     import scipy
     from scipy import interpolate
@@ -54,16 +55,16 @@ def provide_interp2d() -> None:
 
 
 def check_operators(model: Any) -> None:
-    """Look, before hours of training, whether a model's modules use operators of mmcv that the stand-in lacks.
+    """Check, before hours of training, that a model uses no operator of mmcv that only a compiled mmcv has.
 
     Args:
         model: A ``torch.nn.Module``.
 
     Raises:
-        UserError: One does; the message names the module, the operator and how to build the full mmcv.
+        UserError: It does; the message names the module, the operator and how to build the full mmcv.
     """
     operators = sys.modules.get('mmcv._ext')
-    if getattr(operators, '__file__', None) != str(_STAND_IN):
+    if getattr(operators, '__file__', None) != str(_OPS):
         return
     for name, module in model.named_modules():
         for kind in type(module).__mro__:
@@ -76,7 +77,7 @@ def check_operators(model: Any) -> None:
 
 
 def mend_ssd_head() -> None:
-    """Let mmdet's SSD predict: since mmdet 3.2 a prediction reads ``loss_cls``, which its ``SSDHead`` lacks.
+    """Give mmdet's ``SSDHead`` the attribute ``loss_cls``, which it lacks and every prediction since mmdet 3.2 reads.
 
     Where mmdet is not imported or the attribute exists, nothing changes.
 

@@ -1,6 +1,5 @@
 """mmcv's operators on the device under test, beside float64 on a CPU."""
 
-import kd_plugins  # noqa: F401, I001 - supplies the operators
 import pytest
 import torch
 from mmcv import ops
