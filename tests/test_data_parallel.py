@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import equal, two_processes
 
-RELATIONAL, PER_SAMPLE = ('rkd-d', 'rkd-a', 'rkd-da', 'sp'), ('kd', 'at', 'nst')
+RELATIONAL, PER_SAMPLE = ('rkd-d', 'rkd-a', 'rkd-da', 'sp', 'own'), ('kd', 'at', 'nst')
 TERMS = RELATIONAL + PER_SAMPLE
 BOTH = pytest.mark.parametrize('way', ['hook', 'model'])
 
@@ -73,7 +73,7 @@ def test_every_gradient_is_that_of_the_global_batch(ranks, way):
 def test_adapters_train_as_in_one_process(ranks, way, name):
     alone, together = runs(ranks, way, name)
     moved = [any(x.any() for x in step.values()) for step in steps(alone, 'adapters')]
-    assert moved == [True] * 7 if name != 'accumulation' else moved == [False, True] * 3 + [True]
+    assert moved == [True] * 8 if name != 'accumulation' else moved == [False, True] * 4
     for run in together:
         assert_close(run['adapters'], alone['adapters'])
         assert_close(run['states'], alone['states'])
@@ -86,7 +86,7 @@ def test_a_process_without_samples_to_attack_waits_for_none(ranks, way):
     alone, (first, second) = runs(ranks, way, 'bss')
     assert all(step['loss_bss'] > 0 for step in [*alone['losses'], *first['losses']])
     assert all(step['loss_bss'] == 0 for step in second['losses'])
-    assert len(second['losses']) == 7
+    assert len(second['losses']) == 8
     assert all(equal(*states) for states in zip(first['states'], second['states'], strict=True))
     assert steps(first, 'states')[0]['maps.weight'].norm() > 1e-3
 

@@ -216,7 +216,7 @@ def test_missing_config(tmp_path):
 @pytest.mark.parametrize(
     ('config', 'message'),
     [
-        (None, "must be a path, package::path, or a model record with a 'type', got None"),
+        (None, "must be a path, package::path, or a model's config dict with a 'type', got None"),
         ({}, r'got \{\}'),
         ('nowhere::resnet.py', 'teacher config nowhere::resnet.py: .*; give a path or package::path'),
         ('mmpretrain::_base_/datasets/cifar10_bs16.py', 'cifar10_bs16.py has no model: give that of a whole network'),

@@ -26,6 +26,7 @@ from torch import nn
 
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import DistillationHook
+from kd_plugins.losses import DistillationLoss
 from kd_plugins.models import Distiller
 from kd_plugins.registry import MODELS
 
@@ -34,6 +35,7 @@ RELATIONAL = {
     for name, d, a in (('rkd-d', 1.0, 0.0), ('rkd-a', 0.0, 1.0), ('rkd-da', 1.0, 2.0))
 }
 RELATIONAL['sp'] = dict(type='kd_plugins.SPLoss')
+RELATIONAL['own'] = dict(type='SameClassDistance')
 PER_SAMPLE = {name: dict(type=f'kd_plugins.{name.upper()}Loss') for name in ('kd', 'at', 'nst')}
 ADAPTED = [
     dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student='maps', teacher='maps', adapter='auto'),
@@ -48,6 +50,19 @@ WAYS = ('hook', 'model')
 # The runner's own wrapper, but for the device number that it would add, which a CPU does not take.
 WRAPPER = dict(model_wrapper_cfg=dict(type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None))
 RUNS = itertools.count()
+
+
+@MODELS.register_module()
+class SameClassDistance(DistillationLoss):
+    """A user's own loss: the distances between images of a class, compared over the global batch."""
+
+    batch_relational = True
+    needs_labels = True
+
+    def forward(self, student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        student, teacher = (torch.cdist(x.flatten(1), x.flatten(1)).square() for x in (student, teacher))
+        same = labels[:, None] == labels
+        return (same * (student - teacher)).square().sum() / same.sum()
 
 
 class Net(BaseModel):
@@ -86,7 +101,7 @@ class Noise(torch.utils.data.Dataset):
 
     def __init__(self, size: int = 7) -> None:
         generator = torch.Generator().manual_seed(3)
-        self.images = torch.randn(56, 3, size, size, generator=generator)
+        self.images = torch.randn(64, 3, size, size, generator=generator)
 
     def __len__(self) -> int:
         return len(self.images)
