@@ -1,31 +1,52 @@
+import tempfile
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# Links to configs/ and tools/, where OpenMMLab's packages have theirs; archives hold the files.
+PACKAGE = Path(__file__).parent / 'kd_plugins' / '.mim'
+# Neither a build's files nor those of an earlier one stay in the working tree.
+SCRATCH = tempfile.TemporaryDirectory()
+
 setup(
     name='kd_plugins',
-    version='0.1.0',
+    version='0.2.0',
     description='Knowledge distillation for OpenMMLab: losses, hooks and models for mmengine, mmdet and mmpretrain',
     long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['kd_plugins', 'kd_plugins.*']),
+    package_data={
+        'kd_plugins': [
+            'py.typed',
+            '.mim/model-index.yml',
+            *(f'.mim/configs/**/*.{ending}' for ending in ('py', 'yml', 'md')),
+            '.mim/tools/**/*.py',
+        ]
+    },
+    entry_points={
+        'console_scripts': [
+            f'kd-{tool.stem.replace("_", "-")} = kd_plugins.commands:main'
+            for tool in sorted(PACKAGE.glob('tools/*.py'))
+        ],
+    },
     python_requires='>=3.10',
     install_requires=[
-        'torch>=2.6',
-        'torchvision>=0.21',
-        'onedl-mmengine>=0.10.9',
-        'onedl-mmcv>=2.3',
-        'onedl-mmpretrain>=1.3',
+        'torch>=2.6,<3',
+        'torchvision>=0.21,<1',
+        'onedl-mmengine>=0.10.9,<0.11',
+        'onedl-mmcv>=2.3,<3',
+        'onedl-mmpretrain>=1.3,<2',
         'rich',
-        'numpy>=2',
-        'scipy',
+        'numpy>=2,<3',
+        'scipy<2',
     ],
     extras_require={
-        'detection': ['onedl-mmdetection>=3.5'],
-        'reid': ['faiss-gpu>=1.8'],
+        'detection': ['onedl-mmdetection>=3.5,<4'],
+        'reid': ['faiss-gpu>=1.8,<2'],
         'pictures': ['matplotlib', 'scikit-learn'],
         'study-cluster': ['ray'],
         'test': ['pytest', 'pytest-xdist', 'ruff'],
     },
+    options={'build': {'build_base': SCRATCH.name}, 'egg_info': {'egg_base': SCRATCH.name}},
 )

@@ -20,6 +20,8 @@ from kd_plugins.errors import UserError, user_named
 from kd_plugins.unpickling import guard_files
 from kd_plugins.utils.names import nearest
 
+PACKAGE = Path(__file__).parent / '.mim'  # where configs/ and tools/ are, as in OpenMMLab's packages
+
 
 def default_work_dir(path: str | Path) -> str:
     """Return ``work_dirs/<path below configs/, without .py>``; for a config elsewhere, its name."""
@@ -29,15 +31,31 @@ def default_work_dir(path: str | Path) -> str:
 
 
 def located(text: str, config: str | Path) -> str:
-    """Return where a relative path is that a config names: here, or beside the folder ``configs`` that has the config.
+    """Return where a relative path is that a config names.
 
-    A path that is in neither place is meant from here.
+    That is here, or else beside the folder ``configs`` that has the config, or else beside this package's configs. A
+    path that is in none of these places is meant from here.
     """
     parts = Path(config).resolve().parts
-    if 'configs' not in parts or os.path.exists(text):
-        return text
-    there = os.path.join(*parts[: len(parts) - 1 - parts[::-1].index('configs')], text)
-    return there if os.path.exists(there) else text
+    beside = [Path(*parts[: len(parts) - 1 - parts[::-1].index('configs')])] if 'configs' in parts else []
+    return next((str(folder / text) for folder in (Path(), *beside, PACKAGE) if (folder / text).exists()), text)
+
+
+def config_file(name: str) -> str:
+    """Return the file of a config that is named by its path, or as ``package::path``.
+
+    Raises:
+        UserError: There is no such file or package.
+    """
+    package, separator, below = name.partition('::')
+    spec = find_spec(package) if package.isidentifier() and separator else None
+    path = Path(spec.origin).parent / '.mim' / 'configs' / below if spec and spec.origin else Path(name)
+    if not path.is_file():
+        raise UserError(
+            f'config {name} does not exist: give the path of a .py file, as configs/nst_voc.py, or of an installed '
+            "package's, as kd_plugins::nst_voc.py"
+        )
+    return str(path)
 
 
 def _locate(node: Any, config: str) -> None:
@@ -52,11 +70,15 @@ def _locate(node: Any, config: str) -> None:
 def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] | None = None) -> Config:
     """Read a config and settle where its run lives.
 
+    Args:
+        path: A file, or ``package::path`` of an installed package's.
+        work_dir: Folder of the run, in place of the config's own.
+        options: Values that replace the config's, by their dotted keys.
+
     Raises:
         UserError: The file is missing or does not evaluate, or a module that it imports does not import.
     """
-    if not Path(path).is_file():
-        raise UserError(f'config {path} does not exist: give the path of a .py file, as in configs/nst_voc.py')
+    path = config_file(path)
     guard_files()  # a config may be YAML
     try:
         config = Config.fromfile(path, import_custom_modules=False)

@@ -26,11 +26,12 @@ ROOMS = {
     ),
     'evaluation': (LEAVES | {'functional'}, {'faiss', 'mmengine', 'numpy', 'rich', 'scipy', 'torch'}),
     'studies': (
-        CORE | {'config', 'datasets', 'hooks'},
+        CORE | {'commands', 'config', 'datasets', 'hooks'},
         {'matplotlib', 'mmengine', 'ray', 'rich', 'scipy', 'torch', 'yapf'},
     ),
     'compat': (LEAVES, {'mmcv', 'mmdet', 'scipy', 'torch', 'torchvision'}),
     'utils': ({'errors'}, {'mmengine', 'numpy', 'torch'}),
+    'commands': (set(), set()),
     'checkpoint': (LEAVES | {'compat', 'unpickling'}, {'mmengine', 'numpy', 'torch'}),
     'config': (LEAVES | {'unpickling'}, {'mmengine'}),
     'data_files': (LEAVES, {'torchvision'}),

@@ -78,24 +78,23 @@ def prepare(config: Config) -> None:
         function(**arguments)
 
 
-def check_others(path: str, config: Config, above: tuple[str, ...] = ()) -> None:
+def check_others(config: Config, above: tuple[str, ...] = ()) -> None:
     """Check the configs that a run builds on, as far as they have yet to be trained, and is to be compared with.
 
     Raises:
         UserError: One is missing or no valid config, or builds on a run that builds on it.
     """
-    above += (os.path.realpath(path),)
+    above += (os.path.realpath(path := config.filename),)
     missing = [record.config for record in config.get('requires', []) if not Path(record.checkpoint).is_file()]
-    for other in missing:
-        if os.path.realpath(other) in above:
-            raise UserError(f'{path} requires {other}, which requires it in turn: one of the two must do without')
     for other in [*missing, *config.get('compare', {}).values()]:
         try:
             check_config(required := load_config(other))
         except UserError as error:
             raise UserError(f'{path} names {other} under requires or compare: {error}') from error
         if other in missing:
-            check_others(other, required, above)
+            if os.path.realpath(required.filename) in above:
+                raise UserError(f'{path} requires {other}, which requires it in turn: one of the two must do without')
+            check_others(required, above)
 
 
 def train_apart(config: str, flags: Sequence[str]) -> None:
@@ -179,7 +178,7 @@ def main() -> None:
     args = parse_args()
     config = load_config(args.config, args.work_dir, args.cfg_options)
     check_config(config, 'train')
-    check_others(args.config, config)
+    check_others(config)
     prepare_run(config, args.launcher, args.allow_pickle, args.skip_corrupt, args.amp)
     flags = [f'--{name}' for name in ('amp', 'skip-corrupt', 'allow-pickle') if getattr(args, name.replace('-', '_'))]
     with alone_in(config.work_dir, args.launcher):

@@ -6,9 +6,10 @@ import runpy
 import sys
 import threading
 from multiprocessing import connection, parent_process
-from pathlib import Path
 
-TRAIN = Path(__file__).parents[2] / 'tools' / 'train.py'
+from kd_plugins.commands import TOOLS
+
+TRAIN = TOOLS / 'train.py'
 # Imported once, by the server that every run is forked from.
 PRELOAD = [
     'kd_plugins',

@@ -1,0 +1,1 @@
+_base_ = '../nst_voc.py'

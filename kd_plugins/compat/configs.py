@@ -1,0 +1,55 @@
+"""``kd_plugins::cifar10/resnet8.py``: this package's configs by the name under which mmengine finds other packages'.
+
+mmengine has a fixed table of packages, to which this one is added; wants a folder in the path; and builds what is
+inherited by ``package::`` in the package's scope, where this package's configs state theirs (``default_scope``).
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+CONFIGS = Path(__file__).parents[1] / '.mim' / 'configs'
+
+
+def provide_configs() -> None:
+    """Let mmengine find this package's configs: now, or as soon as it is imported."""
+    if 'mmengine.config' in sys.modules:
+        _add_package(sys.modules['mmengine.config'])
+    else:
+        sys.meta_path.insert(0, _AfterImport)
+
+
+class _AfterImport:
+    """Answers ``mmengine.config`` once, with what is added to it after it is imported."""
+
+    @classmethod
+    def find_spec(
+        cls, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != 'mmengine.config':
+            return None
+        sys.meta_path.remove(cls)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_add(module: ModuleType) -> None:
+                execute(module)
+                _add_package(module)
+
+            spec.loader.exec_module = execute_and_add
+        return spec
+
+
+def _add_package(config: ModuleType) -> None:
+    config.utils.MODULE2PACKAGE['kd_plugins'] = 'kd_plugins'  # which mmengine.hub reads
+    find = config.Config._get_cfg_path
+
+    def find_here(path: str, filename: str) -> tuple[str, str | None]:
+        package, separator, below = path.partition('::')
+        return (str(CONFIGS / below), None) if separator and package == 'kd_plugins' else find(path, filename)
+
+    config.Config._get_cfg_path = staticmethod(find_here)

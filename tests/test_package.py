@@ -1,0 +1,90 @@
+"""What an installation has beside the modules: configs, tools and commands, at OpenMMLab's place for them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from mmengine.config import Config
+from mmengine.config import utils as mmengine_utils
+from mmengine.hub import get_config
+
+from kd_plugins import commands
+from kd_plugins.compat.configs import provide_configs
+from kd_plugins.config import load_config
+from kd_plugins.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / 'kd_plugins' / '.mim'
+
+
+def test_the_index_lists_every_metafile():
+    listed = yaml.safe_load((PACKAGE / 'model-index.yml').read_text())['Import']
+    assert listed == sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('configs/**/metafile.yml'))
+    for name in listed:  # mmengine looks every model of these up
+        assert all(
+            (PACKAGE / model['Config']).is_file() for model in yaml.safe_load((PACKAGE / name).read_text())['Models']
+        )
+
+
+@pytest.fixture
+def inherited(tmp_path, monkeypatch):
+    """A folder with configs that inherit from the package's."""
+    monkeypatch.chdir(tmp_path)
+    for name in ('cifar10/resnet8', 'voc/nst_voc', 'nst_voc_mini'):
+        Path(f'{Path(name).name}.py').write_text(f"_base_ = 'kd_plugins::{name}.py'\n")
+    return tmp_path
+
+
+def test_mmengine_inherits_from_the_package_that_is_imported_first(inherited):
+    code = (
+        'import kd_plugins; from mmengine.config import Config; config = Config.fromfile("resnet8.py"); '
+        'print(config.model.backbone.type, config.default_scope)'
+    )
+    answer = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+    assert answer.splitlines()[-1] == 'kd_plugins.CifarResNet mmpretrain'
+
+
+def test_mmengine_inherits_from_the_package_that_is_imported_last(inherited, monkeypatch):
+    monkeypatch.delitem(mmengine_utils.MODULE2PACKAGE, 'kd_plugins')
+    monkeypatch.setattr(Config, '_get_cfg_path', Config._get_cfg_path)  # and back after the test
+    provide_configs()
+    assert get_config('kd_plugins::cifar10/resnet8.py').model.backbone.depth == 8
+    for name in ('nst_voc', 'nst_voc_mini'):
+        assert Config.fromfile(f'{name}.py').default_scope == 'mmdet'
+
+
+def test_names_in_inherited_configs_keep_their_scope(inherited):
+    model = Config.fromfile('resnet8.py').model
+    assert '_scope_' not in model  # else mmpretrain's ImageClassifier would be looked up in this package
+
+
+@pytest.mark.parametrize('name', ['nst_voc_mini.py', 'kd_plugins::nst_voc_mini.py'])
+def test_paths_in_the_packages_configs_lead_there_from_elsewhere(inherited, name):
+    config = load_config(name)
+    required = Path(config.requires[0].config)
+    assert required.samefile(ROOT / 'configs/voc_mini/student_nst.py')
+    assert config.requires[0].checkpoint == 'work_dirs/voc_mini/student_nst/student.pth'
+    assert config.work_dir == 'work_dirs/nst_voc_mini'
+
+
+@pytest.mark.parametrize(
+    'name', ['kd_plugins::nosuch.py', 'nosuch::a/b.py', '::a.py', 'a.b::c.py', 'configs/nosuch.py']
+)
+def test_a_config_that_no_package_has_is_named(name):
+    with pytest.raises(UserError, match=f'config {name} does not exist: .* kd_plugins::nst_voc.py'):
+        load_config(name)
+
+
+@pytest.mark.parametrize('tool', sorted(path.stem for path in ROOT.glob('tools/*.py')))
+def test_a_command_is_the_tool_of_its_name(tool, monkeypatch):
+    called = []
+    monkeypatch.setattr(os, 'execv', lambda *arguments: called.append(arguments))
+    monkeypatch.setattr(sys, 'argv', [f'/somewhere/bin/kd-{tool.replace("_", "-")}', 'a', '--b'])
+    commands.main()
+    (_, (python, path, *arguments)) = called[0]
+    assert python == sys.executable
+    assert Path(path).samefile(ROOT / 'tools' / f'{tool}.py')
+    assert arguments == ['a', '--b']
