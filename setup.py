@@ -46,7 +46,7 @@ setup(
         'reid': ['faiss-gpu>=1.8,<2'],
         'pictures': ['matplotlib', 'scikit-learn'],
         'study-cluster': ['ray'],
-        'test': ['pytest', 'pytest-xdist', 'ruff'],
+        'test': ['mypy>=2.4,<3', 'pytest', 'pytest-xdist', 'ruff', 'types-PyYAML'],
     },
     options={'build': {'build_base': SCRATCH.name}, 'egg_info': {'egg_base': SCRATCH.name}},
 )

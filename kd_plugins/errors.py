@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import io
 import logging
 import os
 import re
@@ -58,15 +59,15 @@ def _user_message(error: BaseException) -> str | None:
         error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _is_named(error.filename)
     ):
         told = f'{error.filename}: {error.strerror}' if error.filename else text
-        return told + _REMEDIES.get(error.errno, '')
+        return told + _REMEDIES.get(error.errno or 0, '')
     if type(error).__name__ == 'OutOfMemoryError':  # of torch, which this module does not import
         return f'{text.partition(". ")[0]}: use a smaller batch_size, smaller images or --amp'
     if isinstance(error, RuntimeError) and 'gloo/transport' in text:
         return 'another process of this run has ended, see its error: start all of them again, with --resume'
     if not isinstance(error, OSError) or not error.filename:
-        told = _refusal(error)
-        if told is not None:
-            return told
+        refusal = _refusal(error)
+        if refusal is not None:
+            return refusal
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None if cause is None else _user_message(cause)
 
@@ -100,7 +101,7 @@ def _keep_traceback(error: BaseException) -> str | None:
 
     if MMLogger.check_instance_created(MMLogger.get_current_instance().instance_name):
         for handler in MMLogger.get_current_instance().handlers:
-            if isinstance(handler, logging.FileHandler):
+            if isinstance(handler, logging.FileHandler) and handler.stream:  # a closed one has none
                 handler.stream.write(''.join(traceback.format_exception(error)))
                 return os.path.relpath(handler.baseFilename)
     return None
@@ -139,7 +140,8 @@ def _part_at_work(error: BaseException) -> tuple[str, bool]:
     gave, or the constructor that got the config's options.
     """
     classes = {class_ for *_, modules in _registries() for class_ in modules.values() if isinstance(class_, type)}
-    part, model, blamed, being_built = '', None, False, None
+    part, blamed, being_built = '', False, None
+    model: Any = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         local, owner = frame.f_locals, frame.f_locals.get('self')
         if frame.f_code.co_name == 'build_from_cfg' and isinstance(local.get('obj_cls'), type):
@@ -148,7 +150,7 @@ def _part_at_work(error: BaseException) -> tuple[str, bool]:
         elif type(owner) is being_built and being_built is not None:
             blamed = frame.f_code.co_name == '__init__'
         elif hasattr(type(owner), 'named_modules'):  # the object itself may be half made
-            model, kind = model or owner, type(owner)
+            model, kind = owner if model is None else model, type(owner)
             place = next((name for name, module in model.named_modules() if module is owner), '')
             if being_built is None:
                 part = f'{place} ({kind.__name__})' if place else kind.__name__
@@ -190,7 +192,8 @@ def one_line_errors(stopped: str = 'stopped by Ctrl-C') -> Iterator[None]:
     """
     logging.raiseExceptions = False  # a log line that finds no room is lost, not followed by a traceback
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors='backslashreplace')  # a locale may lack a letter of a message
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's is not, and takes every letter
+            stream.reconfigure(errors='backslashreplace')  # a locale may lack a letter of a message
     try:
         yield
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """Which errors are told in one line, and which are defects of the program, whose traceback is shown."""
 
+import io
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmpretrain.datasets import PackInputs
 from torch._utils import ExceptionWrapper
 
@@ -121,6 +123,25 @@ def test_a_message_is_printed_in_any_locale():
         env=dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0', PYTHONPATH=str(Path(__file__).parents[1])),
     )
     assert (done.returncode, done.stderr) == (1, 'error: \\xe9.py does not exist\n')
+
+
+def test_a_stream_without_settings_is_left_as_it_is(monkeypatch):
+    """Such as that of a notebook, or one in memory."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, 'stderr', stream)
+    with pytest.raises(SystemExit), one_line_errors():
+        raise UserError('é is missing')
+    assert stream.getvalue() == 'error: é is missing\n'
+
+
+def test_a_log_that_is_closed_keeps_no_traceback(tmp_path, capsys):
+    logger = MMLogger.get_instance('closed', log_file=str(tmp_path / 'a.log'))
+    line = told(capsys, lambda: PackInputs()(5))
+    assert line.endswith('a.log)\n')
+    for handler in logger.handlers:
+        handler.close()
+    assert 'traceback' not in told(capsys, lambda: PackInputs()(5))
+    logger.handlers.clear()
 
 
 def test_a_group_that_has_lost_a_process_says_so(capsys):

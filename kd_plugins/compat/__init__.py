@@ -64,7 +64,7 @@ def check_operators(model: Any) -> None:
         UserError: It does; the message names the module, the operator and how to build the full mmcv.
     """
     operators = sys.modules.get('mmcv._ext')
-    if getattr(operators, '__file__', None) != str(_OPS):
+    if operators is None or getattr(operators, '__file__', None) != str(_OPS):
         return
     for name, module in model.named_modules():
         for kind in type(module).__mro__:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from mmpretrain.structures import DataSample
+from numpy.typing import NDArray
 
 from kd_plugins.errors import UserError
 from kd_plugins.registry import DATASETS, FUNCTIONS
@@ -89,7 +90,7 @@ class BatchedImages:
         self._row, self._corner = row, np.arange(len(infos)) * planes
         self._padding, self._flip_prob, self._replay, self._seed = padding, flip_prob, replay, seed
         self._start = self._corner + padding * (row + 1)
-        self._flip = np.zeros(len(infos), bool)
+        self._flip: NDArray[np.bool_] = np.zeros(len(infos), bool)
         self._ready = not padding and not flip_prob
 
     def set_epoch(self, epoch: int, seed: int) -> None:

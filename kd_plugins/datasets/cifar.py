@@ -76,7 +76,8 @@ class CIFAR10(mmpretrain_datasets.CIFAR10):
             raise UserError(f'{", ".join(missing)}: missing; {self._remedy}')
         # With indices=10000 the first file is enough; corruption looks at the whole split.
         whole = self._corruption or not isinstance(self._indices, int) or self._indices < 0
-        infos, read, changed = [], 0, 0
+        infos: list[dict[str, Any]] = []
+        read = changed = 0
         for path, md5 in files.items():
             if not whole and len(infos) >= self._indices:
                 break

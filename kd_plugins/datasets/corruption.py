@@ -6,13 +6,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from mmengine.dataset import BaseDataset
+from numpy.typing import NDArray
 
 from kd_plugins.errors import UserError
 from kd_plugins.registry import DATASETS
 
+Labels = Sequence[int] | NDArray[np.integer]
+
 _DRAWS = dict(noise=2, imbalance=3, validation=4)  # streams of their own under one seed
 # The options of each kind, what values they take, and the value where none is given (...: one must be).
-_OPTIONS = dict(
+_OPTIONS: dict[str, dict[str, tuple[type, Any]]] = dict(
     label_noise=dict(rate=(Real, ...), include_true=(bool, True), seed=(Integral, 0)),
     imbalance=dict(gamma=(Real, ...), most=(Integral, None), least=(Integral, None), seed=(Integral, 0)),
     validation=dict(size=(Integral, ...), seed=(Integral, 0), part=(str, 'train')),
@@ -23,7 +26,7 @@ _KINDS = {Real: 'a number', Integral: 'a whole number', bool: 'True or False', s
 
 
 def noisy_labels(
-    labels: Sequence[int],
+    labels: Labels,
     classes: int,
     rate: float,
     include_true: bool = True,
@@ -90,7 +93,7 @@ def class_sizes(classes: int, gamma: float, most: int, least: int) -> list[int]:
 
 
 def kept_samples(
-    labels: Sequence[int],
+    labels: Labels,
     classes: int,
     gamma: float,
     most: int | None = None,
@@ -131,7 +134,7 @@ def kept_samples(
     return np.flatnonzero(rank < np.array(sizes)[labels])
 
 
-def held_out(labels: Sequence[int], size: int, seed: int = 0) -> np.ndarray:
+def held_out(labels: Labels, size: int, seed: int = 0) -> np.ndarray:
     """Return the places of a validation part, in order, drawn by the seed within each class (stratified).
 
     Each class gives in proportion to its samples; what rounding leaves goes to the largest remainders.
@@ -168,7 +171,7 @@ class Corruption(NamedTuple):
 
 
 def corrupt(
-    labels: Sequence[int],
+    labels: Labels,
     classes: int,
     label_noise: Mapping[str, Any] | None = None,
     imbalance: Mapping[str, Any] | None = None,

@@ -91,13 +91,15 @@ class LoadImage(LoadImageFromFile):
         except FileNotFoundError:
             raise UserError(f'{path}: image file is missing; check data_root and data_prefix') from None
         if _is_truncated_jpeg(data):
-            return self._refuse(path, 'is truncated')
+            self._refuse(path, 'is truncated')
+            return None
         try:
             image = mmcv.imfrombytes(data, flag=self.color_type, backend=self.imdecode_backend)
         except (OSError, cv2.error):
             image = None
         if image is None:
-            return self._refuse(path, 'cannot be decoded')
+            self._refuse(path, 'cannot be decoded')
+            return None
         if 'height' in results and 'width' in results:
             turned = 'ignore_orientation' not in self.color_type and self.color_type != 'unchanged'
             orientation = _orientation(data) if turned else 1
@@ -111,9 +113,8 @@ class LoadImage(LoadImageFromFile):
                     if size[::-1] == expected and orientation > 4
                     else ''
                 )
-                return self._refuse(
-                    path, f'is {size[1]}x{size[0]}, its annotation says {expected[1]}x{expected[0]}{hint}'
-                )
+                self._refuse(path, f'is {size[1]}x{size[0]}, its annotation says {expected[1]}x{expected[0]}{hint}')
+                return None
             if orientation != 1 and results.get('instances'):
                 self._report(
                     path,

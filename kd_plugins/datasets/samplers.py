@@ -1,9 +1,10 @@
 """Which pictures make up a batch where the loss compares them with one another."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from mmengine.dataset import BaseDataset
 from mmengine.dist import get_dist_info, sync_random_seed
 
 from kd_plugins.errors import UserError
@@ -53,7 +54,7 @@ class PKSampler:
         1. Hermans, Beyer and Leibe: In Defense of the Triplet Loss for Person Re-Identification, arXiv 1703.07737.
     """
 
-    def __init__(self, dataset: Sized, identities: int = 16, instances: int = 4, seed: int | None = None) -> None:
+    def __init__(self, dataset: BaseDataset, identities: int = 16, instances: int = 4, seed: int | None = None) -> None:
         if identities < 1 or instances < 2:
             raise UserError(
                 f'PKSampler: identities={identities}, instances={instances}; expected at least 1 identity '

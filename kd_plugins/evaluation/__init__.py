@@ -1,12 +1,16 @@
 """Retrieval: exact scores, re-ranking, and the metric of a run."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation.features import ReIDFeatures, load_features, save_features
 from kd_plugins.evaluation.reid_metric import ReIDMetric
 from kd_plugins.evaluation.retrieval import Retrieval, rank_matches, rank_rows
+
+if TYPE_CHECKING:  # else by __getattr__
+    from kd_plugins.evaluation.approximate import rank_approximately
+    from kd_plugins.evaluation.reranking import KReciprocal, expand_queries
 
 __all__ = [
     'KReciprocal',

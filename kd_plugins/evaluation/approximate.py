@@ -1,6 +1,6 @@
 """Search for galleries that are too large to look at every item, and what that costs."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import faiss
 import numpy as np
@@ -49,7 +49,8 @@ def rank_approximately(
 
     size, dimensions = features.gallery_features.shape
     cells = max(1, min(int(4 * size**0.5), size // 39))  # faiss wants 39 items to train a cell
-    searcher = faiss.index_factory(dimensions, f'IVF{cells},Flat' if index == 'ivf' else 'HNSW32,Flat', distance)
+    kind = f'IVF{cells},Flat' if index == 'ivf' else 'HNSW32,Flat'
+    searcher: Any = faiss.index_factory(dimensions, kind, distance)  # faiss declares what all kinds have
     if index == 'ivf':
         every = max(1, size // (256 * cells))  # more than 256 items a cell do not improve it
         searcher.train(prepared(features.gallery_features[::every]))

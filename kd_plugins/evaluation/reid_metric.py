@@ -1,6 +1,6 @@
 """Retrieval scores of a re-identification run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, get_args
 
@@ -61,7 +61,7 @@ class ReIDMetric(BaseMetric):
                 f'ReIDMetric: expected a metric of {get_args(Metric)} and an ap of '
                 f"{get_args(AveragePrecision)}, got '{metric}' and '{ap}'"
             )
-        self._rerank = None
+        self._rerank: Callable[..., Any] | None = None
         if rerank is not None:
             from kd_plugins.evaluation import KReciprocal
 
@@ -104,9 +104,10 @@ class ReIDMetric(BaseMetric):
                     "split='test', which holds both"
                 )
         found = ReIDFeatures(
-            *(x[rows] for rows in (is_query, ~is_query) for x in (features, ids, cameras)),
-            query_paths=paths[is_query],
-            gallery_paths=paths[~is_query],
+            *(x[is_query] for x in (features, ids, cameras)),
+            *(x[~is_query] for x in (features, ids, cameras)),
+            paths[is_query],
+            paths[~is_query],
         )
         if self.save_to:
             save_features(found, self.save_to)

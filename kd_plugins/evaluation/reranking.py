@@ -27,9 +27,9 @@ def _check(condition: bool, expected: str, given: object) -> None:
 
 
 def _checked(query: Floats, gallery: Floats) -> tuple[Floats, ...]:
-    fits = query.ndim == gallery.ndim == 2 and query.shape[1] == gallery.shape[1] and query.size and gallery.size
+    fits = query.ndim == gallery.ndim == 2 and query.shape[1] == gallery.shape[1] and query.size > 0 < gallery.size
     _check(fits, 'features (Q, D) and (G, D) of the same D, neither empty', f'{query.shape} and {gallery.shape}')
-    _check(np.isfinite(query).all() and np.isfinite(gallery).all(), 'finite features', 'NaN or infinity')
+    _check(all(bool(np.isfinite(x).all()) for x in (query, gallery)), 'finite features', 'NaN or infinity')
     return in_range(query, gallery)
 
 
@@ -197,7 +197,8 @@ class KReciprocal:
         """Return V before the mean."""
         rows, columns = (x.astype(np.int64) for x in support.nonzero())
         distances, (x, i, j) = np.empty(len(rows), np.float32), map(faiss.swig_ptr, (self._features, rows, columns))
-        faiss.pairwise_indexed_L2sqr(self._features.shape[1], len(rows), x, i, x, j, faiss.swig_ptr(distances))
+        pairwise = faiss.pairwise_indexed_L2sqr  # type: ignore[attr-defined]  # missing in faiss's stubs only
+        pairwise(self._features.shape[1], len(rows), x, i, x, j, faiss.swig_ptr(distances))
         weights = np.exp(-distances / self._farthest[rows])
         weights /= np.bincount(rows, weights)[rows]
         return csr_array((weights, (rows, columns)), support.shape)

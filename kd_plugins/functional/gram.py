@@ -154,7 +154,8 @@ class _Gram(torch.autograd.Function):
                 return wide @ wide.mT
             # A float32 sum of millions of products is off by 1e-6, more than nearly equal samples differ.
             parts = (as_float(part) for part in x.split(_LONG, -1))
-            return sum((part @ part.mT).double() for part in parts).to(torch.promote_types(x.dtype, torch.float32))
+            total = reduce(torch.add, ((part @ part.mT).double() for part in parts))
+            return total.to(torch.promote_types(x.dtype, torch.float32))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

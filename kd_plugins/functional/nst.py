@@ -1,6 +1,7 @@
 """Neuron selectivity transfer."""
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ def _inverse_norm(squared: Tensor, eps: float = 1e-24) -> Tensor:
     return squared.masked_fill(squared <= eps, torch.inf).rsqrt()
 
 
-def _cosines(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _cosines(student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
     """Return x'x, y'y and x'y of the normalised maps; the smaller are scaled, the maps or their Gram matrices."""
     if student.shape[2] < student.shape[1]:
         student, teacher = unit(student), unit(teacher)
@@ -41,8 +42,8 @@ def _mmd(kernel: Callable[[Tensor], Tensor], student: Tensor, teacher: Tensor) -
 
 def _linear(student: Tensor, teacher: Tensor) -> Tensor:
     scales = (_inverse_norm(torch.linalg.vector_norm(x, dim=2).square()) / x.shape[1] for x in (student, teacher))
-    means = (scale[:, None, :] @ x for scale, x in zip(scales, (student, teacher), strict=True))
-    return mse_loss(*means, reduction='sum') / len(student)
+    own, other = (scale[:, None, :] @ x for scale, x in zip(scales, (student, teacher), strict=True))
+    return mse_loss(own, other, reduction='sum') / len(student)
 
 
 def _square(student: Tensor, teacher: Tensor) -> Tensor:
@@ -112,8 +113,8 @@ def _variance(own: Tensor, other: Tensor, cross: Tensor, bandwidth: str | float)
     if not isinstance(bandwidth, str):
         return max(bandwidth, least)
     blocks = (cross,) if bandwidth == 'cross' else (own, other, cross, cross)
-    variance = sum(x.sum((1, 2), keepdim=True) for x in blocks) / sum(x[0].numel() for x in blocks) * -2
-    return variance.clamp_min(least)
+    total = reduce(torch.add, (x.sum((1, 2), keepdim=True) for x in blocks))
+    return (total / sum(x[0].numel() for x in blocks) * -2).clamp_min(least)
 
 
 def _gaussian(student: Tensor, teacher: Tensor, bandwidth: str | float) -> Tensor:

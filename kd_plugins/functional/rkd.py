@@ -16,11 +16,11 @@ CONVENTIONS = ('paper', 'code')
 _BLOCK_ELEMENTS, _LARGE_BLOCK = 2**19, 2**24
 
 
-def _squared_distances(student: Tensor, teacher: Tensor, convention: str, normalize: bool) -> list[Tensor]:
+def _squared_distances(student: Tensor, teacher: Tensor, convention: str, normalize: bool) -> tuple[Tensor, Tensor]:
     check_choice('convention', convention, CONVENTIONS)
     check_batch('rkd_loss', student, teacher)
-    features = (x.flatten(1) for x in (student, teacher))
-    return [_pairwise(unit(x) if normalize else x) for x in features]
+    own, other = (_pairwise(unit(x) if normalize else x) for x in (student.flatten(1), teacher.flatten(1)))
+    return own, other
 
 
 def _pairwise(x: Tensor) -> Tensor:

@@ -78,7 +78,8 @@ def softmax_focal_loss_forward(
         gamma: Exponent.
         alpha: Factor.
     """
-    probability, logarithm, scale = _softmax_focal_terms(*widen(input), target, weight, alpha)
+    (softmax,) = widen(input)
+    probability, logarithm, scale = _softmax_focal_terms(softmax, target, weight, alpha)
     output.copy_(-scale * (1 - probability) ** gamma * logarithm)
 
 

@@ -15,7 +15,7 @@ def widen(*tensors: Tensor) -> list[Tensor]:
 
 def gradients(function: Callable[..., Tensor], tensors: tuple[Tensor, ...], grad_output: Tensor) -> tuple[Tensor, ...]:
     """Return d(sum(grad_output · function(*tensors))) / d(each tensor)."""
-    grad_output, *tensors = widen(grad_output, *tensors)
+    grad_output, *wide = widen(grad_output, *tensors)
     with torch.enable_grad():
-        leaves = [t.detach().requires_grad_() for t in tensors]
+        leaves = [t.detach().requires_grad_() for t in wide]
         return torch.autograd.grad(function(*leaves), leaves, grad_output)

@@ -120,7 +120,7 @@ def roi_pool_forward(
         spatial_scale: Factor from the coordinates of the rois to those of the input.
     """
     height, width = input.shape[2:]
-    for k, (image, x1, y1, x2, y2) in enumerate(*widen(rois)):
+    for k, (image, x1, y1, x2, y2) in enumerate(widen(rois)[0]):
         rows, row_counts = _bins(y1 * spatial_scale, (y2 + 1) * spatial_scale, pooled_height, height)
         columns, column_counts = _bins(x1 * spatial_scale, (x2 + 1) * spatial_scale, pooled_width, width)
         # All below: (bin row, bin column, row in the bin, column in the bin), the last two then flattened.
