@@ -191,13 +191,102 @@ def _ordered(values: Tensor) -> Tensor:
     return values.sort(dim=1).values
 
 
-def _places(row: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return where one of some values stands in a row of float32."""
-    # By their last bits nearly all of a long row is left out at once.
+def _indices_of(values: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Return the indices at which a row of float32 has one of some values."""
+    # Their last 16 bits exclude nearly all of a long row at once.
     table = np.zeros(2**16, bool)
     table[values.view(np.uint16)[::2]] = True
-    places = np.flatnonzero(table[row.view(np.uint16)[::2]])
-    return places[np.isin(row[places], values)]
+    indices = np.flatnonzero(table[row.view(np.uint16)[::2]])
+    return indices[np.isin(row[indices], values)]
+
+
+def _exact_matches(query: np.ndarray, gallery: np.ndarray, pairs: Pairs, metric: Metric) -> np.ndarray:
+    """Return the similarity of every match in float64, (P,); NaN for the pairs that are no match."""
+    similarities = np.full(len(pairs.query), np.nan)
+    matches = np.flatnonzero(pairs.match)
+    for own in np.split(matches, np.flatnonzero(np.diff(pairs.query[matches])) + 1):
+        if len(own):
+            similarities[own] = _exact(query[pairs.query[own[0]]], gallery, pairs.gallery[own], metric)
+    return similarities
+
+
+def _check_rounding(computed: Tensor, exact: np.ndarray, bound: float) -> None:
+    """Raise UserError where a similarity is off by more than ``bound``; NaN in ``exact`` is not known."""
+    off = np.abs(computed.cpu().numpy() - exact)[~np.isnan(exact)]
+    if not (off <= bound).all():
+        raise UserError(
+            f'the similarities computed on {computed.device} are off by {off.max():.1e}, more than float32 rounds '
+            f'({bound:.1e}): switch off lower precision of matrix products, as in '
+            "torch.set_float32_matmul_precision('highest')"
+        )
+
+
+class _Windows(NamedTuple):
+    """The similarities that float32 cannot tell from the limits, in a block of b queries with M limits each.
+
+    Attributes:
+        ordered: (b, G) similarities of each query, ascending.
+        lower: (b, M) smallest similarity that may be the limit.
+        upper: (b, M) largest such similarity.
+        first: (b, M) index of the first of them in ``ordered``.
+        end: (b, M) index after the last of them.
+    """
+
+    ordered: Tensor
+    lower: np.ndarray
+    upper: np.ndarray
+    first: np.ndarray
+    end: np.ndarray
+
+
+def _count_in_float32(block: Tensor, limits: np.ndarray, bound: float) -> tuple[np.ndarray, _Windows]:
+    """Count the similarities that exceed the limits beyond doubt.
+
+    Args:
+        block: Similarities (b, G) in float32.
+        limits: Similarities (b, M) in float64; infinite where a query has fewer than M.
+        bound: Largest error of a similarity.
+
+    Returns:
+        The counts, (b, M), and the windows of those in doubt.
+    """
+    ordered = _ordered(block)
+    lower, upper = (np.nextafter((limits + x * bound).astype(np.float32), np.float32(x * np.inf)) for x in (-1, 1))
+    first, end = (
+        torch.searchsorted(ordered, torch.from_numpy(limit).to(block.device), right=right).cpu().numpy()
+        for limit, right in ((lower, False), (upper, True))
+    )
+    return ordered.shape[1] - end, _Windows(ordered, lower, upper, first, end)
+
+
+def _count_in_float64(
+    block: Tensor, windows: _Windows, tied: np.ndarray, query: np.ndarray, gallery: np.ndarray, metric: Metric
+) -> np.ndarray:
+    """Count, among the similarities in doubt, those that reach the limits.
+
+    Args:
+        block: Similarities (b, G) in float32.
+        windows: Which of them are in doubt.
+        tied: Smallest similarities (b, M) in float64 that count as equal to the limits.
+        query: Features (b, D) in float64, for ``'cosine'`` of L2 norm 1.
+        gallery: Features (G, D).
+        metric: ``'cosine'`` or ``'euclidean'``.
+
+    Returns:
+        The counts, (b, M).
+    """
+    counts = np.zeros(tied.shape, np.int64)
+    doubtful = windows.first < windows.end
+    for row in np.flatnonzero(doubtful.any(1)):
+        near = np.flatnonzero(doubtful[row])
+        values, ordered = block[row].cpu().numpy(), windows.ordered[row].cpu().numpy()
+        inside = np.concatenate([ordered[windows.first[row, i] : windows.end[row, i]] for i in near])
+        columns = _indices_of(inside, values)
+        values = values[columns]
+        candidates = (values >= windows.lower[row, near, None]) & (values <= windows.upper[row, near, None])
+        exact = _exact(query[row], gallery, columns, metric)
+        counts[row, near] = (candidates & (exact >= tied[row, near, None])).sum(1)
+    return counts
 
 
 def rank_matches(
@@ -235,21 +324,15 @@ def rank_matches(
     query, gallery = features.query_features.astype(np.float64), features.gallery_features
     if metric == 'cosine':
         query /= np.maximum(np.sqrt(np.einsum('nd,nd->n', query, query)), _TINY)[:, None]
-    owner, items = pairs.query[pairs.match], pairs.gallery[pairs.match]
+    known = _exact_matches(query, gallery, pairs, metric)
+    # The matches of each query from the most similar one on, and how many wrong items are at least as similar.
+    owner, limits = pairs.query[pairs.match], known[pairs.match]
+    limits = limits[np.lexsort((-limits, owner))]
+    tied = limits - _TIE * (1 if metric == 'cosine' else np.abs(limits))
     starts = np.searchsorted(owner, np.arange(len(query) + 1))
     position = np.arange(len(owner)) - starts[owner]
-    known = np.full(len(pairs.query), np.nan)
-    known[pairs.match] = np.concatenate(
-        [
-            np.empty(0),
-            *(_exact(query[row], gallery, items[starts[row] : starts[row + 1]], metric) for row in np.unique(owner)),
-        ]
-    )
-    # The matches of each query from the most similar one on, and the wrong items that are at least as similar.
-    exact = known[pairs.match]
-    exact = exact[np.lexsort((-exact, owner))]
-    tied = exact - _TIE * (1 if metric == 'cosine' else np.abs(exact))
     wrong = np.zeros(len(owner), np.int64)
+
     similarities = _Similarities(features, metric, device)
     rounding = (16 + 2 * gallery.shape[1] ** 0.5) * 2.0**-24
     underflow = gallery.shape[1] * 2.0**-124  # products that float32 takes for 0
@@ -261,39 +344,20 @@ def rank_matches(
         own_query, own_gallery, own_known = pairs.query[inside], pairs.gallery[inside] - part.start, known[inside]
         for rows, block, own_size, size in similarities.blocks(part):
             own = slice(*np.searchsorted(own_query, (rows.start, rows.stop)))
-            places = torch.from_numpy(own_query[own] - rows.start), torch.from_numpy(own_gallery[own])
-            off = np.abs(block[places].cpu().numpy() - own_known[own])[~np.isnan(own_known[own])]
+            paired = torch.from_numpy(own_query[own] - rows.start), torch.from_numpy(own_gallery[own])
             bound = rounding * float(own_size.max() + size.max()) ** 2 + underflow
-            if not (off <= bound).all():
-                raise UserError(
-                    f'the similarities computed on {device} are off by {off.max():.1e}, more than float32 '
-                    f'rounds ({bound:.1e}): switch off lower precision of matrix products, as in '
-                    "torch.set_float32_matmul_precision('highest')"
-                )
-            block[places] = -torch.inf
+            _check_rounding(block[paired], own_known[own], bound)
+            block[paired] = -torch.inf
             block[:, junk] = -torch.inf
-            ordered = _ordered(block)
+
             matches = slice(starts[rows.start], starts[min(rows.stop, len(query))])
-            row, column = owner[matches] - rows.start, position[matches]
-            limits = np.full((len(block), int(column.max(initial=0)) + 1), np.inf)
-            limits[row, column] = exact[matches]
-            lower, upper = (
-                np.nextafter((limits + x * bound).astype(np.float32), np.float32(x * np.inf)) for x in (-1, 1)
-            )
-            below, until = (
-                torch.searchsorted(ordered, torch.from_numpy(limit).to(device), right=right).cpu().numpy()
-                for limit, right in ((lower, False), (upper, True))
-            )
-            wrong[matches] += ordered.shape[1] - until[row, column]
-            for row in np.flatnonzero((below < until).any(1)):
-                near = np.flatnonzero(below[row] < until[row])
-                values, in_order = block[row].cpu().numpy(), ordered[row].cpu().numpy()
-                found = _places(values, np.concatenate([in_order[below[row, i] : until[row, i]] for i in near]))
-                values = values[found]
-                windows = (values >= lower[row, near, None]) & (values <= upper[row, near, None])
-                at = starts[rows.start + row] + near
-                exactly = _exact(query[rows.start + row], gallery, part.start + found, metric)
-                wrong[at] += (windows & (exactly >= tied[at, None])).sum(1)
+            cells = owner[matches] - rows.start, position[matches]
+            own_limits, own_tied = np.full((2, len(block), int(cells[1].max(initial=0)) + 1), np.inf)
+            own_limits[cells], own_tied[cells] = limits[matches], tied[matches]
+            counts, windows = _count_in_float32(block, own_limits, bound)
+
+            counts += _count_in_float64(block, windows, own_tied, query[rows], gallery[part], metric)
+            wrong[matches] += counts[cells]
     return retrieval_of(pairs, wrong + position + 1, len(query))
 
 
