@@ -1,8 +1,8 @@
-"""Child registries of mmengine's, in scope ``kd_plugins``.
+"""Registries of scope ``kd_plugins``, children of mmengine's.
 
-mmengine imports ``<scope>.registry`` when it meets an unknown scope, and the locations below when it first looks a
-name up, so ``type='kd_plugins.NSTLoss'`` is found in any config. On an mmcv without compiled operators the config also
-needs ``custom_imports=dict(imports=['kd_plugins'])``: mmdet imports them before it looks at any name.
+mmengine imports ``<scope>.registry`` for an unknown scope, and the locations below at the first lookup of a name, so
+``type='kd_plugins.NSTLoss'`` is found in any config. With an mmcv without compiled operators, the config also needs
+``custom_imports=dict(imports=['kd_plugins'])``: mmdet imports the operators before any lookup.
 """
 
 import inspect
@@ -31,49 +31,56 @@ OPTIM_WRAPPERS = _child(mmengine_registry.OPTIM_WRAPPERS, 'optim')
 METRICS = _child(mmengine_registry.METRICS, 'evaluation')
 
 
-def type_name(record: dict[str, Any]) -> str:
-    """Return the name of what a record builds, without its package; a config by ``read_base`` has the class itself."""
-    kind = record.get('type', '')
+def type_name(config: Mapping[str, Any]) -> str:
+    """Return the name of a config dict's type, without its package; in configs by ``read_base`` the type is a class."""
+    kind = config.get('type', '')
     return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', '')
 
 
-def checked_arguments(what: str, callable_: Any, record: Mapping[str, Any]) -> None:
-    """Check a record against what it is for.
+def check_arguments(what: str, callable_: Any, config: Mapping[str, Any]) -> None:
+    """Check the keys of a config dict against the parameters of the callable that gets them.
+
+    Args:
+        what: Name of the thing to build, for messages.
+        callable_: Class or function that is called with the config dict.
+        config: The config dict, without its type.
 
     Raises:
-        UserError: An option is misspelt (the nearest is offered) or missing.
+        UserError: An option is misspelt (the message names the nearest) or missing.
     """
     options = {name: p for name, p in inspect.signature(callable_).parameters.items() if p.kind is not p.VAR_KEYWORD}
     if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(callable_).parameters.values()):
         return
-    for name in record:
+    for name in config:
         if name not in options:
             raise UserError(f"{what} has no option '{name}': {did_you_mean(name, options)}")
     for name, parameter in options.items():
-        if parameter.default is parameter.empty and name not in record:
+        if parameter.default is parameter.empty and name not in config:
             raise UserError(f"{what} needs the option '{name}'")
 
 
-def build_part(what: str, record: Mapping[str, Any] | nn.Module) -> nn.Module:
-    """Build a loss or an adapter from its record.
+def build_part(what: str, config: Mapping[str, Any] | nn.Module) -> nn.Module:
+    """Build a loss or an adapter from its config dict; return a module as it is.
 
     Raises:
-        UserError: The type is unknown (near names are offered), or an option is misspelt or out of range.
+        UserError: The type is unknown (the message lists near names), or an option is misspelt or out of range.
     """
-    if isinstance(record, nn.Module):
-        return record
-    if not isinstance(record, Mapping) or 'type' not in record:
-        raise UserError(f"{what} must be a record with a 'type', as in dict(type='kd_plugins.NSTLoss'), got {record!r}")
-    name = record['type']
+    if isinstance(config, nn.Module):
+        return config
+    if not isinstance(config, Mapping) or 'type' not in config:
+        raise UserError(
+            f"{what} must be a config dict with a 'type', as in dict(type='kd_plugins.NSTLoss'), got {config!r}"
+        )
+    name = config['type']
     try:
         class_ = MODELS.get(name) if isinstance(name, str) else name
     except (RuntimeError, ImportError):
         class_ = None
     if class_ is None:
-        like = nearest(f'kd_plugins.{str(name).rpartition(".")[2]}', [f'kd_plugins.{x}' for x in MODELS.module_dict], 3)
-        raise UserError(f"{what}: '{name}' is no registered module; {like}")
-    options = {key: value for key, value in record.items() if key != 'type'}
-    checked_arguments(f'{what} ({class_.__name__})', class_, options)
+        near = nearest(f'kd_plugins.{str(name).rpartition(".")[2]}', [f'kd_plugins.{x}' for x in MODELS.module_dict], 3)
+        raise UserError(f"{what}: '{name}' is not a registered module; {near}")
+    options = {key: value for key, value in config.items() if key != 'type'}
+    check_arguments(f'{what} ({class_.__name__})', class_, options)
     try:
         return class_(**options)
     except ValueError as error:

@@ -41,8 +41,8 @@ from tiny import (
     image_folder,
     market_folder,
     reid_config,
+    saved_teacher,
     stock_detector,
-    teacher_record,
 )
 from tiny_study import write_cifar, write_study
 
@@ -106,7 +106,7 @@ def build_assets(root: Path) -> None:
     market_folder(root / 'market')
     write_cifar(root / 'cifar')
     (root / 'teacher.py').write_text(f"default_scope = 'mmpretrain'\nmodel = {classifier(14)!r}\n")
-    teacher_record(root)
+    saved_teacher(root)
     (root / 'empty').mkdir()
     (root / 'empty.pth').touch()
     (root / 'text.pth').write_text('these are no weights')

@@ -99,7 +99,7 @@ def test_failed_write_keeps_the_old_file(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the write fails half-way, as on a full disk
     try:
-        with pytest.raises(UserError, match=r'x\.pth cannot be written .* what was written before is kept; make room'):
+        with pytest.raises(UserError, match=r'x\.pth cannot be written .* earlier files are kept; make room'):
             AtomicBackend().put(bytes(5000), str(path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

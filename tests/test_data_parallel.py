@@ -145,5 +145,7 @@ def test_checkpoint_of_a_real_run_is_the_stock_students(folder, ranks, way):
 def test_shapes_that_differ_between_ranks_are_refused(ranks, way):
     for rank in ranks:
         error = rank['shapes'][way]
-        assert error.startswith('a relational loss compares the samples of all processes, whose shapes differ here')
+        assert error.startswith(
+            'a relational loss compares the samples of all processes, but the shapes of their features differ'
+        )
         assert '(4, 5, 5, 5), (4, 5, 7, 7)' in error

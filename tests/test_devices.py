@@ -15,7 +15,7 @@ from tiny import (
     image_folder,
     market_folder,
     reid_config,
-    teacher_record,
+    saved_teacher,
     train,
     weights,
 )
@@ -59,7 +59,7 @@ def data(tmp_path):
 @pytest.fixture
 def teacher(tmp_path):
     """A teacher with a normalisation of its own, that says class 1 of most images, so that a student may agree."""
-    record = teacher_record(tmp_path) | dict(data_preprocessor=dict(mean=[100.0] * 3, std=[50.0] * 3))
+    record = saved_teacher(tmp_path) | dict(data_preprocessor=dict(mean=[100.0] * 3, std=[50.0] * 3))
     checkpoint = torch.load(record['checkpoint'])
     checkpoint['state_dict']['head.fc.bias'][1] += 3
     torch.save(checkpoint, record['checkpoint'])

@@ -32,7 +32,7 @@ def image_folder(root: Path, images: int = 24, size: int = 16) -> Path:
 
 
 def classifier(depth: int = 8, width: int = 4, **backbone: Any) -> dict:
-    """Return a record of a very small classifier."""
+    """Return the config dict of a very small classifier."""
     return dict(
         type='ImageClassifier',
         _scope_='mmpretrain',
@@ -56,7 +56,7 @@ def classification_config(
     epochs: int = 2,
     **more: Any,
 ) -> Config:
-    """Return the config of a run of three steps an epoch, with augmentation, momentum and a schedule."""
+    """Return the config of a run with three steps per epoch, augmentation, momentum and a schedule."""
     pipeline = [
         dict(type='LoadImageFromFile'),
         dict(type='RandomFlip', prob=0.5, direction='horizontal'),
@@ -86,25 +86,25 @@ def classification_config(
     )
 
 
-def teacher_record(folder: Path, depth: int = 14, width: int = 4) -> dict:
-    """Save a teacher with weights of its own, and return the record that loads it."""
+def saved_teacher(folder: Path, depth: int = 14, width: int = 4) -> dict:
+    """Save a teacher with random weights, and return the config dict that loads it."""
     from kd_plugins.registry import MODELS
 
-    record = classifier(depth, width)
+    config = classifier(depth, width)
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        model = MODELS.build(record)
+        model = MODELS.build(config)
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
     path = folder / 'teacher.pth'
     torch.save({'state_dict': model.state_dict()}, path)
-    return dict(config=record, checkpoint=str(path))
+    return dict(config=config, checkpoint=str(path))
 
 
 def coco_folder(root: Path, images: int = 4, size: int = 64) -> Path:
-    """Write a detection set in COCO's format, one bright box an image."""
+    """Write a detection set in COCO's format, with one bright box per image."""
     rng = np.random.default_rng(0)
     (root / 'images').mkdir(parents=True)
     annotations = []
@@ -127,7 +127,7 @@ def coco_folder(root: Path, images: int = 4, size: int = 64) -> Path:
 
 
 def stock_detector(data: Path, work_dir: Path) -> Config:
-    """Return mmdet's own RetinaNet-R18 config on a tiny set, one epoch of two steps."""
+    """Return mmdet's RetinaNet-R18 config on a tiny set, for one epoch of two steps."""
     config = get_config('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py')
     config.work_dir, config.log_level = str(work_dir), 'ERROR'
     config.experiment_name = str(work_dir).replace('/', '_')
@@ -150,9 +150,9 @@ def stock_detector(data: Path, work_dir: Path) -> Config:
 
 
 def market_folder(root: Path, identities: int = 6, images: int = 6, distractors: int = 3, junk: int = 2) -> Path:
-    """Write re-identification images in Market-1501's layout; a person's colour tells who it is.
+    """Write re-identification images in Market-1501's layout; every identity has its own colour.
 
-    Every person has one query (camera 1); of the gallery's pictures, one is by that camera too.
+    Every identity of the test set has one query (camera 1), and images of that camera in the gallery too.
     """
     rng = np.random.default_rng(0)
     colours = rng.integers(60, 200, (2 * identities + 1, 3))
@@ -177,7 +177,7 @@ def market_folder(root: Path, identities: int = 6, images: int = 6, distractors:
 
 
 def reid_config(data: Path, work_dir: Path, identities: int = 6, epochs: int = 2, **more: Any) -> Config:
-    """Return the config of a re-identification run on :func:`market_folder`'s images, with validation at its end."""
+    """Return the config of a re-identification run on the images of :func:`market_folder`, validated at its end."""
 
     def loader(split: str, sampler: dict, batch_size: int, steps: list[dict], **pack: Any) -> dict:
         pipeline = [dict(type='kd_plugins.LoadImage'), *steps, dict(type='PackInputs', **pack)]
@@ -232,7 +232,7 @@ def reid_config(data: Path, work_dir: Path, identities: int = 6, epochs: int = 2
 
 
 def two_processes(worker: str, folder: Path) -> None:
-    """Run a script of ``tests/workers`` as rank 0 and 1 of a group, with the folder for its results."""
+    """Run a script of ``tests/workers`` as ranks 0 and 1, with a folder for its results."""
     tests = Path(__file__).parent
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
@@ -281,5 +281,5 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    """Say whether two sets of weights have the same keys and bits."""
+    """Return whether two sets of weights have the same keys and equal values."""
     return a.keys() == b.keys() and all(torch.equal(a[k].cpu(), b[k].cpu()) for k in a)

@@ -1,4 +1,4 @@
-"""What brings a student's feature to the shape of a teacher's."""
+"""Adapters: modules that map a student's feature to the shape of the teacher's."""
 
 from torch import Tensor, nn
 

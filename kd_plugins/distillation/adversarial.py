@@ -1,4 +1,4 @@
-"""A term that makes its own inputs."""
+"""Terms whose loss makes inputs of its own (BSS)."""
 
 from collections.abc import Sequence
 
@@ -15,28 +15,28 @@ class AdversarialTerm(Term):
     """A term whose loss is an :class:`~kd_plugins.losses.AdversarialLoss` (BSS).
 
     The loss chooses images of the batch and makes inputs from them; both networks run on these, the student in its
-    training mode, and the loss compares their logits there. The value is 0 where fewer than two images are chosen: of
-    one, a BatchNorm has no statistics.
+    training mode, and the loss compares their logits. The value is 0 where fewer than two images are chosen: BatchNorm
+    has no statistics of a single one.
 
-    Under data-parallel processes may choose different numbers of images. Gradients are averaged over processes after
-    the backward pass, in which a process with fewer than two takes part with zeros.
+    Under data-parallel, processes may choose different numbers of images. A process that chooses fewer than two
+    contributes zeros to the average of the gradients.
     """
 
     def forward(self, student: Features, targets: Sequence[Features], batch: Batch) -> Tensor:
         """Return the unweighted loss, a scalar, with one more pass of the student for each teacher.
 
         Args:
-            student: Output of the student's taps for the batch.
-            targets: That of each teacher's taps.
-            batch: The batch, with images of one class each.
+            student: Features at the student's taps for the batch.
+            targets: Features at each teacher's taps for the batch.
+            batch: The batch; each image has one class.
 
         Raises:
-            UserError: The images have several classes or none, or the student has a SyncBatchNorm.
+            UserError: An image has several classes or none, or the student has a SyncBatchNorm.
         """
         if get_world_size() > 1 and any(isinstance(x, nn.SyncBatchNorm) for x in batch.student.model.modules()):
             raise UserError(
-                f"term '{self.name}': {type(self.loss).__name__} runs the student on as many images as a process has "
-                'chosen, which SyncBatchNorm cannot: leave sync_bn out'
+                f"term '{self.name}': {type(self.loss).__name__} runs the student on a number of images that differs "
+                'between processes, which SyncBatchNorm does not support: remove sync_bn'
             )
         labels = self.labels(batch.data_samples).to(batch.inputs.device)
         return mean_over_teachers([self._attack(index, student, targets, batch, labels) for index in self.teachers])
@@ -46,21 +46,21 @@ class AdversarialTerm(Term):
     ) -> Tensor:
         teacher = batch.teachers[index]
         with self.explain_shape_errors(student, targets):
-            (own,), (other,) = self.of_student(student), self.of_teacher(targets[index])
-            chosen = self.loss.choose(own, other, labels)
+            (student_logits,), (teacher_logits,) = self.student_levels(student), self.teacher_levels(targets[index])
+            chosen = self.loss.choose(student_logits, teacher_logits, labels)
         if len(chosen) < 2:
-            return 0.0 * own.float().sum() + self.zero_loss()
+            return 0.0 * student_logits.float().sum() + self.zero_loss()
         samples = [batch.data_samples[i] for i in chosen.tolist()]
 
         def logits(inputs: Tensor, indices: Tensor) -> Tensor:
-            return self.of_teacher(teacher.answer(inputs, [samples[i] for i in indices.tolist()]))[0]
+            return self.teacher_levels(teacher.features(inputs, [samples[i] for i in indices.tolist()]))[0]
 
         try:
-            made = self.loss.adversaries(batch.inputs[chosen], labels[chosen], other[chosen], logits)
-        except ValueError as error:  # of the loss's options, which the images do not fit
+            inputs = self.loss.adversaries(batch.inputs[chosen], labels[chosen], teacher_logits[chosen], logits)
+        except ValueError as error:  # options of the loss that do not match the images
             raise UserError(f"term '{self.name}': {error}") from error
         with torch.no_grad():
-            target = teacher.answer(made, samples)
-        with batch.student.recording() as found:
-            batch.student.model(made, samples, mode='tensor')
-        return self.against(index, found, target)
+            target = teacher.features(inputs, samples)
+        with batch.student.recording() as features:
+            batch.student.model(inputs, samples, mode='tensor')
+        return self.against(index, features, target)

@@ -1,4 +1,4 @@
-"""A teacher's answers on disk, so that inputs that come again need no forward pass."""
+"""A teacher's features on disk, so that repeated inputs need no forward pass."""
 
 import hashlib
 import json
@@ -17,21 +17,21 @@ from kd_plugins.distillation.recorder import Features
 from kd_plugins.errors import UserError
 
 
-class AnswerCache:
-    """Features by the bytes of the teacher and of each input, in one SQLite file a teacher.
+class FeatureCache:
+    """A teacher's features, keyed by the bytes of the teacher and of each input, in one SQLite file per teacher.
 
-    A file is named by the teacher's weights, its structure and its taps; an answer in it by the input's pixels and the
-    autocast precision. So neither another teacher nor another augmentation is ever answered from it, and any number of
-    runs and processes may share a folder. An answer is written whole or not at all, whatever stops the run, with a
-    checksum of itself, its input and its layout: what has changed on the disk is made again.
+    The name of the file is a hash of the teacher's weights, structure and taps; the key of an entry is a hash of the
+    input's pixels and the autocast precision. Features of another teacher or another augmentation are therefore never
+    returned, and any number of runs and processes may share a folder. Entries are written whole or not at all, with a
+    checksum over the features, the input and the layout; a damaged entry is computed again.
 
-    Inputs come again where the data set repeats its augmentations, as ``BatchedImages(replay=...)`` does. Logits take
-    some bytes an image, maps their size: 50,000 images times ``replay`` times 32 KiB for 128 maps of 8 x 8.
+    Inputs repeat where the data set repeats its augmentations, as ``BatchedImages(replay=...)`` does. Logits take a few
+    bytes per image, maps their size: 50,000 images times ``replay`` times 32 KiB for 128 maps of 8 x 8.
 
     Args:
-        folder: Where the files lie.
+        folder: Folder of the files.
         network: The teacher.
-        parts: What else its answers depend on: the taps, the conversion of its inputs.
+        parts: Everything else that the features depend on: the taps, the conversion of the inputs.
 
     Raises:
         UserError: The file is damaged or cannot be written.
@@ -60,7 +60,7 @@ class AnswerCache:
         except sqlite3.Error as error:
             raise UserError(
                 f"{self.path}: the teacher's cache cannot be used ({error}); make room, delete the file, "
-                'or take cache out of the teacher record'
+                "or remove cache from the teacher's config dict"
             ) from error
 
     def _keys(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> tuple[str, list[bytes]]:
@@ -74,20 +74,20 @@ class AnswerCache:
         ]
 
     def get(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features | None:
-        """Return the features of a batch, or None where an image is not known yet, or its answer is damaged."""
+        """Return the features of a batch, or None where an image has no entry or a damaged one."""
         kind, keys = self._keys(inputs, data_samples)
         layouts = self._run('SELECT layout FROM layouts WHERE kind = ?', (kind,))
         if not layouts:
             return None
-        marks = ', '.join('?' * len(keys))
-        found = dict(self._run(f'SELECT key, value FROM answers WHERE key IN ({marks})', keys))
+        placeholders = ', '.join('?' * len(keys))
+        found = dict(self._run(f'SELECT key, value FROM answers WHERE key IN ({placeholders})', keys))
         if len(found) < len(set(keys)):
             return None
         try:
             layout = json.loads(layouts[0][0])
-            whole = sum(size for _, levels in layout for *_, size in levels)
-            answers = [_verified(found[key], whole, key + layouts[0][0].encode()) for key in keys]
-            values = torch.frombuffer(bytearray().join(answers), dtype=torch.uint8).view(len(keys), whole)
+            width = sum(size for _, levels in layout for *_, size in levels)
+            entries = [_verified(found[key], width, key + layouts[0][0].encode()) for key in keys]
+            values = torch.frombuffer(bytearray().join(entries), dtype=torch.uint8).view(len(keys), width)
             features: Features = {}
             start = 0
             for tap, levels in layout:
@@ -98,7 +98,7 @@ class AnswerCache:
                     start += size
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             print_log(
-                f'{self.path}: what it says of a batch is damaged ({error}); the teacher answers anew',
+                f'{self.path}: the features of a batch are damaged ({error}); the teacher computes them again',
                 'current',
                 logging.WARNING,
             )
@@ -106,10 +106,10 @@ class AnswerCache:
         return features
 
     def put(self, inputs: Tensor, data_samples: Sequence[Any] | None, features: Features) -> None:
-        """Keep the features of a batch.
+        """Store the features of a batch.
 
         Raises:
-            UserError: A feature does not hold one entry for each image.
+            UserError: A feature does not have one entry per image.
         """
         kind, keys = self._keys(inputs, data_samples)
         layout, columns = [], []
@@ -117,8 +117,8 @@ class AnswerCache:
             for level in levels:
                 if level.shape[:1] != inputs.shape[:1]:
                     raise UserError(
-                        f"the teacher's tap '{tap}' puts out {tuple(level.shape)} for {len(inputs)} "
-                        'images: this cannot be kept, take cache out of the teacher record'
+                        f"the teacher's tap '{tap}' outputs {tuple(level.shape)} for {len(inputs)} images, expected "
+                        "one entry per image to cache: remove cache from the teacher's config dict"
                     )
                 columns.append(level.cpu().contiguous().flatten(1).view(torch.uint8))
             layout.append(
@@ -141,15 +141,15 @@ class AnswerCache:
         )
 
 
-def _checksum(value: bytes | memoryview, about: bytes) -> bytes:
-    return zlib.crc32(value, zlib.crc32(about)).to_bytes(4, 'big')
+def _checksum(value: bytes | memoryview, context: bytes) -> bytes:
+    return zlib.crc32(value, zlib.crc32(context)).to_bytes(4, 'big')
 
 
-def _verified(stored: bytes, size: int, about: bytes) -> memoryview:
-    """Return an answer without its checksum; older files hold none."""
+def _verified(stored: bytes, size: int, context: bytes) -> memoryview:
+    """Return an entry without its checksum; entries of older versions have none."""
     value, checksum = memoryview(stored)[:size], stored[size:]
-    if len(value) != size or checksum not in (b'', _checksum(value, about)):
-        raise ValueError('an answer is not the one that was written')
+    if len(value) != size or checksum not in (b'', _checksum(value, context)):
+        raise ValueError('wrong size or checksum')
     return value
 
 

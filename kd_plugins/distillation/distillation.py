@@ -20,18 +20,18 @@ from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.distillation.term import Batch, Term
 from kd_plugins.errors import UserError
 from kd_plugins.losses import AdversarialLoss
-from kd_plugins.registry import build_part, checked_arguments
+from kd_plugins.registry import build_part, check_arguments
 from kd_plugins.utils.names import first
 from kd_plugins.utils.random import preserved_rng
 
 
 def check_finite(losses: Mapping[str, Any]) -> None:
-    """Stop where a loss is not finite: under data-parallel every process, so that none waits for one that has stopped.
+    """Raise where a loss is not finite; under data-parallel in every process, so that none waits for another.
 
     Raises:
-        UserError: With the names of such losses, in this process or another.
+        UserError: A loss is not finite in this process or another; the message names it.
     """
-    losses = {name: value for name, value in losses.items() if 'loss' in name}  # as mmengine sums them
+    losses = {name: value for name, value in losses.items() if 'loss' in name}  # those that mmengine sums
     if not losses:
         return
     values = torch.stack(
@@ -57,7 +57,7 @@ def check_finite(losses: Mapping[str, Any]) -> None:
 
 
 def _check_data_parallel(losses: Iterable[Tensor]) -> None:
-    """Look for parameters that these losses do not reach, where data-parallel takes that for an error."""
+    """Raise where a parameter gets no gradient from these losses and data-parallel would fail."""
     wrapper = DistributedDataParallel._get_active_ddp_module()
     if wrapper is None or wrapper.find_unused_parameters or wrapper.static_graph:
         return
@@ -69,26 +69,25 @@ def _check_data_parallel(losses: Iterable[Tensor]) -> None:
     reached = {getattr(node, 'variable', None) for node in seen}
     if missed := [name for name, p in wrapper.module.named_parameters() if p.requires_grad and p not in reached]:
         raise UserError(
-            f'with task=False no gradient goes to {first(missed)}, which data-parallel takes for an error: '
+            f'with task=False no gradient reaches {first(missed)}, which data-parallel does not allow: '
             'set find_unused_parameters=True in the config'
         )
 
 
-def checked_inputs(inputs: Any) -> Any:
-    """Return a batch's images.
+def check_inputs(inputs: Any) -> None:
+    """Check the images of a batch.
 
     Raises:
-        UserError: They are neither a tensor nor, before the preprocessor has stacked them, a list of single images.
+        UserError: They are neither a tensor nor, before the preprocessor stacks them, a list of single images.
     """
     single = isinstance(inputs, Sequence) and all(isinstance(x, Tensor) and x.dim() == 3 for x in inputs)
     if not isinstance(inputs, Tensor) and not single:
         names = f' of {", ".join(map(str, inputs))}' if isinstance(inputs, Mapping) else ''
         raise UserError(
-            'distillation takes batches dict(inputs=..., data_samples=...) of one view an image, got a '
-            f'{type(inputs).__name__}{names} for its inputs: semi- or self-supervised data, with several '
-            'views, and plain tuples do not fit'
+            'distillation needs batches dict(inputs=..., data_samples=...) with one view per image, got a '
+            f'{type(inputs).__name__}{names} as inputs: data with several views per image (semi- or '
+            'self-supervised) and plain tuples are not supported'
         )
-    return inputs
 
 
 def _are_dicts(value: Any) -> bool:
@@ -98,18 +97,19 @@ def _are_dicts(value: Any) -> bool:
 class Distillation(nn.Module):
     """Teachers, terms and adapters of a student, and the losses of a training step.
 
-    As a module it holds the adapters and what a loss trains. The teachers follow ``.to()`` and appear nowhere else.
+    As a module it holds what trains: the adapters and the parameters of losses. The teachers follow ``.to()`` but are
+    no submodules.
 
     Args:
-        student: The network to train; it is not changed.
+        student: Network to train; it is not changed here.
         teacher: Config dict of a teacher, ``dict(config=..., checkpoint=...)``: the arguments of
             :func:`~kd_plugins.distillation.sources.build_teacher` and the options ``cache`` and ``bf16`` of
             :class:`~kd_plugins.distillation.teacher.Teacher`. Or a list of such dicts.
         terms: Config dicts of terms: the arguments of :class:`~kd_plugins.distillation.term.Term`.
-        task: Whether the task's losses train. If not, they are computed and logged still, but give no gradient.
+        task: Whether the task's losses train the student. If not, they are still computed and logged, without gradient.
 
     Raises:
-        UserError: Something in the config dicts is wrong; the message names it.
+        UserError: An option in the config dicts is wrong; the message names it.
     """
 
     def __init__(
@@ -132,8 +132,8 @@ class Distillation(nn.Module):
         if not isinstance(task, bool):
             raise UserError(f'task must be True or False, got {task!r}')
         self.task = task
-        self.reached = False  # whether a training step has shown that every term reaches the student
-        self._covered = False  # whether, where data-parallel needs that, all terms together reach the whole student
+        self.gradients_checked = False  # whether every term gives the student a gradient
+        self._coverage_checked = False  # whether all terms together give every parameter one, see _check_data_parallel
         configs = [teacher] if isinstance(teacher, Mapping) else teacher
         if not _are_dicts(configs):
             raise UserError(
@@ -162,17 +162,17 @@ class Distillation(nn.Module):
         which = f'teacher {index}' if several else 'the teacher'
         taps = [tap for term in self.terms if index in term.teachers for tap in term.teacher_taps]
         if several and not taps:
-            raise UserError(f'{which}: no term uses it: add its index to the teachers=[...] of one, or leave it out')
+            raise UserError(f'{which}: no term uses it: add its index to the teachers=[...] of a term, or remove it')
         network = dict(config)
         options = {name: network.pop(name) for name in ('cache', 'bf16') if name in network}
-        checked_arguments(which, build_teacher, network)
+        check_arguments(which, build_teacher, network)
         try:
             preprocessor = getattr(self.recorder.model, 'data_preprocessor', None)
             return Teacher(build_teacher(**network), taps, preprocessor, **options)
         except UserError as error:
             if not several:
                 raise
-            raise UserError(f'{which}: {error}; teachers=[...] in a term restricts it to those it fits') from error
+            raise UserError(f'{which}: {error}; teachers=[...] in a term restricts it to some teachers') from error
 
     @property
     def teacher(self) -> Teacher:
@@ -185,12 +185,12 @@ class Distillation(nn.Module):
         return super()._apply(fn, recurse)
 
     def dry_run(self, student: nn.Module, inputs: Tensor, data_samples: Sequence[Any] | None) -> list[str]:
-        """Run the networks once, build the adapters, check every term, and describe each in a line.
+        """Run the networks once, build the adapters, check every term, and return a line that describes each.
 
-        Nothing that training depends on changes: no BatchNorm statistic, no random state.
+        BatchNorm statistics and random states stay as they were.
 
         Raises:
-            UserError: A tap does not run, or the shapes of a term's features do not fit; the message holds both.
+            UserError: A tap does not run, or the shapes of a term's features do not match; the message names both.
         """
         return self.prepare(*self.probe(student, inputs, data_samples))
 
@@ -213,12 +213,12 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def prepare(self, features: Features, targets: Sequence[Features]) -> list[str]:
-        """Build the adapters for these features, and check and describe every term; the second half."""
-        for network, found in (('student', features), *(('teacher', target) for target in targets)):
-            for tap, levels in found.items():
+        """Build the adapters for these features, check and describe every term; the second half of :meth:`dry_run`."""
+        for network, recorded in (('student', features), *(('teacher', target) for target in targets)):
+            for tap, levels in recorded.items():
                 if not levels:
                     raise UserError(
-                        f"the {network}'s module '{tap}' puts out no tensor in a forward pass: tap another one"
+                        f"the {network}'s module '{tap}' outputs no tensor in a forward pass: tap another one"
                     )
         with preserved_rng():
             return [term.prepare(features, targets) for term in self.terms]
@@ -228,8 +228,8 @@ class Distillation(nn.Module):
     ) -> dict[str, Any]:
         """Return all losses of a training step, those of the task and those of the terms.
 
-        The teachers run first: the memory that their layers need is then free again for the student's, instead of
-        lying beside what these keep for the backward pass.
+        The teachers run first: the memory of their activations is then free again before the student's activations are
+        kept for the backward pass.
 
         Args:
             run_student: Runs the student on the batch in mode ``loss`` and returns its losses.
@@ -237,7 +237,7 @@ class Distillation(nn.Module):
             data_samples: Annotations of the images.
 
         Raises:
-            UserError: The batch is none of single images, a loss is not finite, or nothing trains.
+            UserError: The batch has several views per image, a loss is not finite, or no loss has a gradient.
         """
         targets = self.teacher_features(inputs, data_samples)
         with self.recorder.recording() as features:
@@ -246,7 +246,7 @@ class Distillation(nn.Module):
 
     def teacher_features(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> list[Features]:
         """Return the features at each teacher's taps for a batch, or ``{}`` where all of its terms have weight 0."""
-        checked_inputs(inputs)
+        check_inputs(inputs)
         needed = {index for term in self.terms if term.current_weight() for index in term.teachers}
         return [teacher(inputs, data_samples) if index in needed else {} for index, teacher in enumerate(self.teachers)]
 
@@ -268,8 +268,8 @@ class Distillation(nn.Module):
         Raises:
             UserError: A loss is not finite, or a term gives the student no gradient.
         """
-        if not self.reached and torch.is_grad_enabled():
-            self._check_gradient(features)
+        if not self.gradients_checked and torch.is_grad_enabled():
+            self._check_gradients(features)
         batch = Batch(inputs, data_samples, self.recorder, self.teachers)
         losses = {}
         for term in self.terms:
@@ -280,44 +280,50 @@ class Distillation(nn.Module):
         check_finite(losses)
         return losses
 
-    def _check_gradient(self, features: Features) -> None:
-        """Look for terms that would show a loss and train nothing; that some levels are frozen is common."""
+    def _check_gradients(self, features: Features) -> None:
+        """Raise where a term gives the student no gradient; some of its levels may be frozen."""
         for term in self.terms:
-            found = term.of_student(features)
-            if term.may_weigh() and found and not any(x.requires_grad for x in found):
+            levels = term.student_levels(features)
+            if term.is_ever_active() and levels and not any(x.requires_grad for x in levels):
                 raise UserError(
-                    f"term '{term.name}': no gradient goes from {'+'.join(term.student_taps)} into the student, so "
-                    'that it would train nothing: all up to there is frozen, or lies inside a block under activation '
-                    'checkpointing (with_cp=True); tap the whole block or a later module, or leave that out'
+                    f"term '{term.name}': no gradient flows from {'+'.join(term.student_taps)} into the student, so "
+                    'the term would train nothing: all layers up to it are frozen, or it is inside a block with '
+                    'activation checkpointing (with_cp=True); tap the whole block or a later module, or turn '
+                    'checkpointing off'
                 )
-        self.reached = True
+        self.gradients_checked = True
 
-    def with_task_losses(self, task: dict[str, Any], own: dict[str, Tensor]) -> dict[str, Any]:
+    def with_task_losses(self, task: dict[str, Any], terms: dict[str, Tensor]) -> dict[str, Any]:
         """Return the task's losses and the terms' in one dictionary; with ``task=False`` the former without gradient.
 
         Raises:
-            UserError: Names collide, or nothing trains.
+            UserError: A name is used twice, or no loss has a gradient.
         """
-        for name in own:
+        for name in terms:
             if name in task:
                 raise UserError(f"the student already has a '{name}': rename the term '{name.removeprefix('loss_')}'")
         if not self.task:
-            if not any(loss.requires_grad for loss in own.values()):
+            if not any(loss.requires_grad for loss in terms.values()):
                 raise UserError(
-                    'with task=False the terms alone train, but the weights of all are 0 now: give one a weight'
+                    'with task=False only the terms train the student, but all their weights are 0 in this iteration: '
+                    'give one a weight above 0'
                 )
-            if not self._covered:
-                _check_data_parallel(own.values())
-                self._covered = True
+            if not self._coverage_checked:
+                _check_data_parallel(terms.values())
+                self._coverage_checked = True
             task = {
                 name: value.detach() if isinstance(value, Tensor) else [x.detach() for x in value]
                 for name, value in task.items()
             }
-        return task | own
+        return task | terms
 
 
 def build_term(index: int, config: Mapping[str, Any]) -> Term:
-    """Build the term with this index in a list of terms from its config dict.
+    """Build a term from its config dict.
+
+    Args:
+        index: Index of the term, for messages about one without a name.
+        config: Config dict of the term.
 
     Raises:
         UserError: An option is missing, misspelt or out of range.
@@ -327,6 +333,6 @@ def build_term(index: int, config: Mapping[str, Any]) -> Term:
     if 'of' in options:
         print_log(f"{name}: the option 'of' is now 'teachers'; the next version drops it", 'current', logging.WARNING)
         options['teachers'] = options.pop('of')
-    checked_arguments(name, Term, options)
+    check_arguments(name, Term, options)
     options['loss'] = build_part(f'the loss of {name}', options['loss'])
     return (AdversarialTerm if isinstance(options['loss'], AdversarialLoss) else Term)(**options)

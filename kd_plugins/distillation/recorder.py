@@ -15,11 +15,11 @@ Features = dict[str, list[Tensor]]
 
 
 class _Complete(Exception):  # noqa: N818 - a signal, not an error
-    """Leaves a forward pass whose remaining layers nobody asked for."""
+    """Ends a forward pass after the last tap."""
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a module's output, whatever containers they come in."""
+    """Yield the tensors of a module's output, also those inside containers."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, Mapping):
@@ -31,21 +31,21 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 
 class Recorder:
-    """Records what chosen submodules put out.
+    """Records the outputs of chosen submodules.
 
     A tap is a dotted module name, as in ``dict(model.named_modules())``. Its feature is a list of tensors, the tap's
     *levels*: one for a plain layer, several for a module that returns a tuple (an FPN) or runs several times in a pass
     (a head shared by pyramid levels), in the order of the calls.
 
     Hooks exist only inside :meth:`recording`, so that a model which is copied, saved or compiled between two passes
-    carries none.
+    has none.
 
     Args:
-        model: The network to listen to.
+        model: Network whose submodules are recorded.
         taps: Names of submodules.
 
     Raises:
-        UserError: A tap is no submodule of the model; the nearest real names are offered.
+        UserError: A tap is not a submodule of the model; the message lists the nearest names.
     """
 
     def __init__(self, model: nn.Module, taps: Iterable[str]) -> None:
@@ -56,12 +56,12 @@ class Recorder:
             if not tap or tap not in modules:
                 raise UserError(f"{type(model).__name__} has no module '{tap}' to tap; {nearest(tap, modules)}")
         self._cloned: set[str] = set()
-        self._once = self._probed = False
+        self._single_runs = self._probed = False
 
     @contextmanager
-    def _listening(self, hook: Callable[[str, list[Tensor]], None]) -> Iterator[None]:
+    def _hooked(self, hook: Callable[[str, list[Tensor]], None]) -> Iterator[None]:
         """Call ``hook(tap, tensors)`` after every run of a tapped module inside the block."""
-        handles = [  # looked up anew: mmengine may have put a SyncBatchNorm in a module's place
+        handles = [  # looked up each time: mmengine may have replaced a module by a SyncBatchNorm
             self.model.get_submodule(tap).register_forward_hook(
                 lambda module, args, output, tap=tap: hook(tap, list(_tensors(output)))
             )
@@ -78,12 +78,12 @@ class Recorder:
         """Record every forward pass inside the block into the dictionary that is yielded.
 
         Args:
-            stop: Leave the block as soon as every tap has run, and with it the layers that come later. Only where
-                :meth:`probing` saw each tap run exactly once; otherwise the whole pass is run.
+            stop: Whether to end the pass as soon as every tap has run, without the later layers. Only where each tap
+                ran exactly once in :meth:`probing`; otherwise the whole pass runs.
 
         Raises:
-            UserError: In training a later layer overwrites an output in place, and did not in :meth:`probing`: a
-                dropout.
+            UserError: A later layer overwrites an output in place in training, but did not in :meth:`probing` (a
+                dropout).
         """
         features: Features = {tap: [] for tap in self._taps}
         versions: dict[str, list[int]] = {tap: [] for tap in self._taps}
@@ -95,43 +95,43 @@ class Recorder:
             if watched:
                 versions[tap] += [x._version for x in features[tap][len(versions[tap]) :]]
             missing.discard(tap)
-            if stop and self._once and not missing:
+            if stop and self._single_runs and not missing:
                 raise _Complete
 
-        with self._listening(record), suppress(_Complete):
+        with self._hooked(record), suppress(_Complete):
             yield features
         if watched:
             for tap in self._taps:
                 if versions[tap] != [x._version for x in features[tap]]:
                     raise UserError(
-                        f"what '{tap}' puts out is overwritten in training by a layer after it (a dropout "
+                        f"the output of '{tap}' is overwritten in training by a later layer (a dropout "
                         'with inplace=True): tap that layer instead, or set its inplace to False'
                     )
 
     @contextmanager
     def probing(self) -> Iterator[Features]:
-        """Record like :meth:`recording`, and learn from the pass.
+        """Record one pass like :meth:`recording`, and find out how each tap runs.
 
         An output that the next layer overwrites in place (a BatchNorm before ``ReLU(inplace=True)``) would be recorded
-        with the values of that next layer; such taps are cloned from now on.
+        with the values of that layer; later passes record a copy of it.
 
-        A pass may fail once every tap has run: made-up images have no annotations, which a RoI head may want.
+        The pass may fail after every tap has run: random images have no annotations, which a RoI head may need.
         """
         calls: Counter[str] = Counter()
         versions: dict[str, list[int]] = {tap: [] for tap in self._taps}
 
-        def note(tap: str, tensors: list[Tensor]) -> None:
+        def count(tap: str, tensors: list[Tensor]) -> None:
             calls[tap] += 1
             versions[tap] += [x._version for x in tensors]
 
-        whole = True
-        with self.recording() as features, self._listening(note):
+        completed = True
+        with self.recording() as features, self._hooked(count):
             try:
                 yield features
             except Exception:
                 if any(not calls[tap] for tap in self._taps):
                     raise
-                whole = False
+                completed = False
         self._probed = True
-        self._once = whole and all(calls[tap] == 1 for tap in self._taps)
+        self._single_runs = completed and all(calls[tap] == 1 for tap in self._taps)
         self._cloned = {tap for tap in self._taps if versions[tap] != [x._version for x in features[tap]]}

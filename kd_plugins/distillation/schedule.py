@@ -16,18 +16,18 @@ class Schedule:
     Two points at one time make a step: the later value holds from there on. ``Schedule(at=[0, 30, 30], value=[1, 1,
     0])`` is 1 for thirty epochs, then 0.
 
-    The epoch is that of mmengine's loop, so that a run which is resumed with another batch size or number of processes,
-    whose epochs then have another number of iterations, goes on at the epoch that it had reached.
+    The epoch is that of mmengine's loop. A run that is resumed with another batch size or number of processes, and so
+    another number of iterations per epoch, therefore continues at the epoch it had reached.
 
     Args:
         at: Times, in non-decreasing order.
-        value: The value at each.
-        by: Unit of ``at``: ``'epoch'`` (fractions count), ``'iter'``, or ``'progress'`` (0 at the start of training, 1
-            at its end).
+        value: Value at each time.
+        by: Unit of ``at``: ``'epoch'`` (fractions are allowed), ``'iter'``, or ``'progress'`` (0 at the start of
+            training, 1 at its end).
 
     Raises:
-        UserError: The lists differ in length, are empty or hold something else than finite numbers, times decrease, or
-            the unit is unknown; when called, the unit is the epoch in a run that counts iterations.
+        UserError: The lists differ in length, are empty or hold anything but finite numbers, the times decrease, or
+            the unit is unknown; when called: the unit is the epoch, in a run by iterations.
     """
 
     def __init__(self, at: Sequence[float], value: Sequence[float], by: str = 'epoch') -> None:
@@ -44,10 +44,10 @@ class Schedule:
         if by not in ('epoch', 'iter', 'progress'):
             raise UserError(f"a schedule runs by 'epoch', 'iter' or 'progress', got by='{by}'")
         self.at, self.value, self.by = list(at), list(value), by
-        self._epoch, self._start = -1, 0  # of the last call: its epoch, and the iteration this began with
+        self._epoch, self._start = -1, 0  # epoch of the last call, and the first iteration of that epoch
 
     def __call__(self) -> float:
-        """Return the value now, by what mmengine's message hub holds; to be called in every iteration."""
+        """Return the value at the time in mmengine's message hub; it has to be called in every iteration."""
         hub = MessageHub.get_current_instance()
         iteration = hub.get_info('iter', 0)
         if self.by == 'iter':
@@ -75,6 +75,6 @@ class Schedule:
 
 
 def _counts_iterations(hub: MessageHub) -> bool:
-    """Return whether a run of a single epoch is one of mmengine's by iterations: only its config says so."""
+    """Return whether a run of a single epoch is a run by iterations; only its config shows that."""
     loop = re.search(r'^train_cfg *= *dict\((.*?)\)$', hub.get_info('cfg', ''), re.MULTILINE | re.DOTALL)
-    return loop is not None and any(sign in loop[1] for sign in ('by_epoch=False', 'IterBasedTrainLoop'))
+    return loop is not None and any(text in loop[1] for text in ('by_epoch=False', 'IterBasedTrainLoop'))

@@ -28,13 +28,13 @@ def build_teacher(
 
     Args:
         config: As for :func:`build_network`.
-        checkpoint: File or address of the weights. ``None`` leaves them to the ``init_cfg`` of the network's parts;
-            what is random then is logged.
+        checkpoint: File or address of the weights. With ``None``, the ``init_cfg`` of the network's parts loads them;
+            parameters that stay random are logged.
         data_preprocessor: As for :func:`build_network`.
-        allow_pickle: Run the code that a pickled checkpoint holds. Only for files that you trust.
+        allow_pickle: Whether to run the code in a pickled checkpoint; only for files that you trust.
 
     Raises:
-        UserError: The config or the checkpoint is missing, or they do not fit each other.
+        UserError: The config or the checkpoint is missing, or they do not match.
     """
     if not isinstance(checkpoint, (str, Path, type(None))):
         raise UserError(f"a teacher's checkpoint must be a path, an address or None, got {checkpoint!r}")
@@ -50,13 +50,13 @@ def build_network(
     config: str | dict[str, Any],
     data_preprocessor: dict[str, Any] | None = None,
 ) -> nn.Module:
-    """Build a network as its constructor leaves it.
+    """Build a network without loading weights.
 
     Args:
         config: Path of a config, ``package::path`` of a stock one (``mmpretrain::resnet/resnet101_8xb32_in1k.py``), or
-            a model's config dict. Of a model that distils, it is the student.
-        data_preprocessor: Overrides the network's own, to state which input it was trained on. One without mean and std
-            states raw pixels; an empty one states nothing.
+            a model's config dict. For a model that distils, its student is built.
+        data_preprocessor: Config dict of the preprocessor that the network was trained with, in place of its own. One
+            without mean and std means raw pixels; an empty one means the student's batch as it is.
 
     Raises:
         UserError: The config is missing.
@@ -67,12 +67,12 @@ def build_network(
             config = get_config(config) if '::' in config else mmengine.Config.fromfile(config)
         except FileNotFoundError as error:
             raise UserError(f'teacher config {config} does not exist: give a path or package::path') from error
-        except Exception as error:  # of its code, or mmengine's of the package
+        except Exception as error:  # from the config's code, or from mmengine about the package
             raise UserError(
                 f'teacher config {config}: {type(error).__name__}: {error}; give a path or package::path'
             ) from error
         if 'model' not in config:
-            raise UserError(f'the teacher config {config.filename} has no model: give that of a whole network')
+            raise UserError(f'the teacher config {config.filename} has no model: give the config of a whole network')
         scope = config.get('default_scope')
         model = config.model
         model.setdefault('data_preprocessor', config.get('data_preprocessor'))
@@ -84,20 +84,20 @@ def build_network(
         )
     while type_name(model) in ('Distiller', 'MutualLearning', 'NativeEnsemble'):  # itself distilled
         model = {'data_preprocessor': model.get('data_preprocessor')} | dict(model['student'])
-    model = copy.deepcopy(dict(model))  # mmdet changes configs as it builds
+    model = copy.deepcopy(dict(model))  # mmdet modifies config dicts while building
     if data_preprocessor is not None:
         model['data_preprocessor'] = data_preprocessor or None
     with MODELS.switch_scope_and_registry(scope) as registry:
         network = registry.build(model)
     if model.get('data_preprocessor') is None and hasattr(network, 'data_preprocessor'):
-        network.data_preprocessor = BaseDataPreprocessor()  # mmpretrain's default would state raw pixels
+        network.data_preprocessor = BaseDataPreprocessor()  # mmpretrain's default would mean raw pixels
     return network
 
 
 def _initialise(network: nn.Module) -> None:
     for module in network.modules():
         if not isinstance(module, BaseModule):
-            module.is_init = True  # for mmengine: timm's and transformers' would draw their pretrained weights anew
+            module.is_init = True  # else mmengine calls init_weights, by which timm and transformers re-initialise
     if isinstance(network, BaseModule):
         network.init_weights()
     random = dict(network.named_parameters())
@@ -106,8 +106,8 @@ def _initialise(network: nn.Module) -> None:
             random.pop(f'{name}.{key}'.lstrip('.'), None)
     if random:
         print_log(
-            f'the teacher has no checkpoint, and is random in {first(list(random))}: give it one, unless its '
-            'network brings weights of its own',
+            f'the teacher has no checkpoint, and random weights in {first(list(random))}: give it a checkpoint, unless '
+            'its network loads weights itself',
             'current',
             logging.WARNING,
         )

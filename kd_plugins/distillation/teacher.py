@@ -8,31 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_plugins.distillation.cache import AnswerCache
+from kd_plugins.distillation.cache import FeatureCache
 from kd_plugins.distillation.recorder import Features, Recorder
 from kd_plugins.errors import UserError
 
 
 class _Renormalise(nn.Module):
-    """Turns a batch normalised for the student into one normalised for the teacher.
+    """Converts a batch normalised for the student into one normalised for the teacher.
 
-    Per channel ``(x * std_s + mean_s - mean_t) / std_t``, channels reversed where just one of the two networks reverses
-    them; the border that batching padded is set to the teacher's padding value. A preprocessor of images without mean
-    and std states raw pixels, a mean of 0 and an std of 1. A teacher whose preprocessor is none of images
-    (``BaseDataPreprocessor``) takes the student's batch as it is.
+    Per channel ``(x * std_s + mean_s - mean_t) / std_t``, with channels reversed where only one of the two networks
+    reverses them; padding is set to the teacher's padding value. An image preprocessor without mean and std means raw
+    pixels, a mean of 0 and a std of 1. A teacher without an image preprocessor (``BaseDataPreprocessor``) gets the
+    student's batch as it is.
 
     Args:
-        student: The student's preprocessor; None for one that is the teacher's.
-        teacher: The teacher's.
+        student: The student's preprocessor; None where it equals the teacher's.
+        teacher: The teacher's preprocessor.
 
     Raises:
-        UserError: The teacher's states its input and the student's does not.
+        UserError: The teacher has an image preprocessor and the student has none.
     """
 
     def __init__(self, student: nn.Module | None, teacher: nn.Module | None) -> None:
         super().__init__()
 
-        def states(preprocessor: nn.Module | None) -> bool:
+        def takes_images(preprocessor: nn.Module | None) -> bool:
             return hasattr(preprocessor, '_enable_normalize')
 
         def statistics(preprocessor: nn.Module | None) -> tuple[Tensor, Tensor, bool, float]:
@@ -42,17 +42,17 @@ class _Renormalise(nn.Module):
                 return torch.zeros(1, 1, 1), torch.ones(1, 1, 1), *parts
             return preprocessor.mean.cpu(), preprocessor.std.cpu(), *parts
 
-        if states(teacher) and student is not None and not states(student):
+        if takes_images(teacher) and student is not None and not takes_images(student):
             raise UserError(
-                f"the teacher's data_preprocessor states which input it takes, but the student's, "
-                f"{type(student).__name__}, does not state what it makes: give the student one of mmengine's, mmdet's "
-                "or mmpretrain's, or give the teacher data_preprocessor={} to hand it the student's batch as it is"
+                "the teacher's data_preprocessor defines a normalisation of images, but the student's, "
+                f"{type(student).__name__}, defines none: give the student one of mmengine's, mmdet's or "
+                "mmpretrain's, or give the teacher data_preprocessor={} to pass it the student's batch as it is"
             )
         (mean_s, std_s, flip_s, pad_s), (mean_t, std_t, flip_t, pad) = statistics(student), statistics(teacher)
         if len({x.numel() for x in (mean_s, std_s, mean_t, std_t)} - {1}) > 1:
             raise UserError(
                 f"the teacher's data_preprocessor has a mean of {mean_t.numel()} channels, the student's "
-                f'of {mean_s.numel()}: both take the same images'
+                f'of {mean_s.numel()}: both get the same images, so give both as many channels'
             )
         self.flip, self.student_pad, self.pad = flip_s != flip_t, pad_s, pad
         if self.flip:
@@ -61,7 +61,7 @@ class _Renormalise(nn.Module):
         self.register_buffer('shift', (mean_s - mean_t) / std_t, persistent=False)
         self.identity = (
             student is None
-            or not states(teacher)
+            or not takes_images(teacher)
             or (not self.flip and pad_s == pad and torch.equal(mean_s, mean_t) and torch.equal(std_s, std_t))
         )
 
@@ -70,30 +70,30 @@ class _Renormalise(nn.Module):
             return inputs
         outputs = (inputs.flip(1) if self.flip else inputs) * self.scale + self.shift
         samples = () if data_samples is None else data_samples
-        for number, sample in zip(range(len(outputs)), samples, strict=False):
+        for index, sample in zip(range(len(outputs)), samples, strict=False):
             height, width = getattr(sample, 'img_shape', outputs.shape[-2:])[:2]
-            if (height, width) != outputs.shape[-2:]:  # where gradient is wanted, this costs a copy of it
-                # Some transforms (torchvision's, in mmpretrain) leave img_shape as it was: no border but what looks so.
-                border = (inputs[number] == self.student_pad).all(0)
-                border[:height, :width] = False
-                outputs[number].masked_fill_(border, self.pad)
+            if (height, width) != outputs.shape[-2:]:  # the write in place costs a copy where a gradient is needed
+                # Some transforms (torchvision's in mmpretrain) do not update img_shape: check the pixels as well.
+                padding = (inputs[index] == self.student_pad).all(0)
+                padding[:height, :width] = False
+                outputs[index].masked_fill_(padding, self.pad)
         return outputs
 
 
 class Teacher:
-    """A network that only answers: no gradient, always in ``eval()``, never changed.
+    """A frozen network: no gradient, always in ``eval()``, never changed.
 
-    Not an ``nn.Module`` on purpose. As an attribute of a model it stays out of ``state_dict``, ``parameters()``,
+    It is not an ``nn.Module``: as an attribute of a model it stays out of ``state_dict``, ``parameters()``,
     ``train()`` and data-parallel wrapping, and a copy of that model (an EMA) shares it. Its owner moves it between
     devices with :meth:`apply`.
 
     Args:
         model: The network; it is frozen here.
-        taps: Names of the submodules whose outputs are wanted.
-        student_preprocessor: The student's data preprocessor, which has normalised the inputs that come.
-        cache: Folder of an :class:`kd_plugins.distillation.cache.AnswerCache`; None always runs the network.
-        bf16: Answer in bfloat16 and channels-last, whatever the student trains in: on a CPU with bfloat16 units, three
-            times as fast. By default the student's precision and layout are the teacher's.
+        taps: Names of the submodules whose outputs are recorded.
+        student_preprocessor: The student's data preprocessor, which normalises the inputs.
+        cache: Folder of a :class:`kd_plugins.distillation.cache.FeatureCache`; None for no cache.
+        bf16: Whether to run in bfloat16 and channels-last, whatever the student uses: three times as fast on a CPU with
+            bfloat16 units. By default the teacher uses the student's precision and layout.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Teacher:
         self._cache = None
         if cache is not None:
             convert = self._convert
-            self._cache = AnswerCache(
+            self._cache = FeatureCache(
                 cache,
                 model,
                 [
@@ -138,7 +138,7 @@ class Teacher:
 
     @torch.no_grad()
     def probe(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
-        """Answer once with the whole network, and learn which layers the taps do not need."""
+        """Return the features at the taps, from the whole network, and find out which layers they do not need."""
         with self.recorder.probing() as features:
             self._forward(inputs, data_samples)
         return features
@@ -147,16 +147,16 @@ class Teacher:
     def __call__(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
         """Return the features at the taps for a batch that the student's preprocessor has normalised."""
         with torch.autocast(inputs.device.type, torch.bfloat16) if self._bf16 else nullcontext():
-            if self._cache is not None and (known := self._cache.get(inputs, data_samples)) is not None:
-                return known
+            if self._cache is not None and (cached := self._cache.get(inputs, data_samples)) is not None:
+                return cached
             layout = torch.channels_last if self._bf16 and inputs.dim() == 4 else torch.preserve_format
-            features = self.answer(inputs.to(memory_format=layout), data_samples)
+            features = self.features(inputs.to(memory_format=layout), data_samples)
             if self._cache is not None:
                 self._cache.put(inputs, data_samples, features)
             return features
 
-    def answer(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
-        """Return the same for inputs made up on the way: never from the cache, and differentiable in them."""
+    def features(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
+        """Return the features at the taps, never from the cache, and differentiable in the inputs."""
         with self.recorder.recording(stop=True) as features:
             self._forward(inputs, data_samples)
         return features

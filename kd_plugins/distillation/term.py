@@ -1,4 +1,4 @@
-"""One summand of the distillation loss: taps, adapter, loss and weight."""
+"""A term of the distillation loss: taps, adapter, loss and weight."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from kd_plugins.distillation.schedule import Schedule
 from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.errors import UserError
 from kd_plugins.losses import AdversarialLoss, DistillationLoss
-from kd_plugins.registry import build_part, checked_arguments
+from kd_plugins.registry import build_part, check_arguments
 from kd_plugins.utils.distributed import gathered
 
 
@@ -36,11 +36,11 @@ class Batch(NamedTuple):
 
 
 class Term(nn.Module):
-    """One summand of the distillation loss: ``weight(t) * loss(adapter(student tap), teacher tap)``.
+    """A term of the distillation loss: ``weight(t) * loss(adapter(student tap), teacher tap)``.
 
-    Several taps, or a tap with several levels, are matched in order and their losses summed; over several teachers the
-    mean is taken. With :class:`~kd_plugins.losses.KDLoss`, that has the gradient of the divergence from the teachers'
-    mean probability. What the loss gets beside the two features is what its class declares, see
+    Several taps, or a tap with several levels, are matched in order and their losses summed. Losses against several
+    teachers are averaged; with :class:`~kd_plugins.losses.KDLoss`, the mean has the gradient of the divergence from the
+    teachers' mean probabilities. The class of the loss declares what it needs besides the two features, see
     :class:`~kd_plugins.losses.DistillationLoss`.
 
     Args:
@@ -48,13 +48,14 @@ class Term(nn.Module):
         loss: Loss module, or its config dict.
         student: Tap of the student, or a list of taps.
         teacher: Tap of the teacher, or a list of as many.
-        weight: A number, or the config dict of a :class:`~kd_plugins.distillation.schedule.Schedule`.
+        weight: Weight of the loss: a number, or the config dict of a
+            :class:`~kd_plugins.distillation.schedule.Schedule`.
         adapter: ``None``; ``'auto'``, a trainable 1x1 convolution (a linear layer for vectors) from the student's
             channels to the teacher's; or the config dict of a module, built once for each level and teacher.
-        teachers: Indices, from 0, of the teachers in the list of several that have these taps. ``None`` means all.
+        teachers: Indices, from 0, of the teachers to learn from, where there are several. ``None`` means all.
 
     Raises:
-        UserError: An option has no fit value.
+        UserError: An option has an invalid value.
     """
 
     def __init__(
@@ -69,12 +70,12 @@ class Term(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(name, str) or not name:
-            raise UserError(f'the name of a term must be a text, got {name!r}')
+            raise UserError(f'the name of a term must be a string that is not empty, got {name!r}')
         self.name = name
         self.loss = build_part(f"the loss of term '{name}'", loss)
         self.student_taps, self.teacher_taps = self._taps('student', student), self._taps('teacher', teacher)
         if isinstance(weight, Mapping):
-            checked_arguments(f"the weight of term '{name}'", Schedule, weight)
+            check_arguments(f"the weight of term '{name}'", Schedule, weight)
             weight = Schedule(**weight)
         elif not isinstance(weight, (int, float)):
             raise UserError(
@@ -97,12 +98,12 @@ class Term(nn.Module):
         return self.loss if isinstance(self.loss, DistillationLoss) else DistillationLoss
 
     def _taps(self, side: str, taps: Any) -> list[str]:
-        found = [taps] if isinstance(taps, str) else taps
-        if not isinstance(found, Sequence) or not found or not all(isinstance(tap, str) for tap in found):
+        names = [taps] if isinstance(taps, str) else taps
+        if not isinstance(names, Sequence) or not names or not all(isinstance(name, str) for name in names):
             raise UserError(
                 f"term '{self.name}': {side} must be the name of a module or a list of such names, got {taps!r}"
             )
-        return list(found)
+        return list(names)
 
     def choose_teachers(self, count: int) -> None:
         """Resolve and check the indices of the term's teachers, among ``count`` of them.
@@ -112,8 +113,8 @@ class Term(nn.Module):
         """
         if self.teachers is None:
             self.teachers = range(count)
-        known = isinstance(self.teachers, Sequence) and all(x in range(count) for x in self.teachers)
-        if not known or not self.teachers or len(set(self.teachers)) < len(self.teachers):
+        valid = isinstance(self.teachers, Sequence) and all(x in range(count) for x in self.teachers)
+        if not valid or not self.teachers or len(set(self.teachers)) < len(self.teachers):
             raise UserError(
                 f"term '{self.name}': teachers must list indices of teachers, each once, from 0 to {count - 1}, "
                 f'got {self.teachers!r}'
@@ -123,17 +124,17 @@ class Term(nn.Module):
         """Return the weight at this point of training."""
         return self.weight() if isinstance(self.weight, Schedule) else float(self.weight)
 
-    def may_weigh(self) -> bool:
-        """Return whether the weight is ever other than 0."""
+    def is_ever_active(self) -> bool:
+        """Return whether the weight is above 0 at any point of training."""
         return any(self.weight.value) if isinstance(self.weight, Schedule) else self.weight != 0
 
     def prepare(self, student: Features, targets: Sequence[Features]) -> str:
         """Build the adapters for the shapes of a dry run, try the loss on them, and describe the term in a line.
 
         Raises:
-            UserError: The shapes do not fit the loss.
+            UserError: The shapes do not match, or the loss does not take them.
         """
-        levels = self.of_student(student)
+        levels = self.student_levels(student)
         for index in self.teachers if self._adapter is not None else ():
             for s, t in zip(*self._levels(student, targets[index]), strict=True):
                 self.adapters.append(
@@ -146,24 +147,24 @@ class Term(nn.Module):
         self.compare(student, targets, labels if self._declared.needs_labels else None)
         return self.describe(student, targets)
 
-    def of_student(self, features: Features) -> list[Tensor]:
+    def student_levels(self, features: Features) -> list[Tensor]:
         """Return all levels of the student's taps, in order."""
         return [x for tap in self.student_taps for x in features[tap]]
 
-    def of_teacher(self, features: Features) -> list[Tensor]:
+    def teacher_levels(self, features: Features) -> list[Tensor]:
         """Return all levels of a teacher's taps, in order."""
         return [x for tap in self.teacher_taps for x in features[tap]]
 
     def describe(self, student: Features, targets: Sequence[Features]) -> str:
-        """Return a line with the taps, their shapes, and the numbers of trained parameters."""
+        """Return a line with the taps, the shapes of their features, and the numbers of trained parameters."""
 
         def side(taps: list[str], levels: list[Tensor]) -> str:
             return f'{"+".join(taps)} {" ".join(str(tuple(x.shape)) for x in levels)}'
 
-        names = [f'teacher {number}' for number in self.teachers] if len(targets) > 1 else ['teacher']
-        theirs = [
-            f'{name} {side(self.teacher_taps, self.of_teacher(targets[number]))}'
-            for name, number in zip(names, self.teachers, strict=True)
+        teachers = [
+            f'teacher{f" {index}" if len(targets) > 1 else ""} '
+            f'{side(self.teacher_taps, self.teacher_levels(targets[index]))}'
+            for index in self.teachers
         ]
         sizes = {
             name: sum(p.numel() for p in module.parameters())
@@ -172,25 +173,25 @@ class Term(nn.Module):
         trained = ''.join(f', {name} of {size:,} parameters' for name, size in sizes.items() if size)
         return (
             f'{self.name}: {type(self.loss).__name__} student '
-            f'{side(self.student_taps, self.of_student(student))} -> {", ".join(theirs)}{trained}'
+            f'{side(self.student_taps, self.student_levels(student))} -> {", ".join(teachers)}{trained}'
         )
 
     def forward(self, student: Features, targets: Sequence[Features], batch: Batch) -> Tensor:
         """Return the unweighted loss, a scalar.
 
         Args:
-            student: Output of the student's taps for the batch.
-            targets: That of each teacher's taps.
+            student: Features at the student's taps for the batch.
+            targets: Features at each teacher's taps for the batch.
             batch: The batch.
 
         Raises:
-            UserError: The shapes do not fit the loss, or it needs labels that the batch does not have.
+            UserError: The loss does not take the shapes, or needs labels that the batch does not have.
         """
         labels = self.labels(batch.data_samples) if self._declared.needs_labels else None
         return self.compare(student, targets, labels)
 
     def compare(self, student: Features, targets: Sequence[Features], labels: Tensor | None = None) -> Tensor:
-        """Return the unweighted loss of features, the mean over the teachers."""
+        """Return the unweighted loss, the mean over the teachers."""
         with self.explain_shape_errors(student, targets):
             return mean_over_teachers([self.against(x, student, targets[x], labels) for x in self.teachers])
 
@@ -215,29 +216,29 @@ class Term(nn.Module):
         return sum(losses)
 
     def _levels(self, student: Features, target: Features) -> tuple[list[Tensor], list[Tensor]]:
-        levels, targets = self.of_student(student), self.of_teacher(target)
+        levels, targets = self.student_levels(student), self.teacher_levels(target)
         if len(levels) != len(targets):
             raise UserError(
                 f"term '{self.name}': the student's taps give {len(levels)} feature(s), the teacher's "
-                f'{len(targets)}: name as many on both sides'
+                f'{len(targets)}: give both the same number'
             )
         kind = type(self.loss).__name__
         if isinstance(self.loss, AdversarialLoss) and len(levels) != 1:
             raise UserError(
-                f"term '{self.name}': {kind} takes one feature a network, its logits, got {len(levels)}: give one tap"
+                f"term '{self.name}': {kind} takes one feature per network, its logits, got {len(levels)}: give one tap"
             )
         if self._declared.takes_pairs and len(levels) != 2:
             raise UserError(
-                f"term '{self.name}': {kind} takes two features a network (the in- and output of a stage), got "
+                f"term '{self.name}': {kind} takes two features per network (the input and the output of a stage), got "
                 f'{len(levels)}: give a list of two taps'
             )
         return levels, targets
 
     def labels(self, data_samples: Sequence[Any] | None) -> Tensor:
-        """Return the classes (N,) of images that have one each.
+        """Return the class labels (N,) of the images.
 
         Raises:
-            UserError: An image has none, several, or soft ones.
+            UserError: An image has no label, several, or soft ones.
         """
         labels = []
         for sample in [None] if data_samples is None else data_samples:
@@ -253,7 +254,7 @@ class Term(nn.Module):
 
     @contextmanager
     def explain_shape_errors(self, student: Features, targets: Sequence[Features]) -> Iterator[None]:
-        """Raise what a loss or an adapter raises inside the block as a UserError with the shapes of both sides."""
+        """Turn an error of a loss or an adapter inside the block into a UserError with the shapes of both sides."""
         try:
             yield
         except (UserError, torch.OutOfMemoryError):
@@ -263,10 +264,10 @@ class Term(nn.Module):
             raise UserError(f'{self.describe(student, targets)}: shape mismatch: {reason}') from error
 
     def zero_loss(self) -> Tensor | float:
-        """Return 0, with a gradient of 0 for what the term trains: data-parallel then finds no parameter unused."""
+        """Return 0, with a gradient of 0 for the term's parameters, so that data-parallel finds none unused."""
         return sum(0.0 * p.sum() for p in self.parameters())
 
 
 def mean_over_teachers(losses: Sequence[Tensor]) -> Tensor:
-    """Return the mean over the teachers; with one, its loss to the bit."""
+    """Return the mean over the teachers; for one teacher, its loss itself."""
     return losses[0] if len(losses) == 1 else torch.stack(losses).mean()

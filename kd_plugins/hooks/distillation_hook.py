@@ -14,7 +14,7 @@ from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import Runner
 from torch import nn
 
-from kd_plugins.distillation.distillation import Distillation, checked_inputs
+from kd_plugins.distillation.distillation import Distillation, check_inputs
 from kd_plugins.errors import UserError
 from kd_plugins.registry import HOOKS
 from kd_plugins.utils.models import unwrapped
@@ -73,7 +73,7 @@ class DistillationHook(Hook):
         loader = runner.train_dataloader
         with preserved_rng():
             batch = loader.collate_fn([loader.dataset[0], loader.dataset[min(1, len(loader.dataset) - 1)]])
-            checked_inputs(batch.get('inputs') if isinstance(batch, Mapping) else batch)
+            check_inputs(batch.get('inputs') if isinstance(batch, Mapping) else batch)
             batch = student.data_preprocessor(batch, False)
         for line in self.distillation.dry_run(student, batch['inputs'], batch.get('data_samples')):
             runner.logger.info(f'distillation term {line}')
@@ -141,7 +141,7 @@ class DistillationHook(Hook):
         Raises:
             UserError: It has not, so that the student trains without the terms.
         """
-        if not self.distillation.reached:
+        if not self.distillation.gradients_checked:
             raise UserError(
                 f"a step of {type(unwrapped(runner.model)).__name__} ran no forward in mode 'loss', to "
                 'which DistillationHook adds its terms: let train_step call the model itself (MutualLearning does so '

@@ -1,4 +1,4 @@
-"""What processes of a data-parallel run do together."""
+"""Communication between the processes of a data-parallel run."""
 
 import torch
 import torch.distributed as dist
@@ -11,7 +11,7 @@ from kd_plugins.errors import UserError
 
 def gathered(feature: Tensor) -> Tensor:
     """Return the feature of the global batch, with gradient; the tensor itself in a single process."""
-    # A dry run, which needs no gradient, is each process's own; its tensors may lie where the backend does not reach.
+    # A dry run, without gradient, is local to each process; its tensors may be on a device that the backend lacks.
     if get_world_size() == 1 or not torch.is_grad_enabled():
         return feature
     shape = torch.tensor(feature.shape, device=feature.device)
@@ -19,7 +19,7 @@ def gathered(feature: Tensor) -> Tensor:
     dist.all_gather(shapes, shape)
     if any(not torch.equal(shape, other) for other in shapes):
         raise UserError(
-            f'a relational loss compares the samples of all processes, whose shapes differ here '
+            'a relational loss compares the samples of all processes, but the shapes of their features differ '
             f'({[tuple(s.tolist()) for s in shapes]}): tap a pooled feature, or train at a fixed size'
         )
     if not feature.requires_grad:

@@ -1,4 +1,4 @@
-"""Random states."""
+"""Random states of Python, NumPy and torch."""
 
 import random
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Leave the random states of Python, NumPy and torch as they were: what is built inside shifts no later draw."""
+    """Restore all random states after the block, so that draws inside it do not change later ones."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):

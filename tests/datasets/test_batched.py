@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmpretrain.datasets.transforms import PackInputs, RandomCrop
 from mmpretrain.registry import TRANSFORMS
-from tiny import classifier, equal, teacher_record, train, weights
+from tiny import classifier, equal, saved_teacher, train, weights
 
 from kd_plugins.checkpoint import read_checkpoint
 from kd_plugins.datasets import CIFAR10, CIFAR100, BatchedImages, whole_batch
@@ -321,7 +321,7 @@ class TestRun:
         assert not equal(first, last)
 
     def test_distillation_accepts_it(self, tmp_path: Path, root: Path) -> None:
-        teacher = teacher_record(tmp_path)
+        teacher = saved_teacher(tmp_path)
         term = dict(name='at', loss=dict(type='kd_plugins.ATLoss'), weight=1.0, student='backbone', teacher='backbone')
         config = self.config(
             root,

@@ -1,4 +1,4 @@
-"""A teacher's answers from disk are its answers."""
+"""Features from the cache are those of the teacher."""
 
 import sqlite3
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.structures import BaseDataElement
-from tiny import CLASSES, classification_config, equal, teacher_record, train, weights
+from tiny import CLASSES, classification_config, equal, saved_teacher, train, weights
 
 from kd_plugins.datasets import BatchedImages
 from kd_plugins.distillation.sources import build_teacher
@@ -20,7 +20,7 @@ TAPS = ['head.fc', 'backbone.stage2']
 
 @DATASETS.register_module()
 class Shades:
-    """Pictures whose brightness tells their class."""
+    """Images whose brightness depends on their class."""
 
     metainfo = dict(classes=tuple(map(str, range(CLASSES))))
 
@@ -33,12 +33,12 @@ class Shades:
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> dict:
-    return teacher_record(tmp_path)
+def teacher_config(tmp_path: Path) -> dict:
+    return saved_teacher(tmp_path)
 
 
-def teacher(record: dict, folder: Path, taps: list[str] = TAPS) -> Teacher:
-    return Teacher(build_teacher(**record), taps, None, str(folder / 'cache'))
+def teacher(teacher_config: dict, folder: Path, taps: list[str] = TAPS) -> Teacher:
+    return Teacher(build_teacher(**teacher_config), taps, None, str(folder / 'cache'))
 
 
 def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -51,15 +51,15 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize('amp', [False, True])
-def test_a_known_batch_is_answered_alike_without_the_network(
-    record: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amp: bool
+def test_features_of_a_cached_batch_are_equal_without_a_forward_pass(
+    teacher_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amp: bool
 ) -> None:
     images = torch.randn(5, 3, 16, 16)
     with torch.autocast('cpu', torch.bfloat16, enabled=amp):
-        expected = Teacher(build_teacher(**record), TAPS)(images, None)
+        expected = Teacher(build_teacher(**teacher_config), TAPS)(images, None)
         calls = forwards(monkeypatch)
-        first = teacher(record, tmp_path)(images, None)
-        again = teacher(record, tmp_path)(images.flip(0), None)  # another process would open the same file
+        first = teacher(teacher_config, tmp_path)(images, None)
+        again = teacher(teacher_config, tmp_path)(images.flip(0), None)  # another process would open the same file
     assert calls == [5]
     for tap in TAPS:
         assert torch.equal(first[tap][0], expected[tap][0])
@@ -67,31 +67,31 @@ def test_a_known_batch_is_answered_alike_without_the_network(
         assert again[tap][0].dtype == (torch.bfloat16 if amp else torch.float32)
 
 
-def test_what_could_change_an_answer_is_another_question(
-    record: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_everything_that_changes_the_features_changes_the_key(
+    teacher_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = torch.randn(4, 3, 16, 16)
-    teacher(record, tmp_path)(images, None)
+    teacher(teacher_config, tmp_path)(images, None)
     calls = forwards(monkeypatch)
-    teacher(record, tmp_path)(images + 1e-6, None)
-    teacher(record, tmp_path)(torch.cat([images[:3], images[:1] * 2]), None)  # one of four is new
-    teacher(record, tmp_path)(images[..., :8], None)
-    teacher(record, tmp_path)(images, [BaseDataElement(metainfo=dict(img_shape=(8, 8)))] * 4)
-    teacher(record, tmp_path, ['neck'])(images, None)
+    teacher(teacher_config, tmp_path)(images + 1e-6, None)
+    teacher(teacher_config, tmp_path)(torch.cat([images[:3], images[:1] * 2]), None)  # one of four is new
+    teacher(teacher_config, tmp_path)(images[..., :8], None)
+    teacher(teacher_config, tmp_path)(images, [BaseDataElement(metainfo=dict(img_shape=(8, 8)))] * 4)
+    teacher(teacher_config, tmp_path, ['neck'])(images, None)
     with torch.autocast('cpu', torch.bfloat16):
-        teacher(record, tmp_path)(images, None)
+        teacher(teacher_config, tmp_path)(images, None)
     assert len(calls) == 6
-    weights = torch.load(record['checkpoint'])
+    weights = torch.load(teacher_config['checkpoint'])
     weights['state_dict']['head.fc.bias'][0] += 1e-3
-    torch.save(weights, record['checkpoint'])
-    teacher(record, tmp_path)(images, None)
+    torch.save(weights, teacher_config['checkpoint'])
+    teacher(teacher_config, tmp_path)(images, None)
     assert len(calls) == 7
-    teacher(record, tmp_path)(images, None)
+    teacher(teacher_config, tmp_path)(images, None)
     assert len(calls) == 7
 
 
-def test_a_run_that_repeats_its_augmentations_asks_the_teacher_for_the_first_ones_only(
-    record: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_repeats_its_augmentations_runs_the_teacher_for_the_first_ones_only(
+    teacher_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(name: str, **cache: str) -> tuple[dict, int]:
         config = classification_config(
@@ -101,7 +101,7 @@ def test_a_run_that_repeats_its_augmentations_asks_the_teacher_for_the_first_one
             custom_hooks=[
                 dict(
                     type='kd_plugins.DistillationHook',
-                    teacher=record | cache,
+                    teacher=teacher_config | cache,
                     terms=[dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', teacher='head.fc')],
                 )
             ],
@@ -114,14 +114,14 @@ def test_a_run_that_repeats_its_augmentations_asks_the_teacher_for_the_first_one
             calls = forwards(patch)
             return weights(train(config).model), sum(calls[1:])  # the first call is the dry run's
 
-    plain, answered = run('plain')
-    assert answered == 5 * 24
-    cached, answered = run('cached', cache=str(tmp_path / 'cache'))
-    assert answered == 2 * 24
-    for name in plain:  # an answer may come from another batch
+    plain, images = run('plain')
+    assert images == 5 * 24
+    cached, images = run('cached', cache=str(tmp_path / 'cache'))
+    assert images == 2 * 24
+    for name in plain:  # features may come from another batch
         torch.testing.assert_close(cached[name], plain[name], rtol=1e-4, atol=1e-6)
-    again, answered = run('again', cache=str(tmp_path / 'cache'))
-    assert answered == 0
+    again, images = run('again', cache=str(tmp_path / 'cache'))
+    assert images == 0
     assert equal(again, cached)
     assert BatchedImages(dict(type='kd_plugins.Shades'))[0]['inputs'].shape == (1, 3, 16, 16)
 
@@ -142,11 +142,11 @@ def test_a_run_that_repeats_its_augmentations_asks_the_teacher_for_the_first_one
         'UPDATE layouts SET layout = NULL',
     ],
 )
-def test_what_has_changed_in_a_whole_file_is_answered_anew(
-    record: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+def test_damaged_entries_are_computed_again(
+    teacher_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     images = torch.randn(4, 3, 16, 16)
-    expected = teacher(record, tmp_path)(images, None)
+    expected = teacher(teacher_config, tmp_path)(images, None)
     (path,) = (tmp_path / 'cache').glob('*.sqlite')
     with sqlite3.connect(path) as file:
         before = list(file.execute('SELECT * FROM answers')) + list(file.execute('SELECT * FROM layouts'))
@@ -155,34 +155,35 @@ def test_what_has_changed_in_a_whole_file_is_answered_anew(
     file.close()
     calls = forwards(monkeypatch)
     for _ in range(2):
-        found = teacher(record, tmp_path)(images, None)
-        assert all(torch.equal(found[tap][0], expected[tap][0]) for tap in TAPS)
-    assert calls == [4]  # mended by the first
+        features = teacher(teacher_config, tmp_path)(images, None)
+        assert all(torch.equal(features[tap][0], expected[tap][0]) for tap in TAPS)
+    assert calls == [4]  # the first call writes the entries again
 
 
-def test_files_of_older_versions_without_checksums_answer(
-    record: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_files_of_older_versions_without_checksums_are_read(
+    teacher_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = torch.randn(4, 3, 16, 16)
-    expected = teacher(record, tmp_path)(images, None)
+    expected = teacher(teacher_config, tmp_path)(images, None)
     (path,) = (tmp_path / 'cache').glob('*.sqlite')
     with sqlite3.connect(path) as file:
         file.execute('UPDATE answers SET value = substr(value, 1, length(value) - 4)')
     file.close()
     calls = forwards(monkeypatch)
-    found = teacher(record, tmp_path)(images, None)
-    assert all(torch.equal(found[tap][0], expected[tap][0]) for tap in TAPS)
+    features = teacher(teacher_config, tmp_path)(images, None)
+    assert all(torch.equal(features[tap][0], expected[tap][0]) for tap in TAPS)
     assert calls == []
 
 
-def test_mistakes_are_told(record: dict, tmp_path: Path) -> None:
-    answering = teacher(record, tmp_path)
-    answering(torch.randn(2, 3, 16, 16), None)
-    answering._cache._file.close()
-    answering._cache._file = None
-    for file in answering._cache.path.parent.iterdir():
+def test_errors_are_one_line(teacher_config: dict, tmp_path: Path) -> None:
+    cached = teacher(teacher_config, tmp_path)
+    cached(torch.randn(2, 3, 16, 16), None)
+    cached._cache._file.close()
+    cached._cache._file = None
+    for file in cached._cache.path.parent.iterdir():
         file.write_bytes(b'no database' * 100)
-    with pytest.raises(UserError, match="the teacher's cache cannot be used"):
-        answering(torch.randn(2, 3, 16, 16), None)
-    with pytest.raises(UserError, match="tap 'x' puts out \\(3, 4\\) for 2 images"):
-        answering._cache.put(torch.randn(2, 3, 4, 4), None, {'x': [torch.ones(3, 4)]})
+    with pytest.raises(UserError, match="the teacher's cache cannot be used") as error:
+        cached(torch.randn(2, 3, 16, 16), None)
+    assert '\n' not in str(error.value)
+    with pytest.raises(UserError, match="tap 'x' outputs \\(3, 4\\) for 2 images"):
+        cached._cache.put(torch.randn(2, 3, 4, 4), None, {'x': [torch.ones(3, 4)]})

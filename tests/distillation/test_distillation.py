@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmpretrain.structures import DataSample
-from tiny import CLASSES, PREPROCESSOR, classifier, teacher_record
+from tiny import CLASSES, PREPROCESSOR, classifier, saved_teacher
 from torch.nn.parallel import DistributedDataParallel
 
 from kd_plugins import functional
@@ -32,7 +32,7 @@ def student():
 
 @pytest.fixture
 def teacher(tmp_path):
-    return teacher_record(tmp_path)
+    return saved_teacher(tmp_path)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_preserved_rng_still_draws_inside():
 def test_weight_zero_is_not_computed(student, teacher, images):
     core, features, losses, _ = distil(student, teacher, [KD | dict(weight=0, adapter='auto')], images)
     assert losses['loss_kd'] == 0
-    core.teacher.model.forward = None  # the teacher is not even asked
+    core.teacher.model.forward = None  # the teacher does not run
     losses_of(core, features, images, None)['loss_kd'].backward()
     assert all(p.grad.abs().max() == 0 for p in core.parameters())
 
@@ -150,7 +150,7 @@ BELOW = ['backbone.stem', 'backbone.stage1']
 def test_a_term_that_reaches_no_weight_of_the_student_is_refused(student, teacher, images, weight):
     frozen(student, *BELOW)
     term = HINT | dict(student=STAGES[:1], teacher=STAGES[:1], weight=weight)
-    with pytest.raises(UserError, match=r"term 'hint': no gradient goes from backbone.stage1 into") as error:
+    with pytest.raises(UserError, match=r"term 'hint': no gradient flows from backbone.stage1 into") as error:
         distil(student, teacher, [KD, term], images)
     assert '\n' not in str(error.value)
 
@@ -163,7 +163,7 @@ def test_frozen_levels_beside_trained_ones_are_common(student, teacher, images, 
 
 def test_a_tap_that_does_not_run_in_training(student, teacher, images):
     core, *_ = distil(student, teacher, [KD], images)
-    core.reached = False
+    core.gradients_checked = False
     with pytest.raises(UserError, match=r"term 'kd': the student's taps give 0 feature\(s\), the teacher's 1"):
         losses_of(core, {'head.fc': []}, images, None)
 
@@ -175,12 +175,12 @@ def test_without_gradient_none_is_missed(student, teacher, images):
 
 def test_two_views_an_image(student, teacher, images):
     core = Distillation(student, teacher, [KD])
-    for inputs, told in (
+    for inputs, kind in (
         (dict(sup=images, unsup=images), 'a dict of sup, unsup'),
         ([images, images], 'a list'),
         (None, 'a NoneType'),
     ):
-        with pytest.raises(UserError, match=f'of one view an image, got {told} for its inputs'):
+        with pytest.raises(UserError, match=f'with one view per image, got {kind} as inputs'):
             core.teacher_features(inputs, None)
 
 
@@ -210,19 +210,19 @@ def test_name_that_the_student_uses_already(student, teacher, images):
         (dict(teacher='neck.nothing'), "no module 'neck.nothing' to tap; nearest names:"),
         (
             dict(loss=dict(type='kd_plugins.KDLos')),
-            "'kd_plugins.KDLos' is no registered module; nearest names: kd_plugins.KD",
+            "'kd_plugins.KDLos' is not a registered module; nearest names: kd_plugins.KD",
         ),
         (
             dict(loss=dict(type='kd_plugins.KDLoss', tua=2)),
             r"term 'kd' \(KDLoss\) has no option 'tua': did you mean 'tau'",
         ),
         (dict(loss=dict(type='kd_plugins.KDLoss', tau=-1)), "the loss of term 'kd': .*tau"),
-        (dict(loss='KDLoss'), "must be a record with a 'type'"),
+        (dict(loss='KDLoss'), "must be a config dict with a 'type'"),
         (dict(wieght=2), "term 'kd' has no option 'wieght': did you mean 'weight'"),
         (dict(weight='much'), 'must be a number'),
         (dict(weight=-1), 'must be finite and not below 0, got -1'),
         (dict(weight=dict(at=[0, 1], value=[1, -1])), r'must be finite and not below 0, got \[1, -1\]'),
-        (dict(name=''), "the name of a term must be a text, got ''"),
+        (dict(name=''), "the name of a term must be a string that is not empty, got ''"),
         (dict(student=None), 'student must be the name of a module or a list of such names, got None'),
         (dict(teacher=[]), r'teacher must be the name of a module or a list of such names, got \[\]'),
         (dict(loss=dict(type='torch.nn.MSELoss', reduction='none')), r'MSELoss must return a scalar, got \(6, 4\)'),
@@ -231,11 +231,11 @@ def test_name_that_the_student_uses_already(student, teacher, images):
         (dict(student='neck.gap'), r'student neck.gap \(6, 16, 1, 1\) -> teacher head.fc \(6, 4\): shape mismatch'),
         (dict(student=['head.fc', 'head.fc2']), "no module 'head.fc2'"),
         (dict(student=['head.fc', 'neck']), r"student's taps give 2 feature\(s\), the teacher's 1"),
-        (dict(student='head.loss_module'), 'puts out no tensor in a forward pass'),
+        (dict(student='head.loss_module'), 'outputs no tensor in a forward pass'),
         (dict(loss=dict(type='kd_plugins.FSPLoss')), 'takes two features'),
     ],
 )
-def test_mistakes_are_told_in_one_line(student, teacher, images, change, message):
+def test_errors_are_one_line(student, teacher, images, change, message):
     with pytest.raises(UserError, match=message) as error:
         Distillation(student, teacher, [KD | change]).dry_run(student, images, None)
     assert '\n' not in str(error.value)
@@ -251,41 +251,41 @@ def test_missing_option_and_repeated_name(student, teacher):
 
 
 def test_logits_of_other_class_counts(student, tmp_path, images):
-    record = teacher_record(tmp_path)
-    record['config']['head'] = record['config']['head'] | dict(num_classes=CLASSES + 3)
-    record['checkpoint'] = None
+    teacher_config = saved_teacher(tmp_path)
+    teacher_config['config']['head'] = teacher_config['config']['head'] | dict(num_classes=CLASSES + 3)
+    teacher_config['checkpoint'] = None
     with pytest.raises(UserError, match=r'student head.fc \(6, 4\) -> teacher head.fc \(6, 7\): shape mismatch'):
-        Distillation(student, record, [KD]).dry_run(student, images, None)
+        Distillation(student, teacher_config, [KD]).dry_run(student, images, None)
 
 
-def test_memory_that_runs_out_is_no_mismatch_of_shapes(student, tmp_path, images, monkeypatch):
+def test_out_of_memory_is_not_reported_as_a_shape_mismatch(student, tmp_path, images, monkeypatch):
     def forward(*args):
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
 
-    distillation = Distillation(student, teacher_record(tmp_path), [KD])
+    distillation = Distillation(student, saved_teacher(tmp_path), [KD])
     monkeypatch.setattr(type(distillation.terms[0].loss), 'forward', forward)
     with pytest.raises(torch.OutOfMemoryError):
         distillation.dry_run(student, images, None)
 
 
 def two_teachers(folder, **second):
-    """Return the records of two teachers with weights of their own."""
-    records = []
+    """Return the config dicts of two teachers with different weights."""
+    configs = []
     for name, depth, width in (('a', 14, 4), ('b', 8, second.get('width', 4))):
         (folder / name).mkdir()
-        records.append(teacher_record(folder / name, depth, width))
-    return records
+        configs.append(saved_teacher(folder / name, depth, width))
+    return configs
 
 
 def test_mean_over_teachers_has_the_gradient_of_their_mean_probability(student, tmp_path, images):
     tau = 3.0
     term = KD | dict(loss=dict(type='kd_plugins.KDLoss', tau=tau), weight=2.0)
     core, features, losses, _ = distil(student, two_teachers(tmp_path), [term], images)
-    logits, answers = features['head.fc'][0], [teacher(images, None)['head.fc'][0] for teacher in core.teachers]
-    assert not torch.allclose(*answers)
-    each = [functional.kd_loss(logits, answer, tau) for answer in answers]
+    logits, targets = features['head.fc'][0], [teacher(images, None)['head.fc'][0] for teacher in core.teachers]
+    assert not torch.allclose(*targets)
+    each = [functional.kd_loss(logits, target, tau) for target in targets]
     torch.testing.assert_close(losses['loss_kd'], 2 * (each[0] + each[1]) / 2)
-    mean = sum((x / tau).softmax(1) for x in answers) / 2
+    mean = sum((x / tau).softmax(1) for x in targets) / 2
     divergence = tau**2 * (mean * (mean.log() - (logits / tau).log_softmax(1))).sum(1).mean()
     assert divergence < losses['loss_kd'] / 2 - 1e-6  # the value is another, by a constant
     own, expected = (torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (losses['loss_kd'], 2 * divergence))
@@ -298,11 +298,11 @@ def test_every_teacher_has_adapters_of_its_own(student, tmp_path, images):
     adapters = core.terms[0].adapters
     assert [x.out_channels for x in adapters] == [4, 8, 6, 12]
     assert list(core.state_dict()) == [f'terms.0.adapters.{i}.{x}' for i in range(4) for x in ('weight', 'bias')]
-    answers = [teacher(images, None) for teacher in core.teachers]
+    targets = [teacher(images, None) for teacher in core.teachers]
     expected = (
         sum(
-            functional.fitnet_loss(adapters[2 * i + j](features[tap][0]), answer[tap][0])
-            for i, answer in enumerate(answers)
+            functional.fitnet_loss(adapters[2 * i + j](features[tap][0]), target[tap][0])
+            for i, target in enumerate(targets)
             for j, tap in enumerate(STAGES[:2])
         )
         / 2
@@ -315,29 +315,29 @@ def test_every_teacher_has_adapters_of_its_own(student, tmp_path, images):
     ]
 
 
-def test_a_term_may_keep_to_some_teachers(student, tmp_path, images):
+def test_a_term_may_learn_from_some_teachers_only(student, tmp_path, images):
     terms = [
         KD,
         KD | dict(name='second', teachers=[1]),
         HINT | dict(student=STAGES[1], teacher='backbone.stage2.1', teachers=[0]),
     ]
     core, features, losses, _ = distil(student, two_teachers(tmp_path), terms, images)
-    answers = [teacher(images, None) for teacher in core.teachers]
-    assert [set(answer) for answer in answers] == [{'head.fc', 'backbone.stage2.1'}, {'head.fc'}]
+    targets = [teacher(images, None) for teacher in core.teachers]
+    assert [set(target) for target in targets] == [{'head.fc', 'backbone.stage2.1'}, {'head.fc'}]
     torch.testing.assert_close(
-        losses['loss_second'], functional.kd_loss(features['head.fc'][0], answers[1]['head.fc'][0])
+        losses['loss_second'], functional.kd_loss(features['head.fc'][0], targets[1]['head.fc'][0])
     )
     core.terms[0].weight = core.terms[2].weight = 0.0
-    core.teachers[0].model.forward = None  # no term with a weight asks it
+    core.teachers[0].model.forward = None  # no term with a weight needs it
     again = losses_of(core, features, images, None)
     torch.testing.assert_close(again['loss_second'], losses['loss_second'])
 
 
 def test_a_list_of_one_teacher_is_the_teacher(student, teacher, images):
     states = []
-    for record in (teacher, [teacher]):
+    for teacher_config in (teacher, [teacher]):
         torch.manual_seed(3)
-        core, _, losses, lines = distil(student, record, [KD | dict(adapter='auto')], images)
+        core, _, losses, lines = distil(student, teacher_config, [KD | dict(adapter='auto')], images)
         assert core.teacher is core.teachers[0]
         states.append((lines, losses['loss_kd'].item(), list(core.state_dict())))
     assert states[0] == states[1]
@@ -378,7 +378,7 @@ def test_no_terms(student, teacher, given):
         Distillation(student, teacher, given)
 
 
-def test_yes_and_no_are_no_texts(student, teacher):
+def test_booleans_must_be_booleans(student, teacher):
     with pytest.raises(UserError, match="task must be True or False, got 'no'"):
         Distillation(student, teacher, [KD], task='no')
     with pytest.raises(UserError, match="bf16 must be True or False, got 'no'"):
@@ -391,21 +391,23 @@ def labelled(labels):
 
 @pytest.fixture
 def sure(student, tmp_path):
-    """Return a student and the record of a teacher, differently normalised, that both say class 1 of most images."""
-    record = teacher_record(tmp_path)
-    record['config'] = record['config'] | dict(data_preprocessor=PREPROCESSOR | dict(mean=[100.0, 120, 140]))
-    state = torch.load(record['checkpoint'])
+    """Return a student and a teacher's config dict; both predict class 1 for most images, normalised differently."""
+    teacher_config = saved_teacher(tmp_path)
+    teacher_config['config'] = teacher_config['config'] | dict(
+        data_preprocessor=PREPROCESSOR | dict(mean=[100.0, 120, 140])
+    )
+    state = torch.load(teacher_config['checkpoint'])
     state['state_dict']['head.fc.bias'][1] += 2
-    torch.save(state, record['checkpoint'])
+    torch.save(state, teacher_config['checkpoint'])
     with torch.no_grad():
         student.head.fc.bias[1] += 2
-    return student.train(), record
+    return student.train(), teacher_config
 
 
 def test_bss_compares_on_samples_at_the_boundary(sure, images):
-    student, record = sure
+    student, teacher_config = sure
     labels = torch.tensor([1, 1, 0, 1, 1, 1])
-    core, features, _, lines = distil(student, record, [BSS | dict(weight=0)], images)
+    core, features, _, lines = distil(student, teacher_config, [BSS | dict(weight=0)], images)
     core.terms[0].weight = 2.0
     passes = []
     handle = student.register_forward_hook(lambda module, args, output: passes.append(args[0]))
@@ -414,61 +416,64 @@ def test_bss_compares_on_samples_at_the_boundary(sure, images):
     handle.remove()
     teacher, (logits,) = core.teacher, features['head.fc']
 
-    def answer(x, places=None):
+    def target_logits(x, indices=None):
         return teacher.model(teacher._convert(x, None), mode='tensor')
 
     torch.manual_seed(5)
-    chosen = functional.base_samples(logits, answer(images), labels, 4)
+    targets = target_logits(images)
+    chosen = functional.base_samples(logits, targets, labels, 4)
     made = functional.boundary_attack(
-        images[chosen], labels[chosen], functional.draw_targets(answer(images)[chosen], labels[chosen]), answer
+        images[chosen], labels[chosen], functional.draw_targets(targets[chosen], labels[chosen]), target_logits
     )
     assert lines == ['bss: BSSLoss student head.fc (6, 4) -> teacher head.fc (6, 4)']
     assert len(chosen) == 4
     assert len(passes) == 1
     assert torch.equal(passes[0], made)
     assert (made - images[chosen]).abs().max() > 0.01
-    expected = functional.bss_loss(student(made, mode='tensor'), answer(made))
+    expected = functional.bss_loss(student(made, mode='tensor'), target_logits(made))
     torch.testing.assert_close(losses['loss_bss'], 2 * expected)
     losses['loss_bss'].backward()
     assert student.backbone.stage1[0].conv1.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in teacher.model.parameters())
     assert not any(module.training for module in teacher.model.modules())
-    state = torch.load(record['checkpoint'])['state_dict']
+    state = torch.load(teacher_config['checkpoint'])['state_dict']
     assert all(torch.equal(x, state[k]) for k, x in teacher.model.state_dict().items())
 
 
 def test_bss_with_scales_for_other_channels(sure, images):
-    student, record = sure
+    student, teacher_config = sure
     term = BSS | dict(loss=BSS['loss'] | dict(scale=[0.8, 0.8]))
-    core, features, _, _ = distil(student, record, [term | dict(weight=0)], images)
+    core, features, _, _ = distil(student, teacher_config, [term | dict(weight=0)], images)
     core.terms[0].weight = 2.0
     with pytest.raises(UserError, match=r"term 'bss': scale: expected one for each of 3 channels, got 2"):
         core(features, core.teacher_features(images, None), images, labelled([1] * 6))
 
 
-def test_bss_asks_the_cache_for_the_batch_only(sure, tmp_path, images):
-    student, record = sure
-    core, features, _, _ = distil(student, record | dict(cache=str(tmp_path / 'cache')), [BSS | dict(weight=0)], images)
+def test_bss_caches_the_batch_only(sure, tmp_path, images):
+    student, teacher_config = sure
+    core, features, _, _ = distil(
+        student, teacher_config | dict(cache=str(tmp_path / 'cache')), [BSS | dict(weight=0)], images
+    )
     core.terms[0].weight = 2.0
-    asked = []
+    calls = []
     for name in ('get', 'put'):
         method = getattr(core.teacher._cache, name)
         setattr(
             core.teacher._cache,
             name,
-            lambda x, *rest, name=name, method=method: (asked.append((name, len(x))), method(x, *rest))[1],
+            lambda x, *rest, name=name, method=method: (calls.append((name, len(x))), method(x, *rest))[1],
         )
     values = []
     for _ in range(2):
         torch.manual_seed(5)
         values.append(losses_of(core, features, images, labelled([1] * 6))['loss_bss'].item())
     assert values[0] == values[1] > 0
-    assert asked == [('get', 6), ('put', 6), ('get', 6)]
+    assert calls == [('get', 6), ('put', 6), ('get', 6)]
 
 
-def test_bss_without_base_samples_is_0_and_reaches_everything(sure, images):
-    student, record = sure
-    core, *_ = distil(student, record, [BSS | dict(adapter='auto', weight=0)], images)
+def test_bss_without_base_samples_is_0_with_a_gradient_of_0_everywhere(sure, images):
+    student, teacher_config = sure
+    core, *_ = distil(student, teacher_config, [BSS | dict(adapter='auto', weight=0)], images)
     core.terms[0].weight = 2.0
     with core.recorder.recording() as features:
         student(images, mode='tensor')
@@ -484,9 +489,9 @@ def test_bss_without_base_samples_is_0_and_reaches_everything(sure, images):
 
 
 def test_bss_needs_two_base_samples(sure, images):
-    student, record = sure
+    student, teacher_config = sure
     term = dict(name='bss', loss=dict(type='kd_plugins.BSSLoss', attack_size=1), student='head.fc', teacher='head.fc')
-    core = Distillation(student, record, [term])
+    core = Distillation(student, teacher_config, [term])
     core.dry_run(student, images, None)
     with core.recorder.recording() as features:
         student(images, mode='tensor')
@@ -500,9 +505,9 @@ def test_bss_needs_two_base_samples(sure, images):
 
 
 def test_bss_attacks_every_teacher_on_its_own(sure, tmp_path, images):
-    student, record = sure
+    student, teacher_config = sure
     (tmp_path / 'b').mkdir()
-    teachers = [record, teacher_record(tmp_path / 'b', 8)]
+    teachers = [teacher_config, saved_teacher(tmp_path / 'b', 8)]
     core, features, _, _ = distil(student, teachers, [BSS | dict(weight=0)], images)
     core.terms[0].weight = 2.0
     with torch.no_grad():
@@ -511,8 +516,8 @@ def test_bss_attacks_every_teacher_on_its_own(sure, tmp_path, images):
     loss = losses_of(core, features, images, labelled([1] * 6))['loss_bss']
     torch.manual_seed(5)
     parts = []
-    for number in range(2):
-        core.terms[0].teachers = [number]
+    for index in range(2):
+        core.terms[0].teachers = [index]
         parts.append(losses_of(core, features, images, labelled([1] * 6))['loss_bss'])
     torch.testing.assert_close(loss, (parts[0] + parts[1]) / 2)
 
@@ -536,7 +541,7 @@ def test_bss_needs_one_class_an_image(sure, images, samples, found):
 
 
 def test_bss_takes_one_tap(student, teacher, images):
-    with pytest.raises(UserError, match='BSSLoss takes one feature a network, its logits, got 2'):
+    with pytest.raises(UserError, match='BSSLoss takes one feature per network, its logits, got 2'):
         Distillation(student, teacher, [BSS | dict(student=['head.fc'] * 2, teacher=['head.fc'] * 2)]).dry_run(
             student, images, None
         )
@@ -559,7 +564,7 @@ def test_critic_is_built_once_and_trained(student, teacher, images):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_critic_of_weight_0_is_touched(student, teacher, images):
+def test_critic_of_weight_0_gets_a_gradient_of_0(student, teacher, images):
     core, _, losses, _ = distil(student, teacher, [GAN | dict(weight=0)], images)
     assert losses['loss_gan'] == 0
     losses['loss_gan'].backward()
@@ -582,7 +587,7 @@ def test_without_the_task_its_losses_give_no_gradient(student, teacher, images):
     assert reached == {name for name, _ in student.named_parameters() if not name.startswith(above)}
     core.terms[0].weight = 0.0
     core.terms[0].adapters.requires_grad_(False)
-    with pytest.raises(UserError, match='with task=False the terms alone train, but the weights of all are 0 now'):
+    with pytest.raises(UserError, match='with task=False only the terms train the student, but all their weights are'):
         core.with_task_losses(task, losses_of(core, features, images, None))
 
 
@@ -605,16 +610,16 @@ def test_data_parallel_without_the_task_needs_a_gradient_everywhere(
         with core.recorder.recording() as features:
             task = student(images, labelled([0] * 6), mode='loss')
         with (
-            pytest.raises(UserError, match=r'no gradient goes to backbone.stage3\S+, .*: set find_unused_param')
-            if (missed)
+            pytest.raises(UserError, match=r'no gradient reaches backbone.stage3\S+, .*: set find_unused_param')
+            if missed
             else nullcontext()
         ):
             core.with_task_losses(task, losses_of(core, features, images, None))
 
 
 def test_copies_have_a_student_of_their_own(sure, images):
-    student, record = sure
-    core = Distillation(student, record, [BSS, GAN])
+    student, teacher_config = sure
+    core = Distillation(student, teacher_config, [BSS, GAN])
     core.dry_run(student, images, None)
     owner = torch.nn.ModuleList([student])
     owner.distillation = core

@@ -40,14 +40,14 @@ def test_unknown_tap_offers_nearest(net):
 
 
 @pytest.mark.parametrize('tap', ['', 'conv.'])
-def test_root_and_dotted_nonsense_are_no_taps(net, tap):
+def test_the_root_and_malformed_names_are_refused(net, tap):
     with pytest.raises(UserError, match='nearest names'):
         Recorder(net, [tap])
 
 
 def test_records_each_call_once_and_in_order(net, images):
     recorder = Recorder(net, ['head', 'conv', 'conv'])
-    for _ in range(2):  # a second block starts anew
+    for _ in range(2):  # a second block starts with empty lists
         with recorder.recording() as features:
             output = net(images)
     assert [x.shape[-1] for x in features['head']] == [8, 4, 8]
@@ -79,7 +79,7 @@ def test_overwritten_output_is_kept_as_it_was(net, images):
     recorder = Recorder(net, ['norm'])
     with recorder.recording() as features:
         net(images)
-    assert (features['norm'][0] >= 0).all()  # unlearned: the ReLU's values
+    assert (features['norm'][0] >= 0).all()  # before probing: the ReLU's values
     with torch.no_grad(), recorder.probing():
         net(images)
     with recorder.recording() as features:
@@ -106,7 +106,7 @@ def test_stops_after_the_last_tap(net, images):
         net(images)
     with recorder.recording(stop=True) as features:
         net(images)
-        raise AssertionError('the pass must have been left')
+        raise AssertionError('the pass should have ended')
     assert len(ran) == 1
     assert len(features['norm']) == 1
 
@@ -120,7 +120,7 @@ def test_does_not_stop_where_a_tap_runs_again(net, images):
     assert len(features['head']) == 3
 
 
-def test_replaced_module_is_heard(net, images):
+def test_a_replaced_module_is_recorded(net, images):
     recorder = Recorder(net, ['norm'])
     net.norm = nn.Identity()
     with recorder.recording() as features:
@@ -149,7 +149,7 @@ def test_a_pass_may_fail_once_every_tap_has_run():
     with recorder.probing() as features:
         model(x)
     assert len(features['body']) == 1
-    with recorder.recording(stop=True), pytest.raises(AttributeError):  # how often the tap runs is not known
+    with recorder.recording(stop=True), pytest.raises(AttributeError):  # the number of runs of the tap is unknown
         model(x)
     with pytest.raises(AttributeError), Recorder(model, ['body', 'head']).probing():
         model.forward(x.boxes)
@@ -168,7 +168,7 @@ def test_overwritten_in_training_alone(inplace):
             model(x)
         return
     with (
-        pytest.raises(UserError, match=r"what '0' puts out is overwritten .* set its inplace to False"),
+        pytest.raises(UserError, match=r"the output of '0' is overwritten .* set its inplace to False"),
         recorder.recording(),
     ):
         model(x)

@@ -29,7 +29,7 @@ def test_equal_times_make_a_step():
 @pytest.mark.parametrize(('by', 'at'), [('iter', 300), ('epoch', 3), ('progress', 0.3)])
 def test_units_agree(hub, by, at):
     schedule = Schedule([0, at], [0, 1], by)
-    for iteration in (100, 150):  # an epoch of a hundred begins, and is half over
+    for iteration in (100, 150):  # the start and the middle of an epoch of 100 iterations
         hub.update_info('iter', iteration)
         value = schedule()
     assert value == pytest.approx(0.5)
@@ -37,7 +37,7 @@ def test_units_agree(hub, by, at):
 
 @pytest.mark.parametrize('by', ['epoch', 'progress'])
 def test_the_epoch_is_the_loops(hub, by):
-    """Resumed at epoch 4 by half as large batches: 100 iterations an epoch until then, 200 from there on."""
+    """Resumed at epoch 4 with batches half as large: 100 iterations per epoch before, 200 after."""
     schedule = Schedule([0, 10 if by == 'epoch' else 1], [0, 10], by)
     values = []
     for epoch, iteration in ((4, 400), (4, 500), (5, 600), (5, 799), (6, 800)):
@@ -47,8 +47,8 @@ def test_the_epoch_is_the_loops(hub, by):
     assert values == pytest.approx([4, 4.5, 5, 5.995, 6])
 
 
-def test_a_run_resumed_within_an_epoch_begins_it_anew(hub):
-    """mmengine's loop by epochs does, whatever the checkpoint's iteration."""
+def test_a_run_resumed_within_an_epoch_starts_that_epoch_again(hub):
+    """As mmengine's loop by epochs does, whatever the checkpoint's iteration."""
     schedule = Schedule([0, 10], [0, 10])
     for name, value in dict(iter=60, epoch=0).items():
         hub.update_info(name, value)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from mmengine.model import BaseDataPreprocessor, BaseModule, ImgDataPreprocessor
 from mmengine.structures import BaseDataElement
-from tiny import PREPROCESSOR, classifier, equal, teacher_record
+from tiny import PREPROCESSOR, classifier, equal, saved_teacher
 from torch import nn
 
 from kd_plugins.distillation import sources
@@ -21,25 +21,25 @@ def build(**preprocessor):
 
 
 class Body(BaseModule):
-    """A network around a part that is none of mmengine's."""
+    """A network with a part of another library."""
 
     def __init__(self, part):
         super().__init__(dict(type='Constant', layer='Linear', val=0))
         self.own, self.part = nn.Linear(2, 2), part
 
 
-def test_answers_with_its_own_features(tmp_path):
-    network = build_teacher(**teacher_record(tmp_path))
+def test_features_are_those_of_the_network(tmp_path):
+    network = build_teacher(**saved_teacher(tmp_path))
     images = torch.randn(2, 3, 16, 16)
-    answer = Teacher(network, ['head.fc', 'backbone.stage2'], build().data_preprocessor)(images, None)
+    features = Teacher(network, ['head.fc', 'backbone.stage2'], build().data_preprocessor)(images, None)
     network.eval()
-    assert torch.equal(answer['head.fc'][0], network(images, mode='tensor'))
-    assert not answer['head.fc'][0].requires_grad
+    assert torch.equal(features['head.fc'][0], network(images, mode='tensor'))
+    assert not features['head.fc'][0].requires_grad
 
 
 def test_stays_out_of_its_owner(tmp_path):
     owner = nn.Linear(2, 2)
-    owner.teacher = Teacher(build_teacher(**teacher_record(tmp_path)), ['head.fc'], None)
+    owner.teacher = Teacher(build_teacher(**saved_teacher(tmp_path)), ['head.fc'], None)
     owner.train()
     assert set(owner.state_dict()) == {'weight', 'bias'}
     assert len(list(owner.parameters())) == 2
@@ -69,11 +69,11 @@ def test_sees_images_in_its_own_normalisation(teacher, student):
     torch.testing.assert_close(converted, own, rtol=1e-4, atol=1e-4)
 
 
-def test_record_without_a_normalisation_takes_the_batch_as_it_is():
-    record = classifier()
-    without = {key: value for key, value in record.items() if key != 'data_preprocessor'}
+def test_config_dict_without_a_normalisation_gets_the_batch_as_it_is():
+    model = classifier()
+    without = {key: value for key, value in model.items() if key != 'data_preprocessor'}
     images = torch.randn(2, 3, 8, 8)
-    for network in (build_teacher(without, None), build_teacher(record, None, {})):
+    for network in (build_teacher(without, None), build_teacher(model, None, {})):
         teacher = Teacher(network, ['head.fc'], build(std=[1.0] * 3).data_preprocessor)
         assert torch.equal(teacher._convert(images, None), images)
 
@@ -107,7 +107,7 @@ def test_padding_alone_is_converted():
 
 def test_batch_of_unknown_normalisation_is_refused():
     for preprocessor in ({}, dict(mean=None, std=None)):
-        with pytest.raises(UserError, match=r'does not state what it makes: .* as it is') as error:
+        with pytest.raises(UserError, match=r'BaseDataPreprocessor, defines none: .* as it is') as error:
             Teacher(build(**preprocessor), ['head.fc'], BaseDataPreprocessor())
         assert '\n' not in str(error.value)
 
@@ -121,7 +121,7 @@ def test_padding_stays_zero():
     assert images[0, :, :, 7:].abs().max() == 0
 
 
-def test_a_size_that_a_transform_left_behind_cuts_nothing_off():
+def test_an_outdated_img_shape_masks_no_pixels():
     """mmpretrain's ``torchvision/Resize`` resizes the image and not ``img_shape``."""
     results = TRANSFORMS.build(dict(type='mmpretrain.torchvision/Resize', size=(8, 8)))(
         dict(img=torch.randint(1, 256, (3, 5, 7), dtype=torch.uint8), img_shape=(5, 7))
@@ -135,15 +135,15 @@ def test_a_size_that_a_transform_left_behind_cuts_nothing_off():
     torch.testing.assert_close(converted[0], results['img'].float())
 
 
-def test_answers_to_made_up_inputs_can_be_differentiated():
-    """Through the conversion too: of a border that batching padded, the answer does not depend."""
+def test_features_can_be_differentiated_in_the_inputs():
+    """Through the conversion too; the gradient in the padding is 0."""
     network = build(mean=[0.0] * 3, to_rgb=True)
     teacher = Teacher(network, ['head.fc'], build().data_preprocessor)
     images = torch.cat([padded(), torch.randn(1, 3, 8, 8)]).requires_grad_()
     samples = [BaseDataElement(metainfo=dict(img_shape=(5, 7))), BaseDataElement()]
-    answer = teacher.answer(images, samples)['head.fc'][0]
-    assert torch.equal(answer, teacher(images, samples)['head.fc'][0])
-    (gradient,) = torch.autograd.grad(answer.sum(), images)
+    (logits,) = teacher.features(images, samples)['head.fc']
+    assert torch.equal(logits, teacher(images, samples)['head.fc'][0])
+    (gradient,) = torch.autograd.grad(logits.sum(), images)
     assert gradient[0, :, :5, :7].abs().min() > 0
     assert gradient[0, :, 5:].abs().max() == gradient[0, :, :, 7:].abs().max() == 0
     assert gradient[1].abs().min() > 0
@@ -151,12 +151,12 @@ def test_answers_to_made_up_inputs_can_be_differentiated():
 
 
 def test_config_file_with_its_own_scope_and_preprocessor(tmp_path):
-    record = teacher_record(tmp_path)
-    model = record['config'] | dict(_scope_=None)
+    teacher_config = saved_teacher(tmp_path)
+    model = teacher_config['config'] | dict(_scope_=None)
     preprocessor = model.pop('data_preprocessor')
     config = mmengine.Config(dict(default_scope='mmpretrain', model=model, data_preprocessor=preprocessor))
     config.dump(str(tmp_path / 'teacher.py'))
-    network = build_teacher(str(tmp_path / 'teacher.py'), record['checkpoint'])
+    network = build_teacher(str(tmp_path / 'teacher.py'), teacher_config['checkpoint'])
     assert network.data_preprocessor.mean.flatten().tolist() == PREPROCESSOR['mean']
 
 
@@ -167,37 +167,37 @@ def test_stock_config_by_package_name(tmp_path):
 
 @pytest.mark.parametrize('kind', ['kd_plugins.Distiller', Distiller, MutualLearning, NativeEnsemble])
 def test_distilled_teacher_is_its_student(tmp_path, kind):
-    record = teacher_record(tmp_path)
-    student = dict(record['config'])
-    for where in ('student', 'model', None):  # the record that has the preprocessor
+    teacher_config = saved_teacher(tmp_path)
+    student = dict(teacher_config['config'])
+    for where in ('student', 'model', None):  # the config dict that has the preprocessor
         distilled = dict(type=kind, student=student, data_preprocessor=PREPROCESSOR if where == 'model' else None)
-        network = build_teacher(distilled, record['checkpoint'])
+        network = build_teacher(distilled, teacher_config['checkpoint'])
         assert type(network).__name__ == 'ImageClassifier'
         assert hasattr(network.data_preprocessor, 'mean') == (where is not None)
         if where == 'student':
             student.pop('data_preprocessor')
 
 
-def test_without_a_checkpoint_its_parts_are_initialised_and_what_is_random_is_told(tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(sources, 'print_log', lambda line, *_: told.append(line))
-    record = teacher_record(tmp_path)
-    model = record['config']
-    model['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint=record['checkpoint'], prefix='backbone')
-    network, expected = build_teacher(model, None), build_teacher(**record)
+def test_without_a_checkpoint_init_cfg_loads_and_random_weights_are_logged(tmp_path, monkeypatch):
+    log = []
+    monkeypatch.setattr(sources, 'print_log', lambda line, *_: log.append(line))
+    teacher_config = saved_teacher(tmp_path)
+    model = teacher_config['config']
+    model['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint=teacher_config['checkpoint'], prefix='backbone')
+    network, expected = build_teacher(model, None), build_teacher(**teacher_config)
     assert equal(network.backbone.state_dict(), expected.backbone.state_dict())
-    assert 'random in head.fc.weight, head.fc.bias: give it one' in told[0]
-    assert len(told) == 1
-    model['init_cfg'] = dict(type='Pretrained', checkpoint=record['checkpoint'])
+    assert 'random weights in head.fc.weight, head.fc.bias: give it a checkpoint' in log[0]
+    assert len(log) == 1
+    model['init_cfg'] = dict(type='Pretrained', checkpoint=teacher_config['checkpoint'])
     assert equal(build_teacher(model, None).state_dict(), expected.state_dict())
-    assert len(told) == 1
+    assert len(log) == 1
     model['backbone']['depth'] = 8
     with pytest.raises(UserError, match=r'the model was not handed over: .*stage1\..* is left over'):
         build_teacher(model, None)
 
 
-def test_a_part_of_another_library_keeps_the_weights_that_it_was_built_with():
-    """timm's and transformers' networks have an init_weights, too, that draws pretrained weights anew."""
+def test_a_part_of_another_library_keeps_its_weights():
+    """timm's and transformers' networks have an init_weights, too, that re-initialises pretrained weights."""
 
     class Pretrained(nn.Conv1d):
         def init_weights(self):
@@ -219,38 +219,38 @@ def test_missing_config(tmp_path):
         (None, "must be a path, package::path, or a model's config dict with a 'type', got None"),
         ({}, r'got \{\}'),
         ('nowhere::resnet.py', 'teacher config nowhere::resnet.py: .*; give a path or package::path'),
-        ('mmpretrain::_base_/datasets/cifar10_bs16.py', 'cifar10_bs16.py has no model: give that of a whole network'),
+        ('mmpretrain::_base_/datasets/cifar10_bs16.py', 'cifar10_bs16.py has no model: give the config of a whole'),
     ],
 )
-def test_config_that_is_none(config, message):
+def test_invalid_configs(config, message):
     with pytest.raises(UserError, match=message):
         build_teacher(config, None)
 
 
 def test_checkpoint_of_another_network(tmp_path):
-    record = teacher_record(tmp_path)
+    teacher_config = saved_teacher(tmp_path)
     with pytest.raises(UserError, match=r'does not fit ImageClassifier: .*stage1.* is left over.*this very config'):
-        build_teacher(classifier(8), record['checkpoint'])
+        build_teacher(classifier(8), teacher_config['checkpoint'])
     with pytest.raises(UserError, match=r'size mismatch for backbone\.stem'):
-        build_teacher(classifier(14, width=8), record['checkpoint'])
+        build_teacher(classifier(14, width=8), teacher_config['checkpoint'])
 
 
-def test_answers_in_bfloat16_where_it_is_told_to(tmp_path):
-    network = build_teacher(**teacher_record(tmp_path))
+def test_runs_in_bfloat16_with_bf16_true(tmp_path):
+    network = build_teacher(**saved_teacher(tmp_path))
     taps, images = ['head.fc', 'backbone.stage2'], torch.randn(4, 3, 16, 16)
     exact = Teacher(network, taps)(images, None)
     teacher = Teacher(copy.deepcopy(network), taps, bf16=True)
-    answer = teacher(images, None)
+    features = teacher(images, None)
     for tap in taps:
-        (near,), (right,) = answer[tap], exact[tap]
-        assert near.dtype == torch.bfloat16
-        assert 0 < (near - right).norm() < 0.03 * right.norm()
-    assert answer['backbone.stage2'][0].is_contiguous(memory_format=torch.channels_last)
+        (rounded,), (expected,) = features[tap], exact[tap]
+        assert rounded.dtype == torch.bfloat16
+        assert 0 < (rounded - expected).norm() < 0.03 * expected.norm()
+    assert features['backbone.stage2'][0].is_contiguous(memory_format=torch.channels_last)
     assert all(
         torch.equal(a, b)
         for a, b in zip(teacher.model.state_dict().values(), network.state_dict().values(), strict=True)
     )
     assert not torch.is_autocast_enabled('cpu')
-    # What is differentiated keeps its precision: an attack has to tell nearly equal logits apart.
-    (precise,) = teacher.answer(images, None)['head.fc']
-    torch.testing.assert_close(precise, exact['head.fc'][0])
+    # Inputs of an attack keep float32: it compares nearly equal logits.
+    (logits,) = teacher.features(images, None)['head.fc']
+    torch.testing.assert_close(logits, exact['head.fc'][0])

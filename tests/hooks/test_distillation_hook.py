@@ -15,8 +15,8 @@ from tiny import (
     coco_folder,
     equal,
     image_folder,
+    saved_teacher,
     stock_detector,
-    teacher_record,
     train,
     weights,
 )
@@ -44,7 +44,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def teacher(tmp_path):
-    return teacher_record(tmp_path)
+    return saved_teacher(tmp_path)
 
 
 def by_hook(teacher, terms, **more):
@@ -561,7 +561,7 @@ def test_stock_mmdet_config_gains_distillation_on_backbone_and_fpn(tmp_path):
 @BOTH
 def test_two_teachers(tmp_path, data, teacher, way):
     (tmp_path / 'other').mkdir()
-    teachers = [teacher, teacher_record(tmp_path / 'other', depth=8, width=6)]
+    teachers = [teacher, saved_teacher(tmp_path / 'other', depth=8, width=6)]
     terms = [KD, HINT, NST | dict(teachers=[0])]
     runner = train(classification_config(data, tmp_path / 'run', **way(teachers, terms)))
     networks = [x.model for x in core_of(runner).teachers]

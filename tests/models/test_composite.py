@@ -9,7 +9,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.models import ImageClassifier
-from tiny import classification_config, classifier, equal, image_folder, teacher_record, train, weights
+from tiny import classification_config, classifier, equal, image_folder, saved_teacher, train, weights
 
 from kd_plugins.checkpoint import load_weights
 from kd_plugins.errors import UserError
@@ -53,7 +53,7 @@ def model_of(kind, folder):
             type='kd_plugins.Distiller',
             student=student(),
             input_shape=(3, 16, 16),
-            teacher=teacher_record(folder),
+            teacher=saved_teacher(folder),
             terms=[HINT],
         )
     return dict(type=f'kd_plugins.{kind}', student=student())

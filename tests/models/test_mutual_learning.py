@@ -14,7 +14,7 @@ from tiny import (
     image_folder,
     market_folder,
     reid_config,
-    teacher_record,
+    saved_teacher,
     train,
     two_processes,
     weights,
@@ -172,7 +172,7 @@ def test_alternating_refuses_what_it_cannot_do(tmp_path):
         custom_hooks=[
             dict(
                 type='kd_plugins.DistillationHook',
-                teacher=teacher_record(tmp_path),
+                teacher=saved_teacher(tmp_path),
                 terms=[
                     dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='student.head.fc', teacher='head.fc')
                 ],

@@ -17,7 +17,7 @@ import pytest
 import torch
 from command_line import CommandLine
 from mmengine.config import Config
-from tiny import classification_config, classifier, equal, image_folder, teacher_record
+from tiny import classification_config, classifier, equal, image_folder, saved_teacher
 
 from kd_plugins.checkpoint import read_checkpoint
 from kd_plugins.datasets.drawing import CLASSES, draw_voc
@@ -42,7 +42,7 @@ def shared(tmp_path_factory):
     """A data folder and a teacher that no test changes."""
     folder = tmp_path_factory.mktemp('shared')
     image_folder(folder / 'data')
-    return folder / 'data', teacher_record(folder)
+    return folder / 'data', saved_teacher(folder)
 
 
 @pytest.fixture
@@ -196,11 +196,11 @@ MISTAKES = {
     ),
     'unknown loss': (
         lambda c, f: set_term(c, loss=dict(type='kd_plugins.NTSLoss')),
-        ["'kd_plugins.NTSLoss' is no registered module", 'kd_plugins.NSTLoss'],
+        ["'kd_plugins.NTSLoss' is not a registered module", 'kd_plugins.NSTLoss'],
     ),
     'unknown loss without its scope': (
         lambda c, f: set_term(c, loss=dict(type='NSTLos')),
-        ["'NSTLos' is no registered module", 'kd_plugins.NSTLoss'],
+        ["'NSTLos' is not a registered module", 'kd_plugins.NSTLoss'],
     ),
     'misspelt option of a loss': (
         lambda c, f: set_term(c, loss=dict(type='kd_plugins.KDLoss', tua=4.0)),

@@ -21,7 +21,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
-from tiny import classification_config, classifier, image_folder, teacher_record, weights
+from tiny import classification_config, classifier, image_folder, saved_teacher, weights
 from torch import nn
 
 from kd_plugins.errors import UserError
@@ -313,7 +313,7 @@ def main(folder: Path) -> None:
         torch.set_default_dtype(torch.float32)
         image_folder(folder / 'images')
         results['stock'] = list(MODELS.build(classifier()).state_dict())
-        teacher_record(folder)
+        saved_teacher(folder)
         torch.set_default_dtype(torch.float64)
     # Before the runner would: it selects a CUDA device first.
     dist.init_process_group('gloo', timeout=datetime.timedelta(seconds=60))

@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.step import STEP_PARTS, stripped, terms_of
 from benchmarks.timing import keep, seconds
 from kd_plugins.config import load_config
-from kd_plugins.distillation.cache import AnswerCache
+from kd_plugins.distillation.cache import FeatureCache
 from kd_plugins.distillation.recorder import Recorder
 from kd_plugins.distillation.sources import build_network
 
@@ -56,7 +56,7 @@ def answers(record: dict[str, Any], inputs: Tensor, taps: list[str]) -> Iterator
     recorder = Recorder(network, taps)
     with torch.no_grad(), recorder.recording() as features, tempfile.TemporaryDirectory() as folder:
         network(inputs, mode='tensor')
-        cache = AnswerCache(folder, network, taps)
+        cache = FeatureCache(folder, network, taps)
         cache.put(inputs, None, features)
         assert cache.get(inputs, None) is not None
         yield lambda: cache.get(inputs, None)
