@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import string
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -58,17 +58,8 @@ def config_file(name: str) -> str:
     return str(path)
 
 
-def _locate(node: Any, config: str) -> None:
-    """Locate the paths below a node of a config that begin as this project's do."""
-    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-        if isinstance(value, str) and value.startswith(('configs/', 'data/', 'work_dirs/')):
-            node[key] = located(value, config)
-        elif isinstance(value, (dict, list)):
-            _locate(value, config)
-
-
 def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] | None = None) -> Config:
-    """Read a config and settle where its run lives.
+    """Read a config, locate the paths in it, and settle where its run lives.
 
     Args:
         path: A file, or ``package::path`` of an installed package's.
@@ -76,12 +67,19 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
         options: Values that replace the config's, by their dotted keys.
 
     Raises:
-        UserError: The file is missing or does not evaluate, or a module that it imports does not import.
+        UserError: The file is missing or does not evaluate, or a module that it imports cannot be imported.
     """
     path = config_file(path)
     guard_files()  # a config may be YAML
     try:
         config = Config.fromfile(path, import_custom_modules=False)
+        config = Config(
+            {key: config[key] for key in config.to_dict()},  # not what a config by read_base imports
+            config.text,
+            path,
+            config.env_variables,
+            format_python_code=False,  # mmengine writes a run's config six times; yapf would take half a second each
+        )
     except (Exception, SystemExit) as error:
         raise UserError(f'{path} is no valid config: {type(error).__name__}: {error}') from error
     try:
@@ -98,14 +96,32 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
                 f"{path}: custom_imports is {config.custom_imports}, expected dict(imports=['module']) of "
                 f'modules that can be imported ({type(error).__name__}: {error})'
             ) from error
-    given = config.get('work_dir')
     try:
-        _locate(config._cfg_dict, path)
+        given = config.get('work_dir')
+        for _, node in [('', config), *walk(config)]:
+            for key, text in () if isinstance(node, tuple) else _items(node):
+                # The paths of this project's configs begin so.
+                if isinstance(text, str) and text.startswith(('configs/', 'data/', 'work_dirs/')):
+                    node[key] = located(text, path)
         config.work_dir = work_dir or given or default_work_dir(path)
-        user_named(text for _, text in _nodes(config) if isinstance(text, str))
-    except ImportError as error:  # mmengine imports what a config does when it is looked at
+        user_named(text for _, text in walk(config) if isinstance(text, str))
+    except ImportError as error:  # a config by read_base imports a class when the class is looked at
         raise UserError(f'{path} is no valid config: {error}') from error
     return config
+
+
+def walk(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+    """Yield every value below a config or a part of one, from the outermost in, with its dotted path."""
+    for key, value in _items(node):
+        below = f'{path}.{key}' if path else str(key)
+        yield below, value
+        yield from walk(value, below)
+
+
+def _items(node: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(node, (Mapping, Config)):
+        return node.items()
+    return enumerate(node) if isinstance(node, (list, tuple)) else ()
 
 
 @dataclass(frozen=True)
@@ -120,7 +136,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_record(value: Any) -> bool:
+def _is_config_dict(value: Any) -> bool:
     return isinstance(value, Mapping) and 'type' in value
 
 
@@ -143,11 +159,17 @@ _FLAG = _Kind('True or False', lambda x: isinstance(x, bool))
 _NUMBER = _Kind('a finite number of at least 0', lambda x: _is_number(x) and x >= 0)
 _LIMIT = _Kind('a number of at least 0', lambda x: x == math.inf or _NUMBER.fits(x))  # inf logs the norm, no more
 _NUMBERS = _Kind('a list of finite numbers', lambda x: _is_list(x, _is_number))
-_RECORD = _Kind("a config dict with a type, as dict(type='...')", _is_record)
-_RECORDS = _Kind("a list of config dicts, each with a type, as [dict(type='...')]", lambda x: _is_list(x, _is_record))
-_STEPS = _Kind(_RECORDS.words, lambda x: _is_list(x, lambda step: _is_record(step) or callable(step)))
-_ONE_OR_MORE = _Kind('config dicts with a type, one or a list', lambda x: _is_record(x) or _is_list(x, _is_record, 1))
-_PART = _Kind('a config dict, or None', lambda x: x is None or isinstance(x, Mapping) or _is_list(x, _is_record, 1))
+_CONFIG_DICT = _Kind("a config dict with a type, as dict(type='...')", _is_config_dict)
+_CONFIG_DICTS = _Kind(
+    "a list of config dicts, each with a type, as [dict(type='...')]", lambda x: _is_list(x, _is_config_dict)
+)
+_STEPS = _Kind(_CONFIG_DICTS.words, lambda x: _is_list(x, lambda step: _is_config_dict(step) or callable(step)))
+_ONE_OR_MORE = _Kind(
+    'config dicts with a type, one or a list', lambda x: _is_config_dict(x) or _is_list(x, _is_config_dict, 1)
+)
+_PART = _Kind(
+    'a config dict, or None', lambda x: x is None or isinstance(x, Mapping) or _is_list(x, _is_config_dict, 1)
+)
 _CHANNELS = _Kind(
     'a whole number of at least 1, or several', lambda x: not isinstance(x, (int, float, str)) or _whole(1).fits(x)
 )
@@ -167,30 +189,30 @@ _LEVEL = _Kind(
 # What mmengine and this project read, by where it stands; * is any part of that. What a config may leave out is not
 # missed here.
 _VALUES = {
-    'model': _RECORD,
+    'model': _CONFIG_DICT,
     'model.*backbone': _PART,
     'model.*neck': _PART,
     'model.*head': _PART,
-    'model.*head.loss': _RECORD,
+    'model.*head.loss': _CONFIG_DICT,
     'model.*head.num_classes': _whole(1),
     'model.*head.[0-9].num_classes': _whole(1),
     'model.*.in_channels': _CHANNELS,
     'model.*.out_channels': _CHANNELS,
-    'model.student': _RECORD,
+    'model.student': _CONFIG_DICT,
     '*data_preprocessor': _or_none(_DICT),
     '*data_preprocessor.mean': _or_none(_NUMBERS),
     '*data_preprocessor.std': _or_none(
         _Kind('a list of numbers above 0', lambda x: _is_list(x, lambda y: _is_number(y) and y > 0))
     ),
     '*_dataloader': _or_none(_DICT),
-    '*_dataloader.dataset': _RECORD,
-    '*_dataloader.*.dataset': _RECORD,
-    '*_dataloader.sampler': _or_none(_RECORD),
-    '*_dataloader.batch_sampler': _or_none(_RECORD),
+    '*_dataloader.dataset': _CONFIG_DICT,
+    '*_dataloader.*.dataset': _CONFIG_DICT,
+    '*_dataloader.sampler': _or_none(_CONFIG_DICT),
+    '*_dataloader.batch_sampler': _or_none(_CONFIG_DICT),
     '*_dataloader.batch_size': _whole(1),
     '*_dataloader.num_workers': _whole(0),
     '*_dataloader.prefetch_factor': _or_none(_whole(1)),
-    '*_dataloader.collate_fn': _RECORD,
+    '*_dataloader.collate_fn': _CONFIG_DICT,
     '*_dataloader.*pipeline': _STEPS,
     '*_dataloader.*.data_root': _or_none(_TEXT),
     '*_dataloader.*.data_prefix': _or_none(_Kind('a text or a dict of texts', lambda x: isinstance(x, (str, Mapping)))),
@@ -206,14 +228,16 @@ _VALUES = {
     'train_cfg.val_begin': _whole(0),
     '*_evaluator': _or_none(_ONE_OR_MORE),
     'optim_wrapper': _or_none(_DICT),
-    'optim_wrapper.optimizer': _RECORD,
+    'optim_wrapper.optimizer': _CONFIG_DICT,
     'optim_wrapper.clip_grad': _or_none(_DICT),
     'optim_wrapper.accumulative_counts': _whole(1),
     'optim_wrapper.paramwise_cfg': _or_none(_DICT),
     'optim_wrapper.optimizer.lr': _NUMBER,
     'optim_wrapper.optimizer.momentum': _NUMBER,
     'optim_wrapper.optimizer.weight_decay': _NUMBER,
-    'param_scheduler': _or_none(_Kind(_ONE_OR_MORE.words, lambda x: isinstance(x, Mapping) or _is_list(x, _is_record))),
+    'param_scheduler': _or_none(
+        _Kind(_ONE_OR_MORE.words, lambda x: isinstance(x, Mapping) or _is_list(x, _is_config_dict))
+    ),
     'param_scheduler.*.milestones': _NUMBERS,
     'param_scheduler.*.gamma': _NUMBER,
     'model.*head.topk': _RANKS,
@@ -234,7 +258,7 @@ _VALUES = {
     'randomness': _DICT,
     'randomness.seed': _or_none(_whole(0, 2**32 - 1)),
     'env_cfg': _DICT,
-    'visualizer': _or_none(_RECORD),
+    'visualizer': _or_none(_CONFIG_DICT),
     'log_processor': _or_none(_DICT),
     'log_level': _LEVEL,
     'auto_scale_lr': _or_none(_DICT),
@@ -244,7 +268,7 @@ _VALUES = {
     'resume': _or_none(_FLAG),
     'default_scope': _or_none(_TEXT),
     'compile': _Kind('True, False or a dict', lambda x: isinstance(x, (bool, Mapping))),
-    'prepare': _RECORDS,
+    'prepare': _CONFIG_DICTS,
     'prepare.*.type': _TEXT,
     'requires': _Kind(
         "a list of dict(config='...', checkpoint='...')",
@@ -312,7 +336,7 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
                 'less similar name'
             )
     _check_parts(config, part, where)
-    for path, value in _nodes(config):
+    for path, value in walk(config):
         if path.partition('.')[0] not in _READ:
             continue
         for kind in _kinds(path):
@@ -335,8 +359,8 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
     for key in _GROUPS[part][:1] + (_GROUPS['val'][:1] if part == 'train' else ()):
         _check_registered(f'{where}: {key}.collate_fn', (config.get(key) or {}).get('collate_fn'), FUNCTIONS)
     for key, hook in (config.get('default_hooks') or {}).items():
-        if hook is not None and not _is_record(hook) and not callable(hook):
-            raise UserError(f'{where}: default_hooks.{key} is {_short(hook)}, expected {_RECORD.words}, or None')
+        if hook is not None and not _is_config_dict(hook) and not callable(hook):
+            raise UserError(f'{where}: default_hooks.{key} is {_short(hook)}, expected {_CONFIG_DICT.words}, or None')
 
 
 def _check_optimiser(config: Config, where: str) -> None:
@@ -391,21 +415,6 @@ def _check_parts(config: Config, part: str, where: str) -> None:
 @cache
 def _kinds(path: str) -> list[_Kind]:
     return [kind for pattern, kind in _VALUES.items() if fnmatchcase(path, pattern)]
-
-
-def _nodes(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
-    """Yield every value of a config below its keys, from the outermost in, with its dotted path."""
-    items = (
-        node.items()
-        if isinstance(node, (Mapping, Config))
-        else enumerate(node)
-        if isinstance(node, (list, tuple))
-        else ()
-    )
-    for key, value in items:
-        below = f'{path}.{key}' if path else str(key)
-        yield below, value
-        yield from _nodes(value, below)
 
 
 def _short(value: Any) -> str:

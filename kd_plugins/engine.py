@@ -1,9 +1,10 @@
-"""What every command does between reading a config and running it."""
+"""What every command does before a run: reads its config, checks it, and prepares config and process for the runner."""
 
+import argparse
 import fcntl
 import gc
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,29 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 
 from kd_plugins.checkpoint import guard_checkpoints
+from kd_plugins.config import check_config, load_config, walk
 from kd_plugins.errors import UserError
 from kd_plugins.registry import type_name
+
+
+def load_run(path: str, args: argparse.Namespace, part: str) -> Config:
+    """Read the config of a run, check it, and make it and this process ready for mmengine's runner.
+
+    Args:
+        path: The config.
+        args: The options of the command, see :func:`kd_plugins.options.add_run_options`.
+        part: What the run does, 'train' or 'test'.
+
+    Raises:
+        UserError: As :func:`~kd_plugins.config.load_config`, :func:`~kd_plugins.config.check_config` and
+            :func:`prepare_run`.
+    """
+    config = load_config(path, args.work_dir, args.cfg_options)
+    check_config(config, part)
+    if part == 'test':  # the command names the checkpoint
+        config.load_from, config.resume = None, False
+    prepare_run(config, args.launcher, args.allow_pickle, args.skip_corrupt, args.amp)
+    return config
 
 
 def prepare_run(
@@ -31,16 +53,16 @@ def prepare_run(
         config: The config, changed in place.
         launcher: What has started the processes, as mmengine names it.
         allow_pickle: Run the code that pickled checkpoints and annotations hold. Only for files that you trust.
-        skip_corrupt: Leave images that cannot be read out of the training data.
+        skip_corrupt: Leave unreadable images out of the training data.
         amp: Train under bfloat16 autocast.
 
     Raises:
-        UserError: The processes were not started by the launcher.
+        UserError: The processes were not started by the launcher, or a data set reads pickled code.
     """
     config.launcher = launcher
     guard_checkpoints(allow_pickle)
     BaseDataset._serialize_data = _serialized
-    if not allow_pickle and 'OpenImagesChallengeDataset' in map(type_name, _records(config._cfg_dict)):
+    if not allow_pickle and 'OpenImagesChallengeDataset' in map(type_name, _config_dicts(config)):
         raise UserError(
             'OpenImagesChallengeDataset reads its label tree by pickle, which can run code: if you trust '
             'its hierarchy_file, allow it (--allow-pickle)'
@@ -50,9 +72,9 @@ def prepare_run(
         _check_images(config.get(name), skip_corrupt and name == 'train_dataloader')
     hooks = [*config.default_hooks.values(), *(config.get('custom_hooks') or [])]
     _check_images(hooks, False)
-    for record in _records(hooks):
+    for hook in _config_dicts(hooks):
         for name in ('switch_pipeline', 'train_pipeline'):  # which take the place of the training data's later on
-            _check_images(record.get(name), skip_corrupt)
+            _check_images(hook.get(name), skip_corrupt)
     if amp:
         config.optim_wrapper = {
             key: value for key, value in config.optim_wrapper.items() if key not in ('loss_scale', 'dtype')
@@ -77,7 +99,7 @@ _serialize = BaseDataset._serialize_data
 
 
 def _serialized(dataset: BaseDataset) -> tuple[np.ndarray, np.ndarray]:
-    """Do what mmengine's data sets do once they are read, but say so where nothing is left of one."""
+    """Do what mmengine's data sets do once they are read, but raise where no image is left of one."""
     if not dataset.data_list:
         source = dataset.ann_file or dataset.data_root or dataset.data_prefix
         classes = f'{dataset.metainfo.get("classes")!r:.60}'
@@ -166,30 +188,24 @@ def _add_hooks(config: Config) -> None:
     config.default_hooks = hooks
 
 
-def _records(node: Any) -> Iterable[dict[str, Any]]:
-    """Yield every dictionary of a config, from the outermost in."""
-    if isinstance(node, dict):
-        yield node
-        node = node.values()
-    if isinstance(node, Iterable) and not isinstance(node, str):
-        for value in node:
-            yield from _records(value)
+def _config_dicts(node: Any) -> Iterator[dict[str, Any]]:
+    return (value for _, value in walk(node) if isinstance(value, dict))
 
 
 def _check_images(node: Any, skip_corrupt: bool) -> None:
     """Load the images below a node of the config through ``LoadImage``, which notices broken ones."""
-    for record in _records(node):
-        options = {key for key, value in record.items() if value is not None}
-        if type_name(record) == 'LoadImageFromFile' and options <= {
+    for transform in _config_dicts(node):
+        options = {key for key, value in transform.items() if value is not None}
+        if type_name(transform) == 'LoadImageFromFile' and options <= {
             'type',
             'to_float32',
             'color_type',
             'imdecode_backend',
             'backend_args',
         }:
-            record['type'] = 'kd_plugins.LoadImage'
-        if type_name(record) == 'LoadImage':
-            record['skip_corrupt'] = skip_corrupt
+            transform['type'] = 'kd_plugins.LoadImage'
+        if type_name(transform) == 'LoadImage':
+            transform['skip_corrupt'] = skip_corrupt
 
 
 def _use_cpu(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""What command lines check of their options."""
+"""Options of the command lines: those that several have, and checks."""
 
 import argparse
 from typing import Any
@@ -7,6 +7,25 @@ import torch
 from mmengine.config import DictAction
 
 from kd_plugins.errors import UserError
+
+
+def add_run_options(parser: argparse.ArgumentParser, holds: str) -> None:
+    """Add the options of a command that runs a config, and defaults of those that not every such command has.
+
+    Args:
+        parser: The command's.
+        holds: What the run's folder holds, for the help.
+    """
+    parser.set_defaults(launcher='none', skip_corrupt=False, amp=False)
+    parser.add_argument('--work-dir', help=f'folder of {holds} (default: work_dirs/<config>)')
+    parser.add_argument('--allow-pickle', action='store_true', help='run the code in pickled checkpoints you trust')
+    parser.add_argument('--cfg-options', nargs='+', action=KeyValues, metavar='KEY=VALUE', help='override the config')
+
+
+def add_launcher(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a command that several processes can run together."""
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
 def check_least(args: argparse.Namespace, **least: float) -> None:

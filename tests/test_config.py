@@ -1,5 +1,7 @@
 """What is checked of a config before anything is built."""
 
+import copy
+
 import pytest
 from mmengine.config import Config
 from tiny import classification_config
@@ -25,6 +27,15 @@ def test_a_yaml_config_runs_no_code(tmp_path):
     assert load_config(str(tmp_path / 'x.yaml')).model.sizes == [1, 2]
 
 
+def test_a_run_writes_its_config_without_yapf(tmp_path, monkeypatch):
+    """mmengine writes it six times, and yapf takes half a second for each."""
+    (tmp_path / 'x.py').write_text('model = dict(type="A", sizes=[1, 2])\n')
+    config = copy.deepcopy(load_config(str(tmp_path / 'x.py')))  # as the runner does
+    monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda *args, **kwargs: pytest.fail('yapf was called'))
+    config.dump(tmp_path / 'y.py')
+    assert load_config(str(tmp_path / 'y.py')).model == dict(type='A', sizes=[1, 2])
+
+
 @pytest.mark.parametrize(
     'path',
     [
@@ -42,7 +53,7 @@ def test_a_yaml_config_runs_no_code(tmp_path):
 def test_what_training_needs_is_missed(config, path):
     check_config(config)
     above, _, key = path.rpartition('.')
-    (config[above] if above else config._cfg_dict).pop(key)
+    (config[above] if above else config).pop(key)
     with pytest.raises(UserError, match=f'has.* no {key}: '):
         check_config(config)
 
@@ -157,7 +168,7 @@ def test_names_that_nothing_answers_to(config, path, value, told):
     config.merge_from_dict({path: value})
     if 'save_best' in told:
         for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):
-            config._cfg_dict.pop(key)
+            config.pop(key)
     with pytest.raises(UserError, match=told):
         check_config(config)
 

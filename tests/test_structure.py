@@ -27,7 +27,7 @@ ROOMS = {
     'evaluation': (LEAVES | {'functional'}, {'faiss', 'mmengine', 'numpy', 'rich', 'scipy', 'torch'}),
     'studies': (
         CORE | {'commands', 'config', 'datasets', 'hooks'},
-        {'matplotlib', 'mmengine', 'ray', 'rich', 'scipy', 'torch', 'yapf'},
+        {'matplotlib', 'mmengine', 'ray', 'rich', 'scipy', 'torch'},
     ),
     'compat': (LEAVES, {'mmcv', 'mmdet', 'scipy', 'torch', 'torchvision'}),
     'utils': ({'errors'}, {'mmengine', 'numpy', 'torch'}),

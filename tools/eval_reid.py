@@ -34,11 +34,10 @@ from rich.table import Table
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
 from kd_plugins import evaluation
 from kd_plugins.checkpoint import load_weights
-from kd_plugins.config import check_config, load_config
-from kd_plugins.engine import prepare_run
+from kd_plugins.engine import load_run
 from kd_plugins.errors import UserError, one_line_errors
 from kd_plugins.evaluation import ReIDFeatures, load_features, rank_matches, rank_rows
-from kd_plugins.options import KeyValues, check_device, check_least
+from kd_plugins.options import add_run_options, check_device, check_least
 from kd_plugins.registry import DATASETS
 
 RANKS = (1, 5, 10, 20)
@@ -75,9 +74,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         '--top', type=int, default=100, metavar='K', help='how many items that search returns (default: %(default)s)'
     )
     parser.add_argument('--device', help='where similarities are computed (default: a GPU where there is one)')
-    parser.add_argument('--work-dir', help='folder of the extracted features (default: work_dirs/<config>)')
-    parser.add_argument('--allow-pickle', action='store_true', help='run the code in pickled checkpoints you trust')
-    parser.add_argument('--cfg-options', nargs='+', action=KeyValues, metavar='KEY=VALUE', help='override the config')
+    add_run_options(parser, 'the extracted features')
     args = parser.parse_args(argv)
     if Path(args.source).suffix == '.py' and args.checkpoint is None:
         raise UserError(f'{args.source} is a config: give the checkpoint to score after it')
@@ -103,10 +100,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def extract(args: argparse.Namespace) -> ReIDFeatures:
     """Run the model over the config's test set, or take the features kept from the last time."""
-    config = load_config(args.source, args.work_dir, args.cfg_options)
-    check_config(config, 'test')
-    config.load_from, config.resume = None, False
-    prepare_run(config, allow_pickle=args.allow_pickle)
+    config = load_run(args.source, args, 'test')
     if not Path(args.checkpoint).is_file():
         raise UserError(f'checkpoint {args.checkpoint} does not exist: give the path of a .pth file')
     with DATASETS.switch_scope_and_registry(config.get('default_scope')) as registry:

@@ -19,12 +19,11 @@ from mmengine.runner import Runner
 
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
 from kd_plugins.checkpoint import load_weights
-from kd_plugins.config import check_config, load_config
-from kd_plugins.engine import leave_group, prepare_run, scope_of
+from kd_plugins.engine import leave_group, load_run, scope_of
 from kd_plugins.errors import one_line_errors
 from kd_plugins.hooks.check_hook import check_checkpoint_classes
 from kd_plugins.hooks.export_hook import plain
-from kd_plugins.options import KeyValues
+from kd_plugins.options import add_launcher, add_run_options
 from kd_plugins.utils.models import unwrapped
 
 
@@ -33,12 +32,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config')
     parser.add_argument('checkpoint')
-    parser.add_argument('--work-dir', help='folder of the log (default: work_dirs/<config>)')
+    add_run_options(parser, 'the log')
+    add_launcher(parser)
     parser.add_argument('--show-dir', help='draw the predictions into this folder')
-    parser.add_argument('--allow-pickle', action='store_true', help='run the code in pickled checkpoints you trust')
-    parser.add_argument('--cfg-options', nargs='+', action=KeyValues, metavar='KEY=VALUE', help='override the config')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -60,10 +56,7 @@ def set_drawing(config: Config, folder: str) -> None:
 def main() -> None:
     """Run the command line."""
     args = parse_args()
-    config = load_config(args.config, args.work_dir, args.cfg_options)
-    check_config(config, 'test')
-    config.load_from, config.resume = None, False
-    prepare_run(config, args.launcher, args.allow_pickle)
+    config = load_run(args.config, args, 'test')
     if args.show_dir:
         set_drawing(config, args.show_dir)
     runner = Runner.from_cfg(config)

@@ -35,16 +35,17 @@ from rich.table import Table
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
 from kd_plugins.checkpoint import latest_checkpoint
 from kd_plugins.config import check_config, load_config
-from kd_plugins.engine import alone_in, leave_group, prepare_run
+from kd_plugins.engine import alone_in, leave_group, load_run
 from kd_plugins.errors import UserError, one_line_errors
-from kd_plugins.options import KeyValues
+from kd_plugins.options import add_launcher, add_run_options
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config')
-    parser.add_argument('--work-dir', help='folder of checkpoints and logs (default: work_dirs/<config>)')
+    add_run_options(parser, 'checkpoints and logs')
+    add_launcher(parser)
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -54,10 +55,6 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--amp', action='store_true', help='train under bfloat16 autocast')
     parser.add_argument('--skip-corrupt', action='store_true', help='leave out images that cannot be read')
-    parser.add_argument('--allow-pickle', action='store_true', help='run the code in pickled checkpoints you trust')
-    parser.add_argument('--cfg-options', nargs='+', action=KeyValues, metavar='KEY=VALUE', help='override the config')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -176,10 +173,8 @@ def print_comparison(config: Config, flags: Sequence[str]) -> None:
 def main() -> None:
     """Run the command line."""
     args = parse_args()
-    config = load_config(args.config, args.work_dir, args.cfg_options)
-    check_config(config, 'train')
+    config = load_run(args.config, args, 'train')
     check_others(config)
-    prepare_run(config, args.launcher, args.allow_pickle, args.skip_corrupt, args.amp)
     flags = [f'--{name}' for name in ('amp', 'skip-corrupt', 'allow-pickle') if getattr(args, name.replace('-', '_'))]
     with alone_in(config.work_dir, args.launcher):
         prepare(config)

@@ -106,7 +106,7 @@ def method_on(network: str, method: str, options: Mapping[str, Any]) -> dict[str
     """Return the record of a method, with what the network adds to it."""
     record = Config(options['methods'][method])
     record.merge_from_dict(options['networks'][network].get('methods', {}).get(method, {}))
-    return record._cfg_dict.to_dict()
+    return record.to_dict()
 
 
 def _check_record(where: str, record: Any, allowed: Iterable[str] | None = None) -> None:

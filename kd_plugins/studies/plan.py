@@ -189,7 +189,7 @@ def load_study(path: str, root: str | None = None) -> Study:
         if not config.get(key):
             raise UserError(f'{path}: a study needs {key}, as in configs/studies/quick.py')
         options[key] = config[key]
-    options = Config(options)._cfg_dict.to_dict()
+    options = Config(options).to_dict()
     check_study(path, options)
     for part in ('networks', 'teachers', 'methods', 'corruptions'):
         names = [slug(name) for name in options[part]]

@@ -40,9 +40,5 @@ def train(config: str, log: str) -> None:
     for descriptor in (1, 2):
         os.dup2(target, descriptor)
     gc.freeze()  # a collection would copy every page that is shared with the server
-    from yapf.yapflib import yapf_api
-
-    # mmengine lays a run's config out six times, half a second each; as it is, it is as valid.
-    yapf_api.FormatCode = lambda text, **_: (text, False)
     sys.argv = [str(TRAIN), config, '--resume']
     runpy.run_path(str(TRAIN), run_name='__main__')
