@@ -13,13 +13,13 @@ import numpy as np
 from kd_plugins.errors import UserError
 from kd_plugins.utils.names import nearest
 
-BLOCK = 2**25  # numbers of the gallery looked at together, 128 MiB in float32
+BLOCK = 2**25  # numbers of the gallery that are processed together, 128 MiB in float32
 
 
 def in_range(*features: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Scale arrays by one power of two where the squares of their numbers could leave float32.
+    """Scale arrays by one power of two where the squares of their numbers could leave the range of float32.
 
-    That changes neither an angle nor the order of distances. The largest number is then between 1/2 and 1; arrays whose
+    That changes no angle, and no order of distances. The largest number is then between 1/2 and 1; arrays whose
     largest number is between 1e-3 and 1e12 are returned as they are.
     """
     exponent = math.frexp(max(abs(float(x)) for array in features for x in (array.min(), array.max())))[1]
@@ -30,13 +30,13 @@ def in_range(*features: np.ndarray) -> tuple[np.ndarray, ...]:
 
 @dataclass(frozen=True)
 class ReIDFeatures:
-    """What a retrieval evaluation needs to know.
+    """The embeddings of a query and a gallery set, and whose image each is, from which camera.
 
-    Features may be of any size: very large and very small ones are kept times a power of two, see :func:`in_range`.
+    Very large and very small features are scaled by a power of two, see :func:`in_range`.
 
     Attributes:
         query_features: (Q, D) embeddings.
-        query_ids: (Q,) identities; those below 1 have no match.
+        query_ids: (Q,) identities; one below 1 has no match.
         query_cams: (Q,) cameras.
         gallery_features: (G, D) embeddings; may be memory-mapped.
         gallery_ids: (G,) identities; -1 is junk (ignored), 0 a distractor (stays in the gallery, never a match).
@@ -47,6 +47,20 @@ class ReIDFeatures:
     Raises:
         UserError: An array is empty, of a wrong shape or kind, or holds a number that is not finite (its row is
             named).
+
+    Example:
+        >>> import numpy as np
+        >>> from kd_plugins.evaluation import ReIDFeatures
+        >>> features = ReIDFeatures(
+        ...     query_features=np.array([[1.0, 0.0]]),
+        ...     query_ids=np.array([7]),
+        ...     query_cams=np.array([1]),
+        ...     gallery_features=np.array([[0.9, 0.1], [0.8, 0.1], [0.1, 0.9]]),
+        ...     gallery_ids=np.array([7, 7, -1]),
+        ...     gallery_cams=np.array([1, 2, 2]),
+        ... )
+        >>> features.without_junk().gallery_ids
+        array([7, 7])
     """
 
     query_features: np.ndarray
@@ -85,7 +99,7 @@ class ReIDFeatures:
                 if not usable.all():
                     raise UserError(
                         f'{side}_features: row {start + int(usable.argmin())} holds a number that is not '
-                        'finite; look for what the model puts out there'
+                        'finite; check what the model returns for that image'
                     )
         if self.query_features.shape[1] != self.gallery_features.shape[1]:
             raise UserError(
@@ -97,7 +111,7 @@ class ReIDFeatures:
             object.__setattr__(self, f'{side}_features', features)  # as dataclasses do it where they are frozen
 
     def without_junk(self) -> 'ReIDFeatures':
-        """Return the features without the gallery's junk, for what looks at neighbours; copies only if there is any."""
+        """Return the features without the gallery's junk, for methods that use neighbours; a copy if there is any."""
         kept = self.gallery_ids != -1
         if kept.all():
             return self
@@ -118,10 +132,20 @@ _OPTIONAL = {'query_paths', 'gallery_paths'}
 def load_features(path: str | Path) -> ReIDFeatures:
     """Read features from a file ``.npz``, or from a folder with one ``.npy`` for each array, which is memory-mapped.
 
-    The arrays have the names of :class:`ReIDFeatures`' attributes. Of a folder, any of its ``.npy`` files may be named.
+    The arrays have the names of the attributes of :class:`ReIDFeatures`. ``path`` may also be any ``.npy`` file of the
+    folder.
 
     Raises:
-        UserError: The file is missing, damaged or pickled, lacks an array, or as :class:`ReIDFeatures`.
+        UserError: The file is missing, damaged or pickled, or lacks an array; or as :class:`ReIDFeatures`.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> from kd_plugins.evaluation import ReIDFeatures, load_features, save_features
+        >>> features, one = np.ones((1, 4)), np.ones(1, int)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_features(ReIDFeatures(features, one, one, features, one, one), f'{folder}/features.npz')
+        ...     load_features(f'{folder}/features.npz').gallery_features
+        array([[1., 1., 1., 1.]])
     """
     path = Path(path)
     if path.suffix == '.npy':

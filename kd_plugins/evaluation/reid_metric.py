@@ -21,9 +21,9 @@ class ReIDMetric(BaseMetric):
     """mAP, mINP and cumulative matching of query images in a gallery, both from one data set.
 
     Every data sample needs a ``feature`` (from the model) and, from the data set, ``identity``, ``camera`` and
-    ``is_query``; ``img_path`` where features are saved. What counts how is told in
-    :func:`kd_plugins.evaluation.retrieval.rank_matches`. Under data-parallel the features of all processes are
-    gathered, without the samples that a sampler repeats to fill the last batch.
+    ``is_query``; ``img_path`` where features are saved. :func:`kd_plugins.evaluation.retrieval.rank_matches` states
+    what is a match, and what is left out. Under data-parallel the features of all processes are gathered, without the
+    samples that a sampler repeats to fill the last batch.
 
     Args:
         metric: ``'cosine'`` or ``'euclidean'``.
@@ -31,9 +31,9 @@ class ReIDMetric(BaseMetric):
         ap: Definition of average precision, see
             :meth:`kd_plugins.evaluation.retrieval.Retrieval.average_precision`.
         rerank: Options of :class:`kd_plugins.evaluation.reranking.KReciprocal`, ``dict()`` for its defaults, to score
-            the re-ranked gallery too, under ``rerank_mAP`` and so on. None to leave that out.
-        save_to: File ``.npz`` to keep the features in, for ``tools/eval_reid.py`` and ``tools/visualize.py``.
-        device: Where the similarities are computed; None is a GPU where there is one.
+            the re-ranked gallery too, under ``rerank_mAP`` and so on; None for no re-ranking.
+        save_to: File ``.npz`` in which the features are saved, for ``tools/eval_reid.py`` and ``tools/visualize.py``.
+        device: Device that computes the similarities; None for a GPU where there is one.
         collect_device: As in :class:`mmengine.evaluator.BaseMetric`.
         prefix: As in :class:`mmengine.evaluator.BaseMetric`.
 
@@ -55,7 +55,7 @@ class ReIDMetric(BaseMetric):
         prefix: str | None = None,
     ) -> None:
         super().__init__(collect_device=collect_device, prefix=prefix)
-        # A run must not find out after its last epoch.
+        # Checked before the run, not after its last epoch.
         if metric not in get_args(Metric) or ap not in get_args(AveragePrecision):
             raise UserError(
                 f'ReIDMetric: expected a metric of {get_args(Metric)} and an ap of '
@@ -74,7 +74,7 @@ class ReIDMetric(BaseMetric):
         self.save_to = save_to
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the features of a batch and what they are of."""
+        """Keep the features of a batch, with their identities, cameras and paths."""
         for sample in data_samples:
             if 'feature' not in sample:
                 raise UserError("ReIDMetric: the model's predictions hold no 'feature'; use kd_plugins.ReIDModel")

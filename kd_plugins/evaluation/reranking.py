@@ -1,7 +1,7 @@
 """Better rankings from the neighbours: alpha query expansion and k-reciprocal re-ranking.
 
-Both are the published algorithms, the second without the square matrices of its usual form: of the N items only the
-nearest neighbours are kept, and what follows from them are sparse products.
+Both are the published algorithms, the second without the square matrices of its usual form: only the nearest neighbours
+of the N items are kept, and the rest is computed from them by sparse products.
 """
 
 from collections.abc import Iterator
@@ -49,8 +49,8 @@ def expand_queries(query: Floats, gallery: Floats, n: int = 10, alpha: float = 3
     Args:
         query: Features (Q, D).
         gallery: Features (G, D).
-        n: Gallery items, from 1; all where there are fewer.
-        alpha: Exponent, from 0; the larger, the less the farther items weigh.
+        n: Number of gallery items, from 1; all where there are fewer.
+        alpha: Exponent, from 0; the larger it is, the smaller is the weight of farther items.
 
     Returns:
         Features (Q, D), L2-normalised.
@@ -58,8 +58,15 @@ def expand_queries(query: Floats, gallery: Floats, n: int = 10, alpha: float = 3
     Raises:
         UserError: n below 1, alpha below 0, or features that do not fit together.
 
-    Sources:
+    References:
         1. Radenovic, Tolias, Chum: Fine-tuning CNN Image Retrieval with No Human Annotation, TPAMI 2018, section 3.3.
+
+    Example:
+        >>> import numpy as np
+        >>> from kd_plugins.evaluation import expand_queries
+        >>> query, gallery = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0], [0.6, 0.8]])
+        >>> expand_queries(query, gallery, n=1, alpha=0).round(2)  # halfway to the nearest item
+        array([[0.89, 0.45]], dtype=float32)
     """
     _check(n >= 1, 'n of at least 1', n)
     _check(alpha >= 0, 'alpha of at least 0', alpha)
@@ -69,7 +76,7 @@ def expand_queries(query: Floats, gallery: Floats, n: int = 10, alpha: float = 3
 
 
 def _sparse(columns: NDArray[np.integer], width: int, values: Floats | None = None) -> csr_array:
-    """Return the sparse matrix (N, width) with the given columns (N, k) in each row and, if no values, ones there."""
+    """Return the sparse matrix (N, width) with values, by default ones, at the given columns (N, k) of each row."""
     values = np.ones(columns.shape, np.float32) if values is None else values
     starts = np.arange(0, columns.size + 1, columns.shape[1])
     return csr_array((values.ravel(), columns.ravel(), starts), (len(columns), width))
@@ -96,7 +103,7 @@ def _parts(features: NDArray[np.float32]) -> list[_Part]:
 
 
 def _neighbours(features: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the k nearest items of each (N, k), itself first, and the squared distance of the farthest (N,).
+    """Return the k nearest items of each, (N, k), itself first, and the squared distance of the farthest, (N,).
 
     One pass over the upper half of the distances gives both; two calls of ``faiss.knn`` would take four times as long.
     """
@@ -109,7 +116,7 @@ def _neighbours(features: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64
             tile = part.distances(other)
             farthest[rows] = np.maximum(farthest[rows], tile.max(1))
             if other is part:
-                np.fill_diagonal(tile, -np.inf)  # each is the first of its own
+                np.fill_diagonal(tile, -np.inf)  # each is its own nearest
             else:
                 farthest[columns] = np.maximum(farthest[columns], tile.max(0))
                 heap.add_result_subset(columns, tile.T, rows)
@@ -119,7 +126,7 @@ def _neighbours(features: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64
 
 
 def _reciprocal(neighbours: NDArray[np.int64]) -> csr_array:
-    """Mark the pairs that are in each other's list (N, k)."""
+    """Mark the pairs (N, N) that are in each other's list (N, k)."""
     listed = _sparse(neighbours, len(neighbours))
     return listed.multiply(listed.T).tocsr()
 
@@ -147,23 +154,31 @@ class KReciprocal:
     * With :math:`t = \sum_l \min(V_{il}, V_{jl})` the distance is
       :math:`(1 - \lambda) (1 - t / (2 - t)) + \lambda D_{ij}`.
 
-    Items at the same distance are ranked in no particular order, but each is the first of its own. Memory: two copies
-    of the features, some tiles of distances, and O(N k).
+    Items at the same distance are ranked in no particular order, but each is its own nearest. Memory: two copies of the
+    features, some tiles of distances, and O(N k).
 
     Args:
         query: Features (Q, D).
         gallery: Features (G, D).
-        k1: Neighbours among which two items have to find each other, from 1.
-        k2: Neighbours over which V is averaged, from 1, which leaves V as it is.
+        k1: Number of neighbours among which two items must find each other, from 1.
+        k2: Number of neighbours over which V is averaged, from 1, which leaves V as it is.
         lambda_value: Weight of D, from 0 to 1.
         metric: ``'cosine'`` scales the features to L2 norm 1, ``'euclidean'`` takes them as they are.
 
     Raises:
         UserError: An option out of its range, or features that do not fit together.
 
-    Sources:
+    References:
         1. Zhong, Zheng, Cao, Li: Re-ranking Person Re-identification with k-reciprocal Encoding, CVPR 2017.
         2. github.com/zhunzhong07/person-re-ranking (the row maxima, the rounding of k1 / 2).
+
+    Example:
+        >>> import numpy as np
+        >>> from kd_plugins.evaluation import KReciprocal
+        >>> query, gallery = np.array([[1.0, 0.0]]), np.array([[0.9, 0.2], [0.2, 0.9], [0.1, 1.0]])
+        >>> [(rows, distances)] = KReciprocal(query, gallery, k1=1, k2=1).rows()
+        >>> distances.round(2)  # the query and the first item are each other's nearest
+        array([[0.03, 0.96, 1.  ]], dtype=float32)
     """
 
     def __init__(
@@ -204,10 +219,10 @@ class KReciprocal:
         return csr_array((weights, (rows, columns)), support.shape)
 
     def rows(self, block: int = 256) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Yield the final distances: which queries, and theirs to the whole gallery (b, G).
+        """Yield the final distances, block by block: the rows of some queries, and their distances (b, G).
 
         Args:
-            block: The most queries at a time, b.
+            block: Largest number of queries in a block, b.
         """
         gallery = _parts(self._features[self._queries :])
         for start in range(0, self._queries, block):

@@ -1,8 +1,8 @@
 """Exact retrieval scores from the ranks of the matches alone.
 
-A ranking of the gallery is never made. What cumulative matching, mAP and mINP need is how many wrong items stand
-before each match: a similarity product, a block at a time, and a count of what exceeds the matches' own similarities.
-(faiss finds the k nearest and has no such count; here no k cuts a ranking off.)
+The gallery is never sorted as a whole. Cumulative matching, mAP and mINP need only how many wrong items are ranked
+before each match: a similarity product, a block at a time, and a count of what exceeds the similarities of the matches.
+(faiss finds the k nearest and has no such count; here no k truncates a ranking.)
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ Metric = Literal['cosine', 'euclidean']
 AveragePrecision = Literal['precision', 'trapezoid']
 _QUERIES = 256  # rows of a block of similarities
 _TINY = 1e-15  # a shorter vector has no direction
-_TIE = 1e-12  # relative: what float64 computes in two ways, such as the cosines of x and 3 x, differs by 1e-15
+_TIE = 1e-12  # relative; what float64 computes in two ways, such as the cosines of x and 3 x, differs by 1e-15
 
 
 class Pairs(NamedTuple):
@@ -32,7 +32,7 @@ class Pairs(NamedTuple):
     Attributes:
         query: (P,) rows of the query.
         gallery: (P,) rows of the gallery.
-        match: (P,) whether the cameras differ. Where they are the same, the item is left out of that query's ranking.
+        match: (P,) whether the cameras differ. Otherwise the item is left out of that query's ranking.
     """
 
     query: np.ndarray
@@ -59,9 +59,9 @@ class Retrieval:
     Attributes:
         queries: (N,) rows of the queries that have a match, ascending.
         counts: (N,) how many matches each has.
-        ranks: The ranks of their matches, from 1, ascending for each query, one query after the other. An item that
-            is not of the gallery searched has a rank of infinity.
-        unmatched: How many queries have no match and are left out.
+        ranks: Ranks of the matches, from 1, one query after the other, ascending for each. A match that an approximate
+            search does not find has a rank of infinity.
+        unmatched: Number of queries that have no match and are left out.
     """
 
     queries: np.ndarray
@@ -82,7 +82,7 @@ class Retrieval:
           fraction is 1 for :math:`r_i = 1`: the area under the precision-recall curve as Market-1501's own evaluation
           sums it.
 
-        Sources:
+        References:
             1. Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015, and its evaluation code.
         """
         number = 1.0 + np.arange(len(self.ranks)) - np.repeat(self.counts.cumsum() - self.counts, self.counts)
@@ -98,7 +98,7 @@ class Retrieval:
     def inverse_penalty(self) -> np.ndarray:
         """Return m over the rank of the last match for every query, (N,); its mean is mINP.
 
-        Sources:
+        References:
             1. Ye et al., Deep Learning for Person Re-identification: A Survey and Outlook, TPAMI 2021, section 4.3.
         """
         return self.counts / self.ranks[self.counts.cumsum() - 1]
@@ -133,7 +133,7 @@ def retrieval_of(pairs: Pairs, ranks: np.ndarray, queries: int) -> Retrieval:
 
 
 def _exact(query: np.ndarray, gallery: np.ndarray, items: np.ndarray, metric: Metric) -> np.ndarray:
-    """Return the similarities of one query and some items in float64; equal items get equal ones, wherever they are."""
+    """Return the similarities of a query to some items in float64; equal items get equal ones, whatever their index."""
     values = np.empty(len(items))
     for start in range(0, len(items), 4096):
         part = slice(start, start + 4096)
@@ -148,10 +148,7 @@ def _exact(query: np.ndarray, gallery: np.ndarray, items: np.ndarray, metric: Me
 
 
 class _Similarities:
-    """Blocks of similarities in float32, and how far they can be off.
-
-    Cosine, or minus half the squared Euclidean distance.
-    """
+    """Blocks of similarities in float32, cosines or minus half the squared Euclidean distances, and their errors."""
 
     def __init__(self, features: ReIDFeatures, metric: Metric, device: torch.device) -> None:
         self._gallery, self._metric, self._device = features.gallery_features, metric, device
@@ -160,7 +157,7 @@ class _Similarities:
         self._query, self._query_size = self._prepared(features.query_features)
 
     def _prepared(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return rows to multiply, and sizes of which ``(a + b)^2`` bounds the parts of a similarity."""
+        """Return rows to multiply, and their sizes: ``(a + b)^2`` of two sizes bounds the parts of a similarity."""
         if self._metric == 'euclidean':
             rows = rows - self._origin
         x = torch.from_numpy(np.array(rows, np.float32, order='C')).to(self._device)
@@ -171,7 +168,7 @@ class _Similarities:
         return x, norms * 0.5**0.5
 
     def blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-        """Yield query rows, their similarities with the gallery's rows, and the sizes of both."""
+        """Yield the rows of some queries, their similarities to ``rows`` of the gallery, and the sizes of both."""
         gallery, size = self._prepared(self._gallery[rows])
         gallery = operand(gallery)
         for start in range(0, len(self._query), _QUERIES):
@@ -294,28 +291,44 @@ def rank_matches(
 ) -> Retrieval:
     """Rank the matches of every query in the gallery by similarity, exactly.
 
-    Left out of a query's ranking: items of its identity from its camera, and junk. The rank of the i-th match is i
-    plus the number of wrong items at least as similar. So, **ties count against the query**, and the order of the
-    gallery has no influence.
+    Items of the query's identity from its camera, and junk, are left out of its ranking. The rank of the i-th match is
+    i plus the number of wrong items that are at least as similar. So **ties count against the query**, and the order of
+    the gallery has no influence.
 
-    The similarities are compared in float32 where that decides, and in float64 where two are closer than the rounding
-    of float32; so the ranks are those of float64, where a relative difference below 1e-12 is a tie. Rounding is bounded
-    as theory expects it, ``16 + 2 sqrt(D)`` units in the last place, several times what was ever seen; it is checked
-    against the float64 similarities of all matches. Memory: the query, one block of the gallery, one of similarities,
-    and some numbers for each pair of one identity.
+    The similarities are compared in float32, and in float64 where two are closer than the rounding of float32. So the
+    ranks are those of float64, where a relative difference below 1e-12 is a tie. Rounding is bounded by ``16 +
+    2 sqrt(D)`` units in the last place, as theory expects and several times what was ever measured; the bound is
+    checked against the float64 similarities of all matches. Memory: the query, one block of the gallery, one of
+    similarities, and some numbers for each pair of one identity.
 
     Args:
         features: Query and gallery.
         metric: ``'cosine'`` or ``'euclidean'``.
-        device: Where the products are taken; None is a GPU where there is one.
-        progress: Whether to show a bar.
+        device: Device that computes the products; None for a GPU where there is one.
+        progress: Whether to show a progress bar.
 
     Raises:
         UserError: No query has a match, the metric is unknown, or products are set to a lower precision.
 
-    Sources:
+    References:
         1. Higham and Mary, A New Approach to Probabilistic Rounding Error Analysis, SIAM J. Sci. Comput. 2019: sums of
            D products err by some sqrt(D) roundings.
+
+    Example:
+        >>> import numpy as np
+        >>> from kd_plugins.evaluation import ReIDFeatures, rank_matches
+        >>> features = ReIDFeatures(
+        ...     query_features=np.array([[1.0, 0.0]]),
+        ...     query_ids=np.array([7]),
+        ...     query_cams=np.array([1]),
+        ...     gallery_features=np.array([[0.9, 0.1], [0.8, 0.4], [0.9, 0.2]]),
+        ...     gallery_ids=np.array([7, 7, 3]),
+        ...     gallery_cams=np.array([2, 3, 3]),
+        ... )
+        >>> rank_matches(features).ranks
+        array([1, 3])
+        >>> round(rank_matches(features).summary()['mAP'], 4)  # (1 / 1 + 2 / 3) / 2
+        0.8333
     """
     if metric not in ('cosine', 'euclidean'):
         raise UserError(f"metric: expected 'cosine' or 'euclidean', got '{metric}'")
@@ -365,12 +378,20 @@ def rank_rows(rows: Iterable[tuple[slice, np.ndarray]], features: ReIDFeatures) 
     """Rank the matches by given distances, such as re-ranked ones; ties count against the query.
 
     Args:
-        rows: Blocks of queries and their distances to the whole gallery, (b, G).
-        features: Whose identities and cameras count.
+        rows: Blocks, in order, of the rows of some queries and their distances (b, G) to the whole gallery.
+        features: Features whose identities and cameras count.
 
     Raises:
         UserError: No query has a match.
         ValueError: The rows are not those of all queries in order.
+
+    Example:
+        >>> import numpy as np
+        >>> from kd_plugins.evaluation import ReIDFeatures, rank_rows
+        >>> x, ids, cams = np.zeros((3, 1)), np.array([7, 7, 3]), np.array([2, 3, 3])
+        >>> features = ReIDFeatures(x[:1], ids[:1], np.array([1]), x, ids, cams)
+        >>> rank_rows([(slice(0, 1), np.array([[0.1, 0.5, 0.3]]))], features).ranks
+        array([1, 3])
     """
     pairs = same_identity(features)
     starts = np.searchsorted(pairs.query, np.arange(len(features.query_ids) + 1))
@@ -386,7 +407,7 @@ def rank_rows(rows: Iterable[tuple[slice, np.ndarray]], features: ReIDFeatures) 
             own = slice(*starts[row : row + 2])
             limits = np.sort(distance[pairs.gallery[own][pairs.match[own]]])
             wrong = distance[~junk] if junk.any() else distance
-            # Of what is not farther, the query's own identity is no wrong item.
+            # Items of the query's own identity are not wrong.
             not_farther = np.searchsorted(np.sort(wrong), limits, 'right')
             same = np.searchsorted(np.sort(distance[pairs.gallery[own]]), limits, 'right')
             ranks.append(not_farther - same + np.arange(1, len(limits) + 1))

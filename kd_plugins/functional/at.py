@@ -42,6 +42,12 @@ def attention_map(features: Tensor, p: float = 2) -> Tensor:
 
     Raises:
         ValueError: The power is below 1.
+
+    Example:
+        >>> import torch
+        >>> from kd_plugins.functional import attention_map
+        >>> attention_map(torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]]))
+        tensor([[[10.,  4.]]])
     """
     check_number('p', p, 1)
     return _Energy.apply(features) if p == 2 else as_float(features).abs().pow(p).sum(1)

@@ -17,6 +17,14 @@ def similarity_matrix(features: Tensor) -> Tensor:
 
     Returns:
         (B, B). A sample whose features are all 0 has a row of zeros.
+
+    Example:
+        >>> import torch
+        >>> from kd_plugins.functional import similarity_matrix
+        >>> similarity_matrix(torch.tensor([[3.0, 4.0], [4.0, -3.0], [0.0, 0.0]]))
+        tensor([[1., 0., 0.],
+                [0., 1., 0.],
+                [0., 0., 0.]])
     """
     if features.ndim == 4 and features.is_contiguous(memory_format=channels_last):
         features = features.permute(0, 2, 3, 1)  # any order of the sums will do, and that of memory needs no copy

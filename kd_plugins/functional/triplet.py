@@ -27,6 +27,13 @@ def batch_hard_triplet_loss(embeddings: Tensor, labels: Tensor, margin: float | 
 
     References:
         1. Hermans, Beyer, Leibe: In Defense of the Triplet Loss for Person Re-Identification, arXiv 1703.07737.
+
+    Example:
+        >>> import torch
+        >>> from kd_plugins.functional import batch_hard_triplet_loss
+        >>> embeddings, labels = torch.tensor([[0.0], [1.0], [4.0], [2.0]]), torch.tensor([0, 0, 1, 1])
+        >>> batch_hard_triplet_loss(embeddings, labels, margin=1.0)  # (0 + 1 + 0 + 2) / 4
+        tensor(0.7500)
     """
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
         raise ValueError(

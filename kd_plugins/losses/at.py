@@ -11,7 +11,7 @@ from kd_plugins.registry import MODELS
 
 @MODELS.register_module()
 class ATLoss(DistillationLoss):
-    """Difference of attention maps: `kd_plugins.functional.at_loss`.
+    """Difference of attention maps: :func:`kd_plugins.functional.at_loss`.
 
     Args:
         convention: ``'paper'``, the norm of the difference (weight beta / 2), or ``'code'``, the authors' mean of its
@@ -20,6 +20,14 @@ class ATLoss(DistillationLoss):
 
     Raises:
         ValueError: An unknown convention or a power out of range.
+
+    Example:
+        >>> import torch
+        >>> from kd_plugins.losses import ATLoss
+        >>> student = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
+        >>> teacher = torch.tensor([[[[5.0, 5.0], [0.0, 0.0]], [[1.0, 1.0], [0.0, 0.0]]]])
+        >>> round(ATLoss()(student, teacher).item(), 4)  # of the maps (1, 0, 0, 0) and (1, 1, 0, 0) / sqrt(2)
+        0.7654
     """
 
     features = 'maps'

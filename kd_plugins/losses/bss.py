@@ -13,24 +13,35 @@ from kd_plugins.registry import MODELS
 
 @MODELS.register_module()
 class BSSLoss(AdversarialLoss):
-    """Divergence on samples led to the teacher's decision boundary: `kd_plugins.functional.bss_loss`, without tau^2.
+    """Divergence at the teacher's decision boundary, without tau^2: :func:`kd_plugins.functional.bss_loss`.
 
-    It makes its own inputs: a term with this loss attacks images of the batch, runs both networks on them, the student
-    in its training mode, and compares there, at the term's taps, which yield logits. It needs images of one class each.
-    The images are changed as the student's preprocessor returned them, i.e. normalised. Under data-parallel each
-    process attacks its own batch, and the mean is over its own samples.
+    The loss makes its own inputs. A term with it attacks images of the batch, runs both networks on them, the student
+    in its training mode, and compares the logits at the term's taps. The images need one class each, and are changed
+    as the student's preprocessor returned them, i.e. normalised. Under data-parallel each process attacks images of
+    its own batch, and averages over these.
 
     Args:
         tau: Temperature, above 0.
-        attack_size: How many images of a batch are attacked at most.
-        steps: Of the attack, at most.
-        step_size: Share of the margin between two logits that a step goes.
-        clamp: No entry of an attacked image leaves [-clamp, clamp].
-        scale: Unit of step and clamp in units of the normalised images, one or one a channel. The authors' 0.3 and 2.5
-            are for standard deviations of 51.6, 50.8 and 51.3 (of 255): ``scale`` is these over the student's.
+        attack_size: Largest number of images of a batch that are attacked.
+        steps: Largest number of steps of the attack.
+        step_size: Length of a step as a share of the margin between two logits.
+        clamp: Largest absolute value in an attacked image.
+        scale: Unit of step and clamp in units of the normalised images; one number, or one for each channel. The
+            authors' 0.3 and 2.5 are for standard deviations of 51.6, 50.8 and 51.3 (of 255): ``scale`` is these divided
+            by the student's.
 
     Raises:
         ValueError: A number is out of range.
+
+    Example:
+        >>> import torch
+        >>> from kd_plugins.losses import BSSLoss
+        >>> loss, logits = BSSLoss(), torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+        >>> loss.choose(logits, logits, torch.tensor([0, 0]))  # both networks take the second image for class 1
+        tensor([0])
+        >>> images, labels = torch.tensor([[2.0, 0.0]]), torch.tensor([0])  # for a teacher that returns its input
+        >>> loss.adversaries(images, labels, images, lambda x, indices: x).round(decimals=1)
+        tensor([[1., 1.]])
     """
 
     def __init__(
@@ -58,12 +69,12 @@ class BSSLoss(AdversarialLoss):
         return bss_loss(student, teacher, self.tau)
 
     def choose(self, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        """return the indices of the images to attack, by the logits (N, K) of the batch."""
+        """Return the indices of the images to attack, by the logits (N, K) of the batch."""
         return base_samples(student, teacher, labels, self.attack_size)
 
     def adversaries(
         self, inputs: Tensor, labels: Tensor, logits: Tensor, teacher: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """Return the chosen inputs, led to classes drawn by the teacher's logits on them."""
+        """Return the chosen inputs, moved towards classes that are drawn by the teacher's logits on them."""
         targets = draw_targets(logits, labels)
         return boundary_attack(inputs, labels, targets, teacher, self.steps, self.step_size, self.clamp, self.scale)

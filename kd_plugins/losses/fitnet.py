@@ -11,13 +11,20 @@ from kd_plugins.registry import MODELS
 
 @MODELS.register_module()
 class FitNetLoss(DistillationLoss):
-    """Half the squared difference of two features: `kd_plugins.functional.fitnet_loss`.
+    """Half the squared difference of two features: :func:`kd_plugins.functional.fitnet_loss`.
 
     Args:
-        reduction: ``'mean'`` over all elements, or ``'sum'`` over a sample's and mean over the batch (the paper's).
+        reduction: ``'mean'`` over all elements, or ``'sum'`` over a sample and mean over the batch (the paper's).
 
     Raises:
         ValueError: An unknown reduction.
+
+    Example:
+        >>> import torch
+        >>> from kd_plugins.losses import FitNetLoss
+        >>> student, teacher = torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 2.0)
+        >>> FitNetLoss()(student, teacher), FitNetLoss(reduction='sum')(student, teacher)
+        (tensor(2.), tensor(96.))
     """
 
     def __init__(self, reduction: str = 'mean') -> None:

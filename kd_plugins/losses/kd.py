@@ -10,13 +10,20 @@ from kd_plugins.registry import MODELS
 
 @MODELS.register_module()
 class KDLoss(DistillationLoss):
-    """Divergence of softened class probabilities: `kd_plugins.functional.kd_loss`, which includes tau^2.
+    """Divergence of softened class probabilities: :func:`kd_plugins.functional.kd_loss`, which includes tau^2.
 
     Args:
         tau: Temperature, above 0.
 
     Raises:
         ValueError: The temperature is out of range.
+
+    Example:
+        >>> import torch
+        >>> from kd_plugins.losses import KDLoss
+        >>> student, teacher = torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log()  # 1/2 and 1/2, 3/4 and 1/4
+        >>> round(KDLoss(tau=1.0)(student, teacher).item(), 4)  # 3/4 log 3/2 + 1/4 log 1/2
+        0.1308
     """
 
     features = 'logits'

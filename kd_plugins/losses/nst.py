@@ -10,7 +10,7 @@ from kd_plugins.registry import MODELS
 
 @MODELS.register_module()
 class NSTLoss(DistillationLoss):
-    """Squared maximum mean discrepancy of channel patterns: `kd_plugins.functional.nst_loss` (weight lambda / 2).
+    """Squared maximum mean discrepancy of channel patterns: :func:`kd_plugins.functional.nst_loss` (weight lambda / 2).
 
     Args:
         kernel: ``'poly'``, ``'linear'`` or ``'gaussian'``.
@@ -20,6 +20,15 @@ class NSTLoss(DistillationLoss):
 
     Raises:
         ValueError: An unknown kernel or bandwidth, or a number out of range.
+
+    Example:
+        >>> import torch
+        >>> from kd_plugins.losses import NSTLoss
+        >>> student, teacher = torch.tensor([[[[1.0, 0]]]]), torch.tensor([[[[0.0, 1]]]])  # active at another position
+        >>> NSTLoss()(student, teacher)
+        tensor(2.)
+        >>> NSTLoss()(student, torch.cat([3 * student, student], 1))  # neither scale nor number of channels matters
+        tensor(0.)
     """
 
     features = 'maps'

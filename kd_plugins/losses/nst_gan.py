@@ -13,7 +13,7 @@ class Critic(nn.Module):
     """Logits (..., 1) of patterns (..., size), by one hidden layer.
 
     Each weight matrix is divided by its Frobenius norm, so that no two patterns' logits differ by more than the
-    patterns do. A critic without such a bound soon tells without doubt, and then the student gets no gradient.
+    patterns do. A critic without such a bound is soon always right, and then the student gets no gradient.
     """
 
     def __init__(self, size: int, hidden: int) -> None:
@@ -29,23 +29,32 @@ class Critic(nn.Module):
 
 @MODELS.register_module()
 class NSTGANLoss(DistillationLoss):
-    """Distributions of channel patterns, matched by a trained critic: `kd_plugins.functional.nst_gan_loss`.
+    """Distributions of channel patterns, matched by a trained critic: :func:`kd_plugins.functional.nst_gan_loss`.
 
     **Experimental**: NST's authors only propose it; no published figure exists to compare with.
 
-    The critic, a :class:`Critic`, is a part of this module: its parameters train in the same step, at the optimiser's
-    base learning rate, and are kept like adapters. It is built for the first maps that come. A term has one critic:
-    give each stage a term of its own.
+    The critic, a :class:`Critic`, is a part of this module: its parameters are trained in the same step, at the
+    optimiser's base learning rate, and saved like an adapter's. It is built for the size of the first maps. A term has
+    one critic: give each stage a term of its own.
 
-    What is logged is the term's weight times what the **critic** loses. At equilibrium the critic cannot tell: 2 log 2
-    = 1.386 at weight 1, about where an untrained one starts too. It falls while the critic learns, and rises as the
-    student comes nearer to the teacher.
+    The logged value is the term's weight times the **critic's** loss. At equilibrium the critic can only guess, which
+    is 2 log 2 = 1.386 at weight 1, about where an untrained one starts too. The value falls while the critic learns,
+    and rises as the student gets closer to the teacher.
 
     Args:
         hidden: Units of the critic's hidden layer.
 
     Raises:
-        ValueError: The number is out of range; later, maps of another size come.
+        ValueError: The number is out of range; in a call, the maps are of another size than the first.
+
+    Example:
+        >>> import torch
+        >>> from kd_plugins.losses import NSTGANLoss
+        >>> loss = NSTGANLoss(hidden=8)
+        >>> round(loss(torch.rand(2, 3, 4, 4), torch.rand(2, 5, 4, 4)).item(), 1)  # the critic has learnt nothing yet
+        1.4
+        >>> [tuple(x.shape) for x in loss.parameters()]
+        [(8, 16), (8,), (1, 8), (1,)]
     """
 
     features = 'maps'
@@ -62,7 +71,7 @@ class NSTGANLoss(DistillationLoss):
 
     def _logits(self, patterns: Tensor) -> Tensor:
         size = patterns.shape[-1]
-        # Not a lazy layer: nothing can be asked of its parameters before, not even their number of dimensions.
+        # Not a lazy layer, whose parameters have no shape, nor even a number of dimensions, before the first call.
         if self.critic is None:
             self.critic = Critic(size, self.hidden).to(patterns.device)
         if size != (built := self.critic.hidden.in_features):

@@ -11,18 +11,27 @@ from kd_plugins.registry import MODELS
 
 @MODELS.register_module()
 class RKDLoss(DistillationLoss):
-    """Distances and angles within a batch: `kd_plugins.functional.rkd_loss`.
+    """Distances and angles within a batch: :func:`kd_plugins.functional.rkd_loss`.
 
     Args:
         distance_weight: Weight of RKD-D, at least 0; 0 leaves it out.
         angle_weight: Weight of RKD-A, at least 0; 0 leaves it out.
         convention: ``'paper'``, means over the real pairs and triplets, or ``'code'``, the authors' means over N^2 and
             N^3 entries, some of them zero: (N - 1) / N and (N - 1) (N - 2) / N^2 of the paper's. The weights 25 and 50
-            belong to these.
+            are for these.
         normalize: Scale the embeddings of both networks to L2 norm 1 first.
 
     Raises:
         ValueError: A weight below 0, both of them 0, or an unknown convention.
+
+    Example:
+        >>> import torch
+        >>> from kd_plugins.losses import RKDLoss
+        >>> student = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # a right angle
+        >>> round(RKDLoss()(student, 5 * student + 2).item(), 4)  # neither scale nor origin matters
+        0.0
+        >>> round(RKDLoss()(student, torch.eye(3)).item(), 4)  # beside three equal angles
+        3.1662
     """
 
     features = 'embeddings'

@@ -35,7 +35,7 @@ def test_a_search_that_finds_all_is_the_exact_one(features: ReIDFeatures, metric
 
 @pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
 @pytest.mark.parametrize('index', ['ivf', 'hnsw'])
-def test_what_is_not_found_ranks_at_infinity_and_recall_tells_how_much(
+def test_what_is_not_found_ranks_at_infinity_and_lowers_the_recall(
     features: ReIDFeatures, index: str, metric: str
 ) -> None:
     found, recall = rank_approximately(features, index, k=10, metric=metric)
@@ -57,7 +57,7 @@ def test_what_is_not_found_ranks_at_infinity_and_recall_tells_how_much(
 
 
 def test_recall_is_that_of_the_first_k_after_what_is_left_out(features: ReIDFeatures) -> None:
-    # A query's own camera holds 60 copies of it; the index must find what stands behind them.
+    # A query's own camera holds 60 copies of it; the index must find what is ranked after them.
     copies = np.repeat(features.query_features[:1], 60, 0)
     more = ReIDFeatures(
         features.query_features,
@@ -73,7 +73,7 @@ def test_recall_is_that_of_the_first_k_after_what_is_left_out(features: ReIDFeat
     assert (found.ranks[: plain.counts[0]] == plain.ranks[: plain.counts[0]]).all()
 
 
-def test_mistakes_are_told(features: ReIDFeatures) -> None:
+def test_mistakes_are_reported(features: ReIDFeatures) -> None:
     with pytest.raises(UserError, match="expected 'ivf' or 'hnsw' and k of at least 1, got 'lsh' and 5"):
         rank_approximately(features, 'lsh', 5)
     with pytest.raises(UserError, match='k of at least 1'):

@@ -70,7 +70,7 @@ def without(name: str) -> dict[str, np.ndarray]:
         ({'x': np.ones(3)}, "lacks the array 'query_features'; its nearest names: x"),
     ],
 )
-def test_mistakes_are_told_with_the_file(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+def test_mistakes_are_reported_with_the_file(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     path = tmp_path / 'f.npz'
     np.savez(path, **arrays)
     with pytest.raises(UserError, match=message) as error:
@@ -78,7 +78,7 @@ def test_mistakes_are_told_with_the_file(tmp_path: Path, arrays: dict[str, np.nd
     assert str(path) in str(error.value)
 
 
-def test_unreadable_files_are_told(tmp_path: Path) -> None:
+def test_unreadable_files_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='does not exist: expected features'):
         load_features(tmp_path / 'none.npz')
     whole = tmp_path / 'whole.npz'

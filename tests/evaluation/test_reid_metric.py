@@ -126,6 +126,6 @@ def score(samples: list[dict]) -> dict[str, float]:
         ),
     ],
 )
-def test_mistakes_are_told(samples: list[dict], message: str) -> None:
+def test_mistakes_are_reported(samples: list[dict], message: str) -> None:
     with pytest.raises(UserError, match=message):
         score(samples)

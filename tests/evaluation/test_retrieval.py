@@ -34,7 +34,7 @@ def brute_force(features: ReIDFeatures, metric: str) -> tuple[list[list[int]], i
             right = other == identity and identity > 0
             items.append((round(distance(query, item, metric), 12), right))
         order = sorted(items)
-        found = [place for place, (_, right) in enumerate(order, 1) if right]
+        found = [rank for rank, (_, right) in enumerate(order, 1) if right]
         unmatched += not found
         if found:
             ranks.append(found)
@@ -138,7 +138,7 @@ def test_the_size_of_the_features_has_no_influence(metric: str, dtype: type, exp
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_items_far_smaller_than_another_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_items_far_smaller_than_another_are_distinguished(monkeypatch: pytest.MonkeyPatch) -> None:
     features = clustered(gallery=1100)
     expected = rank_matches(features, 'euclidean').ranks
     monkeypatch.setattr(retrieval, 'BLOCK', 96 * 550)  # so that the large one has a block of its own
@@ -193,7 +193,7 @@ def test_blocks_have_no_influence(metric: str, monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_array_equal(rank_matches(features, metric).ranks, expected)
 
 
-def test_distances_that_float32_cannot_tell_apart_are_ranked_by_float64() -> None:
+def test_distances_that_are_equal_in_float32_are_ranked_by_float64() -> None:
     features = clustered(gallery=200)
     close = 1 + 2e-8 * features.gallery_features.astype(np.float64)
     near = ReIDFeatures(
@@ -261,7 +261,7 @@ def test_rows_must_be_those_of_all_queries() -> None:
             rank_rows(blocks, features)
 
 
-def test_unknown_names_are_told() -> None:
+def test_unknown_names_are_reported() -> None:
     with pytest.raises(UserError, match="expected 'cosine' or 'euclidean', got 'l2'"):
         rank_matches(clustered(), 'l2')
     with pytest.raises(UserError, match="expected 'precision' or 'trapezoid', got 'auc'"):
@@ -301,7 +301,7 @@ def test_matches_that_float32_knows_exactly_say_nothing_of_the_other_items(kind:
     )
     for metric in ('cosine', 'euclidean'):
         similar = [distance(query[-1], x, metric) for x in gallery[40:]]
-        if metric == 'cosine':  # float32 cannot tell them apart
+        if metric == 'cosine':  # equal in float32
             assert np.ptp(similar) < 2e-7
         expected = 1 + sum(x < similar[0] for x in similar[1:])
         assert rank_matches(features, metric).ranks[-1] == expected
@@ -309,7 +309,7 @@ def test_matches_that_float32_knows_exactly_say_nothing_of_the_other_items(kind:
 
 @pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
 @pytest.mark.parametrize('offset', [0, 3])
-def test_where_many_matches_tell_the_rounding_the_ranks_are_still_those_of_float64(metric: str, offset: int) -> None:
+def test_the_ranks_of_many_matches_are_those_of_float64(metric: str, offset: int) -> None:
     rng = np.random.default_rng(0)
     x = (rng.standard_normal((2150, 512)) + offset).astype(np.float32)
     ids, cams = rng.integers(1, 11, 2150), rng.integers(1, 4, 2150)
