@@ -1,22 +1,18 @@
 """Checkpoints: read without running pickled code, written whole or not at all."""
 
-import copy
 import hashlib
 import io
-import logging
 import os
 import pickle
 import re
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mmengine.config import Config
 from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import register_backend
 from mmengine.logging import print_log
@@ -24,12 +20,10 @@ from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
-from numpy._core import multiarray
 from torch.hub import download_url_to_file, get_dir
 
 from kd_plugins.compat import provide_interp2d
 from kd_plugins.errors import UserError
-from kd_plugins.registry import type_name
 from kd_plugins.unpickling import guard_files
 from kd_plugins.utils.files import AtomicBackend
 from kd_plugins.utils.names import first, nearest
@@ -42,7 +36,7 @@ class UnreadableError(UserError):
 
 
 def _known_method(owner: Any, name: str) -> Any:
-    """Stand in for ``getattr``, by which mmengine pickles some methods; a crafted file could reach anything by it."""
+    """Replace ``getattr``, by which mmengine pickles some methods: a crafted file could reach anything through it."""
     in_log = owner is HistoryBuffer and not name.startswith('_')
     if not in_log and (owner is not OneCycleParamScheduler or name not in ('_annealing_cos', '_annealing_linear')):
         raise pickle.UnpicklingError(f'GLOBAL builtins.getattr of {owner}')
@@ -58,17 +52,17 @@ _SAFE = [
     slice,
     np.ndarray,
     np.dtype,
-    # Files of NumPy 1 know these two by another name.
+    # What NumPy pickles arrays and scalars by; files of NumPy 1 have it under another name.
     *(
-        (getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
-        for name in ('_reconstruct', 'scalar')
+        (value.__reduce__()[0], f'numpy.{core}.multiarray.{name}')
+        for value, name in ((np.empty(0), '_reconstruct'), (np.float64(0), 'scalar'))
         for core in ('core', '_core')
     ),
     *{type(np.dtype(t)) for t in (np.bool_, np.int32, np.int64, np.uint8, np.uint32, np.float32, np.float64)},
 ]
 
 
-_pickle_allowed = False  # what guard_checkpoints said
+_pickle_allowed = False  # set by guard_checkpoints
 
 
 def read_checkpoint(path: str | Path, map_location: Any = 'cpu', allow_pickle: bool = False) -> dict[str, Any]:
@@ -100,7 +94,7 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', allow_pickle: b
             ) from error
         raise UserError(
             f"{path} holds pickled code ('{name[1]}'), which is refused: re-save its state_dict alone, or, if you "
-            'trust the file, allow it (--allow-pickle, or allow_pickle=True in the teacher record)'
+            'trust the file, allow it (--allow-pickle, or allow_pickle=True beside the checkpoint of a teacher)'
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, ImportError, IndexError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -126,9 +120,9 @@ def _check_sums(path: str) -> None:
             return  # of torch's older format, or none
     try:
         with zipfile.ZipFile(path) as archive:
-            for record in archive.infolist():
-                if record.CRC:  # 0 where torch was told to write none
-                    with archive.open(record) as file:
+            for entry in archive.infolist():
+                if entry.CRC:  # 0 where torch was set to write none
+                    with archive.open(entry) as file:
                         while file.read(1 << 20):
                             pass
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, struct.error) as error:
@@ -171,15 +165,15 @@ def _download(url: str) -> str:
     name = os.path.basename(url.partition('?')[0])
     folder = os.path.join(get_dir(), 'checkpoints')
     if re.search(r'-[0-9a-f]{8,}\.\w+$', name) and os.path.isfile(os.path.join(folder, name)):
-        return os.path.join(folder, name)  # torch or mmengine has fetched it, and its name tells its content
-    # Many an address ends in the same name.
+        return os.path.join(folder, name)  # downloaded by torch or mmengine; its name has a digest of its content
+    # Several addresses may end in the same name.
     target = os.path.join(folder, f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}')
     if not os.path.isfile(target) and is_main_process():
         os.makedirs(os.path.dirname(target), exist_ok=True)
         try:
             download_url_to_file(url, target)
         except OSError as error:
-            raise UserError(f'{url} cannot be downloaded ({error}): fetch it by hand and give its path') from error
+            raise UserError(f'{url} cannot be downloaded ({error}): download it by hand and give its path') from error
     barrier()
     return target
 
@@ -189,11 +183,11 @@ def read_weights(path: str | Path, prefix: str = '', allow_pickle: bool = False)
 
     Args:
         path: As for :func:`read_checkpoint`.
-        prefix: Return what lies under this name alone, ``backbone``, without it.
+        prefix: Return only the weights under this name, as ``backbone``, with the name cut off.
         allow_pickle: As for :func:`read_checkpoint`.
 
     Raises:
-        UserError: There are none; or as :func:`read_checkpoint`.
+        UserError: The file holds no weights; or as :func:`read_checkpoint`.
     """
     return weights_of(read_checkpoint(path, 'cpu', allow_pickle), path, prefix)
 
@@ -204,7 +198,7 @@ def weights_of(checkpoint: dict[str, Any], path: str | Path, prefix: str = '') -
     if not any(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UserError(f'{path} holds no weights: expected a dictionary of tensors, by themselves or under state_dict')
     found = OrderedDict((name.removeprefix('module.'), value) for name, value in weights.items())
-    # The versions by which modules know older files.
+    # The versions by which modules recognise older files.
     versions = {name.removeprefix('module.'): value for name, value in getattr(weights, '_metadata', {}).items()}
     if prefix:
         prefix = prefix.rstrip('.') + '.'
@@ -219,7 +213,7 @@ def weights_of(checkpoint: dict[str, Any], path: str | Path, prefix: str = '') -
 
 
 class Misfit(NamedTuple):
-    """Where a checkpoint and a model do not meet: names of tensors, and torch's sentences on shapes."""
+    """How a checkpoint differs from a model: names of tensors, and torch's messages on shapes."""
 
     missing: list[str]
     left_over: list[str]
@@ -243,10 +237,10 @@ class Misfit(NamedTuple):
 def load_loosely(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor]) -> Misfit:
     """Load what fits, through the model's own loading hooks, and return what does not.
 
-    These hooks know older files: they rename tensors and resize position tables. Missing integers (counters of a
-    BatchNorm, position indices) count for nothing, and what cannot tell another network is only logged: a
-    preprocessor's statistics, buffers that a module makes itself, and the averages (``ema_*``) that older files keep
-    beside the weights.
+    These hooks read older files: they rename tensors and resize position tables. Missing integers (counters of a
+    BatchNorm, position indices) are ignored. Some left-over tensors are only logged, since a file of this very network
+    can have them: a preprocessor's statistics, buffers that a module makes itself, and the averages (``ema_*``) that
+    older files keep beside the weights.
 
     Raises:
         UserError: A hook of the model cannot read the checkpoint.
@@ -262,7 +256,7 @@ def load_loosely(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor]
         note(model, model.load_state_dict(weights, strict=False))
     except (AssertionError, IndexError, KeyError, RuntimeError) as error:
         mismatched = [line.strip().rstrip('.') for line in str(error).splitlines() if 'size mismatch for' in line]
-        if not mismatched:  # which torch raises when all else is loaded
+        if not mismatched:  # shape mismatches are raised when all else is loaded
             raise UserError(
                 f'the checkpoint does not fit {type(model).__name__} ({type(error).__name__}: {error}); '
                 'give the checkpoint of this very config'
@@ -300,90 +294,11 @@ def load_weights(model: torch.nn.Module, path: str | Path, allow_pickle: bool = 
     return checkpoint
 
 
-def check_pretrained(model: torch.nn.Module) -> Iterator[tuple[str, dict[str, torch.Tensor], str]]:
-    """Check that what each ``init_cfg=dict(type='Pretrained', ...)`` promises has arrived, tensor for tensor.
-
-    mmengine loads such a checkpoint loosely: with a wrong prefix nothing is loaded, and training runs on from random
-    weights.
-
-    Yields:
-        Name of a module, its tensors that are a checkpoint's, and that checkpoint.
-
-    Raises:
-        UserError: A tensor is missing in a checkpoint, left over under its prefix, of another shape, or not equal to
-            the module's.
-    """
-    for name, module, path, prefix in _pretrained(model):
-        own = {key: value.clone() for key, value in module.state_dict().items()}
-        code = getattr(getattr(type(module), 'init_weights', None), '__code__', None)
-        if code is not None and 'CheckpointLoader' in code.co_names:
-            found, problem = _converted(module)
-        else:
-            misfit = load_loosely(module, read_weights(path, prefix))
-            if name and not prefix:  # a whole network's file for its backbone
-                misfit.left_over.clear()
-            found, problem = module.state_dict(), str(misfit)
-        problem = problem or first([f'{key} differs' for key, x in found.items() if not torch.equal(x, own[key])])
-        if problem:
-            raise UserError(
-                f"{name or 'the model'} was not handed over: under '{prefix}' in {path}, {problem}; both "
-                f'configs must describe the same {name or "model"}'
-            )
-        yield name, found, path
-
-
-def check_arrival(model: torch.nn.Module) -> None:
-    """Check that of each ``init_cfg=dict(type='Pretrained', ...)`` at least one tensor has arrived, by whatever name.
-
-    Raises:
-        UserError: None has.
-    """
-    for name, module, path, prefix in _pretrained(model):
-        checkpoint = read_checkpoint(path)
-        groups = [checkpoint, *(group for group in checkpoint.values() if isinstance(group, dict))]
-        given = [x for group in groups for x in group.values() if isinstance(x, torch.Tensor) and x.is_floating_point()]
-        # Constants, as of a new BatchNorm, may be equal by chance.
-        own = [x.detach().cpu() for x in module.parameters() if x.numel() > 1 and x.min() < x.max()]
-        if own and not any(x.shape == y.shape and torch.equal(x, y.to(x.dtype)) for x in own for y in given):
-            raise UserError(
-                f'{name or "the model"} was not handed over: no tensor of it is one of {path}'
-                f'{f", prefix {prefix}" if prefix else ""}; give the checkpoint of such a network, and the '
-                'prefix of its names, or leave init_cfg out'
-            )
-
-
-def _pretrained(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, str, str]]:
-    """Yield each module with a pretrained ``init_cfg``, but not its parts: mmengine loads the outermost file last."""
-    loaded: list[str] = []
-    for name, module in model.named_modules():
-        if any(not outer or name.startswith(f'{outer}.') for outer in loaded):
-            continue
-        records = getattr(module, 'init_cfg', None) or []
-        for record in [records] if isinstance(records, dict) else records:
-            if type_name(record) in ('Pretrained', 'PretrainedInit'):
-                loaded.append(name)
-                yield name, module, record['checkpoint'], record.get('prefix') or ''
-
-
-def _converted(module: torch.nn.Module) -> tuple[dict[str, torch.Tensor], str]:
-    """Return what a module makes of a file that its own code reads and converts, as mmdet's Swin does, and a problem.
-
-    Such files lack norms that the detector adds, so that one tensor has to arrive, not all.
-    """
-    fresh = copy.deepcopy(module)
-    with torch.no_grad():
-        for parameter in fresh.parameters():
-            parameter.fill_(torch.nan)
-    fresh.init_weights()
-    found = {key: value for key, value in fresh.named_parameters() if not value.isnan().any()}
-    return found, '' if found else 'no tensor fits'
-
-
 def guard_checkpoints(allow_pickle: bool = False) -> None:
     """Make mmengine read files without running code in them, and write them whole, in this process.
 
-    All its ways to a checkpoint lead through :func:`read_checkpoint` then: ``load_from``, ``resume``, ``init_cfg``,
-    under any prefix that is registered so far.
+    It then reads every checkpoint by :func:`read_checkpoint`: of ``load_from``, ``resume`` and ``init_cfg``, and under
+    any prefix that is registered so far.
 
     Args:
         allow_pickle: Run the code that pickled files hold: checkpoints, also a teacher's, and ``.pkl`` annotations.
@@ -400,60 +315,6 @@ def guard_checkpoints(allow_pickle: bool = False) -> None:
     register_backend('local', AtomicBackend, prefixes='', force=True)
 
 
-def latest_checkpoint(config: Config) -> str | None:
-    """Return the last whole checkpoint that a config's run has left where its ``CheckpointHook`` writes, or None.
-
-    The file ``last_checkpoint`` is not consulted: a kill can leave it empty or behind. Nor does the number alone count:
-    a run that started anew may stand beside a longer, older one, whose checkpoints :class:`IntegrityHook` tells apart.
-
-    Raises:
-        UserError: There are such checkpoints, and all are damaged.
-    """
-    hooks = [(config.get('default_hooks') or {}).get('checkpoint'), *(config.get('custom_hooks') or [])]
-    hook = next((hook for hook in hooks if hook and type_name(hook).endswith('CheckpointHook')), {})
-    work_dir, folder = os.path.abspath(config.work_dir), hook.get('out_dir')
-    if folder is None or folder == work_dir:
-        folder = work_dir
-    elif '://' in folder:
-        raise UserError(
-            f"--resume: the CheckpointHook's out_dir, {folder}, is no folder here: fetch the checkpoint, "
-            'and give its path after --resume'
-        )
-    else:
-        folder = os.path.join(folder, os.path.basename(work_dir))
-    template = hook.get('filename_tmpl')
-    names = [template] if template else ['epoch_{}.pth', 'iter_{}.pth']
-    pattern = '|'.join(re.sub(r'\\{.*?\\}', r'(\\d+)', re.escape(name)) for name in names)
-    found = sorted(
-        (
-            (path.stat().st_mtime_ns, int(match[match.lastindex]), str(path))
-            for path in Path(folder).glob('*')
-            if (match := re.fullmatch(pattern, path.name))
-        ),
-        reverse=True,
-    )
-    mark = Path(work_dir, RUN_MARK)
-    run = mark.read_text() if mark.is_file() else None
-    damaged = None
-    for *_, path in found:
-        try:
-            checkpoint = read_checkpoint(path)
-        except UnreadableError as error:
-            damaged = error
-            print_log(f'{error}; --resume looks for the one before it', 'current', logging.WARNING)
-            continue
-        if run is None or run == run_of(checkpoint):
-            return path
-    if damaged:
-        raise UserError(f'{damaged}; there is no whole one before it to go on from: start anew, without --resume')
-    print_log(
-        f'--resume: {folder} holds no checkpoint of this run{", only of an earlier one" if found else ""}: it '
-        'starts anew',
-        'current',
-    )
-    return None
-
-
 def run_of(checkpoint: dict[str, Any]) -> str:
     """Return the mark of the run that has written a checkpoint; '' where it has none."""
     try:
@@ -466,7 +327,7 @@ def save_weights(weights: dict[str, torch.Tensor], path: str | Path, meta: dict[
     """Write weights alone, whole or not at all, readable without pickled code."""
     with io.BytesIO() as buffer:
         plain = OrderedDict((name, tensor.detach().cpu()) for name, tensor in weights.items())
-        # By their versions modules know older files.
+        # The versions by which modules recognise older files.
         plain._metadata = {
             name: {'version': about['version']}
             for name, about in getattr(weights, '_metadata', {}).items()

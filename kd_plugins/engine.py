@@ -3,7 +3,9 @@
 import argparse
 import fcntl
 import gc
+import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +15,9 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
 
-from kd_plugins.checkpoint import guard_checkpoints
+from kd_plugins.checkpoint import RUN_MARK, UnreadableError, guard_checkpoints, read_checkpoint, run_of
 from kd_plugins.config import check_config, load_config, walk
 from kd_plugins.errors import UserError
 from kd_plugins.registry import type_name
@@ -144,12 +147,12 @@ def _check_launcher(launcher: str) -> None:
 
 @contextmanager
 def alone_in(folder: str | Path, launcher: str = 'none') -> Iterator[None]:
-    """Hold a folder: two commands at once would write over each other's files.
+    """Hold a folder, so that no other command writes into it at the same time.
 
     Raises:
         UserError: Another command holds it.
     """
-    if int(os.environ.get(_RANKS.get(launcher, ''), 0)):  # the first process holds it for all
+    if int(os.environ.get(_RANKS.get(launcher, ''), 0)):  # the first process holds it for the others
         yield
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -159,7 +162,7 @@ def alone_in(folder: str | Path, launcher: str = 'none') -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f'{folder}: another command is at work in this folder: wait until it ends, or name another folder'
+                f'{folder}: another command runs in this folder: wait until it ends, or name another folder'
             ) from None
         except OSError:  # a file system without locks
             pass
@@ -167,15 +170,70 @@ def alone_in(folder: str | Path, launcher: str = 'none') -> Iterator[None]:
 
 
 def leave_group() -> None:
-    """Leave the group of processes, where there is one, at the end of a run that went well.
+    """Leave the group of processes, where there is one, at the end of a successful run.
 
-    A thread of gloo's may still hold tensors of the last collective. If it lets them go while Python shuts down, the
-    process is aborted, and the launcher kills the others, who may not have written their results yet. After an error
+    A thread of gloo may still hold tensors of the last collective. If it frees them while Python shuts down, the
+    process is aborted, and the launcher kills the others, which may not have written their results yet. After an error
     no process leaves: it would wait for collectives that the others never join.
     """
     if torch.distributed.is_initialized():
-        gc.collect()  # a data-parallel model of the past holds the group too
+        gc.collect()  # a data-parallel model that is no longer used holds the group too
         torch.distributed.destroy_process_group()
+
+
+def latest_checkpoint(config: Config) -> str | None:
+    """Return the last whole checkpoint that a config's run has left where its ``CheckpointHook`` writes, or None.
+
+    The file ``last_checkpoint`` is not read: a killed run can leave it empty or outdated. Nor does the number alone
+    decide: the checkpoints of a longer, older run may lie in the same folder. :class:`IntegrityHook` marks those of
+    each run.
+
+    Raises:
+        UserError: There are such checkpoints, and all are damaged.
+    """
+    hooks = [(config.get('default_hooks') or {}).get('checkpoint'), *(config.get('custom_hooks') or [])]
+    hook = next((hook for hook in hooks if hook and type_name(hook).endswith('CheckpointHook')), {})
+    work_dir, folder = os.path.abspath(config.work_dir), hook.get('out_dir')
+    if folder is None or folder == work_dir:
+        folder = work_dir
+    elif '://' in folder:
+        raise UserError(
+            f"--resume: the CheckpointHook's out_dir, {folder}, is no folder here: download the checkpoint, "
+            'and give its path after --resume'
+        )
+    else:
+        folder = os.path.join(folder, os.path.basename(work_dir))
+    template = hook.get('filename_tmpl')
+    names = [template] if template else ['epoch_{}.pth', 'iter_{}.pth']
+    pattern = '|'.join(re.sub(r'\\{.*?\\}', r'(\\d+)', re.escape(name)) for name in names)
+    found = sorted(
+        (
+            (path.stat().st_mtime_ns, int(match[match.lastindex]), str(path))
+            for path in Path(folder).glob('*')
+            if (match := re.fullmatch(pattern, path.name))
+        ),
+        reverse=True,
+    )
+    mark = Path(work_dir, RUN_MARK)
+    run = mark.read_text() if mark.is_file() else None
+    damaged = None
+    for *_, path in found:
+        try:
+            checkpoint = read_checkpoint(path)
+        except UnreadableError as error:
+            damaged = error
+            print_log(f'{error}; --resume takes the one before it', 'current', logging.WARNING)
+            continue
+        if run is None or run == run_of(checkpoint):
+            return path
+    if damaged:
+        raise UserError(f'{damaged}; no undamaged one precedes it: start anew, without --resume')
+    print_log(
+        f'--resume: {folder} holds no checkpoint of this run{", only of an earlier one" if found else ""}: it '
+        'starts anew',
+        'current',
+    )
+    return None
 
 
 def _add_hooks(config: Config) -> None:

@@ -8,10 +8,8 @@ import mmengine
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.fileio.backends import backends, prefix_to_backends
 from mmengine.fileio.handlers import file_handlers
-from mmengine.hooks import CheckpointHook
 from mmengine.logging.history_buffer import HistoryBuffer
 from mmengine.runner import CheckpointLoader, load_checkpoint
 from mmengine.runner.checkpoint import _load_checkpoint
@@ -22,7 +20,6 @@ from tiny import classification_config, equal, image_folder, train
 from kd_plugins import checkpoint
 from kd_plugins.checkpoint import (
     guard_checkpoints,
-    latest_checkpoint,
     load_loosely,
     load_weights,
     read_checkpoint,
@@ -115,10 +112,6 @@ def told(monkeypatch):
     return lines
 
 
-def run_config(folder, **hook):
-    return Config(dict(work_dir=str(folder), default_hooks=dict(checkpoint=dict(type='CheckpointHook', **hook))))
-
-
 def test_what_is_to_go_goes_when_the_next_file_is_written(tmp_path):
     """With max_keep_ckpts=1 mmengine removes the only checkpoint before it writes the next one."""
     old, new = str(tmp_path / 'old.pth'), str(tmp_path / 'new.pth')
@@ -130,56 +123,6 @@ def test_what_is_to_go_goes_when_the_next_file_is_written(tmp_path):
     AtomicBackend().remove(new)
     AtomicBackend().put(b'again', new)
     assert Path(new).read_bytes() == b'again'
-
-
-def test_newest_by_time_then_by_number(tmp_path, told):
-    config = run_config(tmp_path)
-    assert latest_checkpoint(config) is None
-    assert told == [f'--resume: {tmp_path} holds no checkpoint of this run: it starts anew']
-    for name in ('epoch_9.pth', 'epoch_10.pth', 'best_top1_epoch_11.pth', 'epoch_12.pth.partial'):
-        save_weights({'x': torch.ones(1)}, tmp_path / name, {})
-        os.utime(tmp_path / name, (1000, 1000))
-    assert latest_checkpoint(config) == str(tmp_path / 'epoch_10.pth')
-    save_weights({'x': torch.ones(1)}, tmp_path / 'epoch_1.pth', {})  # a run that started anew
-    assert latest_checkpoint(config) == str(tmp_path / 'epoch_1.pth')
-    assert latest_checkpoint(Config(dict(work_dir=str(tmp_path)))) == str(tmp_path / 'epoch_1.pth')
-
-
-def test_looks_where_the_checkpoint_hook_writes(tmp_path):
-    run, elsewhere = tmp_path / 'runs/a', tmp_path / 'elsewhere'
-    for path in ('runs/a/epoch_3.pth', 'runs/a/step-0004.pth', 'elsewhere/a/epoch_2.pth', 'elsewhere/b/epoch_5.pth'):
-        save_weights({'x': torch.ones(1)}, tmp_path / path, {})
-    assert latest_checkpoint(run_config(run, out_dir=str(elsewhere))) == str(elsewhere / 'a/epoch_2.pth')
-    assert latest_checkpoint(run_config(run, out_dir=str(run))) == str(run / 'epoch_3.pth')
-    assert latest_checkpoint(run_config(run, filename_tmpl='step-{:04d}.pth')) == str(run / 'step-0004.pth')
-    config = Config(
-        dict(
-            work_dir=str(run),
-            default_hooks=dict(checkpoint=None),
-            custom_hooks=[dict(type=CheckpointHook, out_dir=str(elsewhere))],
-        )
-    )
-    assert latest_checkpoint(config) == str(elsewhere / 'a/epoch_2.pth')
-    with pytest.raises(UserError, match=r's3://bucket, is no folder here: .*give its path after --resume'):
-        latest_checkpoint(run_config(run, out_dir='s3://bucket'))
-
-
-def test_a_damaged_checkpoint_is_told_and_passed_over(tmp_path, told):
-    config = run_config(tmp_path)
-    for number in (1, 2, 3):
-        save_weights({'x': torch.arange(100.0)}, tmp_path / f'epoch_{number}.pth', {})
-    whole = (tmp_path / 'epoch_3.pth').read_bytes()
-    (tmp_path / 'epoch_3.pth').write_bytes(whole[:-50])
-    at = whole.index(torch.arange(100.0).numpy().tobytes()) + 200  # torch itself would read this one
-    (tmp_path / 'epoch_2.pth').write_bytes(whole[:at] + b'\1\2' + whole[at + 2 :])
-    for number in (1, 2, 3):
-        os.utime(tmp_path / f'epoch_{number}.pth', (number, number))
-    assert latest_checkpoint(config) == str(tmp_path / 'epoch_1.pth')
-    for line, number in zip(told, (3, 2), strict=True):
-        assert f'epoch_{number}.pth is no readable checkpoint' in line
-    (tmp_path / 'epoch_1.pth').unlink()
-    with pytest.raises(UserError, match=r'epoch_2\.pth is no readable .* start anew, without --resume'):
-        latest_checkpoint(config)
 
 
 def test_changed_bytes_are_noticed_and_older_formats_read(tmp_path):

@@ -5,12 +5,16 @@ import signal
 import time
 
 import pytest
+import torch
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
 from mmpretrain.datasets import CustomDataset
 from tiny import image_folder
 
-from kd_plugins.engine import alone_in, prepare_run, scope_of
+from kd_plugins import engine
+from kd_plugins.checkpoint import save_weights
+from kd_plugins.engine import alone_in, latest_checkpoint, prepare_run, scope_of
 from kd_plugins.errors import UserError
 
 
@@ -110,7 +114,7 @@ def test_a_folder_has_one_command_and_is_free_again_when_that_ends_though_its_ch
             os.write(start, b'.')
             time.sleep(60)
             os._exit(0)
-        with pytest.raises(UserError, match='run: another command is at work'), alone_in(tmp_path / 'run'):
+        with pytest.raises(UserError, match='run: another command runs'), alone_in(tmp_path / 'run'):
             pass
         monkeypatch.setenv('RANK', '1')  # the first process of a group holds it for the others
         with alone_in(tmp_path / 'run', 'pytorch'):
@@ -143,3 +147,65 @@ def test_a_data_set_of_which_nothing_is_left_says_so(tmp_path):
     assert len(data) == 2
     with pytest.raises(UserError, match=r'CustomDataset: no image is left of .*, filter_cfg=None and indices=0 keep'):
         CustomDataset(data_root=str(tmp_path), indices=0)
+
+
+@pytest.fixture
+def logged(monkeypatch):
+    """A list that gets what is logged."""
+    lines = []
+    monkeypatch.setattr(engine, 'print_log', lambda line, *_: lines.append(line))
+    return lines
+
+
+def run_config(folder, **hook):
+    return Config(dict(work_dir=str(folder), default_hooks=dict(checkpoint=dict(type='CheckpointHook', **hook))))
+
+
+def test_newest_by_time_then_by_number(tmp_path, logged):
+    config = run_config(tmp_path)
+    assert latest_checkpoint(config) is None
+    assert logged == [f'--resume: {tmp_path} holds no checkpoint of this run: it starts anew']
+    for name in ('epoch_9.pth', 'epoch_10.pth', 'best_top1_epoch_11.pth', 'epoch_12.pth.partial'):
+        save_weights({'x': torch.ones(1)}, tmp_path / name, {})
+        os.utime(tmp_path / name, (1000, 1000))
+    assert latest_checkpoint(config) == str(tmp_path / 'epoch_10.pth')
+    save_weights({'x': torch.ones(1)}, tmp_path / 'epoch_1.pth', {})  # a run that started anew
+    assert latest_checkpoint(config) == str(tmp_path / 'epoch_1.pth')
+    assert latest_checkpoint(Config(dict(work_dir=str(tmp_path)))) == str(tmp_path / 'epoch_1.pth')
+
+
+def test_looks_where_the_checkpoint_hook_writes(tmp_path):
+    run, elsewhere = tmp_path / 'runs/a', tmp_path / 'elsewhere'
+    for path in ('runs/a/epoch_3.pth', 'runs/a/step-0004.pth', 'elsewhere/a/epoch_2.pth', 'elsewhere/b/epoch_5.pth'):
+        save_weights({'x': torch.ones(1)}, tmp_path / path, {})
+    assert latest_checkpoint(run_config(run, out_dir=str(elsewhere))) == str(elsewhere / 'a/epoch_2.pth')
+    assert latest_checkpoint(run_config(run, out_dir=str(run))) == str(run / 'epoch_3.pth')
+    assert latest_checkpoint(run_config(run, filename_tmpl='step-{:04d}.pth')) == str(run / 'step-0004.pth')
+    config = Config(
+        dict(
+            work_dir=str(run),
+            default_hooks=dict(checkpoint=None),
+            custom_hooks=[dict(type=CheckpointHook, out_dir=str(elsewhere))],
+        )
+    )
+    assert latest_checkpoint(config) == str(elsewhere / 'a/epoch_2.pth')
+    with pytest.raises(UserError, match=r's3://bucket, is no folder here: .*give its path after --resume'):
+        latest_checkpoint(run_config(run, out_dir='s3://bucket'))
+
+
+def test_a_damaged_checkpoint_is_logged_and_skipped(tmp_path, logged):
+    config = run_config(tmp_path)
+    for number in (1, 2, 3):
+        save_weights({'x': torch.arange(100.0)}, tmp_path / f'epoch_{number}.pth', {})
+    whole = (tmp_path / 'epoch_3.pth').read_bytes()
+    (tmp_path / 'epoch_3.pth').write_bytes(whole[:-50])
+    at = whole.index(torch.arange(100.0).numpy().tobytes()) + 200  # torch itself would read this one
+    (tmp_path / 'epoch_2.pth').write_bytes(whole[:at] + b'\1\2' + whole[at + 2 :])
+    for number in (1, 2, 3):
+        os.utime(tmp_path / f'epoch_{number}.pth', (number, number))
+    assert latest_checkpoint(config) == str(tmp_path / 'epoch_1.pth')
+    for line, number in zip(logged, (3, 2), strict=True):
+        assert f'epoch_{number}.pth is no readable checkpoint' in line
+    (tmp_path / 'epoch_1.pth').unlink()
+    with pytest.raises(UserError, match=r'epoch_2\.pth is no readable .* start anew, without --resume'):
+        latest_checkpoint(config)

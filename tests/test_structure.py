@@ -12,7 +12,7 @@ from kd_plugins.errors import UserError
 
 PACKAGE = Path(__file__).parents[1] / 'kd_plugins'
 LEAVES = {'errors', 'registry', 'utils'}  # anyone may use them
-CORE = LEAVES | {'checkpoint', 'distillation'}
+CORE = LEAVES | {'checkpoint', 'distillation', 'pretrained'}
 # A room, the rooms it may import from, and the packages outside; both beside its own room and the standard library.
 ROOMS = {
     'functional': (set(), {'torch'}),
@@ -39,6 +39,7 @@ ROOMS = {
     'errors': (set(), {'mmengine'}),
     'optim': (LEAVES, {'mmengine', 'torch'}),
     'options': (LEAVES, {'mmengine', 'torch'}),
+    'pretrained': (LEAVES | {'checkpoint'}, {'torch'}),
     'registry': ({'errors', 'utils'}, {'mmengine', 'torch'}),
     'unpickling': (LEAVES, {'mmengine', 'yaml'}),
 }

@@ -33,9 +33,8 @@ from rich.console import Console
 from rich.table import Table
 
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
-from kd_plugins.checkpoint import latest_checkpoint
 from kd_plugins.config import check_config, load_config
-from kd_plugins.engine import alone_in, leave_group, load_run
+from kd_plugins.engine import alone_in, latest_checkpoint, leave_group, load_run
 from kd_plugins.errors import UserError, one_line_errors
 from kd_plugins.options import add_launcher, add_run_options
 

@@ -12,8 +12,9 @@ from mmengine.logging import print_log
 from mmengine.model import BaseDataPreprocessor, BaseModule
 from torch import nn
 
-from kd_plugins.checkpoint import check_pretrained, load_weights
+from kd_plugins.checkpoint import load_weights
 from kd_plugins.errors import UserError
+from kd_plugins.pretrained import check_pretrained
 from kd_plugins.registry import MODELS, type_name
 from kd_plugins.utils.names import first
 

@@ -10,8 +10,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from kd_plugins.checkpoint import RUN_MARK, check_arrival, load_loosely, weights_of
+from kd_plugins.checkpoint import RUN_MARK, load_loosely, weights_of
 from kd_plugins.errors import UserError
+from kd_plugins.pretrained import check_arrival
 from kd_plugins.registry import HOOKS
 from kd_plugins.utils.files import write_text
 from kd_plugins.utils.models import unwrapped

@@ -7,7 +7,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from kd_plugins.checkpoint import check_pretrained
+from kd_plugins.pretrained import check_pretrained
 from kd_plugins.registry import HOOKS
 from kd_plugins.utils.models import unwrapped
 
@@ -16,7 +16,7 @@ from kd_plugins.utils.models import unwrapped
 class PretrainedCheckHook(Hook):
     """Checks that every ``init_cfg=dict(type='Pretrained', ...)`` has loaded its checkpoint, tensor for tensor.
 
-    mmengine itself only logs what does not fit. See :func:`~kd_plugins.checkpoint.check_pretrained`.
+    mmengine itself only logs what does not fit. See :func:`~kd_plugins.pretrained.check_pretrained`.
 
     Raises:
         UserError: Before the first step, when a checkpoint does not fit its module.

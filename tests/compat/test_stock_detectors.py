@@ -9,9 +9,9 @@ from mmengine.hub import get_config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
 
-from kd_plugins.checkpoint import check_pretrained
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import CheckHook
+from kd_plugins.pretrained import check_pretrained
 
 MODELS = pytest.importorskip('mmdet.registry').MODELS
 DetDataSample = pytest.importorskip('mmdet.structures').DetDataSample
@@ -123,8 +123,8 @@ def test_a_backbone_that_converts_its_file_by_itself_is_handed_over(tmp_path):
     }
     with torch.no_grad():
         model.patch_embed.norm.bias += 1
-    with pytest.raises(UserError, match=r'not handed over: .*patch_embed\.norm\.bias differs'):
+    with pytest.raises(UserError, match=r'not have its pretrained weights: .*patch_embed\.norm\.bias differs'):
         list(check_pretrained(model))
     torch.save({'model': {'other.weight': torch.ones(1)}}, tmp_path / 'x.pth')
-    with pytest.raises(UserError, match=r'not handed over: .*no tensor fits'):
+    with pytest.raises(UserError, match=r'not have its pretrained weights: .*no tensor fits'):
         list(check_pretrained(model))

@@ -192,7 +192,7 @@ def test_without_a_checkpoint_init_cfg_loads_and_random_weights_are_logged(tmp_p
     assert equal(build_teacher(model, None).state_dict(), expected.state_dict())
     assert len(log) == 1
     model['backbone']['depth'] = 8
-    with pytest.raises(UserError, match=r'the model was not handed over: .*stage1\..* is left over'):
+    with pytest.raises(UserError, match=r'the model does not have its pretrained weights: .*stage1\..* is left over'):
         build_teacher(model, None)
 
 

@@ -9,9 +9,11 @@ from mmengine.optim import CosineAnnealingLR, MultiStepLR
 from mmpretrain.models import GlobalAveragePooling
 from tiny import classification_config, classifier, equal, image_folder, train, weights
 
-from kd_plugins.checkpoint import RUN_MARK, check_arrival, latest_checkpoint, read_checkpoint, run_of
+from kd_plugins.checkpoint import RUN_MARK, read_checkpoint, run_of
+from kd_plugins.engine import latest_checkpoint
 from kd_plugins.errors import UserError
 from kd_plugins.hooks.integrity_hook import _check_schedules
+from kd_plugins.pretrained import check_arrival
 from kd_plugins.registry import MODELS
 
 
@@ -51,7 +53,9 @@ def test_a_pretrained_part_needs_one_tensor_that_arrives(tmp_path, config):
     other = MODELS.build(classifier(width=8)).state_dict()
     torch.save({'state_dict': {f'net.{key}': value for key, value in other.items()}}, tmp_path / 'x.pth')
     config.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth'))
-    with pytest.raises(UserError, match=r'backbone was not handed over: no tensor of it is one of .*x\.pth'):
+    with pytest.raises(
+        UserError, match=r'backbone does not have its pretrained weights: no tensor of it is one of .*x\.pth'
+    ):
         train(config)
     own = MODELS.build(classifier()).backbone.state_dict()
     for name in ('stem.0.weight', 'net.stem.0.weight'):  # the second by a name that the backbone's own code would know

@@ -234,7 +234,7 @@ class TestHandover:
         ],
     )
     def test_refuses_what_does_not_fit(self, tmp_path, data, source, change, message):
-        with pytest.raises(UserError, match=f'backbone was not handed over: .*{message}'):
+        with pytest.raises(UserError, match=f'backbone does not have its pretrained weights: .*{message}'):
             train(self.config(data, tmp_path, source, **change))
 
     def test_refuses_left_over_keys(self, tmp_path, data, source):

@@ -115,7 +115,7 @@ def test_two_jobs_make_all_runs_the_tables_and_the_figures_and_a_second_call_mak
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 17
     assert all(line.startswith('changed ') for line in lines)
-    with alone_in(root), pytest.raises(UserError, match='another command is at work'):
+    with alone_in(root), pytest.raises(UserError, match='another command runs'):
         tool.main([study, '--changed', 'redo'])
     assert {path: path.stat().st_mtime_ns for path in root.rglob('result.json')} == times
     tool.main([study, '--table'])

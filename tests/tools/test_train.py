@@ -612,7 +612,7 @@ def test_a_second_training_in_the_folder_of_one_that_runs_is_refused(command, lo
     config.dump(folder / 'cfg.py')
     with alone_in(folder / 'run'):
         assert command(folder, 'cfg.py') == 1
-    error_line(folder, f'{folder}/run: another command is at work in this folder')
+    error_line(folder, f'{folder}/run: another command runs in this folder')
 
 
 def test_requirements_in_a_circle_are_refused_before_anything_trains(tmp_path, command, config):
