@@ -13,7 +13,7 @@ from mmengine.logging import MMLogger
 from mmpretrain.datasets import PackInputs
 from torch._utils import ExceptionWrapper
 
-from kd_plugins import errors
+from kd_plugins import errors, tracebacks
 from kd_plugins.errors import UserError, one_line_errors, user_named
 from kd_plugins.registry import DATA_SAMPLERS, MODELS
 
@@ -82,6 +82,20 @@ def test_defects_keep_their_traceback(capsys):
 
     assert 'Traceback' in told(capsys, lambda: Broken()({}))
     assert 'Traceback' in told(capsys, lambda: Config(dict(a=1)).a.b)
+
+
+def test_a_defect_of_the_package_keeps_its_traceback_also_where_it_is_installed_beside_the_libraries(
+    capsys, monkeypatch
+):
+    class Broken(PackInputs):
+        def transform(self, results):
+            return results['nosuch'] + 1
+
+    folder = Path(__file__).parent
+    monkeypatch.setattr(tracebacks, '_LIBRARY', tracebacks._LIBRARY | {folder})
+    assert told(capsys, lambda: Broken()({})).startswith('error: KeyError')  # as of a library that stock code called
+    monkeypatch.setattr(tracebacks, '_OWN', folder)
+    assert 'Traceback' in told(capsys, lambda: Broken()({}))
 
 
 @pytest.mark.parametrize('given', ['CifarResNet', 'PKSampler'])
