@@ -1,7 +1,6 @@
 """Retrieval scores of a re-identification run."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -61,17 +60,18 @@ class ReIDMetric(BaseMetric):
                 f'ReIDMetric: expected a metric of {get_args(Metric)} and an ap of '
                 f"{get_args(AveragePrecision)}, got '{metric}' and '{ap}'"
             )
-        self._rerank: Callable[..., Any] | None = None
+        self.metric, self.ranks, self.ap, self.device = metric, tuple(ranks), ap, device
+        self.rerank, self.save_to = rerank, save_to
         if rerank is not None:
-            from kd_plugins.evaluation import KReciprocal
-
-            self._rerank = partial(KReciprocal, metric=metric, **rerank)
             try:
-                self._rerank(np.eye(2), np.eye(2))
+                self._reranked(np.eye(2), np.eye(2), **rerank)
             except TypeError as error:
                 raise UserError(f'ReIDMetric: rerank takes k1, k2 and lambda_value ({error})') from error
-        self.metric, self.ranks, self.ap, self.device = metric, tuple(ranks), ap, device
-        self.save_to = save_to
+
+    def _reranked(self, query: np.ndarray, gallery: np.ndarray, **options: Any) -> Iterable[tuple[slice, np.ndarray]]:
+        from kd_plugins.evaluation import KReciprocal  # needs faiss
+
+        return KReciprocal(query, gallery, metric=self.metric, **options).rows()
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Keep the features of a batch, with their identities, cameras and paths."""
@@ -104,10 +104,14 @@ class ReIDMetric(BaseMetric):
                     "split='test', which holds both"
                 )
         found = ReIDFeatures(
-            *(x[is_query] for x in (features, ids, cameras)),
-            *(x[~is_query] for x in (features, ids, cameras)),
-            paths[is_query],
-            paths[~is_query],
+            query_features=features[is_query],
+            query_ids=ids[is_query],
+            query_cams=cameras[is_query],
+            gallery_features=features[~is_query],
+            gallery_ids=ids[~is_query],
+            gallery_cams=cameras[~is_query],
+            query_paths=paths[is_query],
+            gallery_paths=paths[~is_query],
         )
         if self.save_to:
             save_features(found, self.save_to)
@@ -117,9 +121,8 @@ class ReIDMetric(BaseMetric):
             f'{self.ap}; {retrieval.unmatched} queries without a match are left out'
         )
         scores = retrieval.summary(self.ranks, self.ap)
-        if self._rerank is not None:
+        if self.rerank is not None:
             found = found.without_junk()
-            reranked = self._rerank(found.query_features, found.gallery_features)
-            again = rank_rows(reranked.rows(), found)
+            again = rank_rows(self._reranked(found.query_features, found.gallery_features, **self.rerank), found)
             scores |= {f'rerank_{name}': value for name, value in again.summary(self.ranks, self.ap).items()}
         return scores

@@ -150,7 +150,7 @@ def _exact(query: np.ndarray, gallery: np.ndarray, items: np.ndarray, metric: Me
 class _Similarities:
     """Blocks of similarities in float32, cosines or minus half the squared Euclidean distances, and their errors."""
 
-    def __init__(self, features: ReIDFeatures, metric: Metric, device: torch.device) -> None:
+    def __init__(self, features: ReIDFeatures, metric: Metric, device: str) -> None:
         self._gallery, self._metric, self._device = features.gallery_features, metric, device
         # Distances do not depend on the origin, but the rounding of their parts does.
         self._origin = self._gallery[:1024].mean(0, dtype=np.float64).astype(np.float32)
@@ -332,7 +332,6 @@ def rank_matches(
     """
     if metric not in ('cosine', 'euclidean'):
         raise UserError(f"metric: expected 'cosine' or 'euclidean', got '{metric}'")
-    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     pairs = same_identity(features)
     query, gallery = features.query_features.astype(np.float64), features.gallery_features
     if metric == 'cosine':
@@ -346,7 +345,7 @@ def rank_matches(
     position = np.arange(len(owner)) - starts[owner]
     wrong = np.zeros(len(owner), np.int64)
 
-    similarities = _Similarities(features, metric, device)
+    similarities = _Similarities(features, metric, device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     rounding = (16 + 2 * gallery.shape[1] ** 0.5) * 2.0**-24
     underflow = gallery.shape[1] * 2.0**-124  # products that float32 takes for 0
     step = min(max(1, BLOCK // gallery.shape[1]), 2**16)
