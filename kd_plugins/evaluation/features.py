@@ -1,16 +1,15 @@
 """Embeddings of a query and a gallery set, in memory or memory-mapped."""
 
 import math
-import os
 import zipfile
 import zlib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import numpy as np
 
 from kd_plugins.errors import UserError
+from kd_plugins.utils.files import written_whole
 from kd_plugins.utils.names import nearest
 
 BLOCK = 2**25  # numbers of the gallery that are processed together, 128 MiB in float32
@@ -177,15 +176,13 @@ def load_features(path: str | Path) -> ReIDFeatures:
 
 
 def save_features(features: ReIDFeatures, path: str | Path) -> None:
-    """Write a file ``.npz``, whole or not at all."""
+    """Write a file ``.npz``, whole or not at all.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: value for name in _NAMES if (value := getattr(features, name)) is not None}
-    with NamedTemporaryFile(dir=path.parent, suffix='.partial', delete=False) as file:
-        try:
-            np.savez(file, **arrays)
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    with written_whole(path) as partial, open(partial, 'wb') as file:
+        np.savez(file, **arrays)

@@ -1,12 +1,31 @@
 """Files written whole or not at all."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
 from mmengine.fileio import LocalBackend
 
 from kd_plugins.errors import MAKE_ROOM, UserError
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[str]:
+    """Give the name of a file to write in a ``with`` block, which replaces ``path`` once the block has succeeded.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    partial = f'{path}.partial'
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f'{path} cannot be written ({error.strerror}): earlier files are kept; {MAKE_ROOM}') from error
+    finally:
+        Path(partial).unlink(missing_ok=True)
 
 
 class AtomicBackend(LocalBackend):
@@ -24,15 +43,8 @@ class AtomicBackend(LocalBackend):
         Raises:
             UserError: The file cannot be written.
         """
-        partial = f'{filepath}.partial'
-        try:
+        with written_whole(filepath) as partial:
             super().put(obj, partial)
-            os.replace(partial, filepath)
-        except OSError as error:
-            Path(partial).unlink(missing_ok=True)
-            raise UserError(
-                f'{filepath} cannot be written ({error.strerror}): earlier files are kept; {MAKE_ROOM}'
-            ) from error
         self._to_remove.discard(str(filepath))
         while self._to_remove:
             Path(self._to_remove.pop()).unlink(missing_ok=True)

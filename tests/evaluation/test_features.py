@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -32,6 +33,22 @@ def test_a_file_and_a_folder_give_the_same_and_a_folder_is_not_read_into_memory(
     assert isinstance(folder.gallery_features, np.memmap)
     assert (file.gallery_paths.tolist(), folder.gallery_paths) == (list('cdef'), None)
     assert [x.name for x in (tmp_path / 'new').iterdir()] == ['f.npz']
+
+
+def test_a_file_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / 'f.npz'
+    save_features(ReIDFeatures(**ARRAYS), path)
+    before = path.read_bytes()
+
+    def full(file: BinaryIO, **arrays: np.ndarray) -> None:
+        file.write(b'PK')
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(np, 'savez', full)
+    with pytest.raises(UserError, match=r'f\.npz cannot be written \(No space left on device\)'):
+        save_features(ReIDFeatures(**ARRAYS), path)
+    assert [x.name for x in tmp_path.iterdir()] == ['f.npz']
+    assert path.read_bytes() == before
 
 
 def test_junk_is_left_out_with_all_that_belongs_to_it() -> None:
