@@ -8,6 +8,7 @@ import re
 import struct
 import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -192,12 +193,12 @@ def read_weights(path: str | Path, prefix: str = '', allow_pickle: bool = False)
     return weights_of(read_checkpoint(path, 'cpu', allow_pickle), path, prefix)
 
 
-def weights_of(checkpoint: dict[str, Any], path: str | Path, prefix: str = '') -> OrderedDict[str, torch.Tensor]:
+def weights_of(checkpoint: Mapping[str, Any], path: str | Path, prefix: str = '') -> OrderedDict[str, torch.Tensor]:
     """Return the weights of a checkpoint that was read from ``path``, see :func:`read_weights`."""
     weights = checkpoint.get('state_dict', checkpoint)
     if not any(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UserError(f'{path} holds no weights: expected a dictionary of tensors, by themselves or under state_dict')
-    found = OrderedDict((name.removeprefix('module.'), value) for name, value in weights.items())
+    found: Any = OrderedDict((name.removeprefix('module.'), value) for name, value in weights.items())
     # The versions by which modules recognise older files.
     versions = {name.removeprefix('module.'): value for name, value in getattr(weights, '_metadata', {}).items()}
     if prefix:
@@ -245,7 +246,9 @@ def load_loosely(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor]
     Raises:
         UserError: A hook of the model cannot read the checkpoint.
     """
-    missing, left_over, mismatched = [], [], []
+    missing: list[str] = []
+    left_over: list[str] = []
+    mismatched: list[str] = []
 
     def note(module: torch.nn.Module, keys: Any) -> None:
         missing[:], left_over[:] = keys
@@ -326,7 +329,7 @@ def run_of(checkpoint: dict[str, Any]) -> str:
 def save_weights(weights: dict[str, torch.Tensor], path: str | Path, meta: dict[str, Any]) -> None:
     """Write weights alone, whole or not at all, readable without pickled code."""
     with io.BytesIO() as buffer:
-        plain = OrderedDict((name, tensor.detach().cpu()) for name, tensor in weights.items())
+        plain: Any = OrderedDict((name, tensor.detach().cpu()) for name, tensor in weights.items())
         # The versions by which modules recognise older files.
         plain._metadata = {
             name: {'version': about['version']}

@@ -69,7 +69,7 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
     Raises:
         UserError: The file is missing or does not evaluate, or a module that it imports cannot be imported.
     """
-    path = config_file(path)
+    path, options = config_file(path), options or {}
     guard_files()  # a config may be YAML
     try:
         config = Config.fromfile(path, import_custom_modules=False)
@@ -83,7 +83,7 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
     except (Exception, SystemExit) as error:
         raise UserError(f'{path} is no valid config: {type(error).__name__}: {error}') from error
     try:
-        config.merge_from_dict(options or {})
+        config.merge_from_dict(options)
     except Exception as error:
         raise UserError(
             f'--cfg-options {" ".join(options)}: not possible in {path}: {type(error).__name__}: {error}'
@@ -183,7 +183,7 @@ _RANKS = _Kind(
 )
 _LEVEL = _Kind(
     "a level of Python's logging, as 'INFO'",
-    lambda x: x in logging.getLevelNamesMapping() or x in logging.getLevelNamesMapping().values(),
+    lambda x: not str(logging.getLevelName(x)).startswith('Level '),  # what it makes of any other
 )
 
 # What mmengine and this project read, by where it stands; * is any part of that. What a config may leave out is not
@@ -288,7 +288,7 @@ _GROUPS = {
     part: (f'{part}_dataloader', f'{part}_cfg', last)
     for part, last in (('train', 'optim_wrapper'), ('val', 'val_evaluator'), ('test', 'test_evaluator'))
 }
-_NEEDED = {
+_NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     'train': {
         'train_dataloader': ('dataset', 'sampler', 'batch_size'),
         'val_dataloader': ('dataset', 'sampler'),

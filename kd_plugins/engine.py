@@ -192,7 +192,7 @@ def latest_checkpoint(config: Config) -> str | None:
         UserError: There are such checkpoints, and all are damaged.
     """
     hooks = [(config.get('default_hooks') or {}).get('checkpoint'), *(config.get('custom_hooks') or [])]
-    hook = next((hook for hook in hooks if hook and type_name(hook).endswith('CheckpointHook')), {})
+    hook: dict[str, Any] = next((x for x in hooks if x and type_name(x).endswith('CheckpointHook')), {})
     work_dir, folder = os.path.abspath(config.work_dir), hook.get('out_dir')
     if folder is None or folder == work_dir:
         folder = work_dir
@@ -208,7 +208,7 @@ def latest_checkpoint(config: Config) -> str | None:
     pattern = '|'.join(re.sub(r'\\{.*?\\}', r'(\\d+)', re.escape(name)) for name in names)
     found = sorted(
         (
-            (path.stat().st_mtime_ns, int(match[match.lastindex]), str(path))
+            (path.stat().st_mtime_ns, int(next(filter(None, match.groups()), 0)), str(path))
             for path in Path(folder).glob('*')
             if (match := re.fullmatch(pattern, path.name))
         ),

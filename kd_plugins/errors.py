@@ -59,9 +59,9 @@ def _user_message(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and 'gloo/transport' in text:
         return 'another process of this run has ended, see its error: start all of them again, with --resume'
     if not isinstance(error, OSError) or not error.filename:
-        message = config_message(error)
-        if message is not None:
-            return message
+        about_config = config_message(error)
+        if about_config is not None:
+            return about_config
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None if cause is None else _user_message(cause)
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -83,7 +84,7 @@ def _converted(module: torch.nn.Module) -> tuple[dict[str, torch.Tensor], str]:
 
     Such files lack norms that the detector adds: one tensor must be the file's, not all.
     """
-    fresh = copy.deepcopy(module)
+    fresh: Any = copy.deepcopy(module)
     with torch.no_grad():
         for parameter in fresh.parameters():
             parameter.fill_(torch.nan)

@@ -1,6 +1,7 @@
 """What is checked of a config before anything is built."""
 
 import copy
+import logging
 
 import pytest
 from mmengine.config import Config
@@ -92,6 +93,18 @@ def test_a_value_that_its_place_cannot_have_is_named(config, path, value, expect
     config.merge_from_dict({path: value})
     with pytest.raises(UserError, match=rf'{path}.* is .*, expected .*{expected}|{path} is NaN, expected {expected}'):
         check_config(config)
+
+
+@pytest.mark.parametrize(('level', 'known'), [('INFO', True), ('WARN', True), (20, True), ('LOUD', False), (15, False)])
+def test_levels_are_known_to_any_python(config, level, known, monkeypatch):
+    """``logging`` has a list of them from Python 3.11 on."""
+    monkeypatch.delattr(logging, 'getLevelNamesMapping', raising=False)
+    config.log_level = level
+    if known:
+        check_config(config)
+    else:
+        with pytest.raises(UserError, match=f"log_level is {level!r}, expected a level of Python's logging"):
+            check_config(config)
 
 
 @pytest.mark.parametrize(

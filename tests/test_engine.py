@@ -181,6 +181,8 @@ def test_looks_where_the_checkpoint_hook_writes(tmp_path):
     assert latest_checkpoint(run_config(run, out_dir=str(elsewhere))) == str(elsewhere / 'a/epoch_2.pth')
     assert latest_checkpoint(run_config(run, out_dir=str(run))) == str(run / 'epoch_3.pth')
     assert latest_checkpoint(run_config(run, filename_tmpl='step-{:04d}.pth')) == str(run / 'step-0004.pth')
+    save_weights({'x': torch.ones(1)}, run / 'last.pth', {})
+    assert latest_checkpoint(run_config(run, filename_tmpl='last.pth')) == str(run / 'last.pth')  # always one name
     config = Config(
         dict(
             work_dir=str(run),

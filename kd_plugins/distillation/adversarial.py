@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from kd_plugins.distillation.recorder import Features
 from kd_plugins.distillation.term import Batch, Term, mean_over_teachers
 from kd_plugins.errors import UserError
+from kd_plugins.losses import AdversarialLoss
 
 
 class AdversarialTerm(Term):
@@ -21,6 +22,8 @@ class AdversarialTerm(Term):
     Under data-parallel, processes may choose different numbers of images. A process that chooses fewer than two
     contributes zeros to the average of the gradients.
     """
+
+    loss: AdversarialLoss
 
     def forward(self, student: Features, targets: Sequence[Features], batch: Batch) -> Tensor:
         """Return the unweighted loss, a scalar, with one more pass of the student for each teacher.
@@ -50,7 +53,7 @@ class AdversarialTerm(Term):
             chosen = self.loss.choose(student_logits, teacher_logits, labels)
         if len(chosen) < 2:
             return 0.0 * student_logits.float().sum() + self.zero_loss()
-        samples = [batch.data_samples[i] for i in chosen.tolist()]
+        samples = [batch.data_samples[i] for i in chosen.tolist()]  # type: ignore[index]  # they had labels
 
         def logits(inputs: Tensor, indices: Tensor) -> Tensor:
             return self.teacher_levels(teacher.features(inputs, [samples[i] for i in indices.tolist()]))[0]

@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
 from math import isfinite
 from typing import Any
 
@@ -36,7 +37,7 @@ def check_finite(losses: Mapping[str, Any]) -> None:
         return
     values = torch.stack(
         [
-            sum(x.detach().float().mean() for x in ([loss] if isinstance(loss, Tensor) else loss))
+            reduce(torch.add, (x.detach().float().mean() for x in ([loss] if isinstance(loss, Tensor) else loss)))
             for loss in losses.values()
         ]
     )
@@ -61,9 +62,9 @@ def _check_data_parallel(losses: Iterable[Tensor]) -> None:
     wrapper = DistributedDataParallel._get_active_ddp_module()
     if wrapper is None or wrapper.find_unused_parameters or wrapper.static_graph:
         return
-    nodes, seen = [loss.grad_fn for loss in losses], {None}
+    nodes, seen = [loss.grad_fn for loss in losses], set()
     while nodes:
-        if (node := nodes.pop()) not in seen:
+        if (node := nodes.pop()) is not None and node not in seen:
             seen.add(node)
             nodes += [other for other, _ in node.next_functions]
     reached = {getattr(node, 'variable', None) for node in seen}
@@ -146,7 +147,8 @@ class Distillation(nn.Module):
                 f'student=..., teacher=...)], got {terms!r}'
             )
         with preserved_rng():
-            self.terms = nn.ModuleList(build_term(index, term) for index, term in enumerate(terms))
+            built = nn.ModuleList(build_term(index, term) for index, term in enumerate(terms))
+            self.terms: Sequence[Term] = built  # type: ignore[assignment]  # torch's list does not say of what
             for term in self.terms:
                 term.choose_teachers(len(configs))
             names = [term.name for term in self.terms]

@@ -65,18 +65,18 @@ def build_network(
     scope = None
     if isinstance(config, str):
         try:
-            config = get_config(config) if '::' in config else mmengine.Config.fromfile(config)
+            file = get_config(config) if '::' in config else mmengine.Config.fromfile(config)
         except FileNotFoundError as error:
             raise UserError(f'teacher config {config} does not exist: give a path or package::path') from error
         except Exception as error:  # from the config's code, or from mmengine about the package
             raise UserError(
                 f'teacher config {config}: {type(error).__name__}: {error}; give a path or package::path'
             ) from error
-        if 'model' not in config:
-            raise UserError(f'the teacher config {config.filename} has no model: give the config of a whole network')
-        scope = config.get('default_scope')
-        model = config.model
-        model.setdefault('data_preprocessor', config.get('data_preprocessor'))
+        if 'model' not in file:
+            raise UserError(f'the teacher config {file.filename} has no model: give the config of a whole network')
+        scope = file.get('default_scope')
+        model = file.model
+        model.setdefault('data_preprocessor', file.get('data_preprocessor'))
     elif isinstance(config, Mapping) and 'type' in config:
         model = config
     else:
@@ -98,7 +98,8 @@ def build_network(
 def _initialise(network: nn.Module) -> None:
     for module in network.modules():
         if not isinstance(module, BaseModule):
-            module.is_init = True  # else mmengine calls init_weights, by which timm and transformers re-initialise
+            # Else mmengine calls init_weights, by which timm and transformers re-initialise.
+            module.is_init = True  # type: ignore[assignment]  # torch declares tensors and modules only
     if isinstance(network, BaseModule):
         network.init_weights()
     random = dict(network.named_parameters())

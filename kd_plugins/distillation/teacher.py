@@ -29,13 +29,16 @@ class _Renormalise(nn.Module):
         UserError: The teacher has an image preprocessor and the student has none.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, student: nn.Module | None, teacher: nn.Module | None) -> None:
         super().__init__()
 
         def takes_images(preprocessor: nn.Module | None) -> bool:
             return hasattr(preprocessor, '_enable_normalize')
 
-        def statistics(preprocessor: nn.Module | None) -> tuple[Tensor, Tensor, bool, float]:
+        def statistics(preprocessor: Any) -> tuple[Tensor, Tensor, bool, float]:
             reversed_ = getattr(preprocessor, '_channel_conversion', getattr(preprocessor, 'to_rgb', False))
             parts = bool(reversed_), float(getattr(preprocessor, 'pad_value', 0))
             if not getattr(preprocessor, '_enable_normalize', False):
@@ -111,7 +114,7 @@ class Teacher:
         self.model = model.eval().requires_grad_(False)
         self._bf16 = bf16
         if bf16:
-            self.model.to(memory_format=torch.channels_last)
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares no such
         self.recorder = Recorder(model, taps := list(taps))
         self._convert = _Renormalise(student_preprocessor, getattr(model, 'data_preprocessor', None))
         self._cache = None

@@ -76,22 +76,22 @@ class Term(nn.Module):
         self.student_taps, self.teacher_taps = self._taps('student', student), self._taps('teacher', teacher)
         if isinstance(weight, Mapping):
             check_arguments(f"the weight of term '{name}'", Schedule, weight)
-            weight = Schedule(**weight)
-        elif not isinstance(weight, (int, float)):
+            self.weight: float | Schedule = Schedule(**weight)
+        elif isinstance(weight, (int, float)):
+            self.weight = weight
+        else:
             raise UserError(
                 f"the weight of term '{name}' must be a number or dict(at=[...], value=[...]), got {weight!r}"
             )
-        if not all(isfinite(x) and x >= 0 for x in (weight.value if isinstance(weight, Schedule) else [weight])):
-            raise UserError(
-                f"the weight of term '{name}' must be finite and not below 0, got "
-                f'{weight.value if isinstance(weight, Schedule) else weight}'
-            )
-        self.weight = weight
+        values = self.weight.value if isinstance(self.weight, Schedule) else [self.weight]
+        if not all(isfinite(x) and x >= 0 for x in values):
+            raise UserError(f"the weight of term '{name}' must be finite and not below 0, got {weight!r}")
         if isinstance(adapter, str) and adapter != 'auto':
             raise UserError(f"the adapter of term '{name}' must be None, 'auto' or a config dict, got '{adapter}'")
         self._adapter = adapter
         self.adapters = nn.ModuleList()
-        self.teachers = teachers
+        self._chosen = teachers
+        self.teachers: Sequence[int] = ()
 
     @property
     def _declared(self) -> DistillationLoss | type[DistillationLoss]:
@@ -106,19 +106,19 @@ class Term(nn.Module):
         return list(names)
 
     def choose_teachers(self, count: int) -> None:
-        """Resolve and check the indices of the term's teachers, among ``count`` of them.
+        """Resolve and check the indices of the term's ``teachers``, among ``count`` of them.
 
         Raises:
             UserError: An index is out of range or repeated.
         """
-        if self.teachers is None:
-            self.teachers = range(count)
-        valid = isinstance(self.teachers, Sequence) and all(x in range(count) for x in self.teachers)
-        if not valid or not self.teachers or len(set(self.teachers)) < len(self.teachers):
+        chosen = range(count) if self._chosen is None else self._chosen
+        valid = isinstance(chosen, Sequence) and all(x in range(count) for x in chosen)
+        if not valid or not chosen or len(set(chosen)) < len(chosen):
             raise UserError(
                 f"term '{self.name}': teachers must list indices of teachers, each once, from 0 to {count - 1}, "
-                f'got {self.teachers!r}'
+                f'got {chosen!r}'
             )
+        self.teachers = chosen
 
     def current_weight(self) -> float:
         """Return the weight at this point of training."""
@@ -135,13 +135,14 @@ class Term(nn.Module):
             UserError: The shapes do not match, or the loss does not take them.
         """
         levels = self.student_levels(student)
-        for index in self.teachers if self._adapter is not None else ():
-            for s, t in zip(*self._levels(student, targets[index]), strict=True):
-                self.adapters.append(
-                    auto_adapter(s, t)
-                    if self._adapter == 'auto'
-                    else build_part(f"the adapter of term '{self.name}'", copy.deepcopy(self._adapter))
-                )
+        if self._adapter is not None:
+            for index in self.teachers:
+                for s, t in zip(*self._levels(student, targets[index]), strict=True):
+                    self.adapters.append(
+                        auto_adapter(s, t)
+                        if isinstance(self._adapter, str)
+                        else build_part(f"the adapter of term '{self.name}'", copy.deepcopy(self._adapter))
+                    )
         self.to(levels[0].device)
         labels = torch.zeros(len(levels[0]), dtype=torch.long, device=levels[0].device)
         self.compare(student, targets, labels if self._declared.needs_labels else None)
@@ -268,6 +269,6 @@ class Term(nn.Module):
         return sum(0.0 * p.sum() for p in self.parameters())
 
 
-def mean_over_teachers(losses: Sequence[Tensor]) -> Tensor:
+def mean_over_teachers(losses: list[Tensor]) -> Tensor:
     """Return the mean over the teachers; for one teacher, its loss itself."""
     return losses[0] if len(losses) == 1 else torch.stack(losses).mean()

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
+from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import Runner
@@ -65,11 +66,12 @@ class DistillationHook(Hook):
                 'a run has one DistillationHook, this config has several: put all terms into one, with '
                 'teacher=[dict(...), dict(...)] for several teachers and teachers=[...] in the terms of some'
             )
-        student = unwrapped(runner.model)
+        student: BaseModel = unwrapped(runner.model)
         self.distillation = Distillation(student, self._teacher, self._terms, self._task)
         self.distillation.to(next(student.parameters()).device)
         if any(p.dim() == 4 and not p.is_contiguous() for p in student.parameters()):
-            self.distillation.to(memory_format=torch.channels_last)
+            # torch does not declare this argument alone
+            self.distillation.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         loader = runner.train_dataloader
         with preserved_rng():
             batch = loader.collate_fn([loader.dataset[0], loader.dataset[min(1, len(loader.dataset) - 1)]])
@@ -77,12 +79,10 @@ class DistillationHook(Hook):
             batch = student.data_preprocessor(batch, False)
         for line in self.distillation.dry_run(student, batch['inputs'], batch.get('data_samples')):
             runner.logger.info(f'distillation term {line}')
-        self._train_adapters(runner)
+        if parameters := list(self.distillation.parameters()):
+            self._train_adapters(runner, parameters)
 
-    def _train_adapters(self, runner: Runner) -> None:
-        parameters = list(self.distillation.parameters())
-        if not parameters:
-            return
+    def _train_adapters(self, runner: Runner, parameters: Sequence[nn.Parameter]) -> None:
         wrapper, schedulers = runner.optim_wrapper, runner.param_schedulers or []
         # The schedulers exist already. What they would have made of the new group they have made of the last one here:
         # the only one, or, beside several, what mmengine tracks the optimiser's own rate by.
@@ -125,7 +125,7 @@ class DistillationHook(Hook):
             inputs, data_samples, mode = _arguments(*args, **kwargs)
             if mode != 'loss' or self is not student:
                 return run_student()
-            return distillation.losses(run_student, inputs, data_samples)
+            return distillation.losses(run_student, inputs, data_samples)  # type: ignore[union-attr]  # of before_run
 
         student.forward = MethodType(forward, student)
 
@@ -141,7 +141,7 @@ class DistillationHook(Hook):
         Raises:
             UserError: It has not, so that the student trains without the terms.
         """
-        if not self.distillation.gradients_checked:
+        if not self.distillation.gradients_checked:  # type: ignore[union-attr]  # before_run has built it
             raise UserError(
                 f"a step of {type(unwrapped(runner.model)).__name__} ran no forward in mode 'loss', to "
                 'which DistillationHook adds its terms: let train_step call the model itself (MutualLearning does so '
@@ -187,4 +187,4 @@ def _arguments(inputs: Any, data_samples: Any = None, mode: str = 'tensor', **_:
 
 def _average_gradient(parameter: nn.Parameter) -> None:
     dist.all_reduce(parameter.grad)
-    parameter.grad /= dist.get_world_size()
+    parameter.grad.div_(dist.get_world_size())  # type: ignore[union-attr]  # it has just come

@@ -36,22 +36,26 @@ class HeldOutHook(Hook):
 
     @property
     def dataset(self) -> Any:
-        """The held-out data, once they are built."""
-        return self._loop.dataloader.dataset
+        """The held-out data, None before they are built."""
+        return None if self._loop is None else self._loop.dataloader.dataset
+
+    def _built(self, runner: Runner) -> ValLoop:
+        if self._loop is None:
+            self._loop = ValLoop(runner, self._dataloader, self._evaluator)
+        return self._loop
 
     def before_train(self, runner: Runner) -> None:
         """Build the data, so that what is wrong with them is told before training."""
-        self.before_val(runner)
+        self._built(runner)
 
     def before_val(self, runner: Runner) -> None:
         """Build the data, the first time."""
-        if self._loop is None:
-            self._loop = ValLoop(runner, self._dataloader, self._evaluator)
+        self._built(runner)
 
     @torch.no_grad()
-    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
         """Score, in the precision of the test set's loop."""
-        loop = self._loop
+        loop = self._built(runner)
         for batch in loop.dataloader:
             with autocast(enabled=runner.val_loop.fp16):
                 outputs = runner.model.val_step(batch)

@@ -27,7 +27,7 @@ class Composite(BaseModel):
 
     def parts(self) -> dict[str, nn.Module]:
         """Return the networks, each by what comes before its keys in ``state_dict``."""
-        found = {}
+        found: dict[str, nn.Module] = {}
         for name in self._holders:
             holder = getattr(self, name)
             found |= (
@@ -40,7 +40,7 @@ class Composite(BaseModel):
     def state_dict(
         self,
         *,
-        destination: dict[str, Tensor] | None = None,
+        destination: Any = None,  # a dict[str, Tensor], which torch gives an attribute _metadata
         prefix: str = '',
         keep_vars: bool = False,
     ) -> dict[str, Tensor]:
@@ -73,7 +73,7 @@ class Composite(BaseModel):
     ) -> None:
         for start, part in self.parts().items():
             start = prefix + start
-            weights = OrderedDict(
+            weights: Any = OrderedDict(
                 (key.removeprefix(start), state_dict.pop(key)) for key in list(state_dict) if key.startswith(start)
             )
             weights._metadata = local_metadata.get('parts', {}).get(start.removeprefix(prefix), {})

@@ -125,7 +125,7 @@ class Distiller(Composite):
 
     def deployable(self, state_dict: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Return the student's weights, which have no more to do with the adapters."""
-        weights = weights_of(state_dict, 'the checkpoint')
+        weights: Any = weights_of(state_dict, 'the checkpoint')
         versions = weights._metadata.get('', {})
         weights._metadata[''] = {key: value for key, value in versions.items() if key != 'distillation'}
         split = getattr(self.student, 'deployable', lambda weights: {'student': weights})

@@ -112,7 +112,7 @@ class MutualLearning(Composite):
         self.student.init_weights()
         with preserved_rng():
             for peer in self.peers:
-                peer.init_weights()
+                peer.init_weights()  # type: ignore[operator]  # torch's list does not say of what
 
     def forward(self, inputs: Tensor, data_samples: Sequence[Any] | None = None, mode: str = 'tensor') -> Any:
         """Answer as the student; in mode ``loss``, with the losses of all networks.
@@ -151,7 +151,7 @@ class MutualLearning(Composite):
             data = self.data_preprocessor(data, True)
             # What a network puts out depends on no other network's weights: it still holds when its turn comes.
             tasks, logits = self._learn(data['inputs'], data['data_samples'])
-        logged = {}
+        logged: dict[str, Any] = {}
         for number, network in enumerate(self._networks):
             losses = self._losses(number, tasks, logits)
             check_finite(losses)
@@ -167,7 +167,7 @@ class MutualLearning(Composite):
         prefixes = {'student': 'student'} | {f'peer{n + 1}': f'peers.{n}' for n in range(len(self.peers))}
         return {name: weights_of(state_dict, 'the checkpoint', prefix) for name, prefix in prefixes.items()}
 
-    def _learn(self, inputs: Tensor, data_samples: Sequence[Any]) -> tuple[list[dict[str, Any]], list[Tensor]]:
+    def _learn(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> tuple[list[dict[str, Any]], list[Tensor]]:
         """Run every network once; return the losses of each by itself, and its logits."""
         with self._recorders[0].recording() as features:
             tasks = [self.student(inputs, data_samples, mode='loss')]

@@ -184,7 +184,7 @@ class NativeEnsemble(Composite):
         self.student.init_weights()
         with preserved_rng():
             for branch in self.branches:
-                branch.init_weights()
+                branch.init_weights()  # type: ignore[operator]  # torch's list does not say of what
 
     def forward(self, inputs: Tensor, data_samples: Sequence[Any] | None = None, mode: str = 'tensor') -> Any:
         """Answer as the student or the ensemble does; in mode ``loss``, with the losses of all branches."""
@@ -202,7 +202,7 @@ class NativeEnsemble(Composite):
         if mode == 'predict':
             return self.student.head._get_predictions(ensemble, data_samples)
         weight = self.current_weight()
-        losses = {}
+        losses: dict[str, Any] = {}
         for number, (task, own) in enumerate(zip(tasks, logits, strict=True)):
             kl = weight * kd_loss(own, ensemble, self.tau) if weight else own.new_zeros(())
             losses |= {f'{name}_{number}': value for name, value in (task | {'loss_kl': kl}).items()}
@@ -215,7 +215,7 @@ class NativeEnsemble(Composite):
         """Return the weight of the divergence at this point of training."""
         return self._weight() * exp(-5 * (1 - self._ramp()) ** 2)
 
-    def deployable(self, state_dict: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    def deployable(self, state_dict: Mapping[str, Tensor]) -> dict[str, Mapping[str, Tensor]]:
         """Return the weights to keep: ``student``, as its plain model has them, and ``ensemble``, all of them."""
         return {'student': weights_of(state_dict, 'the checkpoint', 'student'), 'ensemble': state_dict}
 
@@ -225,10 +225,10 @@ class NativeEnsemble(Composite):
         """Run the student, and the branches from its shared feature; return answers, logits and that feature."""
         with self._recorders[0].recording() as features:
             answers = [self.student(inputs, data_samples, mode=mode)]
-        (logits,), (feature, *_) = features[self.tap], features[self.last_shared]
-        logits = [logits]
+        (own,), (feature, *_) = features[self.tap], features[self.last_shared]
+        logits = [own]
         for branch, recorder in zip(self.branches, self._recorders[1:], strict=True):
-            place = branch.get_submodule(self.last_shared)
+            place: Any = branch.get_submodule(self.last_shared)
             place.feature = feature
             try:
                 # What is before that place and not shared, an activation perhaps, runs on one image and is forgotten.

@@ -135,7 +135,7 @@ class ReIDModel(BaseModel):
 
 def _remove_last_stride(backbone: nn.Module) -> None:
     """Let the convolutions and poolings that halve the size for the last time keep it; no weight changes its shape."""
-    sizes: dict[nn.Module, torch.Size] = {}
+    sizes: dict[Any, torch.Size] = {}  # by layer, in order of running
     strided = [
         module
         for module in backbone.modules()

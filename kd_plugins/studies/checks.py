@@ -30,7 +30,7 @@ _CHOICES = dict(
     columns=(None, 'network', 'corruption'),
     error=(False, True),
 )
-_KINDS = {
+_KINDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     'a dict': (Mapping, ('wrap', 'hook', 'overrides', 'common', 'teacher_common')),
     'a list': ((list, tuple), ('terms', 'replace', 'references')),
     'a text': (str, ('metric', 'terms_from', 'notes')),
@@ -94,11 +94,11 @@ def check_study(path: str, options: Mapping[str, Any]) -> None:
             f'{path}: seeds is {seeds}, expected a list of different whole numbers from 0 to '
             f'{TEACHER_SEED - 1}, as [0, 1, 2]'
         )
-    for key, allowed in dict(_CHOICES, baseline=(None, *options['methods'])).items():
-        if options[key] not in allowed:
+    for key, choices in dict(_CHOICES, baseline=(None, *options['methods'])).items():
+        if options[key] not in choices:
             raise UserError(
                 f'{path}: {key} is {options[key]!r}, expected one of '
-                f'{", ".join(repr(x) for x in allowed if x is not None)}'
+                f'{", ".join(repr(x) for x in choices if x is not None)}'
             )
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -52,7 +53,7 @@ class LocalLauncher:
         self._context = multiprocessing.get_context('forkserver')
         self._context.set_forkserver_preload(PRELOAD)
 
-    def start(self, run: Run) -> multiprocessing.Process:
+    def start(self, run: Run) -> BaseProcess:
         """Fork a process for the run."""
         process = self._context.Process(target=train, args=(str(run.folder / 'config.py'), str(run.folder / 'log.txt')))
         process.start()
@@ -60,17 +61,17 @@ class LocalLauncher:
 
     def wait(
         self,
-        handles: Sequence[multiprocessing.Process],
+        handles: Sequence[BaseProcess],
         seconds: float,
-    ) -> list[tuple[multiprocessing.Process, int]]:
+    ) -> list[tuple[BaseProcess, int]]:
         """Wait for the processes' sentinels."""
         ended = connection.wait([handle.sentinel for handle in handles], seconds)
         done = [handle for handle in handles if handle.sentinel in ended]
         for handle in done:
             handle.join()
-        return [(handle, handle.exitcode) for handle in done]
+        return [(handle, handle.exitcode or 0) for handle in done]
 
-    def stop(self, handles: Sequence[multiprocessing.Process]) -> None:
+    def stop(self, handles: Sequence[BaseProcess]) -> None:
         """Terminate the processes, and kill those that do not mind."""
         for handle in handles:
             handle.terminate()
@@ -234,8 +235,13 @@ class Execution:
         for run in self._runs:
             if run.finished and run.part != 'first':
                 metrics_of(self._study, run)
-        columns = ('{task.description}', BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), '{task.fields[left]}')
-        columns = [TextColumn(x) if isinstance(x, str) else x for x in columns]
+        columns = (
+            TextColumn('{task.description}'),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn('{task.fields[left]}'),
+        )
         with Progress(*columns, console=self._console) as progress:
             bar = progress.add_task(
                 self._study.name, total=len(self._runs), left='', completed=len(self._runs) - len(self._waiting)

@@ -32,7 +32,8 @@ def curves(run: Run, metric: str) -> tuple[dict[int, float], dict[int, float]]:
     mean where the log is told to take it (``curves`` in configs/studies/_base_/poster.py), else one batch's. Of
     networks that learn together it is the student's, number 0.
     """
-    test, train = {}, {}
+    test: dict[int, float] = {}
+    train: dict[int, float] = {}
     for line in scalars(run):
         if metric in line:
             test[line['step']] = line[metric]
@@ -60,7 +61,7 @@ def figures(study: Study, results: Mapping[Run, Result], found: Sequence[Gain]) 
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    colours = dict(zip(study.options['methods'], pyplot.get_cmap('tab20').colors, strict=False))
+    colours = dict(zip(study.options['methods'], pyplot.get_cmap('tab20')(range(20)), strict=False))
     for name in _AXES:
         yield from _against(study, results, name, colours, pyplot)
     yield from _courses(study, results, colours, pyplot)

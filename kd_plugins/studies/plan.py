@@ -20,7 +20,7 @@ from kd_plugins.studies.checks import TEACHER_SEED, check_spelling, check_study,
 from kd_plugins.studies.data import corrupt, data_options, filled, hold_out
 
 # Options of a study and their values where it states none.
-DEFAULTS = dict(
+DEFAULTS: dict[str, Any] = dict(
     title=None,
     root=None,
     teachers={},

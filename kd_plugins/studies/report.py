@@ -51,7 +51,7 @@ class Grid:
     title: str
     rows: list[str]
     columns: list[str]
-    cells: list[list[Cell | None]]
+    cells: Sequence[Sequence[Cell | None]]
     marked: set[tuple[int, int]]  # worse than the baseline
     best: set[tuple[int, int]]
 
@@ -115,11 +115,12 @@ def grids(study: Study, results: dict[Run, Result]) -> list[Grid]:
     for outer in corruptions if by == 'network' else networks:
         keys = [(x, outer) if by == 'network' else (outer, x) for x in (networks if by == 'network' else corruptions)]
         rows = list(options['methods'])
-        cells = [[cell(*key, method) for key in keys] for method in rows]
+        own = [[cell(*key, method) for key in keys] for method in rows]
+        cells: list[Sequence[Cell | None]] = [*own]
         marked, best = set(), set()
         better = (lambda a, b: a < b) if options['error'] else (lambda a, b: a > b)
         for c in range(len(keys)):
-            column = [(r, cells[r][c].centre) for r in range(len(rows)) if cells[r][c].values]
+            column = [(r, centre) for r, row in enumerate(own) if (centre := row[c].centre) is not None]
             if column:
                 top = (min if options['error'] else max)(value for _, value in column)
                 best |= {(r, c) for r, value in column if value == top}

@@ -32,7 +32,7 @@ class Result:
 
 def centre_of(average: str) -> Callable[[Iterable[float]], float]:
     """Return the function for a study's ``average``, 'mean' or 'median'."""
-    return dict(mean=statistics.fmean, median=statistics.median)[average]
+    return statistics.median if average == 'median' else statistics.fmean
 
 
 def scalars(run: Run) -> list[dict[str, Any]]:
@@ -55,7 +55,7 @@ def metrics_of(study: Study, run: Run) -> dict[str, float]:
     Raises:
         UserError: They lack the study's metric.
     """
-    metrics = {key: value for key, value in run.metrics.items() if isinstance(value, (int, float))}
+    metrics = {key: value for key, value in (run.metrics or {}).items() if isinstance(value, (int, float))}
     if study.options['metric'] not in metrics:
         raise UserError(
             f"{run.folder / 'result.json'} has no number for the metric '{study.options['metric']}': give "

@@ -35,7 +35,8 @@ def _end_with(sentinel: int) -> None:
 
 def train(config: str, log: str) -> None:
     """Train as ``python tools/train.py CONFIG --resume`` does, with its output in a file."""
-    threading.Thread(target=_end_with, args=(parent_process().sentinel,), daemon=True).start()
+    if (parent := parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(target, descriptor)
