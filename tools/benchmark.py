@@ -7,11 +7,11 @@
     python tools/benchmark.py teacher
     python tools/benchmark.py losses step reid --device cuda --json all.json
 
-Several may be named, with options that all of them have; one that fails does not keep the next from running.
+Several may be named, with options that all of them have; the next runs even if one fails.
 
 losses    every loss, forward and backward, beside its literal form: all pairs by broadcasting, as popular code does;
           and beside its floor: the time to read student and teacher and to write the gradient, or to compute the
-          products that it cannot do without, at the speeds measured of this machine. Value and gradient are compared
+          products that it needs, at the speeds measured of this machine. Value and gradient are compared
           with the literal form's and with float64's; the exit status is 1 where they disagree.
 reid      retrieval on drawn features: the evaluation at the size of Market-1501 beside the similarity product alone
           (torch's own, and the faster one that the package takes on a CPU) and beside the usual way (a full argsort
@@ -19,14 +19,14 @@ reid      retrieval on drawn features: the evaluation at the size of Market-1501
           a million items. The exit status is 1 where the mAPs disagree.
 loader    CIFAR-sized batches, augmented and normalised: from memory a whole batch at once, beside the stock pipeline.
 step      training steps: of the student alone, with the teacher's forward pass beside it, with each method's terms,
-          and these with the teacher's answers from disk; and the three operations that a distilled step spends most
-          time in.
-teacher   a teacher's forward pass by layout and precision, and with --compile compiled, and its answers from disk.
+          and these with the teacher's features from disk; and the three operations on which a distilled step spends
+          most time.
+teacher   a teacher's forward pass by layout and precision, and with --compile compiled, and its features from disk.
 
 Time is the median of interleaved repetitions (on a GPU by its own clock; on a CPU with --threads 1 the time that the
 thread ran, on which other programs have less influence), a ratio of retrieval's the median of the single ratios. The
 floor is the time to read and write what a loss or a batch is made of, at the measured bandwidth, or to compute the
-products that it cannot do without, at the rate measured of large products; a step's has all its convolutions and
+products that it needs, at the rate measured of large products; a step's has all its convolutions and
 products. Of losses, batches and steps, memory is the peak that a call adds to what is held: on CUDA by torch's own
 statistics; on a CPU the highest sum of the allocations and frees that torch.profiler sees, which is exact and free of
 what ran before, where a process's resident size is neither (it leaves out the scratch space of the matrix library). Of
@@ -77,7 +77,7 @@ def parser_of() -> argparse.ArgumentParser:
     command.add_argument('--folder', help="where the drawn features lie meanwhile, some 2 GiB (default: the system's)")
     command.set_defaults(run_command=reid)
     command = commands.add_parser('loader', help='CIFAR-sized batches beside the stock pipeline')
-    command.add_argument('--images', type=int, default=50_000, help='pictures in the drawn set')
+    command.add_argument('--images', type=int, default=50_000, help='images in the drawn set')
     command.set_defaults(run_command=loader)
     command = commands.add_parser('step', help='training steps with each method')
     command.add_argument('--parts', nargs='+', choices=STEP_PARTS, default=['cifar'], help='(default: cifar)')
@@ -86,7 +86,7 @@ def parser_of() -> argparse.ArgumentParser:
     command.add_argument('--amp', action='store_true', help='under bfloat16 autocast')
     command.add_argument('--channels-last', action='store_true')
     command.set_defaults(run_command=step)
-    command = commands.add_parser('teacher', help="a teacher's ways to answer")
+    command = commands.add_parser('teacher', help="the ways to get a teacher's features")
     command.add_argument(
         '--parts', nargs='+', choices=['cifar', 'imagenet'], default=['cifar'], help='(default: cifar)'
     )

@@ -11,9 +11,9 @@ tsne        the channels of teacher and students, which NST makes alike: a point
             at L2 norm 1. All networks are embedded together, so that the teacher's points are at the same places in
             every panel and the panels differ by the students alone.
 attention   for some images, where the activations of teacher and students are strong, which AT makes alike.
-similarity  which images of a batch, sorted by class, teacher and students find alike, which SP preserves.
+similarity  the similarities that teacher and students see between the images of a batch, which SP preserves.
 
-The last three take images from the test set of the first student's config, and show what the module --tap puts out;
+The last three take images from the test set of the first student's config, and show the output of the module --tap;
 each network sees them through its own normalisation. The same call draws the same picture.
 """
 
@@ -52,7 +52,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         add_network_options(command, images)
         command.set_defaults(run=run)
     commands.choices['similarity'].add_argument(
-        '--classes', type=int, default=10, help='that the images are of, evenly spread over all (default: %(default)s)'
+        '--classes',
+        type=int,
+        default=10,
+        help='number of classes of the images, evenly spread over all (default: %(default)s)',
     )
     return parser.parse_args(argv)
 

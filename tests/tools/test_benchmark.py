@@ -141,7 +141,7 @@ def test_disagreeing_retrieval_is_an_error(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures('faiss')
-def test_a_process_that_fails_is_told(monkeypatch):
+def test_a_process_that_fails_is_reported(monkeypatch):
     monkeypatch.setitem(reid.REID, 're-ranking', None)
     monkeypatch.setattr(reid.sys, 'executable', 'false')
     with pytest.raises(UserError, match='rerank: measuring re-ranking, dense re-ranking failed'):
@@ -214,11 +214,11 @@ def test_a_step_trains_with_what_it_says(monkeypatch, tmp_path):
     assert list(steps) == ['student', 'with teacher', 'distilled', 'cached']
     assert asked == [2, 3]  # the distilled ones only
     assert totals[0] == totals[1] != totals[2]
-    answers = []
+    calls = []
     monkeypatch.setattr(step.Distillation, '__call__', run)
-    monkeypatch.setattr(Teacher, '_forward', lambda self, *x: answers.append(x))
+    monkeypatch.setattr(Teacher, '_forward', lambda self, *x: calls.append(x))
     steps['cached']()
-    assert not answers
+    assert not calls
     assert totals[4] == totals[3]
 
 

@@ -257,7 +257,7 @@ def refused(*argv: object, command: str = 'ranking') -> str:
 
 
 @pytest.mark.usefixtures('faiss')
-def test_what_is_wrong_is_told(tmp_path: Path):
+def test_mistakes_are_reported(tmp_path: Path):
     features = people(tmp_path)
     file = tmp_path / 'features.npz'
     argv = (file, '--out', tmp_path / 'out')
@@ -338,13 +338,13 @@ def argv(tmp_path: Path) -> list[str]:
     ]
 
 
-def answers_of(argv: list[str], command: str = 'tsne', rows: np.ndarray | None = None) -> tuple:
+def features_of(argv: list[str], command: str = 'tsne', rows: np.ndarray | None = None) -> tuple:
     args = tool.parse_args([command, *argv])
     networks.check_options(args)
     loader = networks.test_set(args.student[0][0])
     if rows is None:
         rows = networks.draw_rows(loader.dataset, args.images, args.seed)
-    return rows, loader.dataset, *networks.answers(args, loader, rows)
+    return rows, loader.dataset, *networks.images_and_features(args, loader, rows)
 
 
 def similarity_rows(argv: list[str]) -> np.ndarray:
@@ -370,7 +370,7 @@ def overlapping(figure) -> list[tuple[str, str]]:
 
 
 def test_networks_answer_through_their_own_normalisation_and_images_are_as_stored(argv: list[str], tmp_path: Path):
-    rows, dataset, images, teacher, students = answers_of(argv)
+    rows, dataset, images, teacher, students = features_of(argv)
     assert (teacher.name, [x.name for x in students]) == ('teacher', ['plain', 'with NST'])
     paths = [Path(dataset.get_data_info(i)['img_path']) for i in rows]
     stored = [cv2.imread(str(path)) for path in paths]
@@ -391,7 +391,7 @@ def test_images_of_a_network_that_reads_rgb_are_shown_in_their_colours(argv: lis
         data_preprocessor=dict(mean=[120.0] * 3, std=[60.0] * 3, num_classes=CLASSES, to_rgb=True)
     )
     argv[4:6] = write_network(tmp_path, 'rgb', tmp_path / 'data', 2, model)
-    rows, dataset, images, *_ = answers_of(argv)
+    rows, dataset, images, *_ = features_of(argv)
     for i, pixels in zip(rows, images.pixels, strict=True):
         assert np.array_equal(pixels, cv2.imread(dataset.get_data_info(i)['img_path'])[..., ::-1])
 
@@ -489,7 +489,7 @@ def test_a_picture_is_written_and_the_same_each_time(
     assert written[0] == written[1]
     assert min(cv2.imread(str(out)).shape[:2]) > 300
     rows = similarity_rows(argv) if command == 'similarity' else None
-    _, _, _, teacher, students = answers_of(argv, command, rows)
+    _, _, _, teacher, students = features_of(argv, command, rows)
     figures = [float(part.rpartition(' ')[2]) for part in line.split(', ')]
     if command == 'tsne':
         expected = [nst_loss(x.features, teacher.features).item() for x in students]
@@ -507,7 +507,7 @@ def test_a_picture_is_written_and_the_same_each_time(
 
 
 def test_the_teacher_may_be_tapped_elsewhere_and_vectors_have_similarities(argv: list[str], tmp_path: Path):
-    _, _, _, teacher, students = answers_of([*argv, '--teacher-tap', 'backbone.stage1'])
+    _, _, _, teacher, students = features_of([*argv, '--teacher-tap', 'backbone.stage1'])
     assert teacher.features.shape[1:] == (8, 16, 16)
     assert students[0].features.shape[1:] == (16, 4, 4)
     tool.main(['similarity', *argv, '--tap', 'neck', '--out', str(tmp_path / 'neck.svg')])
@@ -543,32 +543,32 @@ def test_pictures_held_in_memory_are_drawn_too(argv: list[str], tmp_path: Path):
         Path(argv[-1]).unlink()
 
 
-def test_mistakes_in_pictures_of_networks_are_told(argv: list[str], tmp_path: Path):
-    def told(*more: object, command: str = 'tsne', start: int = 0) -> str:
+def test_mistakes_in_pictures_of_networks_are_reported(argv: list[str], tmp_path: Path):
+    def message_of(*more: object, command: str = 'tsne', start: int = 0) -> str:
         return refused(*argv[start:], *more, command=command)
 
-    assert "no module 'backbone.stage4' to tap; nearest names: backbone.stage" in told('--tap', 'backbone.stage4')
+    assert "no module 'backbone.stage4' to tap; nearest names: backbone.stage" in message_of('--tap', 'backbone.stage4')
     for command in ('tsne', 'attention'):
-        message = told('--tap', 'neck', command=command)
+        message = message_of('--tap', 'neck', command=command)
         assert 'teacher: expected feature maps (N, C, H, W), got (8, 32)' in message
-    assert '--images: expected at most the 24 images' in told('--images', 25)
-    assert '--images: expected at most the 24 test images of 4 classes' in told('--images', 25, command='similarity')
-    assert '--images: expected at most 24 rows' in told('--images', 25, command='attention')
-    assert told('--images', 1) == '--images: expected at least 2, got 1'
-    assert told('--seed', -1) == '--seed: expected at least 0, got -1'
-    assert told('--classes', 1, command='similarity') == '--classes: expected at least 2, got 1'
-    assert 'expected a file ending in .png, .pdf, .svg' in told('--out', tmp_path / 'picture.doc')
-    assert 'expected a config, a checkpoint and, if you like, a name' in told('--student', 'one.py')
-    assert "two students are named 'plain'" in told('--student', *argv[4:6])
-    assert told('--student', tmp_path / 'none.py', argv[5]) == (
-        f'config {tmp_path / "none.py"} does not exist: give the path of a .py file, as in configs/nst_voc.py'
+    assert '--images: expected at most the 24 images' in message_of('--images', 25)
+    assert '--images: expected at most the 24 test images of 4 classes' in message_of(
+        '--images', 25, command='similarity'
     )
-    message = told('--student', argv[4], tmp_path / 'none.pth', 'x')
+    assert '--images: expected at most 24 rows' in message_of('--images', 25, command='attention')
+    assert message_of('--images', 1) == '--images: expected at least 2, got 1'
+    assert message_of('--seed', -1) == '--seed: expected at least 0, got -1'
+    assert message_of('--classes', 1, command='similarity') == '--classes: expected at least 2, got 1'
+    assert 'expected a file ending in .png, .pdf, .svg' in message_of('--out', tmp_path / 'picture.doc')
+    assert 'expected a config, a checkpoint and, optionally, a name' in message_of('--student', 'one.py')
+    assert "two students are named 'plain'" in message_of('--student', *argv[4:6])
+    assert f'config {tmp_path / "none.py"} does not exist' in message_of('--student', tmp_path / 'none.py', argv[5])
+    message = message_of('--student', argv[4], tmp_path / 'none.pth', 'x')
     assert f'checkpoint {tmp_path / "none.pth"} does not exist' in message
-    assert 'does not fit ImageClassifier' in told('--student', argv[4], argv[2], 'x')
+    assert 'does not fit ImageClassifier' in message_of('--student', argv[4], argv[2], 'x')
     (tmp_path / 'bare.py').write_text('model = dict()')
     argv[4] = str(tmp_path / 'bare.py')
-    assert 'bare.py has no test_dataloader' in told()
+    assert 'bare.py has no test_dataloader' in message_of()
 
 
 def test_a_mistake_in_a_picture_of_networks_ends_in_one_line(argv: list[str]):

@@ -1,4 +1,4 @@
-"""Batches of CIFAR-sized pictures: mmpretrain's pipeline, picture by picture, and a whole batch at once."""
+"""Batches of CIFAR-sized images: mmpretrain's pipeline, image by image, and a whole batch at once."""
 
 import argparse
 import pickle
@@ -20,7 +20,7 @@ from rich.table import Table
 from benchmarks.timing import keep, machine_of, peak_memory, seconds
 
 DATASETS = Path(__file__).parents[2] / 'configs/_base_/datasets'
-BATCHES = 10  # in a turn
+BATCHES = 10  # of one measurement
 
 
 def draw_cifar(root: Path, images: int) -> None:
@@ -37,36 +37,36 @@ def draw_cifar(root: Path, images: int) -> None:
 
 
 def endless(config: Config, root: Path, device: str) -> Callable[[], None]:
-    """Return a call that makes some batches of a config's training loader, ready for a network, in this process."""
-    record = config.train_dataloader
-    inner = record.dataset.get('dataset', record.dataset)
+    """Return a function that loads some batches by a config's training loader, in this process, ready for a network."""
+    loader = config.train_dataloader
+    inner = loader.dataset.get('dataset', loader.dataset)
     inner.data_root = str(root)
-    batched = inner is not record.dataset
-    record.update(num_workers=0, persistent_workers=False)
+    batched = inner is not loader.dataset
+    loader.update(num_workers=0, persistent_workers=False)
     if batched:
-        record.dataset.device = device
-    loader = Runner.build_dataloader(record, seed=0)
+        loader.dataset.device = device
+    source = Runner.build_dataloader(loader, seed=0)
     if batched:
-        loader.dataset.set_epoch(0, 0)
+        source.dataset.set_epoch(0, 0)
     preprocessor = MODELS.build(dict(config.data_preprocessor, type='mmpretrain.ClsDataPreprocessor')).to(device)
 
     def batches() -> Iterator[Any]:
         while True:
-            yield from loader
+            yield from source
 
-    source = batches()
+    stream = batches()
 
     def run() -> None:
-        for batch in islice(source, BATCHES):
+        for batch in islice(stream, BATCHES):
             preprocessor(batch, True)
 
     return run
 
 
 def loader(args: argparse.Namespace) -> None:
-    """Measure how many pictures a second come out, normalised."""
+    """Measure the number of normalised images a second."""
     device = torch.device(args.device)
-    # A picture's bytes are read once, and written as float32.
+    # An image's bytes are read once, and written as float32.
     floor = BATCHES * 128 * 3 * 32 * 32 * (1 + 4) / machine_of(device).bandwidth
     DefaultScope.get_instance('loader', scope_name='mmpretrain')
     with tempfile.TemporaryDirectory() as folder:

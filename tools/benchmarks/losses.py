@@ -19,9 +19,9 @@ from kd_plugins import functional
 from kd_plugins.errors import UserError
 
 Loss = Callable[[Any, Any], Tensor]
-TOLERANCE = 3e-4  # of a literal form in float32, whose long sums are themselves off by 1e-4
-LEAST = dict(cpu=0.05, cuda=0.02)  # seconds that a measurement takes
-PATIENCE = 10  # seconds, after which a case is not repeated again
+TOLERANCE = 3e-4  # beside a literal form in float32, whose long sums are themselves off by 1e-4
+LEAST = dict(cpu=0.05, cuda=0.02)  # seconds that a measurement takes at least
+PATIENCE = 10  # seconds after which a case is not repeated
 
 
 class Case(NamedTuple):
@@ -93,7 +93,7 @@ def rkd_distance_reference(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def sp_reference(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return SP with its two Gram matrices spelt out."""
+    """Return SP from its two Gram matrices."""
     s, t = (F.normalize(x.flatten(1) @ x.flatten(1).T, dim=1) for x in (student, teacher))
     return (s - t).pow(2).sum() / len(s) ** 2
 
@@ -212,7 +212,7 @@ def inputs_of(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[Any
 
 
 def passes(loss: Loss, student: Any, teacher: Any, leaves: list[Tensor]) -> Callable[[], list[Tensor]]:
-    """Return a call that computes a value and its gradients."""
+    """Return a function that computes a value and its gradients."""
 
     def step() -> list[Tensor]:
         value = loss(student, teacher)
@@ -222,14 +222,14 @@ def passes(loss: Loss, student: Any, teacher: Any, leaves: list[Tensor]) -> Call
 
 
 def off_by(found: list[Tensor], expected: list[Tensor]) -> tuple[float, float]:
-    """Return by how much a value and its gradients differ from others, relatively."""
+    """Return the relative differences of a value and of its gradients from others."""
     (value, *grads), (other, *others) = ([x.double() for x in parts] for parts in (found, expected))
     grad, other_grad = (torch.cat([x.flatten() for x in parts]) for parts in (grads, others))
     return ((value - other).abs() / other.abs()).item(), ((grad - other_grad).norm() / other_grad.norm()).item()
 
 
 def measure(case: Case, args: argparse.Namespace, dtype: torch.dtype, machine: Machine) -> dict[str, Any]:
-    """Compare a loss with float64, with its literal form where that has room, and with its floor."""
+    """Compare a loss with float64, with its literal form where that fits in memory, and with its floor."""
     device = torch.device(args.device)
     student, teacher, leaves = inputs_of(case, device, dtype)
     steps = {'kd_plugins': passes(case.loss, student, teacher, leaves)}
@@ -247,7 +247,7 @@ def measure(case: Case, args: argparse.Namespace, dtype: torch.dtype, machine: M
         steps['reference'] = passes(case.reference, student, teacher, leaves)
         result['value_disagreement'], result['gradient_disagreement'] = off_by(own, steps['reference']())
     times: dict[str, list[float]] = {name: [] for name in steps}
-    # A clock's reading and the first calls' surprises must not count: short calls are timed many at once.
+    # Many short calls are timed at once, so that reading the clock does not count; nor does the first call.
     for step in steps.values():
         step()
     calls = {name: max(1, int(LEAST[device.type] / seconds(step, device))) for name, step in steps.items()}
@@ -281,7 +281,7 @@ def measure(case: Case, args: argparse.Namespace, dtype: torch.dtype, machine: M
 
 
 def print_table(results: Sequence[dict[str, Any]], title: str) -> None:
-    """Print one row a case."""
+    """Print a row for each case."""
     table = Table(
         'loss',
         'shape',
@@ -325,12 +325,12 @@ def losses(args: argparse.Namespace) -> None:
         for case, dtype in track(cases, 'measuring', console=Console(stderr=True), transient=True):
             results.append(measure(case, args, dtype, machine))
             keep(args, about | dict(cases=results))
-    finally:  # what was measured is not lost with an interruption
+    finally:  # an interruption loses no measurement
         if results:
             print_table(results, ', '.join(f'{k} {v}' for k, v in args.results['losses'].items() if k != 'cases'))
 
     def wrong(keys: tuple[str, str], tolerances: dict[str, float]) -> str:
-        # Written so that a value that is no number counts as a disagreement.
+        # Written so that NaN counts as a disagreement.
         return ', '.join(
             f'{r["name"]} {tuple(r["shape"])}'
             for r in results

@@ -35,7 +35,7 @@ TOLERANCE = 1e-4
 def reid_features(queries: int, gallery: int, dimensions: int, folder: Path) -> None:
     """Write features of people from 6 cameras, about 18 images each beside the distractors, as files ``.npy``.
 
-    They lie so near to each other that a ranking is neither perfect nor random.
+    They are so close to each other that a ranking is neither perfect nor random.
     """
     rng = np.random.default_rng(0)
     people = max(2, gallery // 21)
@@ -75,7 +75,7 @@ def evaluation_of(features: ReIDFeatures, device: str, progress: bool = False) -
 
 
 def similarity_product(features: ReIDFeatures, device: str, library: bool = False) -> None:
-    """Multiply the features, gallery block by gallery block, and nothing else, as torch does or as the package does."""
+    """Only multiply the features, gallery block by gallery block, as torch does or as the package does."""
     query = torch.from_numpy(np.array(features.query_features)).to(device)
     for start in range(0, len(features.gallery_features), step := BLOCK // query.shape[1]):
         gallery = torch.from_numpy(np.array(features.gallery_features[start : start + step])).to(device)
@@ -135,7 +135,7 @@ REID = {
     'dense re-ranking': dense_reranking,
     'evaluation with a bar': partial(evaluation_of, progress=True),
 }
-# Queries, gallery items, dimensions, and what is measured, against the first of it.
+# Queries, gallery items, dimensions, and what is measured, all relative to the first.
 REID_PARTS = {
     'market': (3_368, 15_913, 2_048, ('evaluation', 'product', 'product by oneDNN', 'usual way')),
     'rerank': (3_368, 15_913, 2_048, ('re-ranking', 'dense re-ranking')),
@@ -149,7 +149,7 @@ def resident(which: str) -> int:
 
 
 def reid_run(args: argparse.Namespace) -> None:
-    """Do each of some things in turn, in this process, and print what it took."""
+    """Run some of the measurements in turn, in this process, and print their times and memory."""
     features = load_features(args.features)
     if args.resident:
         features = replace(
@@ -159,7 +159,7 @@ def reid_run(args: argparse.Namespace) -> None:
         )
     start = torch.ones(2, 2, device=args.device)
     (start @ start).sort()  # starts the threads, or loads a GPU's libraries
-    Path('/proc/self/clear_refs').write_text('5')  # forgets the peak, which came with the process or was the loading's
+    Path('/proc/self/clear_refs').write_text('5')  # resets the peak, which was that of loading
     held = resident('VmRSS')
     results: dict[str, dict[str, Any]] = {name: dict(seconds=[]) for name in args.names}
     for _ in range(args.repeats):
@@ -178,7 +178,7 @@ def reid_run(args: argparse.Namespace) -> None:
 
 
 def reid(args: argparse.Namespace) -> None:
-    """Measure retrieval: times in turn in one process, memory in a process for each."""
+    """Measure retrieval: times in turn in one process, memory in a process for each part."""
     parts = {}
     for part in args.parts or [part for part in REID_PARTS if part != 'rerank' or find_spec('faiss')]:
         *sizes, names = REID_PARTS[part]

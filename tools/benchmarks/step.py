@@ -1,4 +1,4 @@
-"""Training steps: the student alone, with the teacher's answer beside it, with each method, and that from a cache."""
+"""Training steps: the student alone, with the teacher's forward pass beside it, with each method, and with a cache."""
 
 import argparse
 import random
@@ -67,7 +67,7 @@ def batch_of(config: Config, size: int, side: int, device: torch.device) -> tupl
 
 
 def stripped(network: nn.Module) -> nn.Module:
-    """Let a network forget which weights it is to be initialised from."""
+    """Remove the initialisation of a network, so that no checkpoint is loaded."""
     for module in network.modules():
         if getattr(module, 'init_cfg', None):
             module.init_cfg = None
@@ -87,15 +87,15 @@ def steps_of(
     torch.manual_seed(0)
     student = stripped(build_network(config.filename)).to(device)
     network = build_network(teacher['config'], teacher.get('data_preprocessor'))
-    teacher['checkpoint'] = f'{cache}/teacher.pth'  # random weights do
+    teacher['checkpoint'] = f'{cache}/teacher.pth'  # random weights are enough
     torch.save(network.state_dict(), teacher['checkpoint'])
     inputs, samples = batch_of(config, size, side, device)
     if args.channels_last:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         student.to(memory_format=torch.channels_last)
 
-    def taught_by(record: dict[str, Any]) -> Distillation:
-        distillation = Distillation(student, record, terms).to(device)
+    def taught_by(teacher: dict[str, Any]) -> Distillation:
+        distillation = Distillation(student, teacher, terms).to(device)
         if args.channels_last:
             distillation.to(memory_format=torch.channels_last)
         distillation.dry_run(student, inputs, samples)
@@ -133,12 +133,12 @@ def steps_of(
 
 
 def costs(run: Callable[[], None], device: torch.device) -> list[str]:
-    """Return the three operations that a step spends most time in, with their share."""
+    """Return the three operations on which a step spends most time, with their shares."""
     kinds = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device.type == 'cuda')]
-    with profile(activities=kinds) as record:
+    with profile(activities=kinds) as profiled:
         run()
     key = 'self_device_time_total' if device.type == 'cuda' else 'self_cpu_time_total'
-    events = sorted(record.key_averages(), key=lambda event: -getattr(event, key))
+    events = sorted(profiled.key_averages(), key=lambda event: -getattr(event, key))
     total = sum(getattr(event, key) for event in events) or 1  # some virtual machines hide a GPU's counters
     return [f'{event.key} {getattr(event, key) / total:.0%}' for event in islice(events, 3)]
 
@@ -172,7 +172,9 @@ def step(args: argparse.Namespace) -> None:
                 runs = steps_of(load_config(str(path)), args.batch_size, side, args, folder)
                 times: dict[str, list[float]] = {name: [] for name in runs}
                 for repeat in range(args.repeats + 1):
-                    for name, run in random.sample(list(runs.items()), len(runs)):  # none always after the same one
+                    for name, run in random.sample(
+                        list(runs.items()), len(runs)
+                    ):  # so that none always follows the same one
                         taken = seconds(run, device)
                         if repeat:  # the first one warms up, and fills the cache
                             times[name].append(taken)

@@ -1,4 +1,4 @@
-"""A teacher's forward pass: layouts, precisions, compiled or not, and its answers from disk."""
+"""A teacher's forward pass: layouts, precisions, compiled or not, and its features from disk."""
 
 import argparse
 import tempfile
@@ -31,10 +31,10 @@ PASSES = {  # channels-last, bfloat16, inference mode, compiled
 TAPS = {'logits': ['head.fc'], 'logits and the last maps': ['head.fc', 'backbone']}
 
 
-def forward(record: dict[str, Any], inputs: Tensor, name: str) -> Callable[[], Any]:
+def forward(config: dict[str, Any], inputs: Tensor, name: str) -> Callable[[], Any]:
     """Return one way to run the teacher."""
     channels_last, half, inference, compiled = PASSES[name]
-    network = stripped(build_network(record['config'])).to(inputs.device).eval().requires_grad_(False)
+    network = stripped(build_network(config['config'])).to(inputs.device).eval().requires_grad_(False)
     if channels_last:
         network.to(memory_format=torch.channels_last)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
@@ -50,9 +50,9 @@ def forward(record: dict[str, Any], inputs: Tensor, name: str) -> Callable[[], A
 
 
 @contextmanager
-def answers(record: dict[str, Any], inputs: Tensor, taps: list[str]) -> Iterator[Callable[[], Any]]:
-    """Give a call that reads the answers to a batch from a cache."""
-    network = stripped(build_network(record['config'])).to(inputs.device).eval()
+def cached(config: dict[str, Any], inputs: Tensor, taps: list[str]) -> Iterator[Callable[[], Any]]:
+    """Give a function that reads the features of a batch from a cache."""
+    network = stripped(build_network(config['config'])).to(inputs.device).eval()
     recorder = Recorder(network, taps)
     with torch.no_grad(), recorder.recording() as features, tempfile.TemporaryDirectory() as folder:
         network(inputs, mode='tensor')
@@ -63,12 +63,12 @@ def answers(record: dict[str, Any], inputs: Tensor, taps: list[str]) -> Iterator
 
 
 def teacher(args: argparse.Namespace) -> None:
-    """Measure a teacher's ways to answer."""
+    """Measure the ways to get a teacher's features."""
     device = torch.device(args.device)
     results: dict[str, Any] = {}
     for part in args.parts:
         paths, side = STEP_PARTS[part]
-        record, _ = terms_of(load_config(str(paths[0])))
+        config, _ = terms_of(load_config(str(paths[0])))
         inputs = torch.randn(args.batch_size, 3, side, side, device=device)
         times: dict[str, list[float]] = {}
         first: dict[str, float] = {}
@@ -79,12 +79,12 @@ def teacher(args: argparse.Namespace) -> None:
 
         for name in PASSES:
             if args.compile or not PASSES[name][3]:
-                measure(name, forward(record, inputs, name))
+                measure(name, forward(config, inputs, name))
         for name, taps in TAPS.items():
-            with answers(record, inputs, taps) as run:
+            with cached(config, inputs, taps) as run:
                 measure(f'from the cache: {name}', run)
         base = median(times['float32'])
-        title = f'{Path(record["config"]).name}, {args.batch_size} images, {device}, {args.threads} threads'
+        title = f'{Path(config["config"]).name}, {args.batch_size} images, {device}, {args.threads} threads'
         table = Table('way', 'ms (min–max)', 'times faster', 'first call, s', title=title)
         for name, taken in times.items():
             table.add_row(

@@ -1,4 +1,4 @@
-"""What all measurements share: the time and the memory of a call, and where the figures go."""
+"""What all measurements share: the time and the memory of a call, and the file of the results."""
 
 import argparse
 import json
@@ -14,16 +14,16 @@ from torch.profiler import ProfilerActivity, profile
 
 
 class Machine(NamedTuple):
-    """What a device was seen to do in a second: bytes read or written, operations of matrix products."""
+    """Measured speed of a device: bytes read or written, and operations of matrix products, a second."""
 
     bandwidth: float
     operations: float
 
 
 def machine_of(device: torch.device, dtype: torch.dtype = torch.float32) -> Machine:
-    """Measure a device: the best of some copies, of 256 MiB or, on a GPU, 1 GiB, and of some products in a precision.
+    """Measure a device by the best of some copies, of 256 MiB or, on a GPU, 1 GiB, and of some products in a precision.
 
-    The products are of 2048 x 2048, on a GPU 8192 x 8192: smaller ones do not fill it.
+    The products are of 2048 x 2048, on a GPU 8192 x 8192: smaller ones do not use all of it.
     """
     size, side = (2**26, 2048) if device.type == 'cpu' else (2**28, 8192)
     source, target = torch.ones(2, size, device=device)
@@ -43,7 +43,7 @@ def seconds(step: Callable[[], Any], device: torch.device) -> float:
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3
-    # What other processes take of the processor does not count with one thread.
+    # The time of one thread does not include what other processes take of the processor.
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     start = clock()
     step()
@@ -51,26 +51,26 @@ def seconds(step: Callable[[], Any], device: torch.device) -> float:
 
 
 def peak_memory(step: Callable[[], Any], device: torch.device) -> int:
-    """Return the bytes that a call holds at its peak, beyond what was held before."""
+    """Return the peak number of bytes that a call allocates beyond those allocated before."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         step()
         return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiled:
         step()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'trace.json')
-        record.export_chrome_trace(str(path))
+        profiled.export_chrome_trace(str(path))
         events = [e for e in json.loads(path.read_text())['traceEvents'] if e['name'] == '[memory]']
     return max(accumulate(e['args']['Bytes'] for e in sorted(events, key=lambda e: e['ts'])))
 
 
 def keep(args: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Note a command's figures and of which machine they are; where ``--json`` asks for them, write all so far.
+    """Keep a command's results, with the machine's name; with ``--json``, write all results so far.
 
-    The file holds one command's figures, or, where several were named, those of each under its name.
+    The file holds one command's results, or, where several were named, those of each under its name.
     """
     device = torch.device(getattr(args, 'device', 'cpu'))
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device)

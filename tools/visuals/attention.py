@@ -60,7 +60,7 @@ def attention(args: argparse.Namespace) -> None:
         raise UserError(f'--images: expected at most {MOST} rows in a picture, got {args.images}')
     loader = nets.test_set(args.student[0][0])
     rows = nets.draw_rows(loader.dataset, args.images, args.seed)
-    images, teacher, students = nets.answers(args, loader, rows)
+    images, teacher, students = nets.images_and_features(args, loader, rows)
     nets.check_maps([teacher, *students])
     shapes = {x.shape[:2] for x in images.pixels}
     if len(shapes) > 1:

@@ -1,4 +1,4 @@
-"""What the pictures of networks share: images of a test set, networks, and what these put out at a tap."""
+"""What the pictures of networks share: images of a test set, and the features of networks at a tap."""
 
 import argparse
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ from kd_plugins.distillation.recorder import Recorder
 from kd_plugins.distillation.sources import build_teacher
 from kd_plugins.errors import UserError
 
-# Okabe and Ito's colours, which the colour-blind tell apart too.
+# Okabe and Ito's colours, which colour-blind people can distinguish too.
 BLUE, VERMILLION = '#0072B2', '#D55E00'
 FORMATS = ('.png', '.pdf', '.svg')
 BATCH = 32
 
 
 class Network(NamedTuple):
-    """A network's name and what its tap puts out for the images, (N, ...) in float32."""
+    """A network's name, and its features of the images at the tap, (N, ...) in float32."""
 
     name: str
     features: Tensor
 
 
 class Images(NamedTuple):
-    """Images as their pipeline left them, RGB (H, W, 3) uint8; their classes, None where there are none; the names."""
+    """Images as their pipeline returns them, RGB (H, W, 3) uint8; their classes, or None; the names of the classes."""
 
     pixels: list[np.ndarray]
     labels: list[int | None]
@@ -43,7 +43,7 @@ class Images(NamedTuple):
 
 
 def add_network_options(command: argparse.ArgumentParser, images: int) -> None:
-    """Add what every picture of networks asks for."""
+    """Add the options of all pictures of networks."""
     command.add_argument('--teacher', nargs=2, required=True, metavar=('CONFIG', 'CHECKPOINT'))
     command.add_argument(
         '--student',
@@ -51,18 +51,20 @@ def add_network_options(command: argparse.ArgumentParser, images: int) -> None:
         action='append',
         required=True,
         metavar='CONFIG CHECKPOINT [NAME]',
-        help='may be given several times; the test set of the first one gives the images',
+        help='may be given several times; the images are of the test set of the first one',
     )
     command.add_argument('--tap', required=True, help='name of the module whose output is shown, backbone.stage3')
-    command.add_argument('--teacher-tap', help="the teacher's, where it is another one")
-    command.add_argument('--images', type=int, default=images, help='how many (default: %(default)s)')
-    command.add_argument('--seed', type=int, default=0, help='of the draws (default: %(default)s)')
-    command.add_argument('--out', type=Path, required=True, metavar='FILE', help='picture to write, .png .pdf or .svg')
+    command.add_argument('--teacher-tap', help='tap of the teacher, if it is another one')
+    command.add_argument('--images', type=int, default=images, help='number of images (default: %(default)s)')
+    command.add_argument('--seed', type=int, default=0, help='seed of the draws (default: %(default)s)')
+    command.add_argument(
+        '--out', type=Path, required=True, metavar='FILE', help='file of the picture, .png .pdf or .svg'
+    )
     command.add_argument('--allow-pickle', action='store_true', help='run the code in pickled checkpoints you trust')
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Refuse what needs no network to be seen wrong, and give every student a name."""
+    """Check the options before any network is built, and give every student a name."""
     if args.out.suffix not in FORMATS:
         raise UserError(f'--out {args.out}: expected a file ending in {", ".join(FORMATS)}')
     if args.images < 2:
@@ -71,7 +73,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError(f'--seed: expected at least 0, got {args.seed}')
     for student in args.student:
         if len(student) not in (2, 3):
-            raise UserError(f'--student {" ".join(student)}: expected a config, a checkpoint and, if you like, a name')
+            raise UserError(f'--student {" ".join(student)}: expected a config, a checkpoint and, optionally, a name')
         student.extend([Path(student[0]).stem] * (3 - len(student)))
     names = [name for *_, name in args.student]
     for name in names:
@@ -110,44 +112,46 @@ def draw_rows(dataset: Any, count: int, seed: int) -> np.ndarray:
 
 
 def load_network(config: str, checkpoint: str, allow_pickle: bool) -> torch.nn.Module:
-    """Build a network from its config, a path or ``package::path``, with its weights, to answer only."""
+    """Build a network in evaluation mode from its config, a path or ``package::path``, and its checkpoint."""
     if '::' not in config:
-        load_config(config)  # says what is wrong with it
+        load_config(config)  # raises where it is wrong
     network = build_teacher(config, checkpoint, allow_pickle=allow_pickle).eval().requires_grad_(False)
     return network.to('cuda' if torch.cuda.is_available() else 'cpu')
 
 
 @torch.no_grad()
 def features_at(network: torch.nn.Module, tap: str, batches: Sequence[dict[str, Any]]) -> Tensor:
-    """Return what a tap puts out for all batches, each through the network's own preprocessor.
+    """Return the features of all batches at a tap, each batch through the network's own preprocessor.
 
     Raises:
-        UserError: There is no such tap; it puts out nothing or several tensors, or other sizes for other images.
+        UserError: There is no such tap; its output is not one tensor, or not of one size for all images.
     """
     recorder = Recorder(network, [tap])
     found = []
     for number, batch in enumerate(batches):
-        # The first pass tells whether the next layer overwrites the output.
+        # The first pass finds out whether the next layer overwrites the output.
         for listen in (recorder.probing, recorder.recording)[number > 0 :]:
             with listen() as features:
                 network(**network.data_preprocessor(batch, False), mode='tensor')
         if len(features[tap]) != 1:
             raise UserError(
-                f"the module '{tap}' puts out {len(features[tap])} tensors in a forward pass, expected "
+                f"the module '{tap}' returns {len(features[tap])} tensors in a forward pass, expected "
                 'one: tap another module'
             )
         found.append(features[tap][0].float().cpu())
     sizes = {tuple(x.shape[1:]) for x in found}
     if len(sizes) > 1:
         raise UserError(
-            f"the module '{tap}' puts out features of different sizes ({sorted(sizes)}): let the test "
+            f"the module '{tap}' returns features of different sizes ({sorted(sizes)}): let the test "
             'pipeline make all images one size'
         )
     return torch.cat(found)
 
 
-def answers(args: argparse.Namespace, loader: Any, rows: Sequence[int]) -> tuple[Images, Network, list[Network]]:
-    """Return the images of some rows, and what the teacher and the students put out for them at their taps."""
+def images_and_features(
+    args: argparse.Namespace, loader: Any, rows: Sequence[int]
+) -> tuple[Images, Network, list[Network]]:
+    """Return the images of some rows, and the features of the teacher and of the students at their taps."""
     items = [loader.dataset[int(i)] for i in rows]
     batches = [loader.collate_fn(items[start : start + BATCH]) for start in range(0, len(items), BATCH)]
     networks, reverse = [], False
@@ -170,7 +174,7 @@ def answers(args: argparse.Namespace, loader: Any, rows: Sequence[int]) -> tuple
 
 
 def tap_names(args: argparse.Namespace) -> str:
-    """Return the taps for a title."""
+    """Return the names of the taps, for a title."""
     return args.tap if args.teacher_tap in (None, args.tap) else f'{args.tap} (teacher: {args.teacher_tap})'
 
 
@@ -180,7 +184,7 @@ def cut(text: str, length: int) -> str:
 
 
 def check_maps(networks: Sequence[Network]) -> None:
-    """Refuse features that are no maps."""
+    """Check that all features are maps."""
     for network in networks:
         if network.features.ndim != 4:
             raise UserError(
@@ -190,8 +194,8 @@ def check_maps(networks: Sequence[Network]) -> None:
 
 
 def save(figure: Figure, out: Path, summary: str) -> None:
-    """Write a picture, and say what it shows."""
+    """Write a picture, and print what it shows."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Without a date, the same picture is the same bytes.
+    # Without a date, equal pictures are equal bytes.
     figure.savefig(out, metadata={'.pdf': dict(CreationDate=None), '.svg': dict(Date=None)}.get(out.suffix))
     print(f'{out}: {summary}')

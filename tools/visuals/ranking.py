@@ -17,7 +17,7 @@ from kd_plugins.evaluation import ReIDFeatures, load_features, rank_matches
 from kd_plugins.evaluation.features import BLOCK
 
 MOST = 50  # rows and columns of a picture; more would take gigabytes to draw
-SIDE = 320  # pixels; larger images are made smaller, as no cell of a picture shows more
+SIDE = 320  # pixels; larger images are made smaller, as a cell of a picture shows no more
 FRAMES = {True: dict(color='#009e73', linestyle='solid'), False: dict(color='#d7301f', linestyle=(0, (2.5, 1.5)))}
 LEGEND = 'solid green frame: same identity, other camera;  dashed red frame: wrong'
 
@@ -31,9 +31,9 @@ class Ranking(NamedTuple):
 
 
 def choose(ap: np.ndarray, count: int) -> dict[str, np.ndarray]:
-    """Return the positions of the best (from the best on), median (descending) and worst (from the worst on) of ``ap``.
+    """Return the indices of the best (from the best on), median (descending) and worst (from the worst on) of ``ap``.
 
-    Of equal ones the earlier counts as the better, so that best and worst share none that they need not share.
+    Of equal ones the earlier counts as the better, so that best and worst overlap no more than they must.
     """
     order = np.argsort(-ap, kind='stable')
     start = max(0, len(order) - count) // 2
@@ -89,7 +89,7 @@ def rank_items(features: ReIDFeatures, query: int, top: int, metric: str) -> Ran
         scale = 1 if metric == 'cosine' else distances.max() or 1
         keys = np.round(distances / scale, 12)
         order = np.lexsort((found, same[found], keys))
-        # What ties with the last one, or differs from it by the rounding of float32 only, must be among those found.
+        # Items that tie with the last one, or differ from it only by the rounding of float32, must all be found.
         if count >= len(rows) or keys.max() > keys[order[top - 1]] + 1e-5:
             order = order[:top]
             return Ranking(found[order], np.maximum(distances[order], 0), same[found[order]])

@@ -1,4 +1,4 @@
-"""Which images of a batch the networks find alike."""
+"""Similarities that the networks see between the images of a batch."""
 
 import argparse
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from . import networks as nets
 
 
 def draw_sorted_rows(labels: np.ndarray, count: int, classes: int, seed: int) -> np.ndarray:
-    """Return the rows of ``count`` images, as equally many of each class as there are, sorted by class.
+    """Return the rows of ``count`` images, as equally many of each class as possible, sorted by class.
 
-    Where there are more than ``classes`` classes, as many are taken, evenly spread over all.
+    Of more than ``classes`` classes, that many are taken, evenly spread over all.
     """
     known = np.unique(labels)
     known = known[np.linspace(0, len(known) - 1, min(classes, len(known))).round().astype(int)]
@@ -42,7 +42,7 @@ def draw_matrices(
     width, height = left + columns * (side + gap) + right, head + rows * (above + side) + foot
     figure = Figure((width, height), dpi=150)
     figure.text(0.5, 1 - 0.1 / height, about, va='top', ha='center', fontsize=9)
-    # An image is most similar to itself; beside the diagonal, few values would tell the rest apart.
+    # An image is most similar to itself: with the diagonal, few colours would be left for the rest.
     others = [x[~np.eye(len(x), dtype=bool)] for x in matrices]
     low, high = min(x.min() for x in others), max(np.quantile(x, 0.995) for x in others)
     sizes = np.array([size for _, size in groups])
@@ -72,13 +72,13 @@ def draw_matrices(
 
 
 def similarity(args: argparse.Namespace) -> None:
-    """Draw which images of a batch, sorted by class, teacher and students find alike."""
+    """Draw the similarities that teacher and students see between the images of a batch, sorted by class."""
     nets.check_options(args)
     if args.classes < 2:
         raise UserError(f'--classes: expected at least 2, got {args.classes}')
     loader = nets.test_set(args.student[0][0])
     rows = draw_sorted_rows(nets.labels_of(loader.dataset), args.images, args.classes, args.seed)
-    images, teacher, students = nets.answers(args, loader, rows)
+    images, teacher, students = nets.images_and_features(args, loader, rows)
     labels, sizes = np.unique(images.labels, return_counts=True)
     losses = {x.name: sp_loss(x.features, teacher.features).item() for x in students}
     figure = draw_matrices(

@@ -22,8 +22,8 @@ PERPLEXITY = 30
 def channel_points(networks: Sequence[Network]) -> list[np.ndarray]:
     """Return a point for each channel of each network, (C, N H W): where on the images it is active.
 
-    The channel's map of every image is scaled to L2 norm 1, as in the loss; these patterns, one after another and
-    divided by the root of N, make the point. So the squared distance of two channels is the mean over the images, and
+    The channel's map of every image is scaled to L2 norm 1, as in the loss; the point is these patterns, one after
+    another, divided by the root of N. So the squared distance of two channels is the mean over the images, and
     the squared MMD of two networks' points under the linear kernel is the linear NST loss. All maps are pooled to the
     smallest height and width among the networks, as the loss pools a pair. Channels that are never active are left out.
     """
@@ -40,16 +40,16 @@ def channel_points(networks: Sequence[Network]) -> list[np.ndarray]:
 
 
 def embed(points: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
-    """Return the places, (n, 2) for each set of points, in one joint t-SNE embedding."""
+    """Embed several sets of points together by t-SNE: (n, 2) for each set of n."""
     joint = np.concatenate(points)
     perplexity = min(PERPLEXITY, (len(joint) - 1) / 3)
-    with threadpool_limits(1):  # several threads add up in another order each time
-        places = TSNE(init='pca', perplexity=perplexity, random_state=seed).fit_transform(joint)
-    return np.split(places, np.cumsum([len(x) for x in points])[:-1])
+    with threadpool_limits(1):  # several threads sum in another order each time
+        embedded = TSNE(init='pca', perplexity=perplexity, random_state=seed).fit_transform(joint)
+    return np.split(embedded, np.cumsum([len(x) for x in points])[:-1])
 
 
 def draw_embedding(teacher: np.ndarray, students: Sequence[np.ndarray], titles: Sequence[str], about: str) -> Figure:
-    """Draw a panel for each student: its points and, at the same places in all panels, the teacher's."""
+    """Draw a panel for each student: its points and, at the same positions in all panels, the teacher's."""
     columns = min(3, len(students))
     rows = -(-len(students) // columns)
     side, gap, margin, above, head, foot = 3.3, 0.15, 0.15, 0.55, 0.5, 0.45  # inches
@@ -94,14 +94,14 @@ def tsne(args: argparse.Namespace) -> None:
     nets.check_options(args)
     loader = nets.test_set(args.student[0][0])
     rows = nets.draw_rows(loader.dataset, args.images, args.seed)
-    _, teacher, students = nets.answers(args, loader, rows)
+    _, teacher, students = nets.images_and_features(args, loader, rows)
     nets.check_maps([teacher, *students])
     distances = {x.name: nst_loss(x.features, teacher.features).item() for x in students}
-    places = embed(channel_points([teacher, *students]), args.seed)
+    points = embed(channel_points([teacher, *students]), args.seed)
     titles = [f'{nets.cut(name, 36)}\nMMD² to the teacher {value:#.3g}' for name, value in distances.items()]
     about = (
         f'{nets.tap_names(args)}: channels by their patterns on {args.images} images, one joint t-SNE\n'
         'MMD²: polynomial kernel of degree 2, mean over the images'
     )
-    figure = draw_embedding(places[0], places[1:], titles, about)
+    figure = draw_embedding(points[0], points[1:], titles, about)
     nets.save(figure, args.out, ', '.join(f'MMD² of {name} {value:#.4g}' for name, value in distances.items()))
