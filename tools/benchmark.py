@@ -9,29 +9,29 @@
 
 Several may be named, with options that all of them have; the next runs even if one fails.
 
-losses    every loss, forward and backward, beside its literal form: all pairs by broadcasting, as popular code does;
-          and beside its floor: the time to read student and teacher and to write the gradient, or to compute the
-          products that it needs, at the speeds measured of this machine. Value and gradient are compared
-          with the literal form's and with float64's; the exit status is 1 where they disagree.
-reid      retrieval on drawn features: the evaluation at the size of Market-1501 beside the similarity product alone
-          (torch's own, and the faster one that the package takes on a CPU) and beside the usual way (a full argsort
-          and a loop over the queries); re-ranking, on the CPU, beside its dense form; and a memory-mapped gallery of
-          a million items. The exit status is 1 where the mAPs disagree.
-loader    CIFAR-sized batches, augmented and normalised: from memory a whole batch at once, beside the stock pipeline.
-step      training steps: of the student alone, with the teacher's forward pass beside it, with each method's terms,
-          and these with the teacher's features from disk; and the three operations on which a distilled step spends
-          most time.
+losses    every loss, forward and backward, compared with its literal form (all pairs by broadcasting, as popular code
+          does) and with its floor: the time to read student and teacher and to write the gradient, or to compute the
+          products that it needs, at the speeds measured of this machine. Value and gradient are compared with those of
+          the literal form and of float64; the exit status is 1 where they disagree.
+reid      retrieval on drawn features: the evaluation at the size of Market-1501, compared with the similarity product
+          alone (torch's own, and the faster one that the package uses on a CPU) and with the usual way (a full argsort
+          and a loop over the queries); re-ranking, on the CPU, compared with its dense form; and a memory-mapped
+          gallery of a million items. The exit status is 1 where the mAPs disagree.
+loader    CIFAR-sized batches, augmented and normalised: a whole batch at once from memory, compared with the stock
+          pipeline.
+step      training steps: of the student alone, with the teacher's forward pass, with each method's terms, and these
+          with the teacher's features from disk; and the three operations on which a distilled step spends most time.
 teacher   a teacher's forward pass by layout and precision, and with --compile compiled, and its features from disk.
 
-Time is the median of interleaved repetitions (on a GPU by its own clock; on a CPU with --threads 1 the time that the
-thread ran, on which other programs have less influence), a ratio of retrieval's the median of the single ratios. The
-floor is the time to read and write what a loss or a batch is made of, at the measured bandwidth, or to compute the
-products that it needs, at the rate measured of large products; a step's has all its convolutions and
-products. Of losses, batches and steps, memory is the peak that a call adds to what is held: on CUDA by torch's own
-statistics; on a CPU the highest sum of the allocations and frees that torch.profiler sees, which is exact and free of
-what ran before, where a process's resident size is neither (it leaves out the scratch space of the matrix library). Of
-retrieval, memory is the process's largest resident size while it ran, in a process of its own, how much of it the run
-added, and what was allocated on a GPU.
+Time is the median of interleaved repetitions: on a GPU by its own clock; on a CPU with --threads 1 the time that the
+thread ran, on which other programs have less influence. A ratio of retrieval's is the median of the single ratios. The
+floor is the time to read and write what a loss or a batch consists of, at the measured bandwidth, or to compute the
+products that it needs, at the measured rate of large products; a step's has all its convolutions and products. Of
+losses, batches and steps, memory is the peak that a call allocates: on CUDA by torch's own statistics; on a CPU the
+highest sum of the allocations and frees that torch.profiler records, which is exact and independent of what ran before.
+(The process's resident size is neither; but it includes the scratch space of the matrix library.) Of retrieval, memory
+is the largest resident size of the process while it ran, in a process of its own, how much of it the run added, and
+what was allocated on a GPU.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-# Before torch is imported: idle threads that wait by spinning slow down what runs beside.
+# Before torch is imported: idle threads that wait by spinning slow down other processes.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import torch
@@ -60,7 +60,7 @@ def parser_of() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True)
-    command = commands.add_parser('losses', help='every loss beside its literal form')
+    command = commands.add_parser('losses', help='every loss compared with its literal form')
     command.add_argument('--full', action='store_true', help='the shapes of CIFAR, ImageNet, an FPN and re-ID')
     command.add_argument('--dtypes', nargs='+', choices=['float32', 'bfloat16'], default=['float32'])
     command.add_argument(
@@ -71,12 +71,12 @@ def parser_of() -> argparse.ArgumentParser:
         help='leave out literal forms with a larger tensor (default: %(default)s)',
     )
     command.set_defaults(run_command=losses)
-    command = commands.add_parser('reid', help='retrieval beside the usual way')
+    command = commands.add_parser('reid', help='retrieval compared with the usual way')
     command.add_argument('--parts', nargs='+', choices=REID_PARTS, help='(default: all that is installed for)')
     command.add_argument('--scale', type=float, default=1.0, help='factor of the numbers of items and dimensions')
     command.add_argument('--folder', help="where the drawn features lie meanwhile, some 2 GiB (default: the system's)")
     command.set_defaults(run_command=reid)
-    command = commands.add_parser('loader', help='CIFAR-sized batches beside the stock pipeline')
+    command = commands.add_parser('loader', help='CIFAR-sized batches compared with the stock pipeline')
     command.add_argument('--images', type=int, default=50_000, help='images in the drawn set')
     command.set_defaults(run_command=loader)
     command = commands.add_parser('step', help='training steps with each method')

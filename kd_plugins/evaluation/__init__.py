@@ -29,7 +29,7 @@ _BY_FAISS = {'KReciprocal': 'reranking', 'expand_queries': 'reranking', 'rank_ap
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs faiss and SciPy only where it is asked for: the exact scores need neither."""
+    """Import what needs faiss and SciPy on its first use: the exact scores need neither."""
     if name not in _BY_FAISS:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     try:

@@ -58,7 +58,7 @@ def rank_approximately(
         return x
 
     size, dimensions = features.gallery_features.shape
-    cells = max(1, min(int(4 * size**0.5), size // 39))  # faiss wants 39 items to train a cell
+    cells = max(1, min(int(4 * size**0.5), size // 39))  # faiss needs 39 items to train a cell
     kind = f'IVF{cells},Flat' if index == 'ivf' else 'HNSW32,Flat'
     searcher: Any = faiss.index_factory(dimensions, kind, distance)  # faiss declares what all kinds have
     if index == 'ivf':

@@ -219,11 +219,11 @@ def _check_rounding(computed: Tensor, exact: np.ndarray, bound: float) -> None:
 
 
 class _Windows(NamedTuple):
-    """The similarities that float32 cannot tell from the limits, in a block of b queries with M limits each.
+    """The similarities that float32 cannot separate from the limits, in a block of b queries with M limits each.
 
     Attributes:
         ordered: (b, G) similarities of each query, ascending.
-        lower: (b, M) smallest similarity that may be the limit.
+        lower: (b, M) smallest similarity that may equal the limit.
         upper: (b, M) largest such similarity.
         first: (b, M) index of the first of them in ``ordered``.
         end: (b, M) index after the last of them.
@@ -347,7 +347,7 @@ def rank_matches(
 
     similarities = _Similarities(features, metric, device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     rounding = (16 + 2 * gallery.shape[1] ** 0.5) * 2.0**-24
-    underflow = gallery.shape[1] * 2.0**-124  # products that float32 takes for 0
+    underflow = gallery.shape[1] * 2.0**-124  # products that float32 rounds to 0
     step = min(max(1, BLOCK // gallery.shape[1]), 2**16)
     parts = [slice(start, start + step) for start in range(0, len(gallery), step)]
     for part in track(parts, 'ranking', console=Console(stderr=True), transient=True, disable=not progress):

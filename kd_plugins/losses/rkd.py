@@ -30,7 +30,7 @@ class RKDLoss(DistillationLoss):
         >>> student = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])  # a right angle
         >>> round(RKDLoss()(student, 5 * student + 2).item(), 4)  # neither scale nor origin matters
         0.0
-        >>> round(RKDLoss()(student, torch.eye(3)).item(), 4)  # beside three equal angles
+        >>> round(RKDLoss()(student, torch.eye(3)).item(), 4)  # compared with three equal angles
         3.1662
     """
 

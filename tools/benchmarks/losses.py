@@ -1,4 +1,4 @@
-"""Every loss beside its literal form: all pairs by broadcasting, as popular code does."""
+"""Every loss compared with its literal form: all pairs by broadcasting, as popular code does."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from kd_plugins import functional
 from kd_plugins.errors import UserError
 
 Loss = Callable[[Any, Any], Tensor]
-TOLERANCE = 3e-4  # beside a literal form in float32, whose long sums are themselves off by 1e-4
+TOLERANCE = 3e-4  # relative to a literal form in float32, whose long sums are themselves off by 1e-4
 LEAST = dict(cpu=0.05, cuda=0.02)  # seconds that a measurement takes at least
 PATIENCE = 10  # seconds after which a case is not repeated
 
@@ -30,7 +30,7 @@ class Case(NamedTuple):
     Attributes:
         pairs: The shape is that of either map of their pairs.
         literal: Numbers in the largest tensor of the literal form.
-        products: Operations in the matrix products that a forward and backward pass cannot do without.
+        products: Operations in the matrix products that a forward and backward pass needs.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Retrieval beside the similarity product and the usual way, on drawn features."""
+"""Retrieval compared with the similarity product and with the usual way, on drawn features."""
 
 import argparse
 import json

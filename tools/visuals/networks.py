@@ -130,8 +130,8 @@ def features_at(network: torch.nn.Module, tap: str, batches: Sequence[dict[str, 
     found = []
     for number, batch in enumerate(batches):
         # The first pass finds out whether the next layer overwrites the output.
-        for listen in (recorder.probing, recorder.recording)[number > 0 :]:
-            with listen() as features:
+        for recording in (recorder.probing, recorder.recording)[number > 0 :]:
+            with recording() as features:
                 network(**network.data_preprocessor(batch, False), mode='tensor')
         if len(features[tap]) != 1:
             raise UserError(

@@ -71,11 +71,11 @@ def draw_embedding(teacher: np.ndarray, students: Sequence[np.ndarray], titles: 
                 side / height,
             )
         )
-        for places, name, colour, marker in (
+        for xy, name, colour, marker in (
             (teacher, 'teacher', nets.BLUE, 'o'),
             (points, 'student', nets.VERMILLION, '^'),
         ):
-            axes.scatter(*places.T, s=20, c=colour, marker=marker, alpha=0.7, linewidths=0, label=name)
+            axes.scatter(*xy.T, s=20, c=colour, marker=marker, alpha=0.7, linewidths=0, label=name)
         axes.set_title(title, fontsize=10, pad=5)
         axes.set(xticks=[], yticks=[], xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     figure.legend(
