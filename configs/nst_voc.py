@@ -2,13 +2,9 @@
 #
 #     python tools/train.py configs/nst_voc.py
 _base_ = 'voc/baseline.py'
+from kd_plugins.config import trained
 
 name = 'NST'
-requires = [
-    dict(
-        config='configs/imagenet/resnet18_nst-poly_resnet101.py',
-        checkpoint='work_dirs/imagenet/resnet18_nst-poly_resnet101/student.pth',
-    )
-]
+requires = [trained('configs/imagenet/resnet18_from_resnet101_nst_poly.py')]
 compare = dict(baseline='configs/voc/baseline.py')
 model = dict(backbone=dict(init_cfg=dict(checkpoint=requires[0]['checkpoint'])))

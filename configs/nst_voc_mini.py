@@ -2,8 +2,9 @@
 #
 #     python tools/train.py configs/nst_voc_mini.py
 _base_ = 'voc_mini/baseline.py'
+from kd_plugins.config import trained
 
 name = 'NST'
-requires = [dict(config='configs/voc_mini/student_nst.py', checkpoint='work_dirs/voc_mini/student_nst/student.pth')]
+requires = [trained('configs/voc_mini/student_from_teacher_nst.py')]
 compare = dict(baseline='configs/voc_mini/baseline.py')
 model = dict(backbone=dict(init_cfg=dict(checkpoint=requires[0]['checkpoint'])))

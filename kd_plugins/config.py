@@ -23,11 +23,51 @@ from kd_plugins.utils.names import nearest
 PACKAGE = Path(__file__).parent / '.mim'  # where configs/ and tools/ are, as in OpenMMLab's packages
 
 
-def default_work_dir(path: str | Path) -> str:
-    """Return ``work_dirs/<path below configs/, without .py>``; for a config elsewhere, its name."""
+def default_work_dir(path: str | Path, variant: str | None = None) -> str:
+    """Return ``work_dirs/<path below configs/, without .py>``; for a config elsewhere, its name.
+
+    A config whose run depends on the environment, as on ``METHOD``, states that as its ``variant``: one more folder.
+    """
     parts = Path(path).with_suffix('').parts
     below = parts[len(parts) - parts[::-1].index('configs') :] if 'configs' in parts else parts[-1:]
-    return str(Path('work_dirs', *below))
+    return str(Path('work_dirs', *below, variant or ''))
+
+
+def trained(config: str, variant: str | None = None) -> dict[str, str]:
+    """Return what a config's run leaves, as ``requires`` and a teacher name it.
+
+    Args:
+        config: Path of the config, as ``'configs/cifar10/resnet26.py'``.
+        variant: The config's ``variant``, where it has one.
+
+    Returns:
+        ``dict(config=..., checkpoint=...)`` with ``student.pth`` of the default work folder.
+    """
+    return dict(config=config, checkpoint=f'{default_work_dir(config, variant)}/student.pth')
+
+
+def terms_of(methods: Mapping[str, list[dict[str, Any]]], names: str) -> list[dict[str, Any]]:
+    """Return the terms of a method, or the sum of several.
+
+    Args:
+        methods: Lists of terms by name, as in ``configs/_base_/methods.py``.
+        names: One name, or several joined by ``+``, as ``'kd+nst_poly'``.
+
+    Raises:
+        UserError: A name is unknown, or two lists have a term of the same name.
+    """
+    terms: dict[str, dict[str, Any]] = {}
+    for name in names.split('+'):
+        if name not in methods:
+            raise UserError(
+                f"METHOD={names}: there is no method '{name}'; methods, several of them joined by +, are "
+                f'{", ".join(methods)}'
+            )
+        for term in methods[name]:
+            if term['name'] in terms:
+                raise UserError(f"METHOD={names}: two of the methods have a term '{term['name']}': give one of them")
+            terms[term['name']] = term
+    return list(terms.values())
 
 
 def located(text: str, config: str | Path) -> str:
@@ -80,6 +120,12 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
             config.env_variables,
             format_python_code=False,  # mmengine writes a run's config six times; yapf would take half a second each
         )
+    except UserError as error:  # raised by the config itself
+        raise UserError(f'{path}: {error}') from error
+    except FileNotFoundError as error:
+        file = Path(error.filename or path)
+        near = nearest(file.name, [other.name for other in file.parent.glob('*.py')])
+        raise UserError(f'{path} names {os.path.relpath(file)}, which does not exist; {near}') from error
     except (Exception, SystemExit) as error:
         raise UserError(f'{path} is no valid config: {type(error).__name__}: {error}') from error
     try:
@@ -103,7 +149,7 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
                 # The paths of this project's configs begin so.
                 if isinstance(text, str) and text.startswith(('configs/', 'data/', 'work_dirs/')):
                     node[key] = located(text, path)
-        config.work_dir = work_dir or given or default_work_dir(path)
+        config.work_dir = work_dir or given or default_work_dir(path, config.get('variant'))
         user_named(text for _, text in walk(config) if isinstance(text, str))
     except ImportError as error:  # a config by read_base imports a class when the class is looked at
         raise UserError(f'{path} is no valid config: {error}') from error

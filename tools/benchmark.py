@@ -49,7 +49,7 @@ import torch
 from benchmarks.loader import loader
 from benchmarks.losses import losses
 from benchmarks.reid import REID, REID_PARTS, reid, reid_run
-from benchmarks.step import STEP_PARTS, step
+from benchmarks.step import STEP_PARTS, configs_of, step
 from benchmarks.teacher import teacher
 
 from kd_plugins.errors import UserError, one_line_errors
@@ -81,7 +81,7 @@ def parser_of() -> argparse.ArgumentParser:
     command.set_defaults(run_command=loader)
     command = commands.add_parser('step', help='training steps with each method')
     command.add_argument('--parts', nargs='+', choices=STEP_PARTS, default=['cifar'], help='(default: cifar)')
-    command.add_argument('--only', nargs='+', metavar='CONFIG', help='names of single configs, as kd')
+    command.add_argument('--only', nargs='+', metavar='METHOD', help='names of methods, as kd')
     command.add_argument('--batch-size', type=int, default=128)
     command.add_argument('--amp', action='store_true', help='under bfloat16 autocast')
     command.add_argument('--channels-last', action='store_true')
@@ -121,9 +121,13 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError(f'--folder {folder}: there is no such folder')
     if file and (Path(file).is_dir() or not Path(file).parent.is_dir()):
         raise UserError(f'--json {file}: expected a file in a folder that is there')
-    known = {path.stem for part in getattr(args, 'parts', None) or () for path in STEP_PARTS.get(part, ((),))[0]}
-    if unknown := set(getattr(args, 'only', None) or ()) - known:
-        raise UserError(f'--only: there is no config {", ".join(sorted(unknown))} in {", ".join(args.parts)}')
+    if only := getattr(args, 'only', None):
+        known = [name for part in args.parts for name in configs_of(part)]
+        if unknown := set(only) - {*known}:
+            raise UserError(
+                f'--only: there is no method {", ".join(sorted(unknown))} in {", ".join(args.parts)}; methods are '
+                f'{", ".join(known)}'
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

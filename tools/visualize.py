@@ -4,7 +4,8 @@
     python tools/visualize.py tsne --tap backbone.stage3 --out tsne.png \\
         --teacher configs/cifar10_quick/teacher.py work_dirs/cifar10_quick/teacher/student.pth \\
         --student configs/cifar10_quick/student.py work_dirs/cifar10_quick/student/student.pth plain \\
-        --student configs/cifar10_quick/nst-poly.py work_dirs/cifar10_quick/nst-poly/student.pth NST
+        --student configs/cifar10_quick/student_from_teacher.py \\
+        work_dirs/cifar10_quick/student_from_teacher/nst_poly/student.pth NST
 
 ranking     the nearest gallery items of the queries with the best, the median and the worst average precision.
 tsne        the channels of teacher and students, which NST makes alike: a point is a channel, by its maps of the images

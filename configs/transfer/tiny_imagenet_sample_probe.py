@@ -3,7 +3,9 @@
 #
 #     python tools/train.py configs/transfer/tiny_imagenet_sample_probe.py
 _base_ = ['../_base_/models/cifar_resnet.py', '../_base_/datasets/tiny_imagenet_32.py', '../_base_/default_runtime.py']
-requires = [dict(config='configs/cifar10_quick/student.py', checkpoint='work_dirs/cifar10_quick/student/student.pth')]
+from kd_plugins.config import trained
+
+requires = [trained('configs/cifar10_quick/student.py')]
 model = dict(
     backbone=dict(depth=8, init_cfg=dict(type='Pretrained', checkpoint=requires[0]['checkpoint'], prefix='backbone.')),
     head=dict(num_classes=40, topk=(1, 5)),

@@ -1,11 +1,7 @@
 # Faster R-CNN on VOC 2007 from a ResNet-18 distilled from a ResNet-101 with AT.
 _base_ = 'baseline.py'
+from kd_plugins.config import trained
 
 name = 'AT'
-requires = [
-    dict(
-        config='configs/imagenet/resnet18_at_resnet101.py',
-        checkpoint='work_dirs/imagenet/resnet18_at_resnet101/student.pth',
-    )
-]
+requires = [trained('configs/imagenet/resnet18_from_resnet101_at.py')]
 model = dict(backbone=dict(init_cfg=dict(checkpoint=requires[0]['checkpoint'])))

@@ -1,11 +1,7 @@
 # Faster R-CNN on VOC 2007 from a ResNet-18 distilled from a ResNet-101 with KD+NST.
 _base_ = 'baseline.py'
+from kd_plugins.config import trained
 
 name = 'KD+NST'
-requires = [
-    dict(
-        config='configs/imagenet/resnet18_kd_nst_resnet101.py',
-        checkpoint='work_dirs/imagenet/resnet18_kd_nst_resnet101/student.pth',
-    )
-]
+requires = [trained('configs/imagenet/resnet18_from_resnet101_kd_nst_poly.py')]
 model = dict(backbone=dict(init_cfg=dict(checkpoint=requires[0]['checkpoint'])))

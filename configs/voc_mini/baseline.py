@@ -1,9 +1,11 @@
 # Stage 2: a small Faster R-CNN on drawn scenes, from the student trained without distillation. Half of the backbone is
 # frozen, so that what it has learnt before counts.
 _base_ = ['../_base_/default_runtime.py', '../_base_/datasets/drawn_voc.py', '../_base_/models/faster_rcnn_narrow.py']
+from kd_plugins.config import trained
+
 default_scope = 'mmdet'
 name = 'baseline'
-requires = [dict(config='configs/voc_mini/student.py', checkpoint='work_dirs/voc_mini/student/student.pth')]
+requires = [trained('configs/voc_mini/student.py')]
 model = dict(
     backbone=dict(frozen_stages=2, init_cfg=dict(checkpoint=requires[0]['checkpoint'])),
     roi_head=dict(bbox_head=dict(num_classes=8)),

@@ -2,10 +2,9 @@
 #
 #     python tools/train.py configs/voc_sample/kd_nst.py
 _base_ = 'baseline.py'
+from kd_plugins.config import trained
 
 name = 'KD+NST'
-requires = [
-    dict(config='configs/voc_sample/student_kd_nst.py', checkpoint='work_dirs/voc_sample/student_kd_nst/student.pth')
-]
+requires = [trained('configs/voc_sample/student_from_teacher_kd_nst.py')]
 compare = dict(baseline='configs/voc_sample/baseline.py', NST='configs/voc_sample/nst.py')
 model = dict(backbone=dict(init_cfg=dict(checkpoint=requires[0]['checkpoint'])))

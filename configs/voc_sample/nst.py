@@ -1,6 +1,7 @@
 # The same detector from the student distilled with NST.
 _base_ = 'baseline.py'
+from kd_plugins.config import trained
 
 name = 'NST'
-requires = [dict(config='configs/voc_sample/student_nst.py', checkpoint='work_dirs/voc_sample/student_nst/student.pth')]
+requires = [trained('configs/voc_sample/student_from_teacher_nst.py')]
 model = dict(backbone=dict(init_cfg=dict(checkpoint=requires[0]['checkpoint'])))

@@ -88,7 +88,7 @@ class NativeEnsemble(Composite):
     ``ensemble.pth``, all of it, to be scored with its own::
 
         python tools/test.py configs/cifar10/resnet26.py student.pth
-        python tools/test.py configs/cifar10/one/resnet26.py ensemble.pth --cfg-options model.predict=ensemble
+        NETWORK=resnet26 python tools/test.py configs/cifar10/one.py ensemble.pth --cfg-options model.predict=ensemble
 
     Args:
         student: Record of a classifier with a head of mmpretrain's.

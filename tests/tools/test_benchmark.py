@@ -204,11 +204,10 @@ def test_steps_are_measured_in_three_forms(tmp_path, capsys):
 
 def test_a_step_trains_with_what_it_says(monkeypatch, tmp_path):
     args = tool.argparse.Namespace(device='cpu', channels_last=False, amp=False)
-    path = next(path for path in step.STEP_PARTS['cifar'][0] if path.stem == 'kd')
     totals, asked, run = [], [], step.Distillation.__call__
     monkeypatch.setattr(step.OptimWrapper, 'update_params', lambda self, loss: totals.append(loss.item()))
     monkeypatch.setattr(step.Distillation, '__call__', lambda self, *x: asked.append(len(totals)) or run(self, *x))
-    steps = step.steps_of(step.load_config(str(path)), 4, 32, args, str(tmp_path))
+    steps = step.steps_of(step.configs_of('cifar')['kd'], 4, 32, args, str(tmp_path))
     for measured in steps.values():
         measured()
     assert list(steps) == ['student', 'with teacher', 'distilled', 'cached']

@@ -1,6 +1,7 @@
 """Training steps: the student alone, with the teacher's forward pass beside it, with each method, and with a cache."""
 
 import argparse
+import copy
 import random
 import tempfile
 from collections.abc import Callable, Sequence
@@ -28,19 +29,25 @@ from kd_plugins.errors import UserError
 from kd_plugins.registry import type_name
 
 ROOT = Path(__file__).parents[2]
-# What is measured, and the side of its images.
+# A pair, each of whose methods is measured, or a single config; and the side of its images.
 STEP_PARTS = {
-    'cifar': (
-        [
-            path
-            for path in sorted((ROOT / 'configs/cifar10/wrn-40-2_to_wrn-16-2').glob('*.py'))
-            if 'stage' not in path.stem
-        ],
-        32,
-    ),
-    'imagenet': (sorted((ROOT / 'configs/imagenet').glob('*_resnet34.py')), 224),
-    'voc': ([ROOT / 'configs/voc/nst_in_detector.py'], 320),
+    'cifar': ('configs/cifar10/wrn-16-2_from_wrn-40-2.py', 32),
+    'imagenet': ('configs/imagenet/resnet18_from_resnet34.py', 224),
+    'voc': ('configs/voc/nst_in_detector.py', 320),
 }
+
+
+def configs_of(part: str) -> dict[str, Config]:
+    """Return what is measured of a part, by the name of the method or of the config."""
+    path = ROOT / STEP_PARTS[part][0]
+    config = load_config(str(path))
+    if 'methods' not in config:
+        return {path.stem: config}
+    found = {}
+    for name, terms in config.methods.items():
+        found[name] = copy.deepcopy(config)
+        found[name].custom_hooks = [dict(config.custom_hooks[0], terms=terms)]
+    return found
 
 
 def terms_of(config: Config) -> tuple[dict[str, Any], Sequence[dict[str, Any]]]:
@@ -149,7 +156,7 @@ def step(args: argparse.Namespace) -> None:
     machine = machine_of(device, torch.bfloat16 if args.amp else torch.float32)
     results = {}
     for part in args.parts:
-        paths, side = STEP_PARTS[part]
+        side = STEP_PARTS[part][1]
         table = Table(
             'config',
             'student alone, images/s',
@@ -165,11 +172,11 @@ def step(args: argparse.Namespace) -> None:
             f'{", bfloat16" * args.amp}{", channels-last" * args.channels_last}',
         )
         results[part] = {}
-        for path in paths:
-            if args.only and path.stem not in args.only:
+        for method, config in configs_of(part).items():
+            if args.only and method not in args.only:
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                runs = steps_of(load_config(str(path)), args.batch_size, side, args, folder)
+                runs = steps_of(config, args.batch_size, side, args, folder)
                 times: dict[str, list[float]] = {name: [] for name in runs}
                 for repeat in range(args.repeats + 1):
                     for name, run in random.sample(
@@ -192,7 +199,7 @@ def step(args: argparse.Namespace) -> None:
                 costs=most,
                 times_floor=median(times['distilled']) / floor,
             )
-            results[part][path.stem] = result
+            results[part][method] = result
             keep(
                 args,
                 dict(
@@ -204,7 +211,7 @@ def step(args: argparse.Namespace) -> None:
                 ),
             )
             table.add_row(
-                path.stem,
+                method,
                 *(f'{result[name]:.1f}' for name in runs),
                 f'{median(over):+.1f} ({min(over):+.1f} to {max(over):+.1f})',
                 *(f'{x / 2**20:.0f}' for x in memory.values()),

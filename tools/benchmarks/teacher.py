@@ -13,9 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.step import STEP_PARTS, stripped, terms_of
+from benchmarks.step import STEP_PARTS, configs_of, stripped, terms_of
 from benchmarks.timing import keep, seconds
-from kd_plugins.config import load_config
 from kd_plugins.distillation.cache import FeatureCache
 from kd_plugins.distillation.recorder import Recorder
 from kd_plugins.distillation.sources import build_network
@@ -67,8 +66,8 @@ def teacher(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     results: dict[str, Any] = {}
     for part in args.parts:
-        paths, side = STEP_PARTS[part]
-        config, _ = terms_of(load_config(str(paths[0])))
+        side = STEP_PARTS[part][1]
+        config, _ = terms_of(next(iter(configs_of(part).values())))
         inputs = torch.randn(args.batch_size, 3, side, side, device=device)
         times: dict[str, list[float]] = {}
         first: dict[str, float] = {}

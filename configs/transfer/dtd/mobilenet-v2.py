@@ -1,6 +1,5 @@
 # The student without distillation.
 _base_ = './resnet50.py'
-work_dir = f'work_dirs/transfer/dtd/split{_base_.split}/mobilenet-v2'
 model = dict(
     backbone=dict(
         _delete_=True,

@@ -7,7 +7,7 @@
 # validation part trains could not be found: those here are a common choice. Of their networks, only MobileNetV2 at
 # width 1 has public weights in mmpretrain; its teacher here is a ResNet-50.
 _base_ = ['../../_base_/datasets/dtd.py', '../../_base_/default_runtime.py']
-work_dir = f'work_dirs/transfer/dtd/split{_base_.split}/resnet50'
+variant = f'split{_base_.split}'
 
 model = dict(
     type='ImageClassifier',

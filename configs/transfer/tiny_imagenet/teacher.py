@@ -1,3 +1,5 @@
 _base_ = './probe.py'
-requires = [dict(config='configs/cifar100/wrn-40-2.py', checkpoint='work_dirs/cifar100/wrn-40-2/student.pth')]
+from kd_plugins.config import trained
+
+requires = [trained('configs/cifar100/wrn-40-2.py')]
 model = dict(backbone=dict(depth=40, init_cfg=dict(checkpoint=requires[0]['checkpoint'])))

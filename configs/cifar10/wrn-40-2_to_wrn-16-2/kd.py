@@ -1,3 +1,0 @@
-_base_ = ['../../_base_/pairs/cifar10_wrn-40-2_wrn-16-2.py', '../../_base_/methods_wrn.py']
-model = dict(head=dict(loss=dict(loss_weight=0.1)))
-custom_hooks = [dict(type='kd_plugins.DistillationHook', teacher=_base_.teacher, terms=_base_.methods.kd_alpha)]

@@ -1,8 +1,0 @@
-_base_ = ['../../_base_/pairs/cifar10_wrn-40-2_wrn-16-2.py', '../../_base_/methods_wrn.py']
-custom_hooks = [
-    dict(
-        type='kd_plugins.DistillationHook',
-        teacher=_base_.teacher,
-        terms=_base_.methods.kd + _base_.methods.fitnet + _base_.methods.nst_poly,
-    )
-]

@@ -1,3 +1,0 @@
-# Trained as the other methods of configs/cifar100, for comparison; ONE's own training is that of resnet32.py.
-_base_ = '../wrn-28-2.py'
-model = dict(_delete_=True, type='kd_plugins.NativeEnsemble', student=_base_.model)

@@ -1,2 +1,0 @@
-_base_ = ['../../_base_/pairs/market1501_resnet50_resnet18.py', '../../_base_/methods_imagenet.py']
-custom_hooks = [dict(type='kd_plugins.DistillationHook', teacher=_base_.teacher, terms=_base_.methods.sp)]
