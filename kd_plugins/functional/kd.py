@@ -43,6 +43,6 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
     )
     student, teacher = (log_softmax(x / tau, -1) for x in (student, teacher))
     divergence = kl_div(student, teacher, reduction='none', log_target=True)
-    # 0 log 0 = 0. The gradient is 0 there by itself, so that the graph need not know.
+    # 0 log 0 = 0. The gradient is 0 there anyway, so that the graph need not record it.
     divergence.detach().masked_fill_(teacher == -torch.inf, 0)
     return divergence.sum() * (tau**2 * student.shape[-1] / student.numel())
