@@ -91,7 +91,6 @@ def at_loss(student: Tensor, teacher: Tensor, convention: str = 'paper', p: floa
         2. github.com/szagoruyko/attention-transfer
     """
     check_choice('convention', convention, CONVENTIONS)
-    check_number('p', p, 1)
     check_maps('at_loss', student, teacher)
     student, teacher = matched_attention(student, teacher, p)
     if convention == 'paper':

@@ -11,6 +11,8 @@ References:
     2. torchvision, ``torchvision.ops`` (which does the work).
 """
 
+# ruff: noqa: F401
+
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -34,31 +36,6 @@ from kd_plugins.compat.ops.masked_conv import masked_col2im_forward, masked_im2c
 from kd_plugins.compat.ops.missing import missing
 from kd_plugins.compat.ops.nms import nms, nms_match, softnms
 from kd_plugins.compat.ops.roi import roi_align_backward, roi_align_forward, roi_pool_backward, roi_pool_forward
-
-__all__ = [
-    'deform_conv_backward_input',
-    'deform_conv_backward_parameters',
-    'deform_conv_forward',
-    'get_compiler_version',
-    'get_compiling_cuda_version',
-    'masked_col2im_forward',
-    'masked_im2col_forward',
-    'modulated_deform_conv_backward',
-    'modulated_deform_conv_forward',
-    'ms_deform_attn_backward',
-    'ms_deform_attn_forward',
-    'nms',
-    'nms_match',
-    'roi_align_backward',
-    'roi_align_forward',
-    'roi_pool_backward',
-    'roi_pool_forward',
-    'sigmoid_focal_loss_backward',
-    'sigmoid_focal_loss_forward',
-    'softmax_focal_loss_backward',
-    'softmax_focal_loss_forward',
-    'softnms',
-]
 
 
 def __getattr__(name: str) -> Callable[..., NoReturn]:
