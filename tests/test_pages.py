@@ -202,7 +202,8 @@ def wrong(page: Path, text: str, monkeypatch: pytest.MonkeyPatch, folder: Path) 
     for name, function in namespace.items():
         if name.startswith('test_'):
             function()
-    found += wrong_names(text)
+    if page.name != 'CHANGELOG.md':  # it names what is gone
+        found += wrong_names(text)
     for name in [name for name, class_ in registry.MODELS.module_dict.items() if class_.__module__ == 'page']:
         del registry.MODELS.module_dict[name]
     return found
