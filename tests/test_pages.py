@@ -95,7 +95,7 @@ def wrong_arguments(tool: Path, words: list[str]) -> Iterator[str]:
         option = word.partition('=')[0]
         if option.startswith('--') and f"'{option}'" not in source:
             yield f'{tool.name} has no option {option}'
-        elif word.startswith('configs/') and word.endswith('.py'):
+        elif word.startswith(('configs/', 'kd_plugins::')) and word.endswith('.py'):
             if error := error_of(word, tool.stem == 'study', os.environ.get('METHOD')):
                 yield error
         elif word.startswith('work_dirs/') and word.endswith('/student.pth'):
@@ -114,11 +114,11 @@ def wrong_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator
     program, *rest = words
     setup = (ROOT / 'setup.py').read_text()
     if program.startswith('kd-'):
-        entry = re.search(rf"'{program} ?= ?(?:\w+\.)*(\w+):", setup)
-        if entry is None:
+        tool = ROOT / 'tools' / f'{program.removeprefix("kd-").replace("-", "_")}.py'
+        if not tool.is_file():
             yield f'setup.py installs no {program}'
-            return
-        yield from wrong_arguments(ROOT / 'tools' / f'{program.removeprefix("kd-").replace("-", "_")}.py', rest)
+        else:
+            yield from wrong_arguments(tool, rest)
     elif program in ('python', 'torchrun') and rest[:1] != ['-m']:
         scripts = [word for word in rest if word.endswith('.py')]
         tool = ROOT / scripts[0]
@@ -255,6 +255,11 @@ def test_the_readme_is_short_and_every_page_is_reached_from_it():
 
 def numbers(text: str) -> set[float]:
     return {float(x) for x in re.findall(r'\d+(?:\.\d+)?', text)}
+
+
+def test_the_index_names_every_metafile():
+    index = yaml.safe_load((ROOT / 'kd_plugins/.mim/model-index.yml').read_text())
+    assert index['Import'] == [path.relative_to(ROOT).as_posix() for path in METAFILES]
 
 
 @pytest.mark.parametrize('path', METAFILES, ids=lambda path: path.parent.name)
