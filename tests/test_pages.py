@@ -79,8 +79,8 @@ def run_folders() -> set[str]:
 
 
 @cache
-def error_of(path: str, study: bool, method: str | None) -> str:
-    """Return what is wrong with a config or a study, as METHOD in the environment makes it."""
+def error_of(path: str, study: bool, environment: tuple[str | None, ...]) -> str:
+    """Return what is wrong with a config or a study, as the environment makes it."""
     try:
         (load_study if study else load_config)(path)
     except UserError as error:
@@ -96,7 +96,9 @@ def wrong_arguments(tool: Path, words: list[str]) -> Iterator[str]:
         if option.startswith('--') and f"'{option}'" not in source:
             yield f'{tool.name} has no option {option}'
         elif word.startswith(('configs/', 'kd_plugins::')) and word.endswith('.py'):
-            if error := error_of(word, tool.stem == 'study', os.environ.get('METHOD')):
+            if error := error_of(
+                word, tool.stem == 'study', tuple(map(os.environ.get, ('METHOD', 'NETWORK', 'DTD_SPLIT')))
+            ):
                 yield error
         elif word.startswith('work_dirs/') and word.endswith('/student.pth'):
             folder = word.removeprefix('work_dirs/').removesuffix('/student.pth')
@@ -231,6 +233,8 @@ def test_a_page_says_what_is_there(page, monkeypatch, tmp_path):
         ("```bash\npip install -e '.[nothing]'\n```", 'setup.py has no extra nothing'),
         ('```bash\nkd-nothing\n```', 'setup.py installs no kd-nothing'),
         ('```bash\nmake all\n```', 'unknown command make'),
+        ('```bash\nMETHOD=kd+x python tools/train.py configs/cifar10/resnet8_from_resnet26.py\n```', "no method 'x'"),
+        ('```bash\nkd-train kd_plugins::nowhere.py\n```', 'nowhere.py'),
         ("```python\n_base_ = 'mmdet::nowhere.py'\n```", 'no valid config'),
         ('```python\nfrom kd_plugins.functional import no_loss\n```', 'cannot import name'),
         ('```python\nx = (\n```', 'never closed'),
