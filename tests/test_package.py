@@ -65,8 +65,8 @@ def test_names_in_inherited_configs_keep_their_scope(inherited):
 def test_paths_in_the_packages_configs_lead_there_from_elsewhere(inherited, name):
     config = load_config(name)
     required = Path(config.requires[0].config)
-    assert required.samefile(ROOT / 'configs/voc_mini/student_nst.py')
-    assert config.requires[0].checkpoint == 'work_dirs/voc_mini/student_nst/student.pth'
+    assert required.samefile(ROOT / 'configs/voc_mini/student_from_teacher_nst.py')
+    assert config.requires[0].checkpoint == 'work_dirs/voc_mini/student_from_teacher_nst/student.pth'
     assert config.work_dir == 'work_dirs/nst_voc_mini'
 
 
