@@ -1,4 +1,4 @@
-"""Configs of the command lines: read, and checked before anything is built."""
+"""Configs of the command lines: read them, and check them before anything is built."""
 
 import logging
 import math
@@ -172,7 +172,7 @@ def _items(node: Any) -> Iterable[tuple[Any, Any]]:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a value has to be, in words and as a test."""
+    """A kind of value, in words and as a test."""
 
     words: str
     fits: Callable[[Any], bool]
@@ -232,8 +232,8 @@ _LEVEL = _Kind(
     lambda x: not str(logging.getLevelName(x)).startswith('Level '),  # what it makes of any other
 )
 
-# What mmengine and this project read, by where it stands; * is any part of that. What a config may leave out is not
-# missed here.
+# The kinds of values that mmengine and this project read, by their dotted paths; * is any part of a path. Values that a
+# config leaves out are not checked here.
 _VALUES = {
     'model': _CONFIG_DICT,
     'model.*backbone': _PART,
@@ -342,11 +342,11 @@ _NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
     },
     'test': {'test_dataloader': ('dataset', 'sampler')},
 }
-# What else mmengine's runner takes; the other keys of a config are its author's.
+# All keys that mmengine's runner reads; the other keys of a config are its author's.
 _READ = {path.partition('.')[0] for path in _VALUES if not path.startswith('*')}.union(
     *_GROUPS.values(), ('data_preprocessor', 'custom_imports', 'experiment_name')
 )
-# What mmengine's constructor of optimisers takes; it would leave out another option in silence.
+# The options of mmengine's constructor of optimisers, which ignores any other in silence.
 _PARAMWISE = {
     'custom_keys',
     'lr_mult',
@@ -366,11 +366,11 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
 
     Args:
         config: The config.
-        part: What it is to do, 'train' or 'test'.
-        where: How messages name it; by default by its file.
+        part: What the run does, 'train' or 'test'.
+        where: Name of the config in messages; by default its file.
 
     Raises:
-        UserError: Something that ``part`` needs is missing, or a value is none that its place can have.
+        UserError: Something that ``part`` needs is missing, or a value is of another kind than expected.
     """
     where = where or config.filename or 'the config'
     if 'networks' in config and 'methods' in config:
@@ -391,7 +391,7 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
         if isinstance(value, float) and math.isnan(value):
             raise UserError(f'{where}: {path} is NaN, expected a number')
         if path.endswith('.type') and not isinstance(value, str) and not callable(value):
-            raise UserError(f'{where}: {path} is {_short(value)}, expected the name of what is to be built')
+            raise UserError(f'{where}: {path} is {_short(value)}, expected the name of a registered class')
         if (
             fnmatchcase(path, '*data_preprocessor')
             and value
@@ -400,7 +400,7 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
             raise UserError(f'{where}: {path} has mean={value["mean"]} and std={value["std"]}: give as many of both')
     scope = config.get('default_scope')
     if scope and scope not in MODELS.children and find_spec(scope) is None:
-        raise UserError(f"{where}: default_scope is '{scope}', which is no package that is installed")
+        raise UserError(f"{where}: default_scope is '{scope}', which is not an installed package")
     _check_optimiser(config, where)
     for key in _GROUPS[part][:1] + (_GROUPS['val'][:1] if part == 'train' else ()):
         _check_registered(f'{where}: {key}.collate_fn', (config.get(key) or {}).get('collate_fn'), FUNCTIONS)
@@ -413,7 +413,7 @@ def _check_optimiser(config: Config, where: str) -> None:
     wrapper = config.get('optim_wrapper') or {}
     if wrapper.get('constructor', 'DefaultOptimWrapperConstructor') != 'DefaultOptimWrapperConstructor':
         return
-    # Six configs of Twins have a misspelt _delete_ there, without harm.
+    # Six configs of Twins have a misspelt _delete_ here, which is harmless.
     if unknown := {x for x in wrapper.get('paramwise_cfg') or {} if not x.startswith('_')} - _PARAMWISE:
         raise UserError(
             f"{where}: optim_wrapper.paramwise_cfg has no option '{min(unknown)}'; options are "
@@ -423,9 +423,9 @@ def _check_optimiser(config: Config, where: str) -> None:
         _check_registered(f'{where}: optim_wrapper.optimizer', wrapper.get('optimizer'), registry)
 
 
-def _check_registered(where: str, record: Any, registry: Registry) -> None:
-    """Look a type up that mmengine would look up without a word for what is not there."""
-    kind = record.get('type') if isinstance(record, Mapping) else None
+def _check_registered(where: str, config: Any, registry: Registry) -> None:
+    """Look up a type whose absence mmengine reports without a reason."""
+    kind = config.get('type') if isinstance(config, Mapping) else None
     if isinstance(kind, str) and registry.get(kind) is None:
         known = (registry.parent or registry).module_dict
         raise UserError(f"{where}: type '{kind}' is not registered; {nearest(kind.rpartition('.')[2], known)}")
@@ -468,14 +468,14 @@ def _short(value: Any) -> str:
 
 
 def one_slip(word: str, other: str) -> bool:
-    """Say whether two words differ in one letter too many, too few, another, or in two in each other's place.
+    """Return whether two words differ by one letter added, left out or replaced, or by two letters swapped.
 
-    Names that differ in a digit are of different things.
+    Names that differ in a digit name different things.
     """
     if word == other:
         return False
     same = next((i for i, (a, b) in enumerate(zip(word, other, strict=False)) if a != b), min(len(word), len(other)))
-    a, b = word[same:], other[same:]  # where they part
+    a, b = word[same:], other[same:]  # from where they differ
     letters = {*string.ascii_lowercase, '_'}
     return (
         (a[1:] == b and a[0] in letters)

@@ -1,4 +1,4 @@
-"""Files of data sets: which are images, and archives and lists that name none outside the folder that is meant."""
+"""Files of data sets: images by their endings, downloads, and archives and lists that stay inside their folder."""
 
 import os
 import tarfile
@@ -17,17 +17,17 @@ def is_image(name: str | Path) -> bool:
 
 
 def fetch(url: str, folder: str | Path, md5: str, name: str | None = None) -> None:
-    """Download an archive into a folder, unless it lies there, and unpack it there.
+    """Download an archive into a folder, unless it exists there, and unpack it there.
 
     Args:
         url: Address of the archive.
-        folder: Where it goes; made where it is missing.
+        folder: Folder of the archive and its files; made where it is missing.
         md5: Checksum of the archive.
-        name: The archive's file name; None is the end of the address.
+        name: File name of the archive; by default the end of the address.
 
     Raises:
         OSError: The download failed.
-        RuntimeError: What was downloaded has another checksum.
+        RuntimeError: The downloaded file has another checksum.
         UserError: As :func:`unpack`.
     """
     from torchvision.datasets.utils import download_url  # only here: importing it takes seconds
@@ -62,7 +62,7 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
 
 
 def inside(name: str, source: str | Path) -> str:
-    """Return a name that was read from a file, unless it leads out of the folder that it is to be joined to.
+    """Return a name that was read from a file, unless it leads out of its folder.
 
     Raises:
         UserError: The name is absolute or goes up.

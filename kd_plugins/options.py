@@ -29,10 +29,10 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
 
 
 def check_least(args: argparse.Namespace, **least: float) -> None:
-    """Check numbers that have a least value; an option that is not given is None, or not there.
+    """Check numbers that have a least value; an option that is not given is None or missing.
 
     Raises:
-        UserError: One is less, or NaN.
+        UserError: A number is less, or NaN.
     """
     for name, value in least.items():
         given = getattr(args, name, None)
@@ -44,7 +44,7 @@ def check_device(device: str | None) -> None:
     """Check the name of a device.
 
     Raises:
-        UserError: It is none of a CPU or of a GPU that is there.
+        UserError: It names neither a CPU nor an existing GPU.
     """
     if device is None:
         return
@@ -59,7 +59,7 @@ def check_device(device: str | None) -> None:
 
 
 class KeyValues(DictAction):
-    """mmengine's ``KEY=VALUE ...``, where what is none of these is named."""
+    """mmengine's ``KEY=VALUE ...``, with an error that names a value of another form."""
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""Pickle and YAML files read without running the code that they may hold."""
+"""Pickle and YAML files, read without running code that they may hold."""
 
 import pickle
 from collections.abc import Iterator
@@ -18,16 +18,16 @@ _PLAIN_NAMES = {
     ('numpy._core.multiarray', '_reconstruct'),
     ('numpy._core.multiarray', 'scalar'),
     ('numpy._core.numeric', '_frombuffer'),
-    ('_codecs', 'encode'),  # Python 3 writes the bytes of an array so under protocol 2
+    ('_codecs', 'encode'),  # by which Python 3 writes the bytes of an array under protocol 2
     ('mmengine.structures.instance_data', 'InstanceData'),  # mmdet's proposals
 }
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Loads plain values and numpy arrays only: a file from elsewhere cannot run code."""
+    """Loads plain values and NumPy arrays only, so that a file cannot run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what a pickle names, where that is harmless."""
+        """Return what a pickle names, where it is harmless."""
         known = module.replace('__builtin__', 'builtins').replace('numpy.core', 'numpy._core')
         if (known, name) not in _PLAIN_NAMES:
             raise pickle.UnpicklingError(f'{module}.{name} is neither a plain value nor a numpy array')

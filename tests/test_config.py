@@ -81,7 +81,7 @@ def test_scoring_needs_other_parts(config):
         ('optim_wrapper.optimizer.lr', float('nan'), 'a finite number of at least 0'),
         ('optim_wrapper.optimizer.nesterov', float('nan'), 'a number'),
         ('model.head.num_classes', 0, 'a whole number of at least 1'),
-        ('model.backbone.type', None, 'the name of what is to be built'),
+        ('model.backbone.type', None, 'the name of a registered class'),
         ('train_dataloader.dataset.metainfo', dict(classes='dog'), 'a single one needs a comma'),
         ('custom_hooks', dict(type='EMAHook'), 'a list of config dicts'),
         ('default_hooks.logger', 'LoggerHook', 'a config dict with a type'),
@@ -171,7 +171,7 @@ def test_imports_that_fail_are_told_by_their_key(tmp_path, imports):
     [
         ('optim_wrapper.optimizer.type', 'SDG', "optimizer: type 'SDG' is not registered; nearest names: SGD"),
         ('train_dataloader.collate_fn', dict(type='nosuch'), "collate_fn: type 'nosuch' is not registered"),
-        ('default_scope', 'mmnosuch', "default_scope is 'mmnosuch', which is no package that is installed"),
+        ('default_scope', 'mmnosuch', "default_scope is 'mmnosuch', which is not an installed package"),
         ('optim_wrapper.paramwise_cfg', dict(custom_key={}), "no option 'custom_key'; options are .*custom_keys"),
         ('default_hooks.checkpoint', dict(type='CheckpointHook', save_best='auto'), "save_best is 'auto', but without"),
         ('model.data_preprocessor', dict(mean=[1.0] * 3, std=[1.0] * 2), 'give as many of both'),

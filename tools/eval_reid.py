@@ -3,15 +3,15 @@
     python tools/eval_reid.py features.npz
     python tools/eval_reid.py configs/market1501/resnet18.py work_dirs/market1501/resnet18/student.pth --rerank
 
-Features come from a file .npz with query_features, query_ids, query_cams, gallery_features, gallery_ids and
+Features come from an .npz file with query_features, query_ids, query_cams, gallery_features, gallery_ids and
 gallery_cams, from a folder with one .npy for each, which is memory-mapped, or from a config and a checkpoint; then they
 are extracted once and kept beside the run. Identity -1 is junk (ignored), 0 a distractor (stays in the gallery, never a
-match). A query's own identity from its own camera is left out of its ranking, queries without a match are left out and
-counted, and ties count against the query. The scores are exact: every gallery item counts.
+match). Items of a query's own identity and camera are left out of its ranking. Queries without a match are left out and
+counted. Ties count against the query. The scores are exact: every gallery item counts.
 
-Prints a table and, as the last line, the same as one JSON object. Scores after query expansion, after re-ranking (of
-the expanded queries, where both are asked for) and of an approximate search have keys that begin with expand_, rerank_
-and approximate_.
+Prints a table and, as the last line, its values as one JSON object. Keys of scores after query expansion begin with
+expand_, after re-ranking (of the expanded queries, where both are given) with rerank_, of an approximate search with
+approximate_.
 """
 
 import argparse
@@ -59,19 +59,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--expand', type=int, metavar='N', help='expand each query by its N nearest gallery items')
     parser.add_argument('--alpha', type=float, default=3.0, help='exponent of their weights (default: %(default)s)')
     parser.add_argument('--rerank', action='store_true', help='k-reciprocal re-ranking')
-    parser.add_argument('--k1', type=int, default=20, help='of the re-ranking (default: %(default)s)')
-    parser.add_argument('--k2', type=int, default=6, help='of the re-ranking (default: %(default)s)')
+    parser.add_argument('--k1', type=int, default=20, help='neighbours in the re-ranking (default: %(default)s)')
+    parser.add_argument('--k2', type=int, default=6, help='neighbours that are averaged in it (default: %(default)s)')
     parser.add_argument(
         '--lambda',
         type=float,
         default=0.3,
         dest='lambda_value',
         metavar='L',
-        help='of the re-ranking (default: %(default)s)',
+        help='weight of the original distance in it (default: %(default)s)',
     )
     parser.add_argument('--approximate', choices=['ivf', 'hnsw'], help='also search by such an index of faiss')
     parser.add_argument(
-        '--top', type=int, default=100, metavar='K', help='how many items that search returns (default: %(default)s)'
+        '--top', type=int, default=100, metavar='K', help='number of items that it returns (default: %(default)s)'
     )
     parser.add_argument('--device', help='where similarities are computed (default: a GPU where there is one)')
     add_run_options(parser, 'the extracted features')
@@ -94,12 +94,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         (args.approximate, 'rank_approximately'),
     ):
         if wanted:
-            getattr(evaluation, name)  # says what is not installed
+            getattr(evaluation, name)  # raises where a package is missing
     return args
 
 
 def extract(args: argparse.Namespace) -> ReIDFeatures:
-    """Run the model over the config's test set, or take the features kept from the last time."""
+    """Run the model over the config's test set, or read the features that an earlier call has kept."""
     config = load_run(args.source, args, 'test')
     if not Path(args.checkpoint).is_file():
         raise UserError(f'checkpoint {args.checkpoint} does not exist: give the path of a .pth file')
@@ -115,7 +115,7 @@ def extract(args: argparse.Namespace) -> ReIDFeatures:
     key = hashlib.sha256(described.encode() + Path(args.checkpoint).read_bytes()).hexdigest()[:16]
     kept = Path(config.work_dir, f'features-{key}.npz')
     if kept.is_file():
-        print_log(f'features are taken from {kept}', 'current')
+        print_log(f'features are read from {kept}', 'current')
         return load_features(kept)
     config.test_evaluator = dict(type='kd_plugins.ReIDMetric', save_to=str(kept), device=args.device)
     config.default_hooks.logger = dict(type='LoggerHook', interval=10)
@@ -127,7 +127,7 @@ def extract(args: argparse.Namespace) -> ReIDFeatures:
 
 
 def score(features: ReIDFeatures, args: argparse.Namespace) -> dict[str, float | int | str]:
-    """Return all scores that are asked for."""
+    """Return the scores that the options name."""
     exact = rank_matches(features, args.metric, args.device, progress=True)
     scores: dict[str, float | int | str] = {
         **exact.summary(RANKS, args.ap),
@@ -161,7 +161,7 @@ def score(features: ReIDFeatures, args: argparse.Namespace) -> dict[str, float |
 
 
 def print_scores(scores: dict[str, float | int | str]) -> None:
-    """Print the table, then the line for programs."""
+    """Print the table, then the JSON line."""
     columns = ['mAP', 'mINP', *(f'rank{k}' for k in RANKS)]
     title = (
         f'{scores["queries"]} queries ({scores["unmatched_queries"]} more have no match), '

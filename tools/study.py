@@ -3,9 +3,9 @@
     python tools/study.py configs/studies/quick.py --jobs 2
     python tools/study.py configs/studies/quick.py --table
 
-A call trains what has no result yet and goes on where an earlier one was interrupted, by Ctrl-C or by a kill (SIGTERM
-does what Ctrl-C does). A run that fails does not stop the others: it is told at the end, with the last error in its
-log, and the exit status is 1.
+A call trains the runs that have no result yet and resumes those that were interrupted, by Ctrl-C, SIGTERM or a kill. A
+run that fails does not stop the others: it is reported at the end, with the last error in its log, and the exit status
+is 1.
 
 A study is a config with these keys (configs/studies/ has examples):
 
@@ -13,22 +13,22 @@ networks      name=dict(config='configs/...py', teacher=<name of a teacher>, ter
               methods=dict(<name of a method>=dict(...))); the last adds to those methods on this network
 teachers      name=dict(config='configs/...py', overrides=dict(...)); trained first
 methods       name=dict(terms=[...], hook=dict(...), wrap=dict(type=...), overrides=dict(...), first=dict(...)); a term
-              is a key of terms_from (configs/_base_/methods.py, or what a network names) or a record, hook more options
-              of the DistillationHook; wrap makes the model dict(wrap, student=<the network>); first is a method that
-              trains the weights from which this one starts, or the name of one above it
+              is a key of terms_from (configs/_base_/methods.py, or what a network names) or a config dict; hook has
+              more options of the DistillationHook; wrap makes the model dict(wrap, student=<the network>); first is
+              a method that trains the weights from which this one starts, or the name of a method above it
 corruptions   name=dict(label_noise=..., imbalance=..., common=..., teacher_common=...): options of the training data;
               common and teacher_common add to the study's, and win. clean=dict() by default
-seeds         of the runs, whole numbers below 1000; a teacher's is 1000 more than its students'. '{seed}' in a text of
-              the configs and overrides stands for the student's, as where each seed has a split of its own
-replace       configs whose keys take the place of the networks' own, also in single networks and teachers; common,
+seeds         whole numbers below 1000; a teacher's seed is 1000 more than its students'. '{seed}' in a text of the
+              configs and overrides is replaced by the student's, as where each seed has a split of its own
+replace       configs whose keys replace those of all networks; a network or teacher may have its own replace. common,
               teacher_common: overrides of all runs, of teachers
 teacher_data  'clean' or 'same': what teachers learn from; teacher_seeds 'one' or 'each': one for all seeds or one each
-teacher_cache True keeps the teachers' answers on disk, for all runs whose pictures come again: give networks the
+teacher_cache True keeps the teachers' features on disk, for all runs that see the same pictures: give networks the
               override train_dataloader=dict(dataset=dict(seed=0)) of BatchedImages, so that all seeds draw the same;
-              a method's own teacher_cache=False leaves its answers out, as where whole maps would fill the disk
-validation    dict(size=5000): images held out of all training and scored beside the test set; runs.csv then tells the
+              teacher_cache=False in a method excepts it, as where whole maps would fill the disk
+validation    dict(size=5000): images held out of all training and scored beside the test set; runs.csv then has the
               test accuracy of the epoch that was best on them
-metric, error, average, references, columns, baseline, title, notes    what the table shows, and how
+metric, error, average, references, columns, baseline, title, notes    content and form of the tables
 
 gains.csv has every method's gain over the baseline, paired by seed, with the p of a t-test; gains.png draws it.
 """
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument('--table', action='store_true', help='train nothing, only make tables and figures')
     parser.add_argument(
-        '--list', action='store_true', help='train nothing, only say which runs are done, missing, or changed since'
+        '--list', action='store_true', help='train nothing, only list which runs are done, missing, or changed since'
     )
     parser.add_argument('--root', help='folder of runs and tables (default: work_dirs/studies/<study>)')
     parser.add_argument(
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     check_least(args, jobs=1, threads=1, gpus=0)
     study = load_study(args.study, args.root)
-    references(study)  # what is wrong in them is told now, not after the training
+    references(study)  # mistakes in them are reported before the training
     runs = study.only(args.only) if args.only else study.runs
     if args.list:
         for run in runs:
@@ -114,5 +114,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    with one_line_errors('stopped; the same command goes on'):
+    with one_line_errors('stopped; the same command continues'):
         main()

@@ -61,7 +61,7 @@ def main() -> None:
         set_drawing(config, args.show_dir)
     runner = Runner.from_cfg(config)
     model = unwrapped(runner.model)
-    # mmengine would score whatever a loose load leaves.
+    # mmengine loads loosely, and would score random weights.
     checkpoint = load_weights(model, args.checkpoint, args.allow_pickle)
     check_checkpoint_classes(checkpoint, runner.test_dataloader.dataset)
     metrics = runner.test()

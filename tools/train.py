@@ -2,13 +2,12 @@
 
     python tools/train.py configs/nst_voc.py
 
-Three keys of a config are read here and not by mmengine's runner:
+Three keys of a config are read by this command and not by mmengine's runner:
 
-prepare   records of functions that make the data: dict(type='module.function', ...)
-requires  what has to be trained first: dict(config='configs/x.py', checkpoint='work_dirs/x/student.pth'); trained only
-          where the checkpoint is missing
-compare   name='configs/y.py' of runs to stand beside this one in the table that is printed at the end; trained only
-          where their result is missing
+prepare   functions that make the data: dict(type='module.function', ...)
+requires  runs that come first: dict(config='configs/x.py', checkpoint='work_dirs/x/student.pth'); trained where the
+          checkpoint is missing
+compare   name='configs/y.py': other runs in the table that is printed at the end; trained where their result is missing
 """
 
 import argparse
@@ -50,7 +49,7 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help="go on from a checkpoint, or from the run's newest; start anew where there is none",
+        help="continue from a checkpoint, or from the run's newest; start anew where there is none",
     )
     parser.add_argument('--amp', action='store_true', help='train under bfloat16 autocast')
     parser.add_argument('--skip-corrupt', action='store_true', help='leave out images that cannot be read')
@@ -59,29 +58,29 @@ def parse_args() -> argparse.Namespace:
 
 def prepare(config: Config) -> None:
     """Make the data that the config describes."""
-    for record in config.get('prepare', []):
-        arguments = dict(record)
+    for call in config.get('prepare', []):
+        arguments = dict(call)
         name = arguments.pop('type')
         module, _, function = name.rpartition('.')
         try:
             function = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError, ValueError) as error:
-            raise UserError(f"prepare: there is no function '{name}' ({error}); correct the record's type") from error
+            raise UserError(f"prepare: there is no function '{name}' ({error}); correct its type") from error
         try:
             inspect.signature(function).bind(**arguments)
         except TypeError as error:
-            raise UserError(f"prepare: {name}: {error}; correct the record's options") from error
+            raise UserError(f'prepare: {name}: {error}; correct its options') from error
         function(**arguments)
 
 
 def check_others(config: Config, above: tuple[str, ...] = ()) -> None:
-    """Check the configs that a run builds on, as far as they have yet to be trained, and is to be compared with.
+    """Check the configs that a run requires, where they are not trained yet, and those that it is compared with.
 
     Raises:
-        UserError: One is missing or no valid config, or builds on a run that builds on it.
+        UserError: A config is missing or invalid, or requires a run that requires it.
     """
     above += (os.path.realpath(path := config.filename),)
-    missing = [record.config for record in config.get('requires', []) if not Path(record.checkpoint).is_file()]
+    missing = [other.config for other in config.get('requires', []) if not Path(other.checkpoint).is_file()]
     for other in [*missing, *config.get('compare', {}).values()]:
         try:
             check_config(required := load_config(other))
@@ -89,16 +88,16 @@ def check_others(config: Config, above: tuple[str, ...] = ()) -> None:
             raise UserError(f'{path} names {other} under requires or compare: {error}') from error
         if other in missing:
             if os.path.realpath(required.filename) in above:
-                raise UserError(f'{path} requires {other}, which requires it in turn: one of the two must do without')
+                raise UserError(f'{path} requires {other}, which requires it in turn: remove one of the two')
             check_others(required, above)
 
 
 def train_apart(config: str, flags: Sequence[str]) -> None:
-    """Train another config in a process of its own; it goes on where it was interrupted."""
+    """Train another config in a process of its own; an interrupted run is resumed."""
     print_log(f'training {config} first', 'current')
     try:
         status = subprocess.run([sys.executable, __file__, config, '--resume', *flags], check=False).returncode
-    except KeyboardInterrupt:  # the other process got it too, and has said how to go on
+    except KeyboardInterrupt:  # the other process got it too, and has printed how to continue
         raise SystemExit(130) from None
     if status:
         raise UserError(f'{config}, which this run builds on, failed: see its error above')
@@ -106,22 +105,22 @@ def train_apart(config: str, flags: Sequence[str]) -> None:
 
 def train_missing(config: Config, launcher: str, flags: Sequence[str]) -> None:
     """Train what the config requires, where its checkpoint is missing."""
-    for record in config.get('requires', []):
-        if not Path(record.checkpoint).is_file():
+    for other in config.get('requires', []):
+        if not Path(other.checkpoint).is_file():
             if launcher != 'none':
                 raise UserError(
-                    f'{record.checkpoint} is missing: make it first, with python tools/train.py {record.config}'
+                    f'{other.checkpoint} is missing: make it first, with python tools/train.py {other.config}'
                 )
-            train_apart(record.config, flags)
-        if not Path(record.checkpoint).is_file():
+            train_apart(other.config, flags)
+        if not Path(other.checkpoint).is_file():
             raise UserError(
-                f'{record.config} was trained but left no {record.checkpoint}: requires names another '
+                f'{other.config} was trained but left no {other.checkpoint}: requires names another '
                 'folder than that config writes to, or that config has no ExportHook'
             )
 
 
 def set_resume(config: Config, resume: str | None) -> None:
-    """Point the runner to the checkpoint to go on from."""
+    """Set the checkpoint that the runner resumes from."""
     if resume == 'auto' or (resume is None and config.get('resume') and not config.get('load_from')):
         config.resume, resume = False, latest_checkpoint(config)
     if resume is not None:
@@ -129,7 +128,7 @@ def set_resume(config: Config, resume: str | None) -> None:
 
 
 def read_result(folder: str | Path) -> dict[str, Any] | None:
-    """Return what a run's ``result.json`` says; None where there is none, or no whole one."""
+    """Return the content of a run's ``result.json``; None where it is missing or incomplete."""
     try:
         result = json.loads(Path(folder, 'result.json').read_text())
         return result if {'metrics', 'checkpoint', 'log'} <= result.keys() and dict(result['metrics']) else None
@@ -138,7 +137,7 @@ def read_result(folder: str | Path) -> dict[str, Any] | None:
 
 
 def print_comparison(config: Config, flags: Sequence[str]) -> None:
-    """Train the runs to compare with, where their result is missing, and print a table of the last-epoch metrics."""
+    """Train the runs to compare with, where their result is missing, and print a table of all last metrics."""
     results = {}
     for name, path in config.compare.items():
         folder = load_config(path).work_dir
@@ -186,5 +185,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    with one_line_errors('stopped by Ctrl-C; go on with --resume'):
+    with one_line_errors('stopped by Ctrl-C; continue with --resume'):
         main()

@@ -8,14 +8,14 @@
         work_dirs/cifar10_quick/student_from_teacher/nst_poly/student.pth NST
 
 ranking     the nearest gallery items of the queries with the best, the median and the worst average precision.
-tsne        the channels of teacher and students, which NST makes alike: a point is a channel, by its maps of the images
-            at L2 norm 1. All networks are embedded together, so that the teacher's points are at the same places in
-            every panel and the panels differ by the students alone.
-attention   for some images, where the activations of teacher and students are strong, which AT makes alike.
+tsne        the channels of teacher and students, which NST makes alike: a point is a channel, described by its maps of
+            the images at L2 norm 1. All networks are embedded together: the teacher's points are the same in every
+            panel, and only the students' differ.
+attention   where the activations of teacher and students are strong on some images, which AT makes alike.
 similarity  the similarities that teacher and students see between the images of a batch, which SP preserves.
 
 The last three take images from the test set of the first student's config, and show the output of the module --tap;
-each network sees them through its own normalisation. The same call draws the same picture.
+each network gets them in its own normalisation. The same call draws the same picture.
 """
 
 import argparse

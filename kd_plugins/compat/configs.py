@@ -49,6 +49,8 @@ def _add_package(config: ModuleType) -> None:
     find = config.Config._get_cfg_path
 
     def find_here(path: str, filename: str) -> tuple[str, str | None]:
+        if not isinstance(path, str):
+            raise TypeError(f'_base_ has {path!r}, expected the path of a config')
         package, separator, below = path.partition('::')
         return (str(CONFIGS / below), None) if separator and package == 'kd_plugins' else find(path, filename)
 

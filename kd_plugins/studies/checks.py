@@ -1,4 +1,4 @@
-"""What can be wrong in a study file, told before anything trains."""
+"""Checks of a study file, made before anything trains."""
 
 import inspect
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ from kd_plugins.hooks import DistillationHook
 from kd_plugins.registry import MODELS
 from kd_plugins.utils.random import preserved_rng
 
-# The keys of a study's records; a misspelt one would be left out in silence.
+# The keys of a study's config dicts; a misspelt one would otherwise be ignored in silence.
 _KEYS = {
     'networks': {'config', 'teacher', 'terms_from', 'replace', 'overrides', 'methods'},
     'teachers': {'config', 'replace', 'overrides'},
@@ -36,7 +36,8 @@ _KINDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     'a text': (str, ('metric', 'terms_from', 'notes')),
     'a text, or None': ((str, type(None)), ('title', 'root')),
 }
-# A teacher's seed is this much more than the students': one of a student's own architecture would be its baseline.
+# A teacher's seed is larger than its students' by this: a teacher of a student's own architecture would else be its
+# baseline.
 TEACHER_SEED = 1000
 
 
@@ -44,44 +45,44 @@ def check_study(path: str, options: Mapping[str, Any]) -> None:
     """Check the options of a study file, complete as they are.
 
     Raises:
-        UserError: One has no fit value.
+        UserError: An option has no valid value.
     """
-    _check_record(path, options)
+    _check_dict(path, options)
     for part, allowed in _KEYS.items():
-        _check_record(f'{path}: {part}', options[part])
+        _check_dict(f'{path}: {part}', options[part])
         if not options[part] and part in ('networks', 'methods', 'corruptions'):
-            raise UserError(f'{path}: {part} is empty, expected one at least')
-        for name, record in options[part].items():
+            raise UserError(f'{path}: {part} is empty, expected at least one')
+        for name, config in options[part].items():
             where = f"{path}: {part}['{name}']"
             if not isinstance(name, str):
-                raise UserError(f'{where}: the name of one is {name!r}, expected a text')
-            _check_record(where, record, allowed)
-            if 'config' in allowed and not isinstance(record.get('config'), str):
+                raise UserError(f'{where}: the name is {name!r}, expected a text')
+            _check_dict(where, config, allowed)
+            if 'config' in allowed and not isinstance(config.get('config'), str):
                 raise UserError(f"{where} names no config: give config='configs/...py'")
-            if isinstance(first := record.get('first', {}), str):
+            if isinstance(first := config.get('first', {}), str):
                 if first not in list(options[part])[: list(options[part]).index(name)]:
-                    raise UserError(f"{where}: first is '{first}', expected a method that stands above it, or a record")
+                    raise UserError(f"{where}: first is '{first}', expected a method above it, or a config dict")
             else:
-                _check_record(f"{where}['first']", first, allowed - {'first'})
-    for name, record in options['networks'].items():
-        own, where = record.get('methods', {}), f"{path}: networks['{name}']['methods']"
-        _check_record(where, own, options['methods'])
+                _check_dict(f"{where}['first']", first, allowed - {'first'})
+    for name, config in options['networks'].items():
+        own, where = config.get('methods', {}), f"{path}: networks['{name}']['methods']"
+        _check_dict(where, own, options['methods'])
         for method in own:
             if not isinstance(own[method], Mapping):
                 raise UserError(f"{where}['{method}'] is {own[method]!r}, expected a dict")
-            _check_record(f"{where}['{method}']", method_on(name, method, options), _KEYS['methods'])
-    for name, record in options['methods'].items():
-        if 'first' in record and 'wrap' in record:
+            _check_dict(f"{where}['{method}']", method_on(name, method, options), _KEYS['methods'])
+    for name, config in options['methods'].items():
+        if 'first' in config and 'wrap' in config:
             raise UserError(
-                f"{path}: methods['{name}'] has first and wrap, but the weights of a single network do not "
-                'fit several that train together: wrap the first stage, or none'
+                f"{path}: methods['{name}'] has first and wrap, but the weights of one network do not fit "
+                'several that train together: wrap the first stage too, or leave wrap out'
             )
     for name, condition in options['corruptions'].items():
         _check_data(f"{path}: corruptions['{name}']", {key: condition.get(key) for key in ('label_noise', 'imbalance')})
     _check_data(path, dict(validation=options['validation']))
     if 'part' in (options['validation'] or {}):
         raise UserError(
-            f"{path}: validation has no option 'part' here: the runs train on one and are scored on the other"
+            f"{path}: validation has no option 'part' here: the runs train on one part and are scored on the other"
         )
     seeds = options['seeds']
     if (
@@ -103,29 +104,29 @@ def check_study(path: str, options: Mapping[str, Any]) -> None:
 
 
 def method_on(network: str, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record of a method, with what the network adds to it."""
-    record = Config(options['methods'][method])
-    record.merge_from_dict(options['networks'][network].get('methods', {}).get(method, {}))
-    return record.to_dict()
+    """Return the config dict of a method, with what the network adds to it."""
+    config = Config(options['methods'][method])
+    config.merge_from_dict(options['networks'][network].get('methods', {}).get(method, {}))
+    return config.to_dict()
 
 
-def _check_record(where: str, record: Any, allowed: Iterable[str] | None = None) -> None:
-    if not isinstance(record, Mapping):
-        raise UserError(f'{where} is {record!r}, expected a dict')
-    if allowed is not None and (wrong := set(record) - set(allowed)):
+def _check_dict(where: str, config: Any, allowed: Iterable[str] | None = None) -> None:
+    if not isinstance(config, Mapping):
+        raise UserError(f'{where} is {config!r}, expected a dict')
+    if allowed is not None and (wrong := set(config) - set(allowed)):
         raise UserError(f"{where} has no option '{min(wrong)}'; options are {', '.join(sorted(allowed))}")
-    if record.get('teacher_cache', False) not in (False, True):
-        raise UserError(f'{where}: teacher_cache is {record["teacher_cache"]!r}, expected one of False, True')
+    if config.get('teacher_cache', False) not in (False, True):
+        raise UserError(f'{where}: teacher_cache is {config["teacher_cache"]!r}, expected one of False, True')
     for expected, (kind, keys) in _KINDS.items():
         for key in keys:
-            if key in record and not isinstance(record[key], kind):
-                raise UserError(f'{where}: {key} is {record[key]!r}, expected {expected}')
-    for term in record.get('terms', []):
+            if key in config and not isinstance(config[key], kind):
+                raise UserError(f'{where}: {key} is {config[key]!r}, expected {expected}')
+    for term in config.get('terms', []):
         if not isinstance(term, str) and not (isinstance(term, Mapping) and {'name', 'loss'} <= set(term)):
-            raise UserError(f'{where}: the term {term!r} is neither a name nor a record with name and loss')
-    if 'type' not in record.get('wrap', {'type': ''}):
+            raise UserError(f'{where}: the term {term!r} is neither a name nor a config dict with name and loss')
+    if 'type' not in config.get('wrap', {'type': ''}):
         raise UserError(f"{where}: wrap names no type, as in wrap=dict(type='kd_plugins.MutualLearning')")
-    if wrong := set(record.get('hook', {})) - (
+    if wrong := set(config.get('hook', {})) - (
         known := set(inspect.signature(DistillationHook).parameters) - {'teacher', 'terms'}
     ):
         raise UserError(f"{where}: hook has no option '{min(wrong)}'; options are {', '.join(sorted(known))}")
@@ -139,10 +140,10 @@ def _check_data(where: str, options: Mapping[str, Any]) -> None:
 
 
 def check_spelling(where: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Check that a key which is new to a config is not one of its keys with one slip of the finger.
+    """Check that no key which is new to a config is one of its keys, misspelt by one letter.
 
     Raises:
-        UserError: One is.
+        UserError: A key is.
     """
     if '_delete_' in given or given.get('type', known.get('type')) != known.get('type'):
         return  # other keys than the config's
@@ -158,7 +159,7 @@ def check_runs(study: Any) -> None:
     """Build every network of a study's runs, and its terms, as the runs would.
 
     Raises:
-        UserError: A run's config is none that trains; a term, a tap of one, or the study's metric is not there.
+        UserError: A run's config cannot train, or a term, a tap or the study's metric does not exist.
     """
     networks: dict[str, nn.Module] = {}
 
@@ -173,9 +174,9 @@ def check_runs(study: Any) -> None:
 
     seen = set()
     for run in study.runs:
-        if (place := (run.network, run.corruption, run.method, run.part)) in seen or run.problem:
+        if (kind := (run.network, run.corruption, run.method, run.part)) in seen or run.problem:
             continue
-        seen.add(place)  # the seeds do not differ in what can be wrong
+        seen.add(kind)  # mistakes do not depend on the seed
         check_config(Config(run.config), where=f'{study.name}: {run.name}')
         _check_metric(study, run.config)
         student = network_of(run.config)
@@ -192,7 +193,7 @@ def check_runs(study: Any) -> None:
 
 
 def _check_metric(study: Any, config: Mapping[str, Any]) -> None:
-    """Compare the study's metric with what mmpretrain's accuracy, alone, is going to be called."""
+    """Check the study's metric against the names of mmpretrain's accuracy, where that is the only evaluator."""
     given = config.get('val_evaluator') or {}
     (evaluator,) = given if isinstance(given, (list, tuple)) and len(given) == 1 else (given,)
     if isinstance(evaluator, Mapping) and evaluator.get('type') == 'Accuracy' and not evaluator.get('thrs'):

@@ -1,4 +1,4 @@
-"""What a study does to the data in a config: seeds, corruption, a part held out."""
+"""Changes of the data in a config: seeds, corruption, a part held out."""
 
 import copy
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ def _is_corruptible(dataset: Mapping[str, Any]) -> bool:
 
 
 def filled(node: Any, seed: int) -> Any:
-    """Return a config with the seed in the place of every '{seed}' in its texts."""
+    """Return a config with every '{seed}' in its texts replaced by the seed."""
     if isinstance(node, Mapping):
         return {key: filled(value, seed) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
@@ -23,23 +23,23 @@ def filled(node: Any, seed: int) -> Any:
 
 
 def data_options(condition: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a condition does to the training data; none where they are clean."""
+    """Return the options by which a condition corrupts the training data; none where the data are clean."""
     return {key: condition[key] for key in ('label_noise', 'imbalance') if condition.get(key) is not None}
 
 
 def hold_out(config: dict[str, Any], options: Mapping[str, Any], metric: str) -> None:
-    """Score what is held out of a run's training data beside the test set, under the name of :func:`held_out`."""
+    """Score a run on its held-out training data, beside the test set, under the name of :func:`held_out`."""
     if not config.get('val_dataloader') or not config.get('val_evaluator'):
-        raise UserError('validation: a config without val_dataloader and val_evaluator scores nothing: give it both')
+        raise UserError('validation: the config has no val_dataloader or no val_evaluator: give it both')
     loader = copy.deepcopy(config['val_dataloader'])
-    place = _innermost(loader)
+    holder = _innermost(loader)
     source = copy.deepcopy(_innermost(config['train_dataloader'])['dataset'])
-    # CIFAR's are taken of what is left; those of a data set that has to be wrapped come first.
+    # CIFAR applies its indices after the split; another data set, which is wrapped for the split, before.
     if source.pop('indices', None) is not None and not _is_corruptible(source):
         raise UserError(
-            f'validation: {source["type"]} with indices would hold other images out of other indices: give it none'
+            f'validation: {source["type"]} has indices, with which other images would be held out: leave indices out'
         )
-    place['dataset'] = source | {key: place['dataset'][key] for key in ('pipeline',) if key in place['dataset']}
+    holder['dataset'] = source | {key: holder['dataset'][key] for key in ('pipeline',) if key in holder['dataset']}
     corrupt(loader, dict(validation=dict(options, part='val')))
     given, prefix = config['val_evaluator'], held_out(metric).partition('/')[0]
     evaluator = [dict(x, prefix=prefix) for x in (given if isinstance(given, (list, tuple)) else [given])]

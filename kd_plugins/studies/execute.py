@@ -1,4 +1,4 @@
-"""Runs what is missing of a study, several at once."""
+"""Makes the missing runs of a study, several at once."""
 
 import json
 import multiprocessing
@@ -26,24 +26,24 @@ from kd_plugins.utils.files import write_text
 
 
 class Launcher(Protocol):
-    """Starts runs and tells which have ended."""
+    """Starts runs and returns those that have ended."""
 
     def start(self, run: Run) -> Any:
-        """Start a run; return what it is known by."""
+        """Start a run; return its handle."""
 
     def wait(self, handles: Sequence[Any], seconds: float) -> list[tuple[Any, int]]:
-        """Return those that have ended with their exit status, after at most so many seconds."""
+        """Return the handles of ended runs, with their exit status, after at most so many seconds."""
 
     def stop(self, handles: Sequence[Any]) -> None:
-        """End those that still run."""
+        """Stop the runs that have not ended."""
 
 
 class LocalLauncher:
     """Processes of this machine, forked from a server that has imported everything and computed nothing.
 
     Args:
-        threads: Threads of a run; the matrix libraries read their number when they are loaded.
-        exported: Whether a number that the environment has goes before.
+        threads: Threads of a run. Matrix libraries read the number when they are loaded.
+        exported: Whether a number in the environment takes precedence.
     """
 
     def __init__(self, threads: int, exported: bool = False) -> None:
@@ -72,7 +72,7 @@ class LocalLauncher:
         return [(handle, handle.exitcode or 0) for handle in done]
 
     def stop(self, handles: Sequence[BaseProcess]) -> None:
-        """Terminate the processes, and kill those that do not mind."""
+        """Terminate the processes, and kill those that go on for ten seconds."""
         for handle in handles:
             handle.terminate()
         for handle in handles:
@@ -98,8 +98,8 @@ class RayLauncher:
             import ray
         except ImportError as error:
             raise UserError(
-                "--launcher ray needs Ray: pip install -e '.[study-cluster]', or leave the option out to "
-                'run on this machine'
+                "--launcher ray needs Ray (pip install ray, or this package's extra study-cluster): leave the option "
+                'out to run on this machine'
             ) from error
         self._ray = ray
         if not ray.is_initialized():
@@ -143,7 +143,7 @@ class RayLauncher:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result may depend on, and the commit of this working tree where there is one."""
+    """Return the versions that a result may depend on, and the commit where the package is a working tree."""
     found = {}
     for package in ('torch', 'onedl-mmengine', 'onedl-mmpretrain', 'kd_plugins'):
         try:
@@ -152,6 +152,8 @@ def versions() -> dict[str, str]:
             found[package] = 'not installed as a package'
     git = ['git', '-C', str(TRAIN.parent)]
     try:
+        # An installed package may lie in the working tree of another project.
+        subprocess.run([*git, 'ls-files', '--error-unmatch', TRAIN.name], capture_output=True, check=True)
         commit = subprocess.run([*git, 'rev-parse', 'HEAD'], capture_output=True, text=True, check=True).stdout.strip()
         dirty = subprocess.run(
             [*git, 'status', '--porcelain', '--untracked-files=no'], capture_output=True, text=True, check=True
@@ -163,22 +165,22 @@ def versions() -> dict[str, str]:
 
 
 def last_error(run: Run, status: int) -> str:
-    """Return the last line of a failed run's log that says why."""
+    """Return the line of a failed run's log that gives the reason: its last error, or else its last line."""
     if status < 0:
         return f'killed by signal {-status}'
     lines = [x.strip() for x in (run.folder / 'log.txt').read_text(errors='replace').splitlines() if x.strip()]
-    told = [x for x in lines if x.startswith('error: ')]
-    return (told or lines or ['no output'])[-1]
+    errors = [x for x in lines if x.startswith('error: ')]
+    return (errors or lines or ['no output'])[-1]
 
 
 def check_unchanged(runs: Sequence[Run], changed: str) -> None:
-    """Deal with folders that hold runs of another config; the caller holds the study's folder.
+    """Keep, clear or refuse folders with runs of another config; the caller holds the study's folder.
 
-    To keep them is to keep finished runs: one that was interrupted would go on with another config, or on other runs,
-    than it began with, and so starts anew.
+    Only finished runs are kept: an interrupted one would continue with another config, or other teachers, than it
+    began with, and so starts anew.
 
     Raises:
-        UserError: There are such, and they are neither to be kept nor to be made again.
+        UserError: There are such folders, and ``changed`` is 'stop'.
     """
     others = [run for run in runs if run.changed]
     if others and changed == 'stop':
@@ -188,16 +190,16 @@ def check_unchanged(runs: Sequence[Run], changed: str) -> None:
             'finished ones as they are, or another --root'
         )
     for run in runs:
-        if (record := run.record) and (
+        if run.record and (
             run.changed
             if changed == 'redo'
-            else not run.finished and record.get('digest', run.actual_digest) != run.actual_digest
+            else not run.finished and run.record.get('digest', run.actual_digest) != run.actual_digest
         ):
             _clear(run)
 
 
 def _clear(run: Run) -> None:
-    """Empty a run's folder but for a first stage in it; its record goes last, so that a kill leaves it changed."""
+    """Empty a run's folder but for a first stage in it; ``run.json`` goes last: a kill leaves the run changed."""
     first = {needed.folder for needed in run.needs}
     for path in sorted(run.folder.iterdir(), key=lambda path: path.name == 'run.json'):
         if path.is_dir() and path not in first:
@@ -212,8 +214,8 @@ class Execution:
     Args:
         study: The study.
         runs: The runs to make, each after those that it needs.
-        launcher: Where they run.
-        jobs: How many at once.
+        launcher: Starts them.
+        jobs: Number of runs at once.
     """
 
     def __init__(self, study: Study, runs: Sequence[Run], launcher: Launcher, jobs: int) -> None:
@@ -226,7 +228,7 @@ class Execution:
         self.failed: dict[Run, str] = {}
 
     def run(self) -> None:
-        """Run to the end; an interrupt or SIGTERM stops what runs, and the next call goes on.
+        """Make all runs; after an interrupt or SIGTERM, which stops them, the next call continues.
 
         Raises:
             UserError: A result lacks the study's metric.
@@ -302,7 +304,7 @@ class Execution:
         if record:
             record.setdefault('sessions', []).append(dict(status=status, seconds=round(seconds, 2)))
             write_text(run.folder / 'run.json', json.dumps(record, indent=2) + '\n')
-        write_text(run.folder / 'config.py', run.text)  # in place of the runner's, which may say where it went on from
+        write_text(run.folder / 'config.py', run.text)  # the runner's may name the checkpoint that it resumed from
 
     def _finish(self, run: Run, status: int, seconds: float, progress: Progress) -> None:
         if not status and not run.finished:
@@ -320,7 +322,7 @@ class Execution:
         )
 
     def _time_left(self) -> str:
-        """Estimate from the runs of the same network that are finished, or else from all."""
+        """Estimate the time left from the finished runs of the same network, or else from all."""
         seconds: dict[tuple[str, str], list[float]] = {}
         for run in self._study.runs:
             if run.finished and (sessions := run.record.get('sessions')):

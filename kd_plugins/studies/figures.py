@@ -10,7 +10,7 @@ from kd_plugins.studies.data import data_options
 from kd_plugins.studies.plan import Run, Study
 from kd_plugins.studies.results import Gain, Result, centre_of, scalars
 
-# What a condition's place on an axis is, by the only data option that it has; and the place of clean data.
+# The axis of a data option: its key, label and file, and the position of clean data.
 _AXES = {
     'label_noise': ('rate', 'rate of label noise, σ', 'noise.png', 0.0),
     'imbalance': ('gamma', 'exponent of class imbalance, γ', 'imbalance.png', math.inf),
@@ -18,19 +18,19 @@ _AXES = {
 _CURVES, _GAINS = 'curves.png', 'gains.png'
 
 
-def place(options: Mapping[str, Any], name: str) -> float | None:
-    """Return where a condition lies on the axis of a data option; clean data are noise of rate 0, and balanced."""
+def position(options: Mapping[str, Any], name: str) -> float | None:
+    """Return the position of a condition on the axis of a data option; clean data have noise of rate 0, or balance."""
     if not options:
         return _AXES[name][3]
     return options[name][_AXES[name][0]] if list(options) == [name] else None
 
 
 def curves(run: Run, metric: str) -> tuple[dict[int, float], dict[int, float]]:
-    """Return a run's test and training accuracy by epoch; training's is the last value logged in each.
+    """Return a run's test and training accuracy by epoch; of training, the last value logged in each epoch.
 
-    Training accuracy is there where the head was given ``cal_acc=True``, which logs and trains nothing; the epoch's
-    mean where the log is told to take it (``curves`` in configs/studies/_base_/poster.py), else one batch's. Of
-    networks that learn together it is the student's, number 0.
+    Training accuracy is logged where the head has ``cal_acc=True``, which does not change training. It is the epoch's
+    mean where the log computes it (``curves`` in configs/studies/_base_/poster.py), else one batch's. Where several
+    networks learn together it is that of the student, number 0.
     """
     test: dict[int, float] = {}
     train: dict[int, float] = {}
@@ -47,16 +47,16 @@ def curves(run: Run, metric: str) -> tuple[dict[int, float], dict[int, float]]:
 
 
 def figures(study: Study, results: Mapping[Run, Result], found: Sequence[Gain]) -> Iterator[Path]:
-    """Draw into the study's folder what its finished runs and gains allow; courses of runs scored more than once.
+    """Draw the figures of a study's finished runs and gains into its folder; curves of runs scored more than once.
 
-    Figures that an earlier call left are removed.
+    Figures of an earlier call are removed.
     """
     for name in (_CURVES, _GAINS, *(name for _, _, name, _ in _AXES.values())):
         (study.root / name).unlink(missing_ok=True)
     try:
         import matplotlib
     except ImportError:
-        print("figures need matplotlib: pip install -e '.[pictures]'")
+        print('figures need matplotlib: pip install matplotlib')
         return
     matplotlib.use('Agg')
     from matplotlib import pyplot
@@ -64,7 +64,7 @@ def figures(study: Study, results: Mapping[Run, Result], found: Sequence[Gain]) 
     colours = dict(zip(study.options['methods'], pyplot.get_cmap('tab20')(range(20)), strict=False))
     for name in _AXES:
         yield from _against(study, results, name, colours, pyplot)
-    yield from _courses(study, results, colours, pyplot)
+    yield from _curves(study, results, colours, pyplot)
     yield from _gains(study, found, colours, pyplot)
 
 
@@ -75,19 +75,19 @@ def _against(
     colours: Mapping[str, Any],
     pyplot: Any,
 ) -> Iterator[Path]:
-    places: dict[str, float] = {}
+    positions: dict[str, float] = {}
     for condition, options in study.options['corruptions'].items():
-        if (x := place(data_options(options), name)) is not None and x not in places.values():
-            places[condition] = x  # of two conditions that differ in the schedule alone, the first
+        if (x := position(data_options(options), name)) is not None and x not in positions.values():
+            positions[condition] = x  # of conditions that differ only in the schedule, the first
     centre = centre_of(study.options['average'])
     values: dict[tuple[str, str, float], list[float]] = {}
     for run, result in results.items():
-        if run.part == 'student' and run.corruption in places:
-            values.setdefault((run.network, run.method, places[run.corruption]), []).append(result.last)
+        if run.part == 'student' and run.corruption in positions:
+            values.setdefault((run.network, run.method, positions[run.corruption]), []).append(result.last)
     found = sorted({x for _, _, x in values})
     if len(found) < 2:
         return
-    # Balanced data lie where gamma is infinite: behind the last, in an equal distance.
+    # Balanced data have an infinite gamma: they follow the last one at an equal distance.
     gap = (found[-2] - found[0]) / max(len(found) - 2, 1) or 1.0
     ticks = {x: x if math.isfinite(x) else found[-2] + gap for x in found}
     networks = [x for x in study.options['networks'] if x in {network for network, _, _ in values}]
@@ -111,7 +111,7 @@ def _against(
     yield _save(study, figure, axes[0][-1], _AXES[name][2], pyplot)
 
 
-def _courses(
+def _curves(
     study: Study,
     results: Mapping[Run, Result],
     colours: Mapping[str, Any],
@@ -119,7 +119,7 @@ def _courses(
 ) -> Iterator[Path]:
     centre = centre_of(study.options['average'])
     found = {run: curves(run, study.options['metric']) for run in results if run.part == 'student'}
-    found = {run: both for run, both in found.items() if len(both[0]) > 1}  # one epoch's score is no course
+    found = {run: both for run, both in found.items() if len(both[0]) > 1}  # one score is no curve
     if not found:
         return
     networks, corruptions = (
@@ -139,16 +139,16 @@ def _courses(
                     if (run.network, run.corruption, run.method) == (network, corruption, method)
                 ]
                 for part, style in ((0, 'o-'), (1, '--')):
-                    course: dict[int, list[float]] = {}
+                    curve: dict[int, list[float]] = {}
                     for one in seeds:
                         for epoch, value in one[part].items():
-                            course.setdefault(epoch, []).append(100 - value if study.options['error'] else value)
-                    if course:
-                        epochs = sorted(course)
+                            curve.setdefault(epoch, []).append(100 - value if study.options['error'] else value)
+                    if curve:
+                        epochs = sorted(curve)
                         drawn.add(part)
                         axis.plot(
                             epochs,
-                            [centre(course[x]) for x in epochs],
+                            [centre(curve[x]) for x in epochs],
                             style,
                             markersize=3,
                             color=colours.get(method),
@@ -192,7 +192,7 @@ def _gains(study: Study, found: Sequence[Gain], colours: Mapping[str, Any], pypl
             axis.axvline(0, color='grey', linewidth=0.8)
             axis.set(title=f'{network}, {corruption}', xlabel='gain over the baseline (points)')
             axis.set_yticks(range(len(methods)), methods)
-    axes[0][0].invert_yaxis()  # shared by all: the first method on top
+    axes[0][0].invert_yaxis()  # shared by all: the first method is on top
     yield _save(study, figure, axes[0][-1], _GAINS, pyplot)
 
 

@@ -49,15 +49,15 @@ class Run:
     """One training.
 
     Attributes:
-        network: Name of the trained network, a teacher's for a teacher.
+        network: Name of the trained network; for a teacher, the teacher's name.
         corruption: Name of the condition of its training data.
         method: Name of the method, ``'teacher'`` for a teacher.
         seed: Seed of the run; a teacher's is that of its first student, and its config has ``TEACHER_SEED`` more.
-        folder: Where it lives.
+        folder: Folder of its files.
         config: Its complete config, plain values.
         needs: The runs whose ``student.pth`` it reads.
         part: 'student', 'teacher' or 'first' (the first of two stages).
-        problem: Why it cannot be made, where the study names what is not there.
+        problem: Why it cannot run, where the study names something that does not exist.
     """
 
     network: str
@@ -72,7 +72,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The run in one word, for messages."""
+        """The run's name in messages."""
         stage = ' (first stage)' if self.part == 'first' else ''
         return f'{self.network} / {self.corruption} / {self.method} / seed {self.seed}{stage}'
 
@@ -85,28 +85,28 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """A short digest of the config and of those that it builds on."""
+        """A short digest of the config and of the runs that it builds on."""
         return self._digest_on(run.digest for run in self.needs)
 
     @property
     def actual_digest(self) -> str:
-        """The same of a run started now: where other runs of what it needs were kept, it builds on these."""
+        """The digest of a run started now: where older runs of what it needs were kept, it builds on these."""
         return self._digest_on(run.record.get('digest') or run.actual_digest for run in self.needs)
 
     @property
     def record(self) -> dict[str, Any]:
-        """What ``run.json`` says; empty before the first start, and where it is broken."""
+        """The content of ``run.json``; empty before the first start, and where the file is damaged."""
         record = _json(self.folder / 'run.json')
         return record if isinstance(record.get('sessions', []), list) else {}
 
     @property
     def finished(self) -> bool:
-        """Whether it has a whole result, of whatever config."""
+        """Whether it has a whole result, of this config or an older one."""
         return self.metrics is not None
 
     @property
     def metrics(self) -> dict[str, Any] | None:
-        """The metrics in ``result.json``; None before the end, and where it is broken."""
+        """The metrics in ``result.json``; None before the end, and where the file is damaged."""
         metrics = _json(self.folder / 'result.json').get('metrics')
         return metrics if isinstance(metrics, dict) else None
 
@@ -121,13 +121,13 @@ class Run:
 
 @dataclass
 class Study:
-    """A study file, read and spelt out.
+    """A study file, expanded to its runs.
 
     Attributes:
-        name: Stem of the file.
+        name: Name of the file, without its ending.
         root: Folder of its runs and tables.
-        options: Its keys, complete.
-        runs: All runs; each comes after those that it needs.
+        options: Its keys, with their defaults.
+        runs: All runs; each follows those that it needs.
     """
 
     name: str
@@ -137,7 +137,7 @@ class Study:
 
     @property
     def students(self) -> list[Run]:
-        """The runs that make the table."""
+        """The runs in the table."""
         return [run for run in self.runs if run.part == 'student']
 
     @property
@@ -165,23 +165,23 @@ class Study:
 
 
 def slug(name: str) -> str:
-    """Return a name fit for a folder."""
+    """Return a name as that of a folder."""
     return re.sub(r'[^a-z0-9.=+]+', '-', name.lower()).strip('-')
 
 
 def load_study(path: str, root: str | None = None) -> Study:
-    """Read a study file and spell out its runs.
+    """Read a study file and expand it to its runs.
 
     Raises:
-        UserError: The file is missing, something in it names what is not there, or an option has no fit value.
+        UserError: The file is missing, names something that does not exist, or has an option of no valid value.
     """
     config = load_config(path)
     known = {'networks', 'methods', *DEFAULTS}
     for key in config.keys() - known - {'work_dir'}:  # a file may define names of its own
         if near := difflib.get_close_matches(key, known, 1, 0.8):
             raise UserError(
-                f"{path}: a study has no option '{key}'; the nearest is '{near[0]}': correct it, or give a "
-                'name of your own that is less alike'
+                f"{path}: a study has no option '{key}'; the nearest is '{near[0]}': correct it, or choose "
+                'a less similar name'
             )
     options = {key: config.get(key, default) for key, default in DEFAULTS.items()}
     options['terms_from'] = located(options['terms_from'], path)
@@ -195,8 +195,8 @@ def load_study(path: str, root: str | None = None) -> Study:
         names = [slug(name) for name in options[part]]
         if len(set(names)) < len(names) or not all(names):
             raise UserError(
-                f'{path}: the names in {part} must differ in more than signs and capitals, since they '
-                f'name folders: {", ".join(names)}'
+                f'{path}: the names in {part} must differ in more than punctuation and capitals, since '
+                f'they name folders: {", ".join(names)}'
             )
     stem = Path(path).stem
     folder = Path(root or options['root'] or Path('work_dirs', 'studies', stem))
@@ -204,7 +204,7 @@ def load_study(path: str, root: str | None = None) -> Study:
 
 
 class _Plan:
-    """Spells out the runs of a study."""
+    """Makes the runs of a study."""
 
     def __init__(self, path: str, root: Path, options: dict[str, Any]) -> None:
         self._path, self._root, self._options = path, root, options
@@ -224,16 +224,16 @@ class _Plan:
                         students += [*(r for r in run.needs if r.part == 'first'), run]
         return [*self._teachers.values(), *students]
 
-    def _base(self, record: Mapping[str, Any], corruption: str, *parts: str) -> Config:
-        config = Config(self._file(record['config']))
-        for piece in [*record.get('replace', []), *self._options['replace']]:
+    def _base(self, source: Mapping[str, Any], corruption: str, *parts: str) -> Config:
+        config = Config(self._file(source['config']))
+        for piece in [*source.get('replace', []), *self._options['replace']]:
             for key, value in self._file(piece).items():
                 config[key] = value
         condition = self._options['corruptions'].get(corruption, {})
-        for source in (self._options, condition):
+        for options in (self._options, condition):
             for part in parts:
-                self._merge(config, source.get(part, {}), part)
-        self._merge(config, record.get('overrides', {}), 'overrides')
+                self._merge(config, options.get(part, {}), part)
+        self._merge(config, source.get('overrides', {}), 'overrides')
         return config
 
     def _merge(self, config: Config, overrides: Mapping[str, Any], name: str) -> None:
@@ -269,11 +269,13 @@ class _Plan:
 
     def _teacher(self, name: str, corruption: str, seed: int) -> Run:
         if name not in self._options['teachers']:
-            raise UserError(f"{self._path}: there is no teacher '{name}' among {', '.join(self._options['teachers'])}")
+            raise UserError(
+                f"{self._path}: there is no teacher '{name}'; the teachers are {', '.join(self._options['teachers'])}"
+            )
         conditions = self._options['corruptions']
         if self._options['teacher_data'] == 'clean' and data_options(conditions[corruption]):
-            # A study of corrupted data alone names none that are clean.
-            corruption = next((name for name, record in conditions.items() if not data_options(record)), 'clean')
+            # A study may have corrupted data only.
+            corruption = next((name for name, condition in conditions.items() if not data_options(condition)), 'clean')
         seed = self._options['seeds'][0] if self._options['teacher_seeds'] == 'one' else seed
         folder = self._root / 'teachers' / slug(name) / slug(corruption) / f'seed{seed}'
         if folder not in self._teachers:
@@ -284,15 +286,15 @@ class _Plan:
         return self._teachers[folder]
 
     def _student(self, network: str, corruption: str, method: str, seed: int) -> Run:
-        record = method_on(network, method, self._options)
+        options = method_on(network, method, self._options)
         folder = self._root / slug(network) / slug(corruption) / slug(method) / f'seed{seed}'
-        run = self._stage(network, corruption, method, record, seed, folder)
+        run = self._stage(network, corruption, method, options, seed, folder)
         self._students[network, corruption, method, seed] = run
-        if 'first' in record:
-            if isinstance(record['first'], str):
-                first = self._students[network, corruption, record['first'], seed]
+        if 'first' in options:
+            if isinstance(options['first'], str):
+                first = self._students[network, corruption, options['first'], seed]
             else:
-                first = self._stage(network, corruption, method, record['first'], seed, folder / 'first')
+                first = self._stage(network, corruption, method, options['first'], seed, folder / 'first')
                 first.part = 'first'
             run.needs.append(first)
             run.config['load_from'] = (first.folder / 'student.pth').as_posix()
@@ -304,40 +306,40 @@ class _Plan:
         network: str,
         corruption: str,
         method: str,
-        record: Mapping[str, Any],
+        options: Mapping[str, Any],
         seed: int,
         folder: Path,
     ) -> Run:
         source = self._options['networks'][network]
         config = self._base(source, corruption, 'common')
-        self._merge(config, record.get('overrides', {}), 'overrides')
+        self._merge(config, options.get('overrides', {}), 'overrides')
         split = _has_splits(config)
         config = self._complete(config, folder, corruption, seed)
         needs, problem = [], ''
         try:
-            terms = self._terms_of(record.get('terms', []), source.get('terms_from', self._options['terms_from']))
+            terms = self._terms_of(options.get('terms', []), source.get('terms_from', self._options['terms_from']))
         except UserError as error:
             if 'terms_from' not in source:
                 raise
-            terms, problem = [], str(error)  # the other methods can be made
+            terms, problem = [], str(error)  # the other methods can run
         if terms:
             if not source.get('teacher'):
                 raise UserError(f"{self._path}: method '{method}' needs a teacher, but network '{network}' names none")
             needs = [self._teacher(source['teacher'], corruption, seed)]
             if split != self._split[needs[0].folder] or (split and self._options['teacher_seeds'] == 'one'):
                 raise UserError(
-                    f"{self._path}: '{{seed}}' stands in the config of network '{network}' or of its "
-                    f"teacher '{source['teacher']}', which would then learn from other data than the "
-                    "network: let it stand in both, with teacher_seeds='each'"
+                    f"{self._path}: '{{seed}}' is in the config of network '{network}' or of its teacher "
+                    f"'{source['teacher']}', which would then learn from other data than the network: put it "
+                    "in both, with teacher_seeds='each'"
                 )
             teacher = _required(needs[0])
             config['requires'] = [*config.get('requires', []), teacher]
-            if record.get('teacher_cache', self._options['teacher_cache']):
+            if options.get('teacher_cache', self._options['teacher_cache']):
                 teacher = dict(teacher, cache=(needs[0].folder / 'answers').as_posix())
-            hook = dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms, **record.get('hook', {}))
+            hook = dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms, **options.get('hook', {}))
             config['custom_hooks'] = [*config.get('custom_hooks', []), hook]
-        if 'wrap' in record:
-            config['model'] = dict(record['wrap'], student=config['model'])
+        if 'wrap' in options:
+            config['model'] = dict(options['wrap'], student=config['model'])
         return Run(network, corruption, method, seed, folder, config, needs, problem=problem)
 
     def _terms_of(self, names: Iterable[str | dict[str, Any]], path: str) -> list[dict[str, Any]]:
@@ -349,7 +351,7 @@ class _Plan:
             known = self._file(path).get('methods')
             if not isinstance(known, Mapping):
                 raise UserError(
-                    f'{path} has no methods, where the terms are looked for: give terms_from a file as '
+                    f'{path} has no methods, from which terms are taken: let terms_from name a file such as '
                     'configs/_base_/methods.py'
                 )
             if name not in known:
@@ -359,7 +361,7 @@ class _Plan:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """Return what a file holds, empty where it is missing or broken."""
+    """Return the content of a JSON file; empty where it is missing or damaged."""
     try:
         found = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):

@@ -24,7 +24,7 @@ from kd_plugins.utils.files import write_text
 
 @dataclass(frozen=True)
 class Cell:
-    """One field of a table: the values of the seeds that are done, and how many there should be."""
+    """One cell of a table: the values of the finished seeds, and how many are planned."""
 
     values: tuple[float, ...]
     planned: int
@@ -33,7 +33,7 @@ class Cell:
 
     @property
     def centre(self) -> float | None:
-        """Mean, or median where the study asks for it."""
+        """Mean, or median where the study says so."""
         if not self.values:
             return None
         return centre_of('median' if self.median else 'mean')(self.values)
@@ -59,30 +59,30 @@ class Grid:
 def references(study: Study) -> dict[tuple[str, str, str], str]:
     """Return published values by network, corruption and method.
 
-    Each record has the table as text, a method a line, columns parted by tabs or two blanks and named in its first
-    line; beside it ``network`` or ``corruption``, the one that does not change from column to column.
+    Each reference has a ``table`` as text: one method a line, columns separated by tabs or two blanks, and named in the
+    first line. Beside it, ``network`` or ``corruption`` gives what is the same for all columns.
 
     Raises:
-        UserError: A record has no table, or a line of it another number of columns than the first.
+        UserError: A reference has no table, or lines of different numbers of columns.
     """
     found = {}
-    for record in study.options['references']:
+    for reference in study.options['references']:
         if (
-            not isinstance(record, Mapping)
-            or not isinstance(record.get('table'), str)
-            or (set(record) - {'table', 'network', 'corruption'})
-            or not record['table'].strip()
+            not isinstance(reference, Mapping)
+            or not isinstance(reference.get('table'), str)
+            or (set(reference) - {'table', 'network', 'corruption'})
+            or not reference['table'].strip()
         ):
             raise UserError(
-                f'references: {record!r} is no published table; expected dict(network=..., table=...), or '
+                f'references: {reference!r} is no published table; expected dict(network=..., table=...), or '
                 'with corruption in place of network, the table as text'
             )
-        header, *lines = [re.split(r'\t| {2,}', x.strip()) for x in record['table'].splitlines() if x.strip()]
+        header, *lines = [re.split(r'\t| {2,}', x.strip()) for x in reference['table'].splitlines() if x.strip()]
         for method, *values in lines:
             if len(values) != len(header) - 1:
                 raise UserError(f"references: line '{method}' has {len(values)} values for {len(header) - 1} columns")
             for column, value in zip(header[1:], values, strict=True):
-                network, corruption = record.get('network', column), record.get('corruption', column)
+                network, corruption = reference.get('network', column), reference.get('corruption', column)
                 found[network, corruption, method] = re.sub(r'\s*±\s*', ' ± ', value)
     return found
 
@@ -186,7 +186,7 @@ def plain(cell: Cell | None, planned: int) -> str:
 
 
 def caption(study: Study) -> str:
-    """Say what the figures are."""
+    """Describe the values of the tables."""
     options = study.options
     what = f'{options["metric"]}, error (%)' if options['error'] else f'{options["metric"]} (%)'
     parts = [
@@ -204,7 +204,7 @@ def caption(study: Study) -> str:
         )
         data = 'clean data' if options['teacher_data'] == 'clean' else "the student's own, also where corrupted"
         parts.append(f'one teacher for {each}, of seed {seed}, trained on {data}')
-    parts += [f'{name}: {stages}' for name, record in options['methods'].items() if (stages := _stages(record))]
+    parts += [f'{name}: {stages}' for name, config in options['methods'].items() if (stages := _stages(config))]
     if options['validation']:
         parts.append(f'best epochs, in runs.csv: chosen on {options["validation"]["size"]} training images held out')
     if any(map(data_options, options['corruptions'].values())):
@@ -214,18 +214,18 @@ def caption(study: Study) -> str:
     return '; '.join(parts) + '.' + (f' {options["notes"]}' if options['notes'] else '')
 
 
-def _stages(record: Mapping[str, Any]) -> str:
-    """Say what a method of two stages does in them."""
-    if 'first' not in record:
+def _stages(config: Mapping[str, Any]) -> str:
+    """Describe the stages of a method that has two."""
+    if 'first' not in config:
         return ''
-    first = record['first'] if isinstance(record['first'], str) else _stage(record['first'])
-    return f'first {first}, then {_stage(record)}'
+    first = config['first'] if isinstance(config['first'], str) else _stage(config['first'])
+    return f'first {first}, then {_stage(config)}'
 
 
-def _stage(record: Mapping[str, Any]) -> str:
-    terms = [term if isinstance(term, str) else term['name'] for term in record.get('terms', [])]
-    task = ['the task'] if record.get('hook', {}).get('task', True) else []
-    return ' + '.join([*task, *terms, *([record['wrap']['type']] if 'wrap' in record else [])])
+def _stage(config: Mapping[str, Any]) -> str:
+    terms = [term if isinstance(term, str) else term['name'] for term in config.get('terms', [])]
+    task = ['the task'] if config.get('hook', {}).get('task', True) else []
+    return ' + '.join([*task, *terms, *([config['wrap']['type']] if 'wrap' in config else [])])
 
 
 def markdown(study: Study, tables: Sequence[Grid]) -> str:
@@ -296,7 +296,7 @@ def latex(study: Study, tables: Sequence[Grid]) -> str:
 
 
 def long_form(study: Study, results: dict[Run, Result]) -> str:
-    """Return one line a finished run, as CSV."""
+    """Return the finished runs as CSV, one a line."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(['part', 'network', 'corruption', 'method', 'seed', 'last', 'best', 'seconds', 'folder'])
@@ -319,7 +319,7 @@ def long_form(study: Study, results: dict[Run, Result]) -> str:
 
 
 def tidy(study: Study, tables: Sequence[Grid]) -> str:
-    """Return one line a field of the tables, as CSV."""
+    """Return the cells of the tables as CSV, one a line."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(
@@ -346,7 +346,7 @@ def tidy(study: Study, tables: Sequence[Grid]) -> str:
 
 
 def paired(found: Sequence[Gain]) -> str:
-    """Return the gains as CSV, a method a line."""
+    """Return the gains as CSV, one method a line."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(['network', 'corruption', 'method', 'n', 'gain', 'std', 'p'])
@@ -394,7 +394,7 @@ def report(study: Study, keep_changed: bool) -> None:
 
     Args:
         study: The study.
-        keep_changed: Count runs that were made with another config than the study now has; else they are missing.
+        keep_changed: Include runs that were made with another config than the study now has; else they are missing.
     """
     results = {
         run: result

@@ -1,4 +1,4 @@
-"""What the runs of a study have left."""
+"""Results of the runs of a study."""
 
 import itertools
 import json
@@ -16,13 +16,13 @@ from kd_plugins.studies.plan import Run, Study
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run reached on the test set.
+    """The metric of a finished run on the test set.
 
     Attributes:
-        last: After the last epoch.
-        best: After the best epoch, chosen on the held-out part where the study has one (None where the run has not),
-            else by this value itself; for the CSV alone.
-        seconds: What it took.
+        last: Value after the last epoch.
+        best: Value after the best epoch, chosen on the held-out part where the study has one (None where the run has
+            none), else by this value itself; only for the CSV.
+        seconds: Duration of the run.
     """
 
     last: float
@@ -42,7 +42,7 @@ def scalars(run: Run) -> list[dict[str, Any]]:
         for line in path.read_text(errors='replace').splitlines():
             try:
                 values = json.loads(line)
-            except ValueError:  # a kill can cut the last line
+            except ValueError:  # the last line of a killed run can be incomplete
                 continue
             if isinstance(values, dict):
                 lines.append({key: value for key, value in values.items() if isinstance(value, (int, float))})
@@ -53,7 +53,7 @@ def metrics_of(study: Study, run: Run) -> dict[str, float]:
     """Return a finished run's metrics.
 
     Raises:
-        UserError: They lack the study's metric.
+        UserError: The study's metric is not among them.
     """
     metrics = {key: value for key, value in (run.metrics or {}).items() if isinstance(value, (int, float))}
     if study.options['metric'] not in metrics:
@@ -68,7 +68,7 @@ def result_of(study: Study, run: Run) -> Result | None:
     """Return a run's result, None where it has none yet.
 
     Raises:
-        UserError: Its result lacks the study's metric.
+        UserError: The study's metric is not in its result.
     """
     if not run.finished:
         return None
@@ -84,10 +84,10 @@ def result_of(study: Study, run: Run) -> Result | None:
 
 @dataclass(frozen=True)
 class Gain:
-    """What a method adds to the baseline, seed by seed.
+    """A method's gain over the baseline, seed by seed.
 
     Attributes:
-        values: Method minus baseline for each seed that both have; of errors the other way round: more is better.
+        values: Method minus baseline for each seed that both have; for errors baseline minus method: more is better.
     """
 
     network: str
@@ -112,7 +112,7 @@ class Gain:
 
 
 def gains(study: Study, results: Mapping[Run, Result]) -> list[Gain]:
-    """Return every method's gain over the study's baseline, paired by seed; no method that shares no seed with it."""
+    """Return the gain of every method that shares a seed with the study's baseline, paired by seed."""
     baseline = study.options['baseline'] or next(iter(study.options['methods']))
     sign = -1 if study.options['error'] else 1
     last = {

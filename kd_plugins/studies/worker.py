@@ -1,4 +1,4 @@
-"""What runs in the process of one run; light to import, since every process does."""
+"""The process of one run; light to import, since every process imports it."""
 
 import gc
 import os
@@ -28,7 +28,7 @@ PRELOAD = [
 
 
 def _end_with(sentinel: int) -> None:
-    """End this process when its parent is gone: nobody would know of it, and the next call starts the run again."""
+    """End this process when its parent has ended: the next call of the study starts the run again."""
     connection.wait([sentinel])
     os._exit(1)
 

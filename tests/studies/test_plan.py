@@ -116,15 +116,18 @@ def test_a_network_adds_to_a_method(here, data):
         ("methods = dict(A=dict(terms='kd'))", r"methods\['A'\]: terms is 'kd', expected a list"),
         ("methods = dict(A=dict(terms=['kd'], hook=dict(tsk=False)))", "hook has no option 'tsk'; options are task"),
         ('methods = dict(A=dict(first=dict(hook=[])))', r"methods\['A'\]\['first'\]: hook is \[\], expected a dict"),
-        ("methods = dict(A=dict(first='B'), B=dict())", "first is 'B', expected a method that stands above it"),
+        ("methods = dict(A=dict(first='B'), B=dict())", "first is 'B', expected a method above it"),
         ('methods = dict(A=dict(overrides=dict(modl=dict())))', "overrides has 'modl', .* but 'model' is"),
         ("methods = dict(A=dict(first=dict(), wrap=dict(type='kd_plugins.MutualLearning')))", 'has first and wrap'),
-        ('methods = dict(A=dict(terms=[dict(loss=dict())]))', "the term {'loss': {}} is neither a name nor a record"),
+        (
+            'methods = dict(A=dict(terms=[dict(loss=dict())]))',
+            "the term {'loss': {}} is neither a name nor a config dict",
+        ),
         ("validation = dict(size=9, part='val')", "validation has no option 'part' here"),
         ('corruptions = dict(x=dict(imbalance=dict(gamma=400)))', 'gamma=400, .* a gamma of 1e-06 to 50'),
         ('corruptions = dict(x=dict(imbalance=dict(gamma=1, most=-5)))', 'most=-5'),
         ('corruptions = dict(x=dict(imbalance=dict(gamma=1, least=-1)))', 'least=-1'),
-        ('validation = dict(size=9)\ncommon = dict(val_evaluator=None)', 'scores nothing: give it both'),
+        ('validation = dict(size=9)\ncommon = dict(val_evaluator=None)', 'has no val_dataloader or no val_evaluator'),
         ('common = dict(optim_wrapper=dict(optimzer=dict(lr=1)))', r"common\['optim_wrapper'\] has 'optimzer'"),
         ("networks = ['a']", r"networks is \['a'\], expected a dict"),
         ('teacher_common = None', 'teacher_common is None, expected a dict'),
@@ -137,7 +140,7 @@ def test_a_network_adds_to_a_method(here, data):
         ('validation = 5000', 'validation is 5000; expected a dict of size'),
         ('validation = dict(size=0)', 'validation: size=0'),
         ("networks = dict(small=dict(config='net.py'))", "needs a teacher, but network 'small' names none"),
-        ("networks = dict(small=dict(config='net.py', teacher='b'))", "there is no teacher 'b' among big"),
+        ("networks = dict(small=dict(config='net.py', teacher='b'))", "there is no teacher 'b'; the teachers are big"),
         ("networks = dict(small=dict(config='nowhere.py', teacher='big'))", 'nowhere.py does not exist'),
     ],
 )
@@ -259,7 +262,7 @@ def test_what_is_held_out_is_scored_by_all_and_trained_on_by_none(here, data, wr
             assert not pictures[0] & pictures[1]
     if wrapped:
         path.write_text(path.read_text() + few)
-        with pytest.raises(UserError, match='CustomDataset with indices would hold other images out'):
+        with pytest.raises(UserError, match='CustomDataset has indices, with which other images would be held out'):
             plan.load_study(str(path))
 
 
@@ -283,7 +286,7 @@ def test_one_teacher_for_all_splits_is_refused(here, data):
 teachers['big']['overrides'] = dict(train_dataloader=dict(dataset=dict(dataset=dict(data_root='split{seed}'))))
 """,
     )
-    told = r"'\{seed\}' stands in the config of network 'small' or of its teacher 'big'.*teacher_seeds='each'"
+    told = r"'\{seed\}' is in the config of network 'small' or of its teacher 'big'.*teacher_seeds='each'"
     with pytest.raises(UserError, match=told):
         plan.load_study(str(path))
     path.write_text(path.read_text() + "teacher_seeds = 'each'\n")

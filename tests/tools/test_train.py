@@ -448,7 +448,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(command, long_run, sig
     folder, config = long_run('stopped', workers)
     assert interrupt(command, folder, config, sign) == status
     assert (folder / 'stderr').read_text().splitlines() == (
-        ['stopped by Ctrl-C; go on with --resume'] if sign == signal.SIGINT else []
+        ['stopped by Ctrl-C; continue with --resume'] if sign == signal.SIGINT else []
     )
     assert not (folder / 'run/epoch_2.pth').exists()
     weights, metrics = finish(command, folder, config, '--resume')
