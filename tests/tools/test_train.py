@@ -192,7 +192,7 @@ MISTAKES = {
     ),
     'unmatched number of taps': (
         lambda c, f: set_term(c, loss=dict(type='kd_plugins.ATLoss'), student=STAGES, teacher=STAGES[:2]),
-        ["term 'kd'", 'give 3 feature(s)', '2', 'name as many'],
+        ["term 'kd'", 'give 3 feature(s)', '2', 'give both the same number'],
     ),
     'unknown loss': (
         lambda c, f: set_term(c, loss=dict(type='kd_plugins.NTSLoss')),
