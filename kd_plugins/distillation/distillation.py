@@ -8,8 +8,7 @@ from math import isfinite
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from mmengine.dist import get_world_size
+from mmengine.dist import all_reduce
 from mmengine.logging import MessageHub, print_log
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -42,8 +41,7 @@ def check_finite(losses: Mapping[str, Any]) -> None:
         ]
     )
     bad = (~values.isfinite()).float()
-    if get_world_size() > 1:
-        dist.all_reduce(bad, dist.ReduceOp.MAX)
+    all_reduce(bad, 'max')
     if bad.any():
         bad_losses = [
             f'{name} is {value}' if not isfinite(value) else f'{name} is not finite in another process'

@@ -56,7 +56,7 @@ class Schedule:
         if epochs == 1:  # or a run that counts iterations
             if self.by == 'epoch' and _counts_iterations(hub):
                 raise UserError(
-                    "the weight of a term runs by epoch, but this run counts iterations: give by='iter' or "
+                    "the weight of a term is scheduled by epoch, but this run is by iterations: give by='iter' or "
                     "by='progress'"
                 )
             return self.value_at(iteration / iterations)

@@ -1,10 +1,10 @@
-"""Gradients that wait for their step, across a resume."""
+"""Accumulated gradients in checkpoints."""
 
 from typing import Any
 
 import torch
 from mmengine.device import get_device
-from mmengine.dist import all_reduce, is_distributed
+from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
@@ -15,11 +15,11 @@ from kd_plugins.registry import HOOKS
 
 @HOOKS.register_module()
 class AccumulationHook(Hook):
-    """Keeps in each checkpoint the gradients that ``accumulative_counts`` has not stepped by yet.
+    """Saves in each checkpoint the gradients that ``accumulative_counts`` has accumulated since the last step.
 
-    mmengine counts iterations over the end of an epoch and drops what was pending there when a run is resumed. With
-    this hook a resumed run takes the same steps as one that was not. Where an epoch's length is a multiple of the
-    count, nothing is pending and the checkpoint has no key more.
+    mmengine accumulates across the end of an epoch, and loses the pending gradients when a run is resumed. With this
+    hook a resumed run takes the same steps as an uninterrupted one. Where an epoch's length is a multiple of the count,
+    no gradients are pending and nothing is added to the checkpoint.
     """
 
     priority = 'LOW'  # after the hooks that add their parameters to the optimiser, before the one that saves
@@ -28,39 +28,39 @@ class AccumulationHook(Hook):
         self._pending: list[Tensor | None] | None = None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Take the gradients out."""
+        """Read the gradients."""
         self._pending = checkpoint.get('pending_gradients')
 
     def before_train(self, runner: Runner) -> None:
-        """Go on from them, in a run that was resumed."""
+        """Restore the gradients in a resumed run."""
         if self._pending is not None and runner.iter:
             for parameter, gradient in zip(_parameters(runner), self._pending, strict=True):
                 parameter.grad = None if gradient is None else gradient.to(parameter)
         self._pending = None
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Let go of what the epoch before has kept."""
+        """Release the gradients kept at the end of the previous epoch."""
         self._pending = None
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Take the mean over the processes, which have not shared theirs yet; only the first one saves."""
-        if is_distributed() and _waits(runner):
+        """Average the gradients, which are not reduced yet, over the processes; only the first process saves."""
+        if get_world_size() > 1 and _has_pending_gradients(runner):
             gradients = [parameter.grad for parameter in _parameters(runner)]
             present = torch.tensor([0.0 if x is None else 1.0 for x in gradients], device=get_device())
             all_reduce(present)
             self._pending = [
-                _mean(parameter) if there else None
-                for parameter, there in zip(_parameters(runner), present.tolist(), strict=True)
+                _mean_gradient(parameter) if count else None
+                for parameter, count in zip(_parameters(runner), present.tolist(), strict=True)
             ]
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Put the gradients in."""
-        if _waits(runner):
+        """Add the gradients to the checkpoint."""
+        if _has_pending_gradients(runner):
             checkpoint['pending_gradients'] = self._pending or [x.grad for x in _parameters(runner)]
 
 
-def _waits(runner: Runner) -> bool:
-    """Say whether there are gradients that no step has used yet."""
+def _has_pending_gradients(runner: Runner) -> bool:
+    """Return whether there are gradients that no step has applied yet."""
     return isinstance(runner.optim_wrapper, OptimWrapper) and not runner.optim_wrapper.should_update()
 
 
@@ -68,7 +68,7 @@ def _parameters(runner: Runner) -> list[Tensor]:
     return [parameter for group in runner.optim_wrapper.param_groups for parameter in group['params']]
 
 
-def _mean(parameter: Tensor) -> Tensor:
+def _mean_gradient(parameter: Tensor) -> Tensor:
     gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
     all_reduce(gradient, 'mean')
     return gradient

@@ -1,4 +1,4 @@
-"""Memory layout."""
+"""Channels-last memory layout."""
 
 import torch
 from mmengine.hooks import Hook
@@ -9,9 +9,9 @@ from kd_plugins.registry import HOOKS
 
 @HOOKS.register_module()
 class ChannelsLastHook(Hook):
-    """Stores the model's convolutions channels-last, the layout in which CPUs and tensor cores run them fastest.
+    """Converts the model to channels-last, the layout in which CPUs and tensor cores run convolutions fastest.
 
-    The teacher of a ``DistillationHook`` takes the student's layout over.
+    The teacher of a ``DistillationHook`` uses the student's layout.
     """
 
     priority = 'VERY_HIGH'

@@ -1,4 +1,4 @@
-"""What would go wrong in silence, or only after hours, is refused before the first step."""
+"""Checks of data and model before training, for mistakes that would stay silent or raise only after hours."""
 
 import json
 import logging
@@ -21,50 +21,49 @@ from kd_plugins.hooks.held_out_hook import HeldOutHook
 from kd_plugins.registry import HOOKS
 from kd_plugins.utils.random import preserved_rng
 
-_CATEGORIES = 2**25  # bytes in which the categories of a file have to end; else the names in metainfo count
+_CATEGORIES = 2**25  # bytes to read of the categories in a file; where they are longer, the names in metainfo count
 
 
 @HOOKS.register_module()
 class CheckHook(Hook):
-    """Compares the classes of what is scored with those that are trained, and looks for the model's operators.
+    """Compares the classes of evaluation data with those of the training data, and checks the model's operators.
 
-    A pipeline to which mmdet's ``PipelineSwitchHook`` switches late in training loads one sample. The commands add this
-    hook to every run; ``default_hooks=dict(check=None)`` leaves it out.
+    A pipeline to which mmdet's ``PipelineSwitchHook`` switches late in training is tried on one sample. The commands
+    add this hook to every run; ``default_hooks=dict(check=None)`` removes it.
 
     Raises:
-        UserError: Before training, as :func:`check_classes`, or where the data loader's batch is not what its sampler
-            puts together, or where a pipeline cannot be switched; before training or testing, as
-            :func:`kd_plugins.compat.check_operators`.
+        UserError: Before training: as :func:`check_classes`, or the batch size is not that of the sampler's groups, or
+            a pipeline cannot be switched; before training or testing: as :func:`kd_plugins.compat.check_operators`.
     """
 
     def before_run(self, runner: Runner) -> None:
-        """Look at the model."""
+        """Check the model."""
         mend_ssd_head()
         check_operators(runner.model)
 
     def before_train(self, runner: Runner) -> None:
-        """Look at the data."""
+        """Check the data."""
         loader = runner.train_dataloader
         batch = getattr(loader.sampler, 'batch_size', loader.batch_size)
         if batch != loader.batch_size:
             raise UserError(
-                f'train_dataloader: batch_size={loader.batch_size} cuts up what its '
-                f'{type(loader.sampler).__name__} puts together; set batch_size={batch}'
+                f'train_dataloader: batch_size={loader.batch_size} splits the groups of its '
+                f'{type(loader.sampler).__name__}; set batch_size={batch}'
             )
         for hook in runner.hooks:
             if steps := getattr(hook, 'switch_pipeline', None):
                 _try_pipeline(type(hook).__name__, loader.dataset, steps)
         trained = [*class_lists(loader.dataset)]
-        scored = []
+        evaluated = []
         if runner.val_loop is not None:
-            scored.append(('val_dataloader', runner.val_dataloader.dataset))
-            scored += [('HeldOutHook', hook.dataset) for hook in runner.hooks if isinstance(hook, HeldOutHook)]
-        given = [('train_dataloader', x) for x in trained]
-        given += [(name, x) for name, dataset in scored for x in class_lists(dataset)]
-        for name, (classes, labels) in given if trained else ():
+            evaluated.append(('val_dataloader', runner.val_dataloader.dataset))
+            evaluated += [('HeldOutHook', hook.dataset) for hook in runner.hooks if isinstance(hook, HeldOutHook)]
+        others = [('train_dataloader', x) for x in trained]
+        others += [(name, x) for name, dataset in evaluated for x in class_lists(dataset)]
+        for name, (classes, labels) in others if trained else ():
             most = max(labels, trained[0][1])
             check_classes(trained[0][0][:most], classes[:most], name)
-        # Of panoptic data each head knows things alone, or stuff.
+        # A head of a panoptic model has the classes of things only, or of stuff.
         if trained and 'thing_classes' not in getattr(loader.dataset, 'metainfo', {}):
             classes, labels = max(trained, key=itemgetter(1))
             check_class_count(runner.model, classes[:labels])
@@ -74,23 +73,23 @@ def check_class_count(model: nn.Module, classes: Sequence[str]) -> None:
     """Compare the heads of a model with the classes of its training data.
 
     Raises:
-        UserError: A head has fewer.
+        UserError: A head has fewer classes.
     """
     for name, module in model.named_modules():
         count = getattr(module, 'num_classes', None)
         if name.endswith('head') and 'rpn' not in name and isinstance(count, int) and count < len(classes):
-            some = f'{", ".join(map(str, classes[:5]))}{", ..." if len(classes) > 5 else ""}'
+            names = f'{", ".join(map(str, classes[:5]))}{", ..." if len(classes) > 5 else ""}'
             raise UserError(
                 f'{name}: num_classes is {count}, but the training data have {len(classes)} classes '
-                f'({some}): correct one of them'
+                f'({names}): correct one of them'
             )
 
 
 def _try_pipeline(name: str, dataset: Any, steps: Sequence[Any]) -> None:
     if not hasattr(dataset, 'pipeline'):
         raise UserError(
-            f'{name}: {type(dataset).__name__} has no pipeline of its own, so that nothing would be '
-            'switched: let the data set itself be train_dataloader.dataset, or leave the hook out'
+            f'{name}: {type(dataset).__name__} has no pipeline of its own to switch: use the data set itself as '
+            'train_dataloader.dataset, or remove the hook'
         )
     before = dataset.pipeline
     dataset.pipeline = Compose(steps)
@@ -101,17 +100,18 @@ def _try_pipeline(name: str, dataset: Any, steps: Sequence[Any]) -> None:
         dataset.pipeline = before
     if 'inputs' not in sample:
         raise UserError(
-            f'{name}: its pipeline makes no inputs: let it load images and end in the same step as that of '
-            'the training data'
+            f'{name}: its pipeline returns no inputs: it has to load images and end with the same step as the training '
+            'pipeline'
         )
 
 
 def class_lists(dataset: Any) -> Iterator[tuple[Sequence[str], int]]:
-    """Yield what labels 0, 1, … of a data set mean, or of each of those that it joins, and how many labels it can have.
+    """Yield the class names by label, and the number of labels, of a data set, or of each of the sets inside it.
 
-    That need not be what ``metainfo`` says. Class folders are numbered in the order of their names, and mmdet numbers
-    COCO's categories in the order of the file; so one that is missing shifts the labels of all that follow, and names
-    beyond the file's are of no label. Data whose class names go into the network (``return_classes``) yield nothing.
+    These names need not be those in ``metainfo``. Class folders are numbered in the order of their names, and mmdet
+    numbers COCO's categories in the order of the file; a missing one therefore shifts the labels of all that follow,
+    and further names in ``metainfo`` have no label. Data whose class names are inputs of the network
+    (``return_classes``) yield nothing.
     """
     inner = getattr(dataset, 'dataset', None)
     parts = [*getattr(dataset, 'datasets', []), *([] if inner is None else [inner])]
@@ -122,7 +122,7 @@ def class_lists(dataset: Any) -> Iterator[tuple[Sequence[str], int]]:
         categories = _categories(dataset)
         if unused := [name for name in classes if categories and name not in categories]:
             print_log(
-                f'{dataset.ann_file}: no category is named {", ".join(unused)}: of these classes there is no box',
+                f'{dataset.ann_file}: no category is named {", ".join(unused)}, so these classes have no boxes',
                 'current',
                 logging.WARNING,
             )
@@ -130,8 +130,8 @@ def class_lists(dataset: Any) -> Iterator[tuple[Sequence[str], int]]:
         for label, (name, given) in enumerate(zip(names, classes, strict=False)):
             if name != given and name in classes:
                 print_log(
-                    f"label {label} is '{name}' in the data, and is shown as '{given}': their own order counts, "
-                    f'not that of classes; give these in the same order',
+                    f"label {label} is '{name}' in the data, but '{given}' in classes: labels follow the order of the "
+                    'data, so give classes in that order',
                     'current',
                     logging.WARNING,
                 )
@@ -147,10 +147,10 @@ def _categories(dataset: Any) -> Sequence[str]:
         return ()
     if not labels:
         raise UserError(
-            f'{path}: no category has the name of a class ({", ".join(dataset.metainfo["classes"])}), so '
-            'that there is no box to learn from or to score: correct classes'
+            f'{path}: no category has the name of a class ({", ".join(dataset.metainfo["classes"])}), so no box has a '
+            'label: correct classes'
         )
-    # The whole file is long to parse, and may be of gigabytes; its categories are mostly last.
+    # Parsing the whole file, which may have gigabytes, takes long; its categories usually come last.
     with (
         fileio.get_local_path(path, backend_args=getattr(dataset, 'backend_args', None)) as local,
         open(local, 'rb') as file,
@@ -162,7 +162,7 @@ def _categories(dataset: Any) -> Sequence[str]:
         categories, _ = json.JSONDecoder().raw_decode(rest.decode(errors='ignore').lstrip(' :\r\n\t'))
         names = {category['id']: category['name'] for category in categories}
         return tuple(names[category] for category in sorted(labels, key=labels.get))
-    except (ValueError, TypeError, KeyError):  # something else by that name
+    except (ValueError, TypeError, KeyError):  # another entry of that name
         return ()
 
 
@@ -170,12 +170,12 @@ def check_classes(trained: Sequence[str], given: Sequence[str], name: str) -> No
     """Compare two lists of class names.
 
     Args:
-        trained: The classes of the training data.
-        given: The classes of other data.
-        name: What those data are called in the config.
+        trained: Classes of the training data.
+        given: Classes of other data.
+        name: Name of the other data in the config.
 
     Raises:
-        UserError: They differ, so that the same label means two things.
+        UserError: The lists differ, so that a label has two meanings.
     """
     if tuple(trained) == tuple(given):
         return
@@ -187,12 +187,12 @@ def check_classes(trained: Sequence[str], given: Sequence[str], name: str) -> No
 
 
 def check_checkpoint_classes(checkpoint: Mapping[str, Any], dataset: Any) -> None:
-    """Compare the classes that a checkpoint was trained on, where it says, with those that it is to be scored on.
+    """Compare the classes in a checkpoint, where it has them, with those of the data to test on.
 
-    Files from elsewhere may spell names differently; so only a name that both have under different labels counts.
+    Other packages may spell names differently, so only a name that has different labels in the two is an error.
 
     Raises:
-        UserError: There is one.
+        UserError: A name has different labels.
     """
     trained = ((checkpoint.get('meta') or {}).get('dataset_meta') or {}).get('classes') or ()
     given = () if getattr(dataset, 'return_classes', False) else dataset.metainfo.get('classes') or ()

@@ -1,4 +1,4 @@
-"""A record of what was done to the training data, which no scored data share."""
+"""A report of corruption in the training data, and a check that evaluation data have none."""
 
 import json
 from collections.abc import Iterator
@@ -17,21 +17,21 @@ from kd_plugins.utils.files import write_text
 
 @HOOKS.register_module()
 class CorruptionHook(Hook):
-    """Writes ``corruption.json`` beside the run where the training data are corrupted; nothing where they are clean.
+    """Writes ``corruption.json`` into the run's folder where the training data are corrupted.
 
-    It holds the options, the number of samples of each (true) class, and index, true and given label of every sample
-    whose label was changed; a list of such records where several corrupted sets are joined.
+    The file has the options, the number of samples per (true) class, and index, true label and given label of every
+    sample whose label was changed; a list of these where several corrupted sets are concatenated.
 
     Raises:
-        UserError: Before training or testing, where data that are scored are corrupted.
+        UserError: Before training or testing: evaluation data are corrupted.
     """
 
     def before_test(self, runner: Runner) -> None:
-        """Look at what is tested on."""
+        """Check the test data."""
         _refuse_corrupted('test_dataloader', runner.test_dataloader)
 
     def before_train(self, runner: Runner) -> None:
-        """Look at what training is scored on, and write the file."""
+        """Check the validation data, and write the file."""
         if runner.val_loop is not None:
             _refuse_corrupted('val_dataloader', runner.val_dataloader)
         self._write(runner)
@@ -46,7 +46,7 @@ class CorruptionHook(Hook):
 
 def _refuse_corrupted(name: str, loader: DataLoader) -> None:
     if any(_corruptions(loader.dataset)):
-        raise UserError(f'{name}: its data have label_noise or imbalance, which are for training alone; take them out')
+        raise UserError(f'{name}: its data have label_noise or imbalance, which are for training only; remove them')
 
 
 def _corruptions(dataset: Any) -> Iterator[dict[str, Any]]:

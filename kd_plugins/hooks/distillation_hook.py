@@ -1,4 +1,4 @@
-"""Distillation for any stock config, by one entry in ``custom_hooks``."""
+"""Distillation for any stock config, with one entry in ``custom_hooks``."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
@@ -6,8 +6,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from mmengine.dist import get_world_size
+from mmengine.dist import all_reduce, broadcast, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -26,23 +25,24 @@ from kd_plugins.utils.random import preserved_rng
 class DistillationHook(Hook):
     """Adds distillation terms to the losses of a stock model.
 
-    The model stays the stock model: its checkpoint holds the stock student's keys. Trainable adapters, and what a loss
-    itself trains, join the optimiser as a parameter group of their own (its base learning rate, its schedule), are
-    averaged over processes under data-parallel, and are kept in a checkpoint under ``distillation``, beside the
-    weights.
+    The model stays the stock model: its checkpoint has the stock student's keys. Trainable adapters and parameters of
+    losses join the optimiser as one more parameter group, with its base learning rate and its schedule. Under
+    data-parallel their gradients are averaged over processes. A checkpoint holds them under ``distillation``, beside
+    the weights.
 
     Args:
         teacher: ``dict(config=..., checkpoint=...)``, see :func:`~kd_plugins.distillation.sources.build_teacher`;
             or a list of them.
         terms: Config dicts of terms, see :class:`~kd_plugins.distillation.term.Term`.
-        task: False trains on the terms alone, as the first stage of FitNet and FSP does. The task's losses are computed
-            and logged still, but give no gradient: layers that no term reaches get none, not even 0, so that neither
-            weight decay nor momentum moves them. Their BatchNorm statistics go on to follow what passes through. With
-            such layers, data-parallel needs ``find_unused_parameters=True`` in the config.
+        task: Whether the task's losses train the student. ``False`` trains on the terms alone, as the first stage of
+            FitNet and FSP does. The task's losses are still computed and logged, but give no gradient: layers that no
+            term reaches get none, not even 0, so that neither weight decay nor momentum changes them. Their BatchNorm
+            statistics are still updated. With such layers, data-parallel needs ``find_unused_parameters=True`` in the
+            config.
 
     Raises:
-        UserError: Before training, when a dry run on the first images finds something wrong with a term; in the first
-            step, when the student does not run its forward.
+        UserError: Before training: a dry run on the first images finds an error in a term; in the first step: the
+            student's forward has not run.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class DistillationHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Build the teacher and the adapters, and check every term."""
         if not isinstance(runner.optim_wrapper, OptimWrapper) or self.distillation is not None:
-            return  # only val() or test(), or one of them after train()
+            return  # in val() or test(), without or after train()
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
-            raise UserError('DistillationHook needs one optimiser, this config has several: use a config with one')
+            raise UserError('DistillationHook needs one optimiser, but this config has several: use one with one')
         if sum(isinstance(hook, DistillationHook) for hook in runner.hooks) > 1:
             raise UserError(
-                'a run has one DistillationHook, this config has several: put all terms into one, with '
-                'teacher=[dict(...), dict(...)] for several teachers and teachers=[...] in the terms of some'
+                'a run has one DistillationHook, but this config has several: put all terms into one, with '
+                'teacher=[dict(...), dict(...)] for several teachers and teachers=[...] in a term for some of them'
             )
         student: BaseModel = unwrapped(runner.model)
         self.distillation = Distillation(student, self._teacher, self._terms, self._task)
@@ -84,8 +84,8 @@ class DistillationHook(Hook):
 
     def _train_adapters(self, runner: Runner, parameters: Sequence[nn.Parameter]) -> None:
         wrapper, schedulers = runner.optim_wrapper, runner.param_schedulers or []
-        # The schedulers exist already. What they would have made of the new group they have made of the last one here:
-        # the only one, or, beside several, what mmengine tracks the optimiser's own rate by.
+        # The schedulers exist already, so the new group copies the last one: the only one, or, where there are several,
+        # the one by which mmengine tracks the optimiser's base learning rate.
         group = {key: value for key, value in wrapper.param_groups[-1].items() if key != 'params'}
         scale = runner.auto_scale_lr
         if (
@@ -93,7 +93,7 @@ class DistillationHook(Hook):
             and scale
             and scale.get('enable')
             and not any(isinstance(scheduler, OneCycleParamScheduler) for scheduler in schedulers)
-        ):  # has a rate of its own
+        ):  # mmengine does not scale the rate that it tracks
             ratio = get_world_size() * runner.train_dataloader.batch_size / scale['base_batch_size']
             group |= {key: group[key] * ratio for key in ('lr', 'initial_lr') if key in group}
         index = len(wrapper.optimizer.param_groups)
@@ -110,15 +110,15 @@ class DistillationHook(Hook):
                     )
         if get_world_size() > 1:
             for parameter in parameters:
-                dist.broadcast(parameter.data, 0)
+                broadcast(parameter.data)
                 parameter.register_post_accumulate_grad_hook(_average_gradient)
 
     def before_train(self, runner: Runner) -> None:
-        """Add the terms' losses to what the student's forward returns in mode ``loss``."""
+        """Wrap the student's forward, so that it returns the terms' losses as well in mode ``loss``."""
         student, distillation = unwrapped(runner.model), self.distillation
         compiled = self._compiled = vars(student).get('forward')
 
-        # A method, so that a copy of the student, as for an EMA, runs its own layers.
+        # A bound method, so that a copy of the student (EMA) runs its own layers.
         @wraps(type(student).forward)
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             run_student = partial(compiled or type(self).forward.__get__(self), *args, **kwargs)
@@ -139,7 +139,7 @@ class DistillationHook(Hook):
         """Check that the step has run the student's forward.
 
         Raises:
-            UserError: It has not, so that the student trains without the terms.
+            UserError: It has not, so the student would train without the terms.
         """
         if not self.distillation.gradients_checked:  # type: ignore[union-attr]  # before_run has built it
             raise UserError(
@@ -149,7 +149,7 @@ class DistillationHook(Hook):
             )
 
     def after_train(self, runner: Runner) -> None:
-        """Give the student its own forward back."""
+        """Restore the student's forward."""
         student = unwrapped(runner.model)
         if self._compiled is None:
             del student.forward
@@ -157,18 +157,18 @@ class DistillationHook(Hook):
             student.forward = self._compiled
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Keep the adapters beside the student's weights."""
+        """Add the adapters to the checkpoint."""
         if self.distillation is not None and (adapters := self.distillation.state_dict()):
             checkpoint['distillation'] = {name: value.cpu() for name, value in adapters.items()}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Take the adapters back on resuming."""
+        """Load the adapters on resuming."""
         if not runner._resume or self.distillation is None or not self.distillation.state_dict():
             return
         if 'distillation' not in checkpoint:
             raise UserError(
                 'the checkpoint to resume from holds no adapters or critics, but a term trains some: it '
-                'was written without this DistillationHook; start anew with load_from instead of --resume'
+                'was written without this DistillationHook; start a new run with load_from instead of --resume'
             )
         try:
             self.distillation.load_state_dict(checkpoint['distillation'])
@@ -186,5 +186,4 @@ def _arguments(inputs: Any, data_samples: Any = None, mode: str = 'tensor', **_:
 
 
 def _average_gradient(parameter: nn.Parameter) -> None:
-    dist.all_reduce(parameter.grad)
-    parameter.grad.div_(dist.get_world_size())  # type: ignore[union-attr]  # it has just come
+    all_reduce(parameter.grad, 'mean')

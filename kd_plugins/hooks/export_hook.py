@@ -1,4 +1,4 @@
-"""What a finished run leaves behind."""
+"""Export of a finished run: the student's weights and the last metrics."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from kd_plugins.utils.models import unwrapped
 
 
 def plain(value: Any) -> Any:
-    """Return a metric's value as what JSON can hold: an array as lists, of anything unknown its text."""
+    """Return a metric's value in a form that JSON can hold: arrays as lists, unknown types as strings."""
     if isinstance(value, (Tensor, np.ndarray, np.generic)):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -34,13 +34,12 @@ class ExportHook(Hook):
     """At the end of training, writes ``student.pth`` and ``result.json`` into the run's folder.
 
     ``student.pth`` holds the weights of the last checkpoint (the averaged ones under an ``EMAHook``) and no pickled
-    code. ``result.json`` holds the metrics of the last epoch, never of the best one on the test set. A run that begins
-    anew, without ``--resume``, first renames both files of an older run in its folder to ``*.earlier``: they are not
-    its own.
+    code. ``result.json`` holds the metrics of the last epoch, never of the best one on the test set. A new run, without
+    ``--resume``, first renames both files of an older run in its folder to ``*.earlier``.
 
-    A model that trains several networks together offers ``deployable(state_dict)``, a dictionary of weights by name:
-    each is written as ``<name>.pth``. Its ``student.pth`` is the plain student's, to be scored with the plain student's
-    config (``tools/test.py configs/cifar10/resnet8.py work_dirs/cifar10/dml/resnet8/student.pth``).
+    A model of several networks has a method ``deployable(state_dict)``, which returns weights by name; each is written
+    as ``<name>.pth``. Its ``student.pth`` has the plain student's keys, and is tested with the plain student's config
+    (``tools/test.py configs/cifar10/resnet8.py work_dirs/cifar10/dml/resnet8/student.pth``).
     """
 
     priority = 'LOWEST'
@@ -50,7 +49,7 @@ class ExportHook(Hook):
         self._writers: list[CheckpointHook] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Look for the hook that writes what is exported, and put an older run's files aside."""
+        """Find the hook that writes the checkpoint to export, and rename an older run's files."""
         self._writers = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook) and hook.save_last]
         if not self._writers:
             raise UserError(
@@ -60,7 +59,7 @@ class ExportHook(Hook):
         if '://' in str(self._writers[0].out_dir):
             raise UserError(
                 f'ExportHook exports the last checkpoint, but {self._writers[0].out_dir}, where the '
-                'CheckpointHook writes it, is no folder here: change out_dir, or leave ExportHook out'
+                'CheckpointHook writes it, is not a local folder: change out_dir, or remove ExportHook'
             )
         if not runner._resume and is_main_process():
             for name in ('result.json', 'student.pth'):
@@ -69,16 +68,16 @@ class ExportHook(Hook):
                     runner.logger.info(f'{file}, of an earlier run, is now {name}.earlier')
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Note the metrics and when they were taken."""
+        """Keep the metrics, with their epoch and iteration."""
         self._metrics = dict(metrics or {}) | {'epoch': runner.epoch, 'iter': runner.iter}
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Keep out of the checkpoint what is no plain value: read back, it would be refused as pickled code."""
-        notes = checkpoint.get('message_hub', {}).get('runtime_info', {})
-        notes.update((key, plain(value)) for key, value in notes.items() if key.startswith(('val/', 'test/')))
+        """Convert metrics to plain values: others would be refused as pickled code when the checkpoint is read."""
+        info = checkpoint.get('message_hub', {}).get('runtime_info', {})
+        info.update((key, plain(value)) for key, value in info.items() if key.startswith(('val/', 'test/')))
 
     def after_train(self, runner: Runner) -> None:
-        """Write both files; first take the metrics of a run that was killed after its last checkpoint."""
+        """Write both files; validate first where a run was killed between its last checkpoint and its validation."""
         if runner.val_loop is not None and self._metrics.get('iter') != runner.iter:
             runner.val_loop.run()
         self._write(runner)
@@ -86,7 +85,7 @@ class ExportHook(Hook):
     @master_only
     def _write(self, runner: Runner) -> None:
         folder = Path(runner.work_dir)
-        # A run that was resumed after its last iteration has written none itself.
+        # A run that was resumed after its last iteration has written no checkpoint itself.
         checkpoint = read_checkpoint(self._writers[0].last_ckpt or runner._load_from)
         meta = {key: checkpoint['meta'][key] for key in ('epoch', 'iter', 'dataset_meta') if key in checkpoint['meta']}
         model = unwrapped(runner.model)

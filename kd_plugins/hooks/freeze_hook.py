@@ -1,9 +1,8 @@
-"""Parts of a model that do not train."""
+"""Frozen parts of a model."""
 
 from collections.abc import Sequence
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from kd_plugins.errors import UserError
@@ -14,16 +13,16 @@ from kd_plugins.utils.names import nearest
 
 @HOOKS.register_module()
 class FreezeHook(Hook):
-    """Keeps submodules as they are: no gradient, always in ``eval()``, BatchNorm statistics included.
+    """Freezes submodules: no gradient, always in ``eval()``, so that BatchNorm statistics do not change either.
 
     Their weights and buffers are the same bytes after training as before. They stay in the checkpoint, and in the
-    optimiser, which passes over what has no gradient.
+    optimiser, which skips parameters without a gradient.
 
     Args:
-        modules: Names of submodules, as ``'backbone'`` for a linear probe.
+        modules: Names of submodules, ``'backbone'`` for a linear probe.
 
     Raises:
-        UserError: Before training, when the model has no such module, or nothing would be left to train.
+        UserError: Before training: the model has no such module, or nothing is left to train.
     """
 
     priority = 'VERY_HIGH'
@@ -32,9 +31,8 @@ class FreezeHook(Hook):
         self.modules = [modules] if isinstance(modules, str) else list(modules)
 
     def before_run(self, runner: Runner) -> None:
-        """Freeze the modules; data-parallel, which has counted their gradients in, wraps the model anew."""
-        wrapped = is_model_wrapper(runner.model)
-        model = runner.model.module if wrapped else runner.model
+        """Freeze the modules, and wrap the model again for data-parallel, which has registered them."""
+        model = unwrapped(runner.model)
         known = dict(model.named_modules())
         for name in self.modules:
             if not name or name not in known:
@@ -47,7 +45,7 @@ class FreezeHook(Hook):
                 f'FreezeHook: with {", ".join(self.modules)} frozen nothing of {type(model).__name__} is '
                 'left to train: name fewer modules'
             )
-        if wrapped:
+        if model is not runner.model:
             runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:

@@ -1,4 +1,4 @@
-"""Scores on a second data set, to choose by."""
+"""Evaluation on held-out training data, to select an epoch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +12,11 @@ from kd_plugins.registry import HOOKS
 
 @HOOKS.register_module()
 class HeldOutHook(Hook):
-    """Scores a held-out part of the training data whenever the test set is scored.
+    """Evaluates a held-out part of the training data at every validation.
 
-    Its metrics join the test set's in log, result and checkpoint hooks, so that ``CheckpointHook(save_best=
-    'validation/top1')`` chooses an epoch without a look at the test set. Give its metric a prefix of its own::
+    Its metrics join those of the validation set in log, result and checkpoint hooks, so that
+    ``CheckpointHook(save_best='validation/top1')`` selects an epoch without the test set. Its metric needs a prefix of
+    its own::
 
         data = dict(type='kd_plugins.CIFAR10', data_root='data/cifar10', split='train')
         train_dataloader = dict(dataset=dict(data, validation=dict(size=5000)), ...)
@@ -24,11 +25,11 @@ class HeldOutHook(Hook):
             dataloader=dict(val_dataloader, dataset=dict(data, validation=dict(size=5000, part='val'))))]
 
     Args:
-        dataloader: Record of the data loader.
-        evaluator: Record of the metric, or a list of them.
+        dataloader: Config dict of the data loader.
+        evaluator: Config dict of the metric, or a list of them.
     """
 
-    priority = 'HIGHEST'  # before the hooks that take the metrics on
+    priority = 'HIGHEST'  # before the hooks that use the metrics
 
     def __init__(self, dataloader: Mapping[str, Any], evaluator: Any) -> None:
         self._dataloader, self._evaluator = dataloader, evaluator
@@ -36,7 +37,7 @@ class HeldOutHook(Hook):
 
     @property
     def dataset(self) -> Any:
-        """The held-out data, None before they are built."""
+        """The held-out data set, None before it is built."""
         return None if self._loop is None else self._loop.dataloader.dataset
 
     def _built(self, runner: Runner) -> ValLoop:
@@ -45,16 +46,16 @@ class HeldOutHook(Hook):
         return self._loop
 
     def before_train(self, runner: Runner) -> None:
-        """Build the data, so that what is wrong with them is told before training."""
+        """Build the data, so that errors in them are raised before training."""
         self._built(runner)
 
     def before_val(self, runner: Runner) -> None:
-        """Build the data, the first time."""
+        """Build the data at the first call."""
         self._built(runner)
 
     @torch.no_grad()
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float]) -> None:
-        """Score, in the precision of the test set's loop."""
+        """Evaluate, in the precision of the validation loop."""
         loop = self._built(runner)
         for batch in loop.dataloader:
             with autocast(enabled=runner.val_loop.fp16):

@@ -1,4 +1,4 @@
-"""What would end in a wrong result ends the run instead."""
+"""Checks of weights and checkpoints that end a run instead of a wrong result."""
 
 import uuid
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ from kd_plugins.utils.models import unwrapped
 
 @HOOKS.register_module()
 class IntegrityHook(Hook):
-    """Stops a run that would train or leave something else than it says.
+    """Ends a run that would train or save something other than its config says.
 
-    mmengine loads checkpoints loosely and saves whatever there is. Here a run ends with one line
+    mmengine loads checkpoints loosely and saves weights unchecked. With this hook a run ends with one line where
 
-    * whose ``load_from`` or pretrained ``init_cfg`` has no tensor of the model, or whose ``--resume`` has not all of
-      them, or not the state of its optimiser;
-    * that has no iteration to train;
-    * whose weights are not finite when they are to be saved.
+    * ``load_from`` or a pretrained ``init_cfg`` has no tensor of the model, or ``--resume`` lacks one, or the state of
+      the optimiser;
+    * there is no iteration to train;
+    * weights are not finite when they are saved.
 
-    It also gives each run a mark, in its folder and its checkpoints, so that ``--resume`` never takes the checkpoints
-    of an older run in the same folder for its own.
+    The hook also writes an id of the run into its folder and its checkpoints, so that ``--resume`` never uses the
+    checkpoints of an older run in the same folder.
 
     Raises:
         UserError: In these cases.
@@ -39,7 +39,7 @@ class IntegrityHook(Hook):
     priority = 'VERY_HIGH'
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Compare the checkpoint with the model that it is for."""
+        """Compare the checkpoint with the model, the optimiser and the schedules."""
         path = runner._load_from
         model = unwrapped(runner.model)
         misfit = load_loosely(model, weights_of(checkpoint, path))
@@ -47,19 +47,19 @@ class IntegrityHook(Hook):
             if not misfit.loaded:
                 raise UserError(
                     f'load_from: no tensor of {path} fits {type(model).__name__} ({misfit}): give the '
-                    'checkpoint of such a network, or leave load_from out'
+                    'checkpoint of such a network, or remove load_from'
                 )
             return
         if misfit:
             raise UserError(
-                f'a run cannot go on from {path}, which does not fit {type(model).__name__}: {misfit}; '
-                "give this config's own checkpoint, or start from what fits by load_from"
+                f'a run cannot resume from {path}, which does not fit {type(model).__name__}: {misfit}; '
+                "give this config's own checkpoint, or load the tensors that fit with load_from"
             )
         meta, optimizer = checkpoint.get('meta'), checkpoint.get('optimizer')
         if not isinstance(optimizer, dict) or not isinstance(meta, dict) or not {'epoch', 'iter'} <= meta.keys():
             raise UserError(
-                f'a run cannot go on from {path}, which holds no state of an optimiser: give one of the '
-                "run's own checkpoints, or start from its weights by load_from"
+                f'a run cannot resume from {path}, which holds no state of an optimiser: give one of the '
+                "run's own checkpoints, or load its weights with load_from"
             )
         groups, own = optimizer.get('param_groups'), getattr(runner.optim_wrapper, 'param_groups', None)
         if groups and own:
@@ -67,12 +67,12 @@ class IntegrityHook(Hook):
         _check_schedules(path, checkpoint.get('param_schedulers'), runner.param_schedulers)
 
     def before_train(self, runner: Runner) -> None:
-        """Look for something to train on, and mark the run."""
+        """Check that there is something to train on, and write the run's id."""
         loader = runner.train_dataloader
         if not len(loader) or not runner.max_iters:
             raise UserError(
                 f'there is no iteration to train: {len(loader.dataset)} samples make {len(loader)} batches'
-                f'{" (drop_last leaves an incomplete one out)" if getattr(loader, "drop_last", False) else ""}, for '
+                f'{" (drop_last drops an incomplete one)" if getattr(loader, "drop_last", False) else ""}, for '
                 f'{runner.max_epochs} epochs: lower the batch size, or give more data or epochs'
             )
         if not runner._load_from:
@@ -80,20 +80,20 @@ class IntegrityHook(Hook):
         if not runner._resume:
             runner.message_hub.update_info(RUN_MARK, uuid.uuid4().hex)
         if is_main_process():
-            mark = runner.message_hub.runtime_info.get(RUN_MARK, '')  # a checkpoint from elsewhere has none
-            write_text(Path(runner.work_dir, RUN_MARK), mark)
+            run_id = runner.message_hub.runtime_info.get(RUN_MARK, '')  # '' after a checkpoint without one
+            write_text(Path(runner.work_dir, RUN_MARK), run_id)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Keep the last good checkpoint where the weights are no numbers any more."""
+        """Keep the last good checkpoint where the weights are not finite."""
         _check_finite(runner, checkpoint['state_dict'])
 
     def after_train(self, runner: Runner) -> None:
-        """Look at the weights of a run that saves none, too."""
+        """Check the weights of a run that saves none, too."""
         _check_finite(runner, unwrapped(runner.model).state_dict())
 
 
 def _check_finite(runner: Runner, weights: dict[str, Tensor]) -> None:
-    parameters = dict(unwrapped(runner.model).named_parameters())  # some networks save them under other names
+    parameters = dict(unwrapped(runner.model).named_parameters())  # state_dict may have other names
     bad = [name for name, value in parameters.items() if not value.isfinite().all()]
     # A buffer may hold infinities on purpose, as a mask.
     bad += [name for name, value in weights.items() if value.is_floating_point() and value.isnan().any()]
@@ -106,23 +106,23 @@ def _check_finite(runner: Runner, weights: dict[str, Tensor]) -> None:
 
 def _check_groups(path: str, saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]]) -> None:
     """Compare an optimiser's saved parameter groups with those of the config."""
-    gone, new = (sorted(set(a[0]) - set(b[0])) for a, b in ((saved, own), (own, saved)))
-    if gone and new:  # versions of torch differ by options of one side
+    missing, new = (sorted(set(a[0]) - set(b[0])) for a, b in ((saved, own), (own, saved)))
+    if missing and new:  # another version of torch has more options, or fewer, but not both
         raise UserError(
-            f'{path} was written by another optimiser ({", ".join(gone)}; this one has {", ".join(new)}): '
-            'go on with the config that wrote it, or start from its weights by load_from'
+            f'{path} was written by another optimiser ({", ".join(missing)}; this one has {", ".join(new)}): '
+            'resume with the config that wrote it, or load its weights with load_from'
         )
     sizes = [[len(group['params']) for group in groups] for groups in (saved, own)]
     if sizes[0] != sizes[1]:
         raise UserError(
             f'{path} was written by an optimiser with {len(saved)} parameter groups, this config has '
-            f'{len(own)}, or groups of other sizes: go on with the config that wrote it, or start from its '
-            'weights by load_from'
+            f'{len(own)}, or groups of other sizes: resume with the config that wrote it, or load its weights with '
+            'load_from'
         )
 
 
 def _check_schedules(path: str, saved: Any, own: Any) -> None:
-    """Compare the saved schedules with those of the config, whose states mmengine would mix up in silence."""
+    """Compare the saved schedules with those of the config; mmengine would load the states of others silently."""
     own, saved = (
         [x for y in given.values() for x in y] if isinstance(given, dict) else given or [] for given in (own, saved)
     )
@@ -130,6 +130,5 @@ def _check_schedules(path: str, saved: Any, own: Any) -> None:
     if kinds[0] != kinds[1]:
         raise UserError(
             f'{path} was written with {len(saved)} schedules (param_scheduler), this config has '
-            f'{len(own)}, or others: go on with the config that wrote it, or start from its weights by '
-            'load_from'
+            f'{len(own)}, or others: resume with the config that wrote it, or load its weights with load_from'
         )

@@ -1,4 +1,4 @@
-"""A check of every pretrained module before training."""
+"""A check of pretrained modules before training."""
 
 import logging
 from typing import Any
@@ -16,14 +16,14 @@ from kd_plugins.utils.models import unwrapped
 class PretrainedCheckHook(Hook):
     """Checks that every ``init_cfg=dict(type='Pretrained', ...)`` has loaded its checkpoint, tensor for tensor.
 
-    mmengine itself only logs what does not fit. See :func:`~kd_plugins.pretrained.check_pretrained`.
+    mmengine itself only logs tensors that do not fit. See :func:`~kd_plugins.pretrained.check_pretrained`.
 
     Raises:
-        UserError: Before the first step, when a checkpoint does not fit its module.
+        UserError: Before training: a checkpoint does not fit its module.
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Compare every module that has a pretrained ``init_cfg`` with its file, but in a run that is resumed."""
+        """Compare every module that has a pretrained ``init_cfg`` with its file, except in a resumed run."""
         if runner.iter or runner._load_from:
             return
         model = unwrapped(runner.model)

@@ -1,4 +1,4 @@
-"""Epochs that start from a state of their own."""
+"""Seeds that depend on the epoch."""
 
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner, set_random_seed
@@ -9,27 +9,27 @@ from kd_plugins.registry import HOOKS
 
 @HOOKS.register_module()
 class ReseedHook(Hook):
-    """Seeds every epoch from the run's seed and the epoch's number.
+    """Seeds every epoch from the run's seed and the epoch's index.
 
-    A run that was killed and resumed then draws the same augmentations as one that was not. Loader workers, which
-    mmengine seeds alike in every epoch, get a seed that changes with it. A data set with a ``set_epoch(epoch, seed)``
-    is told both.
+    A resumed run then draws the same augmentations as an uninterrupted one. Workers of the data loader, which mmengine
+    seeds equally in every epoch, get a seed that changes with the epoch. The method ``set_epoch(epoch, seed)`` of a
+    data set, where it has one, is called with both.
 
     Raises:
-        UserError: Before training, when such a data set meets a run without epochs.
+        UserError: Before training: such a data set is used in a run by iterations.
     """
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Seed Python, NumPy and torch in this process, through torch the loader's workers, and the data set."""
-        # A large factor: seed + epoch + rank would repeat one process's draws in another one's next epoch.
+        # A large factor, since with seed + epoch + rank a process would repeat another one's draws an epoch later.
         set_random_seed((runner.seed + 1_000_003 * runner.epoch) % 2**32, diff_rank_seed=True)
         loader = runner.train_dataloader
         loader.worker_init_fn = None
-        loader._iterator = None  # persistent workers would go on from the states of the epoch before
+        loader._iterator = None  # persistent workers would continue from the previous epoch's random states
         if hasattr(loader.dataset, 'set_epoch'):
             if isinstance(runner.train_loop, IterBasedTrainLoop):
                 raise UserError(
-                    f'{type(loader.dataset).__name__} draws by epoch, but this run counts iterations, all '
+                    f'{type(loader.dataset).__name__} draws by epoch, but this run is by iterations, all '
                     'in one epoch: use train_cfg=dict(by_epoch=True, max_epochs=...)'
                 )
             loader.dataset.set_epoch(runner.epoch, runner.seed)

@@ -1,4 +1,4 @@
-"""Backbones for 32 x 32 pictures, in three stages: taps ``backbone.stage1`` to ``backbone.stage3``."""
+"""Backbones for 32 x 32 images, in three stages: taps ``backbone.stage1`` to ``backbone.stage3``."""
 
 import torch.nn.functional as F
 from mmengine.model import BaseModule
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from kd_plugins.errors import UserError
 from kd_plugins.registry import MODELS
 
-# Both authors' code draws from N(0, 2 / (kernel area * output channels)).
+# The code of both papers' authors draws weights from N(0, 2 / (kernel area * output channels)).
 _HE_INIT = {'type': 'Kaiming', 'layer': 'Conv2d', 'mode': 'fan_out', 'nonlinearity': 'relu'}
 
 
@@ -73,22 +73,22 @@ class CifarResNet(BaseModule):
     """The CIFAR residual network of He et al., section 4.2: a 3 x 3 stem and three stages of n basic blocks.
 
     The stages have ``width``, ``2 width`` and ``4 width`` channels at full, half and quarter resolution; shortcuts
-    subsample and append zero channels (option A, no weights). Weights start as He et al. 2015 propose.
+    subsample and append zero channels (option A, no weights). Weights are initialised as in He et al. 2015.
 
     A tap on ``stem``, ``stage1``, ``stage2`` or ``stage3`` yields **post-ReLU** maps: the activation comes after the
     sum. No activation works in place, so a recorded map keeps its values.
 
     Args:
-        depth: Layers with weights, 6n + 2: 8, 14, 20, 26, 32, 44, 56, 110.
-        width: Channels of the first stage; 16 in the paper.
-        init_cfg: mmengine's initialisation of the weights.
+        depth: Number of layers with weights, 6n + 2: 8, 14, 20, 26, 32, 44, 56, 110.
+        width: Number of channels of the first stage; 16 in the paper.
+        init_cfg: mmengine's config dict for the initialisation.
 
     Shape: input (B, 3, H, W); output a tuple of one (B, 4 width, H/4, W/4).
 
     Raises:
-        UserError: If depth is not 6n + 2.
+        UserError: The depth is not 6n + 2.
 
-    Sources:
+    References:
         1. He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition, CVPR 2016, section 4.2.
         2. He, Zhang, Ren, Sun: Delving Deep into Rectifiers, ICCV 2015, section 2.2.
         3. facebookarchive/fb.resnet.torch, ``models/resnet.lua`` (the shape ``basicblock`` with shortcut type A).
@@ -113,24 +113,24 @@ class WideResNet(BaseModule):
     """The wide residual network of Zagoruyko and Komodakis: pre-activation blocks, three stages, BN-ReLU at the end.
 
     The stem has 16 channels, the stages ``16 k``, ``32 k`` and ``64 k`` with k = ``widen_factor``, each of n blocks.
-    No dropout. Weights start as He et al. 2015 propose.
+    No dropout. Weights are initialised as in He et al. 2015.
 
     A tap on ``stem``, ``stage1``, ``stage2`` or ``stage3`` yields the **raw residual sum**, signed, before the BN-ReLU
-    that follows: what the attention-transfer code of the same authors compares. Post-ReLU maps of the three stages are
+    that follows, as in the attention-transfer code of the same authors. Post-ReLU maps of the three stages are
     ``stage2.0.relu1``, ``stage3.0.relu1`` and ``relu``; the last one before its ReLU is ``norm``. No activation works
     in place, so a recorded map keeps its values.
 
     Args:
-        depth: Layers with weights, 6n + 4: 10, 16, 22, 28, 40.
-        widen_factor: The factor k on the channels of the stages.
-        init_cfg: mmengine's initialisation of the weights.
+        depth: Number of layers with weights, 6n + 4: 10, 16, 22, 28, 40.
+        widen_factor: Factor k on the channels of the stages.
+        init_cfg: mmengine's config dict for the initialisation.
 
     Shape: input (B, 3, H, W); output a tuple of one (B, 64 k, H/4, W/4), post-ReLU.
 
     Raises:
-        UserError: If depth is not 6n + 4.
+        UserError: The depth is not 6n + 4.
 
-    Sources:
+    References:
         1. Zagoruyko, Komodakis: Wide Residual Networks, BMVC 2016, table 1.
         2. szagoruyko/wide-residual-networks, ``models/wide-resnet.lua``.
         3. szagoruyko/attention-transfer, ``cifar.py`` (the taps).

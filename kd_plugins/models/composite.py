@@ -1,7 +1,8 @@
-"""Models made of whole networks."""
+"""Models composed of a student and other whole networks."""
 
+import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,33 +10,46 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from kd_plugins.checkpoint import load_loosely
+from kd_plugins.registry import MODELS
+from kd_plugins.utils.random import preserved_rng
 
 
 class Composite(BaseModel):
-    """A model some of whose children are networks, or lists of them, that exist by themselves too.
+    """A student, and other networks in a ``ModuleList`` that a subclass may add.
 
-    Each is saved by its own ``state_dict()`` and loaded by its own ``load_state_dict()``, since some rename their keys
-    there (mmpretrain's wrapper of timm takes a prefix off): of a network within another, torch drops what such hooks
-    return.
+    Each network is saved by its own ``state_dict()`` and loaded by its own ``load_state_dict()``, since some rename
+    their keys there (mmpretrain's wrapper of timm removes a prefix), and torch ignores the result of such hooks for
+    submodules.
+
+    Args:
+        student: Config dict of the student, with its ``data_preprocessor``.
     """
 
-    _holders: Sequence[str]  # the names of these children
+    _others: str | None = None  # name of the other networks' ModuleList
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.register_load_state_dict_post_hook(_put_back)
+    def __init__(self, student: Mapping[str, Any]) -> None:
+        network = MODELS.build(copy.deepcopy(dict(student)))  # mmdet modifies config dicts while building
+        super().__init__(network.data_preprocessor)
+        self.student = network
+        self.register_load_state_dict_post_hook(_attach_parts)
+
+    @property
+    def _networks(self) -> list[Any]:
+        """The student and the other networks."""
+        return [self.student, *(getattr(self, self._others) if self._others else ())]
 
     def parts(self) -> dict[str, nn.Module]:
-        """Return the networks, each by what comes before its keys in ``state_dict``."""
-        found: dict[str, nn.Module] = {}
-        for name in self._holders:
-            holder = getattr(self, name)
-            found |= (
-                {f'{name}.{i}.': x for i, x in enumerate(holder)}
-                if isinstance(holder, nn.ModuleList)
-                else {f'{name}.': holder}
-            )
-        return found
+        """Return the networks by the prefix of their keys in ``state_dict``."""
+        student, *others = self._networks
+        return {'student.': student} | {f'{self._others}.{i}.': network for i, network in enumerate(others)}
+
+    def init_weights(self) -> None:
+        """Initialise the student as without the other networks, then these, each with random draws of its own."""
+        student, *others = self._networks
+        student.init_weights()
+        with preserved_rng():
+            for network in others:
+                network.init_weights()
 
     def state_dict(
         self,
@@ -81,24 +95,25 @@ class Composite(BaseModel):
             missing_keys += [start + name for name in misfit.missing]
             unexpected_keys += [start + name for name in misfit.left_over]
             error_msgs += misfit.mismatched
-        self.__dict__['_aside'] = self._set_aside()  # torch and mmengine would go on to them
+        self.__dict__['_detached'] = self._detach_parts()  # else torch and mmengine would load them again
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
     @contextmanager
     def _without_parts(self) -> Iterator[None]:
-        aside = self._set_aside()
+        detached = self._detach_parts()
         try:
             yield
         finally:
-            self._modules.update(aside)
+            self._modules.update(detached)
 
-    def _set_aside(self) -> dict[str, nn.Module]:
-        aside = {name: self._modules[name] for name in self._holders}
-        self._modules.update(dict.fromkeys(self._holders))  # they keep their places
-        return aside
+    def _detach_parts(self) -> dict[str, nn.Module]:
+        names = [name for name in ('student', self._others) if name]
+        detached = {name: self._modules[name] for name in names}
+        self._modules.update(dict.fromkeys(names))  # None keeps the order of the children
+        return detached
 
 
-def _put_back(module: Composite, keys: Any) -> None:
-    module._modules.update(module.__dict__.pop('_aside'))
+def _attach_parts(module: Composite, keys: Any) -> None:
+    module._modules.update(module.__dict__.pop('_detached'))

@@ -1,6 +1,5 @@
-"""Distillation as a model."""
+"""A student with its distillation as one model."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -21,28 +20,27 @@ from kd_plugins.utils.random import preserved_rng
 
 @MODELS.register_module()
 class Distiller(Composite):
-    """A student that learns from a teacher; to everyone else, the student.
+    """A student that learns from a teacher, and otherwise behaves as the student alone.
 
-    ``state_dict`` is the student's, so that a checkpoint loads straight into it. Trainable adapters travel in that
-    dictionary's metadata, where torch keeps a module's version; they come back on resuming. Attributes that a Distiller
-    does not have itself are the student's, to read and to set: mmdet's and mmpretrain's hooks switch parts of a model
-    by them (``model.bbox_head.use_l1 = True``).
+    ``state_dict`` is the student's, so that a checkpoint loads straight into it. Trainable adapters are kept in the
+    metadata of that dictionary, where torch keeps versions of modules, and are restored on resuming. Attributes that a
+    Distiller does not have itself are read from and set on the student: mmdet's and mmpretrain's hooks switch parts of
+    a model by them (``model.bbox_head.use_l1 = True``).
 
     Args:
         student: Config dict of the student.
         teacher: ``dict(config=..., checkpoint=...)``, see :func:`~kd_plugins.distillation.sources.build_teacher`;
             or a list of them.
         terms: Config dicts of terms, see :class:`~kd_plugins.distillation.term.Term`.
-        input_shape: (C, H, W) of the images in the dry run that checks the terms and sizes the adapters.
-        data_preprocessor: The student's, where its config dict has none (mmengine passes the config's here).
-        task: False trains on the terms alone, see :class:`kd_plugins.hooks.DistillationHook`; also for what
-            data-parallel then needs.
+        input_shape: Shape (C, H, W) of the images in the dry run that checks the terms and sizes the adapters.
+        data_preprocessor: Config dict of the student's preprocessor, where the student's has none (mmengine passes the
+            config's here).
+        task: Whether the task's losses train the student, see :class:`kd_plugins.hooks.DistillationHook`, also for what
+            data-parallel needs without them.
 
     Raises:
-        UserError: The dry run finds something wrong with a term; or the student has a train_step of its own.
+        UserError: The dry run finds an error in a term, or the student has a train_step of its own.
     """
-
-    _holders = ('student',)
 
     def __init__(
         self,
@@ -53,17 +51,15 @@ class Distiller(Composite):
         data_preprocessor: Mapping[str, Any] | None = None,
         task: bool = True,
     ) -> None:
-        config = copy.deepcopy(dict(student))  # mmdet changes configs as it builds
-        config.setdefault('data_preprocessor', data_preprocessor)
-        network = MODELS.build(config)
+        super().__init__(dict(data_preprocessor=data_preprocessor) | dict(student))
+        network = self.student
         if type(network).train_step is not BaseModel.train_step and not isinstance(network, Composite):
             raise UserError(
-                f'Distiller: {type(network).__name__} has a train_step of its own, which a model around it '
-                'leaves out: use DistillationHook'
+                f'Distiller: {type(network).__name__} has a train_step of its own, which Distiller does not call: '
+                'use DistillationHook'
             )
-        super().__init__(network.data_preprocessor)
-        self.student = network
-        super().__setattr__('distillation', Distillation(network, teacher, terms, task))  # a student may have its own
+        # Not by our own __setattr__: a student may have such an attribute.
+        super().__setattr__('distillation', Distillation(network, teacher, terms, task))
         if (
             not isinstance(input_shape, (list, tuple))
             or len(input_shape) != 3
@@ -83,19 +79,19 @@ class Distiller(Composite):
         with preserved_rng():
             images = torch.randn(2, channels, height, width)
         try:
-            found = self.distillation.probe(network, images, [sample, sample.clone()])
+            features = self.distillation.probe(network, images, [sample, sample.clone()])
         except UserError:
             raise
         except Exception as error:
             raise UserError(
-                f'Distiller: a dry run on two made-up images of input_shape={tuple(input_shape)} failed '
+                f'Distiller: a dry run on two random images of input_shape={tuple(input_shape)} failed '
                 f'({type(error).__name__}: {error}): give the input_shape of the data, tap modules that run before '
-                'annotations are needed, or use DistillationHook, whose dry run takes images of the data'
+                'annotations are needed, or use DistillationHook, whose dry run uses images of the data'
             ) from error
-        for line in self.distillation.prepare(*found):
+        for line in self.distillation.prepare(*features):
             print_log(f'distillation term {line}', 'current')
-        self.register_state_dict_post_hook(_keep_adapters)
-        self.register_load_state_dict_pre_hook(_place_adapters)
+        self.register_state_dict_post_hook(_save_adapters)
+        self.register_load_state_dict_pre_hook(_load_adapters)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -120,11 +116,11 @@ class Distiller(Composite):
             setattr(student, name, value)
 
     def parts(self) -> dict[str, nn.Module]:
-        """Return the student, whose keys have no prefix here."""
+        """Return the student, whose keys have no prefix in ``state_dict``."""
         return {'': self.student}
 
     def deployable(self, state_dict: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Return the student's weights, which have no more to do with the adapters."""
+        """Return the student's weights, without the adapters in their metadata."""
         weights: Any = weights_of(state_dict, 'the checkpoint')
         versions = weights._metadata.get('', {})
         weights._metadata[''] = {key: value for key, value in versions.items() if key != 'distillation'}
@@ -132,7 +128,7 @@ class Distiller(Composite):
         return split(weights)
 
     def get_layer_depth(self, param_name: str) -> tuple[int, int]:
-        """Return the depth of a layer as the student numbers it, for layer-wise learning rates."""
+        """Return the depth of a layer in the student, for layer-wise learning rates."""
         return self.student.get_layer_depth(param_name.removeprefix('student.'))
 
     def parse_losses(self, losses: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -147,28 +143,24 @@ class Distiller(Composite):
         """Predict as the student does."""
         return self.student.test_step(data)
 
-    def init_weights(self) -> None:
-        """Initialise the student."""
-        self.student.init_weights()
-
     def forward(self, inputs: Tensor, data_samples: Sequence[Any] | None = None, mode: str = 'tensor') -> Any:
-        """Answer as the student; in mode ``loss``, with the distillation's losses added."""
+        """Return what the student returns; in mode ``loss``, with the losses of the terms added."""
         if mode != 'loss':
             return self.student(inputs, data_samples, mode=mode)
         run_student = partial(self.student, inputs, data_samples, mode='loss')
         return self.distillation.losses(run_student, inputs, data_samples)
 
 
-def _keep_adapters(
+def _save_adapters(
     module: Distiller, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any]
 ) -> None:
-    own = [key for key in state_dict if key.startswith(f'{prefix}distillation.')]
-    if own:
-        local_metadata['distillation'] = {key.removeprefix(prefix): state_dict.pop(key).detach().cpu() for key in own}
+    keys = [key for key in state_dict if key.startswith(f'{prefix}distillation.')]
+    if keys:
+        local_metadata['distillation'] = {key.removeprefix(prefix): state_dict.pop(key).detach().cpu() for key in keys}
 
 
-def _place_adapters(
+def _load_adapters(
     module: Distiller, state_dict: dict[str, Tensor], prefix: str, local_metadata: dict[str, Any], *_: Any
 ) -> None:
-    own = {f'distillation.{k}': v for k, v in module.distillation.state_dict().items()}
-    state_dict.update({prefix + k: v for k, v in local_metadata.get('distillation', own).items()})
+    current = {f'distillation.{k}': v for k, v in module.distillation.state_dict().items()}
+    state_dict.update({prefix + k: v for k, v in local_metadata.get('distillation', current).items()})

@@ -1,4 +1,4 @@
-"""Re-identification: an embedding, trained by identities, searched by similarity."""
+"""Re-identification: an embedding that is trained by identity and retrieved by similarity."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,20 +17,20 @@ from kd_plugins.utils.distributed import gathered
 
 @MODELS.register_module()
 class ReIDHead(BaseModule):
-    """BNNeck: the triplet loss before a BatchNorm, the identities' scores and the searched feature after it.
+    """BNNeck: the triplet loss before a BatchNorm, the identities' scores and the retrieval feature after it.
 
     Taps: ``head.bnneck`` (the feature) and ``head.fc`` (the scores).
 
     Args:
         num_classes: Number of identities in training.
         in_channels: Size of the pooled embedding.
-        label_smoothing: Of the identity loss, a cross entropy.
-        margin: Of the batch-hard triplet loss, see :func:`kd_plugins.functional.batch_hard_triplet_loss`.
-        triplet_weight: Its weight beside the identity loss; 0 leaves it out. Under data-parallel it sees the batches
-            of all processes.
-        init_cfg: As in :class:`mmengine.model.BaseModule`; None for scores that start near 0.
+        label_smoothing: Label smoothing of the identity loss, a cross entropy.
+        margin: Margin of the batch-hard triplet loss, see :func:`kd_plugins.functional.batch_hard_triplet_loss`.
+        triplet_weight: Weight of the triplet loss relative to the identity loss; 0 leaves it out. Under data-parallel
+            the triplet loss compares the images of all processes.
+        init_cfg: As in :class:`mmengine.model.BaseModule`; None draws the classifier's weights with a std of 0.001.
 
-    Sources:
+    References:
         1. Luo et al., Bag of Tricks and A Strong Baseline for Deep Person Re-identification, CVPR workshops 2019.
     """
 
@@ -47,18 +47,18 @@ class ReIDHead(BaseModule):
         self.num_classes, self.label_smoothing = num_classes, label_smoothing
         self.margin, self.triplet_weight = margin, triplet_weight
         self.bnneck = nn.BatchNorm1d(in_channels)
-        self.bnneck.bias.requires_grad_(False)  # [1]: scores by the angle to the origin, as the search does
+        self.bnneck.bias.requires_grad_(False)  # [1]: the scores then depend on angles at the origin, as retrieval does
         self.fc = nn.Linear(in_channels, num_classes, bias=False)
 
     def forward(self, feats: Sequence[Tensor]) -> Tensor:
-        """Return the identities' scores, (N, num_classes), of the last of some embeddings (N, C)."""
+        """Return the identities' scores (N, num_classes) for the last of the embeddings (N, C)."""
         return self.fc(self.bnneck(feats[-1]))
 
     def loss(self, feats: Sequence[Tensor], data_samples: Sequence[DataSample]) -> dict[str, Tensor]:
         """Return ``loss_id``, ``loss_triplet`` and the accuracy on this batch.
 
         Raises:
-            UserError: A label is no class of this head.
+            UserError: A label is not below the number of identities.
         """
         labels = torch.cat([sample.gt_label for sample in data_samples])
         if labels.max() >= self.num_classes:
@@ -75,7 +75,7 @@ class ReIDHead(BaseModule):
         return losses | {'accuracy_top-1': 100 * (scores.argmax(1) == labels).float().mean()}
 
     def predict(self, feats: Sequence[Tensor], data_samples: Sequence[DataSample] | None = None) -> list[DataSample]:
-        """Return the samples with the ``feature`` to search by, (C,)."""
+        """Return the samples with their retrieval feature (C,) as ``feature``."""
         features = self.bnneck(feats[-1]).float()
         samples = data_samples or [DataSample() for _ in features]
         for sample, feature in zip(samples, features, strict=True):
@@ -85,20 +85,21 @@ class ReIDHead(BaseModule):
 
 @MODELS.register_module()
 class ReIDModel(BaseModel):
-    """Backbone, pooling and a :class:`ReIDHead`, arranged as mmpretrain's ``ImageClassifier`` is.
+    """Backbone, pooling and a :class:`ReIDHead`, with the structure of mmpretrain's ``ImageClassifier``.
 
-    So its taps are a classifier's: ``backbone.layer4``, ``neck`` (the embedding), ``head.fc``.
+    Its taps are those of a classifier: ``backbone.layer4``, ``neck`` (the embedding), ``head.fc``.
 
     Args:
-        backbone: Record of a backbone, mmpretrain's or another.
-        neck: Record of a pooling: ``GlobalAveragePooling`` or ``GeneralizedMeanPooling``.
-        head: Record of a :class:`ReIDHead`.
-        last_stride: 1 for twice the height and width in the last stage that halves them, 2 as the backbone is.
-        data_preprocessor: Record; mmpretrain's ``ClsDataPreprocessor`` where it names no type.
+        backbone: Config dict of a backbone, of mmpretrain or another package.
+        neck: Config dict of a pooling: ``GlobalAveragePooling`` or ``GeneralizedMeanPooling``.
+        head: Config dict of a :class:`ReIDHead`.
+        last_stride: Stride of the last stage that halves the map: 1 doubles the height and width of its output, 2
+            leaves the backbone as it is.
+        data_preprocessor: Config dict of the preprocessor; its type is mmpretrain's ``ClsDataPreprocessor`` by default.
         init_cfg: As in :class:`mmengine.model.BaseModule`.
 
     Raises:
-        UserError: ``last_stride`` is neither 1 nor 2, or the backbone's last stride cannot be taken away.
+        UserError: ``last_stride`` is neither 1 nor 2, or the backbone's last stride cannot be removed.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class ReIDModel(BaseModel):
         init_cfg: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__({'type': 'mmpretrain.ClsDataPreprocessor', **(data_preprocessor or {})}, init_cfg)
-        self.backbone, self.neck, self.head = (MODELS.build(dict(record)) for record in (backbone, neck, head))
+        self.backbone, self.neck, self.head = (MODELS.build(dict(config)) for config in (backbone, neck, head))
         if last_stride not in (1, 2):
             raise UserError(f'ReIDModel: expected a last_stride of 1 or 2, got {last_stride!r}')
         if last_stride == 1:
@@ -124,8 +125,8 @@ class ReIDModel(BaseModel):
 
         Args:
             inputs: Images (N, C, H, W).
-            data_samples: Their annotations.
-            mode: One of the three.
+            data_samples: Annotations of the images.
+            mode: ``'tensor'``, ``'loss'`` or ``'predict'``.
         """
         features = self.neck(self.backbone(inputs))
         if mode == 'tensor':
@@ -134,7 +135,7 @@ class ReIDModel(BaseModel):
 
 
 def _remove_last_stride(backbone: nn.Module) -> None:
-    """Let the convolutions and poolings that halve the size for the last time keep it; no weight changes its shape."""
+    """Set the stride of the convolutions and poolings that halve the map last to 1; no weight changes its shape."""
     sizes: dict[Any, torch.Size] = {}  # by layer, in order of running
     strided = [
         module
@@ -160,12 +161,10 @@ def _remove_last_stride(backbone: nn.Module) -> None:
             if size == before:
                 module.stride = 1 if isinstance(module.stride, int) else (1, 1)
                 if not isinstance(module, nn.Conv2d) and module.padding in (0, (0, 0)):
-                    module.kernel_size = 1  # it did nothing but halve
+                    module.kernel_size = 1  # its only effect was to halve the map
         after = last_size()
     except (RuntimeError, ValueError, IndexError, AssertionError):
         after = None
     backbone.train(mode)
     if not after or after != torch.Size(2 * x for x in before):
-        raise UserError(
-            f'ReIDModel: the last stride of {type(backbone).__name__} cannot be taken away: give last_stride=2'
-        )
+        raise UserError(f'ReIDModel: the last stride of {type(backbone).__name__} cannot be removed: set last_stride=2')

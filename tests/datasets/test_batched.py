@@ -335,7 +335,7 @@ class TestRun:
     def test_a_run_that_counts_iterations_is_refused(self, tmp_path: Path, root: Path) -> None:
         config = self.config(root, tmp_path / 'run')
         config.train_cfg = dict(by_epoch=False, max_iters=2)
-        with pytest.raises(UserError, match='BatchedImages draws by epoch, but this run counts iterations'):
+        with pytest.raises(UserError, match='BatchedImages draws by epoch, but this run is by iterations'):
             train(config)
 
 

@@ -1,4 +1,4 @@
-"""Data sets that number their classes differently never meet in one run."""
+"""Data sets that number their classes differently are refused in one run."""
 
 import copy
 import json
@@ -22,10 +22,10 @@ from kd_plugins.registry import MODELS
 
 
 class Unnamed(list):
-    """A data set that names no classes."""
+    """A data set without names of classes."""
 
 
-GIVEN = dict(metainfo=dict(classes=('a', 'b', 'c', 'd')))  # which hides the folders' names
+GIVEN = dict(metainfo=dict(classes=('a', 'b', 'c', 'd')))  # in place of the folders' names
 
 
 def check(train, val=None, hooks=(), model=None):
@@ -56,7 +56,7 @@ def test_class_folders_that_number_the_labels_differently_are_refused(tmp_path, 
             check(ConcatDataset([train, val]))
 
 
-def test_a_list_that_ends_early_is_refused_and_none_is_fine(tmp_path):
+def test_a_shorter_list_is_refused_and_no_list_is_accepted(tmp_path):
     train = CustomDataset(data_root=str(image_folder(tmp_path / 'train')))
     for path in (tmp_path / 'train' / 'class3').iterdir():
         path.unlink()
@@ -64,7 +64,7 @@ def test_a_list_that_ends_early_is_refused_and_none_is_fine(tmp_path):
     val = CustomDataset(data_root=str(tmp_path / 'train'))
     with pytest.raises(UserError, match=r"label 3 is None there and 'class3' in training \(3 classes and 4\)"):
         check(train, val)
-    check(train, SimpleNamespace(metainfo={}))  # such as a gallery, whose people are others
+    check(train, SimpleNamespace(metainfo={}))  # such as a gallery, which has other identities
     check(Unnamed(), val)
 
 
@@ -89,21 +89,21 @@ def test_categories_that_a_file_lacks_or_orders_differently_shift_the_labels(tmp
     logger.addHandler(caplog.handler)
     check(train, build('a', 'b', 'c', 'd'))
     assert not caplog.messages
-    check(train, build('a', 'b'))  # no c is scored
+    check(train, build('a', 'b'))  # c is not evaluated
     (message,) = caplog.messages
-    assert message.endswith('ab.json: no category is named c: of these classes there is no box')
+    assert message.endswith('ab.json: no category is named c, so these classes have no boxes')
     with pytest.raises(UserError, match=r'd\.json: no category has the name of a class \(a, b, c\)'):
         check(build('d'))
     for names, label in ((('b', 'c'), 0), (('a', 'c', 'b'), 1)):
         with pytest.raises(UserError, match=f"val_dataloader: label {label} is '{names[label]}' there and "):
             check(train, build(*names))
     check(build('a', 'c', 'b'))
-    assert "label 1 is 'c' in the data, and is shown as 'b'" in caplog.messages[-1]
-    (data / 'xabc.json').write_text(json.dumps(whole | dict(more=dict(categories=[1]))))  # others by that name
+    assert "label 1 is 'c' in the data, but 'b' in classes" in caplog.messages[-1]
+    (data / 'xabc.json').write_text(json.dumps(whole | dict(more=dict(categories=[1]))))  # another entry of that name
     check(train, train)
 
 
-def test_a_long_file_is_not_taken_into_memory_for_its_categories(tmp_path):
+def test_categories_are_read_without_the_whole_file(tmp_path):
     path = tmp_path / 'long.json'
     names = [dict(id=3, name='é'), dict(id=5, name='b')]
     path.write_bytes(b'{"annotations": [' + b' ' * 2**25 + b'], "categories": ' + json.dumps(names).encode() + b'}')
@@ -121,8 +121,8 @@ def head(num_classes):
     )
 
 
-def test_names_that_no_label_has_count_for_nothing(tmp_path):
-    """mmdet's MOT sets list thirteen names over files of one category; its ByteTrack trains on that one."""
+def test_names_without_a_label_are_ignored(tmp_path):
+    """mmdet's MOT sets list thirteen names for files with one category; its ByteTrack trains on that one."""
     CocoDataset = pytest.importorskip('mmdet.datasets').CocoDataset
     data = coco_folder(tmp_path / 'data')
 
@@ -139,12 +139,12 @@ def test_names_that_no_label_has_count_for_nothing(tmp_path):
     train, val = build('person'), build('person', 'car', 'crowd')
     check(train, val, model=head(1))
     check(val, train, model=head(1))
-    # Names that go into the network say themselves what they are, as in GLIP.
+    # Names that are inputs of the network, as in GLIP, need no order.
     other = build('x', 'person', return_classes=True)
     check(train, other)
     check(other, train, model=head(1))
     check_checkpoint_classes(dict(meta=dict(dataset_meta=dict(classes=('person', 'x')))), other)
-    # The heads of PanopticFPN know things or stuff.
+    # The heads of PanopticFPN have the classes of things or of stuff.
     named = SimpleNamespace(metainfo=dict(classes=('a', 'b'), thing_classes=('a',)))
     check(named, model=head(1))
     del named.metainfo['thing_classes']
@@ -171,7 +171,7 @@ def test_held_out_data_have_the_classes_of_training(tmp_path):
         train(config)
 
 
-def test_folders_in_another_order_than_their_given_names_are_told(tmp_path, caplog):
+def test_folders_in_another_order_than_their_given_names_are_logged(tmp_path, caplog):
     logger = MMLogger.get_instance('folders')
     logger.addHandler(caplog.handler)
     check(
@@ -180,11 +180,11 @@ def test_folders_in_another_order_than_their_given_names_are_told(tmp_path, capl
         )
     )
     assert [text.partition(':')[0] for text in caplog.messages] == [
-        "label 1 is 'class1' in the data, and is shown as 'class2'"
+        "label 1 is 'class1' in the data, but 'class2' in classes"
     ]
 
 
-def test_a_batch_that_cuts_up_the_samplers_groups_is_refused(tmp_path):
+def test_a_batch_size_that_splits_the_samplers_groups_is_refused(tmp_path):
     data = CustomDataset(data_root=str(image_folder(tmp_path)))
     sampler = PKSampler(data, 2, 3, seed=0)
     for size in (6, 8):
@@ -194,7 +194,7 @@ def test_a_batch_that_cuts_up_the_samplers_groups_is_refused(tmp_path):
         if size == 6:
             CheckHook().before_train(runner)
         else:
-            with pytest.raises(UserError, match=r'batch_size=8 cuts up what its PKSampler puts together; set .*=6'):
+            with pytest.raises(UserError, match=r'batch_size=8 splits the groups of its PKSampler; set .*=6'):
                 CheckHook().before_train(runner)
 
 
@@ -215,7 +215,7 @@ def test_a_pipeline_that_is_switched_to_late_is_tried_at_the_start(tmp_path):
         switch(dict(type='mmcv.LoadImageFromFiel'))
     with pytest.raises(AssertionError, match='is not found in results'):
         switch(dict(type='mmcv.CenterCrop', crop_size=4), pack)
-    with pytest.raises(UserError, match='PipelineSwitchHook: its pipeline makes no inputs'):
+    with pytest.raises(UserError, match='PipelineSwitchHook: its pipeline returns no inputs'):
         switch(load)
     assert train.pipeline is kept
     with pytest.raises(UserError, match='PipelineSwitchHook: RepeatDataset has no pipeline of its own'):

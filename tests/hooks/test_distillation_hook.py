@@ -25,7 +25,7 @@ from kd_plugins.errors import UserError
 from kd_plugins.hooks import DistillationHook
 from kd_plugins.registry import MODELS
 
-pytestmark = pytest.mark.usefixtures('device')  # mmengine's runner takes a GPU where there is one
+pytestmark = pytest.mark.usefixtures('device')  # mmengine's runner uses a GPU where there is one
 STAGES = ['backbone.stage1', 'backbone.stage2', 'backbone.stage3']
 KD = dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', teacher='head.fc', weight=0.5)
 NST = dict(name='nst', loss=dict(type='kd_plugins.NSTLoss'), student=STAGES[2], teacher=STAGES[2], weight=5.0)
@@ -65,7 +65,7 @@ def by_model(teacher, terms, **more):
 
 
 def biased(teacher):
-    """Let a teacher say class 1 of most images, so that one may agree with it."""
+    """Let a teacher predict class 1 for most images, so that a student may agree with it."""
     checkpoint = saved(teacher['checkpoint'])
     checkpoint['state_dict']['head.fc.bias'][1] += 3
     torch.save(checkpoint, teacher['checkpoint'])
@@ -125,22 +125,22 @@ def test_both_ways_train_the_same_student(tmp_path, data, teacher, terms):
 
 
 @BOTH
-def test_a_student_whose_forward_hands_on_what_it_gets(tmp_path, data, teacher, way):
-    class Handing(ImageClassifier):
+def test_a_student_whose_forward_passes_its_arguments_on(tmp_path, data, teacher, way):
+    class Passing(ImageClassifier):
         def forward(self, *args, **kwargs):
             return super().forward(*args, **kwargs)
 
     config = classification_config(data, tmp_path / 'run', epochs=1, **way(teacher, [KD]))
-    config.model.get('student', config.model).type = Handing
+    config.model.get('student', config.model).type = Passing
     assert (train(config).message_hub.get_scalar('train/loss_kd').data[0] > 0).all()
 
 
-def test_a_student_whose_train_step_goes_round_its_forward(tmp_path, data, teacher):
+def test_a_student_whose_train_step_bypasses_its_forward(tmp_path, data, teacher):
     class Direct(ImageClassifier):
         def train_step(self, data, optim_wrapper):
-            loss, told = self.parse_losses(self.loss(**self.data_preprocessor(data, True)))
+            loss, log = self.parse_losses(self.loss(**self.data_preprocessor(data, True)))
             optim_wrapper.update_params(loss)
-            return told
+            return log
 
     config = classification_config(data, tmp_path / 'run', **by_hook(teacher, [KD]))
     config.model.type = Direct
@@ -149,7 +149,7 @@ def test_a_student_whose_train_step_goes_round_its_forward(tmp_path, data, teach
 
 
 @BOTH
-def test_teacher_is_untouched_and_nowhere(tmp_path, data, teacher, way):
+def test_teacher_is_unchanged_and_in_no_state(tmp_path, data, teacher, way):
     config = classification_config(data, tmp_path / 'run', **way(teacher, [KD, AT]))
     config.custom_hooks = [*config.get('custom_hooks', []), dict(type='EMAHook')]
     runner = train(config)
@@ -252,11 +252,11 @@ def test_every_term_is_logged_and_summed(tmp_path, data, teacher, way, monkeypat
     totals = []
     update = OptimWrapper.update_params
 
-    def note(self, loss):
+    def recorded(self, loss):
         totals.append(loss.item())
         update(self, loss)
 
-    monkeypatch.setattr(OptimWrapper, 'update_params', note)
+    monkeypatch.setattr(OptimWrapper, 'update_params', recorded)
     runner = train(classification_config(data, tmp_path / 'run', **way(teacher, [KD, NST, AT])))
     names = ('loss', 'loss_kd', 'loss_nst', 'loss_at')
     logged = [runner.message_hub.get_scalar(f'train/{name}').data[0] for name in names]
@@ -266,10 +266,10 @@ def test_every_term_is_logged_and_summed(tmp_path, data, teacher, way, monkeypat
 
 @BOTH
 def test_adapters_learn_are_saved_and_resumed(tmp_path, data, teacher, way):
-    terms = [HINT | dict(student=STAGES, teacher=STAGES), GAN, BSS | dict(weight=1.0)]  # the last draws at random
+    terms = [HINT | dict(student=STAGES, teacher=STAGES), GAN, BSS | dict(weight=1.0)]  # BSS draws random targets
     biased(teacher)
     config = classification_config(data, tmp_path / 'whole', epochs=8, **way(teacher, terms))
-    config.train_dataloader.batch_size = 24  # six images a class: enough for two that both networks know
+    config.train_dataloader.batch_size = 24  # six images per class: enough for two that both networks classify right
     whole = train(copy.deepcopy(config))
     config.work_dir = str(tmp_path / 'resumed')
     config.load_from, config.resume = str(tmp_path / 'whole/epoch_4.pth'), True
@@ -281,7 +281,7 @@ def test_adapters_learn_are_saved_and_resumed(tmp_path, data, teacher, way):
     assert equal(weights(whole.model), weights(resumed.model))
 
 
-def test_adapters_move_under_the_schedule(tmp_path, data, teacher):
+def test_adapters_follow_the_schedule(tmp_path, data, teacher):
     runner = train(classification_config(data, tmp_path / 'run', **by_hook(teacher, [HINT])))
     groups = runner.optim_wrapper.param_groups
     assert groups[-1]['lr'] == pytest.approx(groups[0]['lr'])
@@ -290,18 +290,18 @@ def test_adapters_move_under_the_schedule(tmp_path, data, teacher):
     assert not equal(start, core_of(runner).state_dict())
 
 
-def test_adapters_scale_with_the_batch_as_the_rest_does(tmp_path, data, teacher):
+def test_auto_scale_lr_scales_the_adapters_rate_too(tmp_path, data, teacher):
     config = classification_config(data, tmp_path / 'run', epochs=1, **by_hook(teacher, [HINT]))
     config.auto_scale_lr = dict(enable=True, base_batch_size=32)
     groups = train(config).optim_wrapper.param_groups
     assert groups[-1]['initial_lr'] == pytest.approx(groups[0]['initial_lr']) == pytest.approx(0.05 * 8 / 32)
 
 
-def test_adapters_take_their_place_in_every_schedule(tmp_path, data, teacher):
-    """One more group, of the optimiser's own rate, is scheduled as if it had been there from the start."""
+def test_adapters_are_part_of_every_schedule(tmp_path, data, teacher):
+    """The added group, with the optimiser's base rate, is scheduled as if it had been there from the start."""
     rates = []
 
-    class Note(Hook):
+    class Rates(Hook):
         def before_train_iter(self, runner, batch_idx, data_batch=None):
             rates.append([group['lr'] for group in runner.optim_wrapper.optimizer.param_groups])
 
@@ -332,11 +332,11 @@ def test_adapters_take_their_place_in_every_schedule(tmp_path, data, teacher):
             if groups == 'several':
                 config.optim_wrapper.paramwise_cfg = dict(custom_keys={'head': dict(lr_mult=0.1)})
             runner = Runner.from_cfg(config)
-            runner.register_hook(Note())
+            runner.register_hook(Rates())
             runner.train()
-            own = [step[0] for step in rates]  # of the backbone's first weight
-            assert len(set(own)) > 2
-            assert [step[-1] for step in rates] == pytest.approx(own)
+            expected = [step[0] for step in rates]  # of the backbone's first weight
+            assert len(set(expected)) > 2
+            assert [step[-1] for step in rates] == pytest.approx(expected)
             rates.clear()
 
 
@@ -447,7 +447,7 @@ def test_compiled_run_trains_the_same(tmp_path, data, teacher, way):
 
 
 def test_accumulation_equals_the_large_batch(tmp_path, data, teacher):
-    """With KD, a mean over samples, three small steps accumulate the gradient of one large one (no BatchNorm)."""
+    """With KD, a mean over samples, three small batches accumulate the gradient of a large one (no BatchNorm)."""
     results = []
     for name, batch, count in (('small', 8, 3), ('large', 24, 1)):
         config = classification_config(data, tmp_path / name, epochs=1, **by_hook(teacher, [KD]))
@@ -565,8 +565,8 @@ def test_two_teachers(tmp_path, data, teacher, way):
     terms = [KD, HINT, NST | dict(teachers=[0])]
     runner = train(classification_config(data, tmp_path / 'run', **way(teachers, terms)))
     networks = [x.model for x in core_of(runner).teachers]
-    for network, record in zip(networks, teachers, strict=True):
-        assert equal(network.state_dict(), saved(record['checkpoint'])['state_dict'])
+    for network, config in zip(networks, teachers, strict=True):
+        assert equal(network.state_dict(), saved(config['checkpoint'])['state_dict'])
     assert [x.out_channels for x in core_of(runner).terms[1].adapters] == [8, 12]
     checkpoint = saved(tmp_path / 'run/epoch_2.pth')['state_dict']
     assert list(checkpoint) == list(MODELS.build(classifier()).state_dict())
@@ -603,7 +603,7 @@ def test_hints_alone_and_then_the_task(tmp_path, data, teacher, way):
     assert not torch.equal(start['backbone.stem.0.weight'], end['backbone.stem.0.weight'])
     hints = runner.message_hub.get_scalar('train/loss_hint').data[0]
     assert hints[-3:].mean() < 0.9 * hints[:3].mean()
-    assert (runner.message_hub.get_scalar('train/loss').data[0] > hints).all()  # the task's is still computed
+    assert (runner.message_hub.get_scalar('train/loss').data[0] > hints).all()  # the task's loss is still computed
 
     second = classification_config(
         data, tmp_path / 'stage2', epochs=1, load_from=str(tmp_path / 'stage1/student.pth'), **way(teacher, [KD])

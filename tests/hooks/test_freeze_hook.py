@@ -27,7 +27,7 @@ def frozen(data, work_dir, *modules, hooks=(), **more):
 
 
 class Start(Hook):
-    """Notes the weights that training starts from, and how the modules stand at each step."""
+    """Records the initial weights, and the modules' modes at each step."""
 
     def before_train(self, runner):
         self.weights, self.modes = weights(runner.model), []
@@ -52,7 +52,7 @@ def test_a_frozen_backbone_is_the_same_bytes_and_the_head_trains(tmp_path, data)
     assert any('running_mean' in name for name in after)
     for name, value in start.weights.items():
         assert torch.equal(value, after[name]) == name.startswith('backbone.'), name
-    assert len(start.modes) == 9  # validation between the epochs does not end it
+    assert len(start.modes) == 9  # in all epochs, with validation between them
     for modes in start.modes:
         assert {training for name, training in modes.items() if name.startswith('backbone')} == {False}
         assert modes['head']
@@ -79,7 +79,7 @@ def test_a_part_of_the_backbone_can_be_frozen_alone(tmp_path, data):
 
 
 def test_the_head_learns_what_it_learns_from_precomputed_features(tmp_path, data):
-    """The probe is logistic regression on fixed features: SGD on them by hand ends at the same weights."""
+    """A probe is logistic regression on fixed features: plain SGD on these ends at the same weights."""
     config = frozen(data, tmp_path / 'run', 'backbone')
     config.train_dataloader.dataset.pipeline.pop(1)
     runner = Runner.from_cfg(config)
@@ -124,7 +124,7 @@ def test_an_average_of_a_frozen_backbone_is_that_backbone(tmp_path, data):
         (['backbone', 'head'], 'with backbone, head frozen nothing of ImageClassifier is left to train'),
     ],
 )
-def test_what_is_wrong_is_told(tmp_path, data, modules, message):
+def test_errors_are_one_line(tmp_path, data, modules, message):
     with pytest.raises(UserError) as error:
         train(frozen(data, tmp_path / 'run', *modules))
     assert message in str(error.value)

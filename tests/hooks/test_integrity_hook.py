@@ -1,4 +1,4 @@
-"""Runs that would end in something else than they say."""
+"""Runs that would train or save something other than their config says."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def test_load_from_needs_one_tensor_that_fits(tmp_path, config):
     train(config)
 
 
-def test_a_pretrained_part_needs_one_tensor_that_arrives(tmp_path, config):
+def test_a_pretrained_part_needs_one_tensor_that_fits(tmp_path, config):
     other = MODELS.build(classifier(width=8)).state_dict()
     torch.save({'state_dict': {f'net.{key}': value for key, value in other.items()}}, tmp_path / 'x.pth')
     config.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth'))
@@ -58,7 +58,7 @@ def test_a_pretrained_part_needs_one_tensor_that_arrives(tmp_path, config):
     ):
         train(config)
     own = MODELS.build(classifier()).backbone.state_dict()
-    for name in ('stem.0.weight', 'net.stem.0.weight'):  # the second by a name that the backbone's own code would know
+    for name in ('stem.0.weight', 'net.stem.0.weight'):  # only the backbone's own code would know the second name
         torch.save({'model': {name: own['stem.0.weight'].half()}}, tmp_path / 'x.pth')
         backbone = MODELS.build(config.model.backbone)
         with torch.no_grad():
@@ -66,8 +66,8 @@ def test_a_pretrained_part_needs_one_tensor_that_arrives(tmp_path, config):
         check_arrival(backbone)
 
 
-def test_a_part_whose_weights_a_file_of_the_whole_replaces(tmp_path, config):
-    """As in mmdet's trackers: the detector's file is loaded after that of its backbone."""
+def test_a_part_whose_weights_a_checkpoint_of_the_whole_model_replaces(tmp_path, config):
+    """As in mmdet's trackers, which load the detector's checkpoint after that of its backbone."""
     for name in ('backbone', 'whole'):
         torch.save({'state_dict': MODELS.build(classifier()).state_dict()}, tmp_path / f'{name}.pth')
     config.model.backbone.init_cfg = dict(
@@ -80,10 +80,10 @@ def test_a_part_whose_weights_a_file_of_the_whole_replaces(tmp_path, config):
     check_arrival(model)
 
 
-def test_a_run_goes_on_from_a_checkpoint_of_its_own_only(tmp_path, data, config):
+def test_a_run_resumes_from_its_own_checkpoints_only(tmp_path, data, config):
     train(config)
     path = tmp_path / 'run/epoch_1.pth'
-    with pytest.raises(UserError, match=r'cannot go on from .*, which does not fit ImageClassifier: .*size mismatch'):
+    with pytest.raises(UserError, match=r'cannot resume from .*, which does not fit ImageClassifier: .*size mismatch'):
         train(resumed(checked(data, tmp_path / 'other', model=classifier(width=8)), path))
     saved = read_checkpoint(path)
     torch.save({'state_dict': saved['state_dict'], 'meta': saved['meta']}, tmp_path / 'student.pth')
@@ -122,14 +122,14 @@ def test_weights_that_are_not_finite_keep_the_last_checkpoint(data, tmp_path):
 
 @MODELS.register_module()
 class MaskedPooling(GlobalAveragePooling):
-    """Has a buffer of one value."""
+    """A pooling with a buffer of one value."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
         self.register_buffer('mask', torch.tensor([value]))
 
 
-def test_buffers_may_hold_infinities_but_no_nan(data, tmp_path):
+def test_buffers_may_be_infinite_but_not_nan(data, tmp_path):
     def masked(value: float) -> dict:
         return classifier() | dict(neck=dict(type='kd_plugins.MaskedPooling', value=value))
 
@@ -138,7 +138,7 @@ def test_buffers_may_hold_infinities_but_no_nan(data, tmp_path):
         train(checked(data, tmp_path / 'nan', model=masked(torch.nan)))
 
 
-def test_a_run_begun_anew_is_not_gone_on_with_from_an_older_one(tmp_path, data, config):
+def test_a_new_run_does_not_resume_from_an_older_one_in_its_folder(tmp_path, data, config):
     first = train(config)
     path = tmp_path / 'run/epoch_1.pth'
     assert run_of(read_checkpoint(path)) == (tmp_path / 'run' / RUN_MARK).read_text() != ''
@@ -148,14 +148,14 @@ def test_a_run_begun_anew_is_not_gone_on_with_from_an_older_one(tmp_path, data, 
     with pytest.raises(Exception, match='none'):  # before its first checkpoint
         train(again)
     assert latest_checkpoint(again) is None
-    train(resumed(config, path))  # by name it does
+    train(resumed(config, path))  # with its path it does
     assert latest_checkpoint(config) == str(tmp_path / 'run/epoch_2.pth')
     assert run_of(read_checkpoint(tmp_path / 'run/epoch_2.pth')) == run_of(read_checkpoint(path))
     assert not equal(weights(first.model), read_checkpoint(tmp_path / 'run/epoch_2.pth')['state_dict'])
 
 
-def test_a_run_of_an_older_version_goes_on(tmp_path, data):
-    """Its checkpoints have no mark."""
+def test_a_run_of_an_older_version_resumes(tmp_path, data):
+    """Its checkpoints have no id of the run."""
     train(classification_config(data, tmp_path / 'run', epochs=1))
     config = checked(data, tmp_path / 'run')
     path = latest_checkpoint(config)

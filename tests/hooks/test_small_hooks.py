@@ -45,7 +45,7 @@ def test_export_is_the_last_checkpoint_and_the_last_metrics(tmp_path, data):
     )
 
 
-def test_files_of_an_older_run_are_not_taken_for_those_of_a_new_one(tmp_path, data):
+def test_files_of_an_older_run_are_renamed_by_a_new_one(tmp_path, data):
     class Killed(Hook):
         priority = 'LOWEST'
 
@@ -69,7 +69,7 @@ def test_files_of_an_older_run_are_not_taken_for_those_of_a_new_one(tmp_path, da
 
 
 class Strange(BaseMetric):
-    """Values as metrics of stock packages and of users have them."""
+    """A metric with values of all types that metrics of stock packages and of users have."""
 
     def process(self, data_batch, data_samples):
         self.results.append(None)
@@ -86,7 +86,7 @@ class Strange(BaseMetric):
         )
 
 
-def test_metrics_that_are_no_numbers_do_not_lose_the_result(tmp_path, data):
+def test_metrics_that_are_not_numbers_are_exported(tmp_path, data):
     config = classification_config(data, tmp_path / 'run', default_hooks=HOOKS, log_level='INFO')
     evaluated(config)
     config.val_evaluator = [
@@ -111,7 +111,7 @@ def test_metrics_that_are_no_numbers_do_not_lose_the_result(tmp_path, data):
     )
 
 
-def test_a_held_out_part_is_scored_beside_the_test_set_and_chosen_by(tmp_path, data):
+def test_a_held_out_part_is_evaluated_at_every_validation_and_selects_the_epoch(tmp_path, data):
     def config(folder, **hook):
         config = classification_config(data, tmp_path / folder, epochs=3, default_hooks=HOOKS)
         evaluated(config)
@@ -138,7 +138,7 @@ def test_a_held_out_part_is_scored_beside_the_test_set_and_chosen_by(tmp_path, d
         return config
 
     plain, runner = train(config('plain')), train(config('run', priority='HIGHEST'))
-    assert equal(*(weights(x.model) for x in (plain, runner)))  # scoring draws nothing and trains nothing
+    assert equal(*(weights(x.model) for x in (plain, runner)))  # evaluation changes neither weights nor random states
     logged = [json.loads(line) for line in next((tmp_path / 'run').glob('*/vis_data/scalars.json')).open()]
     found = [(line['validation/top1'], line['accuracy/top1']) for line in logged if 'validation/top1' in line]
     assert len(found) == 3
@@ -147,7 +147,7 @@ def test_a_held_out_part_is_scored_beside_the_test_set_and_chosen_by(tmp_path, d
     best = max(range(3), key=lambda epoch: found[epoch][0])
     (chosen,) = (tmp_path / 'run').glob('best_validation_top1_*.pth')
     assert chosen.stem.endswith(f'epoch_{best + 1}')
-    # The last epoch's score, by hand, of the twelve.
+    # The last epoch's accuracy on the twelve images, computed directly.
     model = runner.model.eval()
     hits = []
     for batch in runner.val_dataloader:
@@ -184,7 +184,7 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path, data, workers, persi
 
 
 def test_epochs_draw_different_augmentations(tmp_path, data):
-    """The stock worker seed repeats: without the hook every epoch flips the same positions of the batch."""
+    """The stock seed of workers repeats: without the hook every epoch flips the same positions of the batch."""
 
     def run(name, hooks):
         config = classification_config(data, tmp_path / name, epochs=3, default_hooks=hooks)
@@ -205,7 +205,7 @@ def test_epochs_draw_different_augmentations(tmp_path, data):
     assert len(set(run('without', {}))) == 1
 
 
-class TestHandover:
+class TestPretrainedCheck:
     @pytest.fixture
     def source(self, tmp_path):
         torch.manual_seed(3)
@@ -219,7 +219,7 @@ class TestHandover:
         return classification_config(data, tmp_path / 'run', model, 1, default_hooks=HOOKS, log_level='INFO')
 
     @pytest.mark.parametrize('prefix', ['backbone.', 'backbone'])
-    def test_reports_what_arrived(self, tmp_path, data, source, caplog, prefix):
+    def test_logs_the_loaded_tensors(self, tmp_path, data, source, caplog, prefix):
         with caplog.at_level(logging.INFO):
             train(self.config(data, tmp_path, source, prefix))
         log = next((tmp_path / 'run').glob('*/*.log')).read_text()
@@ -233,7 +233,7 @@ class TestHandover:
             (dict(depth=14, width=8), 'size mismatch'),
         ],
     )
-    def test_refuses_what_does_not_fit(self, tmp_path, data, source, change, message):
+    def test_refuses_tensors_that_do_not_fit(self, tmp_path, data, source, change, message):
         with pytest.raises(UserError, match=f'backbone does not have its pretrained weights: .*{message}'):
             train(self.config(data, tmp_path, source, **change))
 
@@ -243,7 +243,7 @@ class TestHandover:
         with pytest.raises(UserError, match='is left over'):
             train(self.config(data, tmp_path, source))
 
-    def test_leaves_a_resumed_run_alone(self, tmp_path, data, source):
+    def test_ignores_a_resumed_run(self, tmp_path, data, source):
         train(self.config(data, tmp_path, source))
         config = self.config(data, tmp_path, source)
         config.train_cfg.max_epochs = 2
@@ -252,16 +252,16 @@ class TestHandover:
 
 
 @pytest.mark.parametrize(
-    ('record', 'names'),
+    ('network', 'names'),
     [
         (dict(type='kd_plugins.MutualLearning', student=classifier(), peers=2), {'student', 'peer1', 'peer2'}),
         (dict(type='kd_plugins.NativeEnsemble', student=classifier()), {'student', 'ensemble'}),
     ],
 )
-def test_export_of_networks_that_train_together(tmp_path, data, record, names):
-    """The student is a plain one, and all is averaged as the checkpoint is."""
+def test_export_of_networks_that_train_together(tmp_path, data, network, names):
+    """The student has its plain keys, and all weights are the averages in the checkpoint."""
     config = classification_config(
-        data, tmp_path / 'run', record, default_hooks=HOOKS, custom_hooks=[dict(type='EMAHook', momentum=0.2)]
+        data, tmp_path / 'run', network, default_hooks=HOOKS, custom_hooks=[dict(type='EMAHook', momentum=0.2)]
     )
     evaluated(config)
     model = train(config).model
@@ -282,6 +282,6 @@ def test_export_of_networks_that_train_together(tmp_path, data, record, names):
             load_weights(model.peers[number], tmp_path / f'run/peer{number + 1}.pth')
             assert torch.equal(model.peers[number].head.fc.weight, saved[f'peers.{number}.head.fc.weight'])
     with pytest.raises(UserError, match='is missing'):
-        load_weights(MODELS.build(record), tmp_path / 'run/student.pth')
+        load_weights(MODELS.build(network), tmp_path / 'run/student.pth')
     result = json.loads((tmp_path / 'run/result.json').read_text())
     assert result['checkpoint'] == str(tmp_path / 'run/student.pth')

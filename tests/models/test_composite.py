@@ -1,4 +1,4 @@
-"""Networks within a model keep their own keys; a Distiller's other attributes are the student's."""
+"""Networks inside a model keep their own keys; a Distiller's other attributes are the student's."""
 
 import copy
 from collections import OrderedDict
@@ -26,7 +26,7 @@ HINT = dict(
 
 
 class Renaming(ImageClassifier):
-    """Takes ``backbone.`` off its keys, as mmpretrain's wrapper of timm does its own prefix; knows no other prefix."""
+    """Removes ``backbone.`` from its keys, as mmpretrain's wrapper of timm removes a prefix; works without one only."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -87,7 +87,7 @@ def test_a_network_that_renames_its_keys(tmp_path, kind):
     checkpoint['state_dict'][f'{key}_of_another'] = checkpoint['state_dict'].pop(key)
     torch.save(checkpoint, tmp_path / 'other.pth')
     config.load_from, config.custom_hooks = str(tmp_path / 'other.pth'), []
-    with pytest.raises(UserError, match=r'a run cannot go on from .*stem\.0\.weight is missing; .* is left over'):
+    with pytest.raises(UserError, match=r'a run cannot resume from .*stem\.0\.weight is missing; .* is left over'):
         train(config)
 
 
@@ -119,7 +119,7 @@ def test_attributes_are_the_students(tmp_path):
         runner.model.nothing  # noqa: B018
 
 
-def test_an_infinite_weight_is_seen_under_any_name(tmp_path):
+def test_an_infinite_weight_is_found_under_any_name(tmp_path):
     model = MODELS.build(model_of('Distiller', tmp_path))
     with torch.no_grad():
         model.student.head.fc.weight[0] = torch.inf
@@ -140,7 +140,7 @@ class Annotated(ImageClassifier):
         return self.head(self.extract_feat(inputs, data_samples=data_samples))
 
 
-def test_made_up_images_have_no_annotations(tmp_path):
+def test_random_images_have_no_annotations(tmp_path):
     model = model_of('Distiller', tmp_path)
     model['student']['type'] = Annotated
     MODELS.build(model)
@@ -149,7 +149,7 @@ def test_made_up_images_have_no_annotations(tmp_path):
         MODELS.build(model)
 
 
-def test_a_defect_of_a_loss_is_not_blamed_on_the_images(tmp_path):
+def test_an_error_inside_a_loss_is_not_blamed_on_the_images(tmp_path):
     class Broken(torch.nn.Module):
         def forward(self, student, teacher):
             return student.maen()
@@ -158,7 +158,7 @@ def test_a_defect_of_a_loss_is_not_blamed_on_the_images(tmp_path):
         MODELS.build(model_of('Distiller', tmp_path) | dict(terms=[HINT | dict(loss=dict(type=Broken))]))
 
 
-def test_a_train_step_of_its_own_is_not_left_out(tmp_path):
+def test_a_student_with_its_own_train_step_is_refused(tmp_path):
     class Stepping(ImageClassifier):
         def train_step(self, data, optim_wrapper):
             raise AssertionError

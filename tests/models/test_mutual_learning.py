@@ -42,7 +42,7 @@ def cohort(**options):
     torch.manual_seed(1)
     model = MutualLearning(student=classifier(), **options)
     model.init_weights()
-    for module in model.modules():  # so that the networks do not start out as good as agreed
+    for module in model.modules():  # so that the predictions of the networks differ
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight)
     return model
@@ -140,7 +140,7 @@ def test_alternating_is_the_papers_algorithm():
         inputs, samples = model.data_preprocessor(data, True).values()
         labels = torch.cat([sample.gt_label for sample in samples])
         for i, (network, optimizer) in enumerate(zip(plain, apart, strict=True)):
-            # Each peer's predictions anew, in training mode, by a copy that spares its statistics.
+            # Each peer's current predictions in training mode, by a copy, which leaves its statistics unchanged.
             targets = [copy.deepcopy(peer)(inputs).softmax(1).detach() for peer in plain if peer is not network]
             logits = network(inputs)
             task = nn.functional.cross_entropy(logits, labels)
@@ -189,7 +189,7 @@ def data(tmp_path_factory):
 
 
 def test_at_weight_0_the_student_trains_as_alone(tmp_path, data):
-    """Same weights to start from, same batches, same dropout, though no ReseedHook sets the random states right."""
+    """Same initial weights, batches and dropout, though no ReseedHook sets the random states."""
     student = classifier() | dict(neck=dict(type='kd_plugins.DropoutPooling'))
     alone = train(classification_config(data, tmp_path / 'alone', student, default_hooks={}))
     runs = {
@@ -247,8 +247,8 @@ def test_reidentification(tmp_path):
     student = MODELS.build(plain)
     load_weights(student, tmp_path / 'run/student.pth')
     images = torch.randn(2, 3, 32, 16)
-    answers = [model.eval()(images, mode='predict') for model in (student, runner.model)]
-    assert all(torch.equal(a.feature, b.feature) for a, b in zip(*answers, strict=True))
+    predictions = [model.eval()(images, mode='predict') for model in (student, runner.model)]
+    assert all(torch.equal(a.feature, b.feature) for a, b in zip(*predictions, strict=True))
 
 
 def test_peers_of_another_architecture():
@@ -259,8 +259,8 @@ def test_peers_of_another_architecture():
     split = model.deployable(model.state_dict())
     assert list(split) == ['student', 'peer1', 'peer2']
     assert [
-        split[name].keys() == MODELS.build(record).state_dict().keys()
-        for name, record in zip(split, (classifier(), classifier(14), classifier(8, 8)), strict=True)
+        split[name].keys() == MODELS.build(config).state_dict().keys()
+        for name, config in zip(split, (classifier(), classifier(14), classifier(8, 8)), strict=True)
     ] == [True] * 3
 
 
@@ -270,13 +270,13 @@ def test_student_alone_predicts():
     (data,) = batches(1)
     expected = model.student(data['inputs'])
     assert torch.equal(model(data['inputs']), expected)
-    answers = model(**data, mode='predict')
-    assert torch.equal(torch.stack([x.pred_score for x in answers]), expected.softmax(1))
+    predictions = model(**data, mode='predict')
+    assert torch.equal(torch.stack([x.pred_score for x in predictions]), expected.softmax(1))
 
 
 def other_classes():
-    record = classifier()
-    return record | dict(head=record['head'] | dict(num_classes=CLASSES + 1))
+    config = classifier()
+    return config | dict(head=config['head'] | dict(num_classes=CLASSES + 1))
 
 
 @pytest.mark.parametrize(
@@ -287,20 +287,20 @@ def other_classes():
         (dict(tap='head.fx'), r"no module 'head.fx' to tap; nearest names: head.fc"),
         (
             dict(peers=[classifier() | dict(data_preprocessor=dict(mean=[0.0] * 3, std=[1.0] * 3))]),
-            'leave data_preproc',
+            'remove data_preproc',
         ),
         (dict(update='both'), "update: expected one of 'joint', 'alternating'"),
         (dict(tau=0), 'tau: expected'),
         (dict(weight=-1), 'weight: expected'),
     ],
 )
-def test_mistakes_are_told(options, message):
+def test_errors_of_options(options, message):
     with pytest.raises(ValueError, match=message):
         MutualLearning(student=classifier(), **options)
 
 
 @pytest.mark.parametrize('options', [dict(peers=[other_classes()]), dict(tap='backbone')])
-def test_logits_that_cannot_meet_are_told(options):
+def test_logits_of_different_shapes_are_an_error(options):
     model = MutualLearning(student=classifier(), **options)
     if 'tap' in options:
         model.peers[0].backbone.stage3.add_module('pool', nn.MaxPool2d(2))

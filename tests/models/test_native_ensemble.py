@@ -26,7 +26,7 @@ RESNET_PARTS = ('backbone.conv1', 'backbone.bn1', 'backbone.layer1', 'backbone.l
 
 
 def resnet(style='ResNet', **backbone):
-    """Return one of mmpretrain's residual networks; between its stem and its stages there is a pooling."""
+    """Return one of mmpretrain's residual networks, with a pooling between its stem and its stages."""
     return classifier() | dict(
         backbone=dict(type=style, depth=18, stem_channels=8, base_channels=8, **backbone),
         head=classifier()['head'] | dict(in_channels=64),
@@ -37,7 +37,7 @@ def build(**options):
     torch.manual_seed(1)
     model = NativeEnsemble(**dict(student=classifier(), ramp=0) | options)
     model.init_weights()
-    for module in model.modules():  # so that branches disagree and gates differ
+    for module in model.modules():  # so that the predictions of the branches and the gates differ
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight)
         if isinstance(module, nn.BatchNorm1d):
@@ -59,7 +59,7 @@ def softmax(row, tau=1.0):
 
 
 def looped(model, images, labels, weight, tau):
-    """Return the ensemble's logits and the losses, sample by sample; the BatchNorm of the gate is spelt out."""
+    """Return the ensemble's logits and the losses, sample by sample, with the gate's BatchNorm as plain loops."""
     backbone, n, k = model.student.backbone, len(images), len(model.branches) + 1
     trunk = backbone.stage2(backbone.stage1(backbone.stem(images)))
     logits = [net.head.fc(net.backbone.stage3(trunk).mean((2, 3))) for net in (model.student, *model.branches)]
@@ -112,12 +112,12 @@ def test_losses_and_gradients_are_those_of_plain_loops():
     sum(expected.values()).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-8, atol=1e-12)
-        # A bias before BatchNorm has none but rounding.
+        # A bias before a BatchNorm has a gradient of rounding errors only.
         assert (gradients[name].abs().max() > 1e-6) == (name != 'gate.2.bias'), name
 
 
 @pytest.mark.parametrize(
-    'record',
+    ('student', 'shared'),
     [
         (classifier(), ('backbone.stem', 'backbone.stage1', 'backbone.stage2')),
         (
@@ -133,8 +133,7 @@ def test_losses_and_gradients_are_those_of_plain_loops():
     ],
     ids=['CifarResNet', 'WideResNet', 'ResNet', 'ResNet_CIFAR'],
 )
-def test_a_branch_with_the_students_weights_is_the_student(record):
-    student, shared = record
+def test_a_branch_with_the_students_weights_is_the_student(student, shared):
     model = build(student=student, shared=shared).eval()
     own = model.student.state_dict()
     for branch in model.branches:
@@ -144,7 +143,7 @@ def test_a_branch_with_the_students_weights_is_the_student(record):
     before = images.clone()
     losses = model(images, samples, mode='loss')
     assert losses['loss_0'] == losses['loss_1'] == losses['loss_2']
-    assert losses['loss_kl_0'].abs() < 1e-5  # an ensemble of equals is each of them
+    assert losses['loss_kl_0'].abs() < 1e-5  # the ensemble of equal branches equals each of them
     assert torch.equal(images, before)
     plain = MODELS.build(student)
     plain.load_state_dict(own)
@@ -167,7 +166,7 @@ def test_the_shared_part_exists_and_runs_once():
     model(images, samples, mode='loss')
     plain(images, samples, mode='loss')
     assert len(calls) == 1
-    assert equal(weights(model.student), weights(plain))  # the running statistics among them
+    assert equal(weights(model.student), weights(plain))  # with the running statistics
     assert plain.backbone.stem[1].num_batches_tracked == 1
     assert model.gate[3].num_batches_tracked == 1
 
@@ -183,7 +182,7 @@ def test_a_tied_norm_is_one_for_all_branches():
     twin = copy.deepcopy(model)
     losses = model(images, samples, mode='loss')
     assert model.student.backbone.norm.num_batches_tracked == 3
-    assert twin.student.backbone.norm.num_batches_tracked == 0  # a copy's branches run the copy's
+    assert twin.student.backbone.norm.num_batches_tracked == 0  # the branches of a copy run the copy's norm
     sum(losses[f'loss_{n}'] for n in range(3)).backward()
 
     backbone, labels = twin.student.backbone, torch.tensor([int(s.gt_label) for s in samples])
@@ -196,7 +195,7 @@ def test_a_tied_norm_is_one_for_all_branches():
     assert equal(weights(model.student), weights(twin.student))
     torch.testing.assert_close(model.student.backbone.norm.weight.grad, backbone.norm.weight.grad)
 
-    model.student.backbone.norm = nn.Identity()  # as SyncBatchNorm takes its place
+    model.student.backbone.norm = nn.Identity()  # as mmengine replaces it by a SyncBatchNorm
     assert torch.equal(model.branches[0].backbone.norm(images), images)
 
 
@@ -205,15 +204,15 @@ def test_predictions_of_branch_and_ensemble():
     model = build(predict='ensemble').double()
     expected, _ = looped(model, images, [0] * 5, 1.0, 3.0)
     torch.testing.assert_close(model(images), expected, rtol=1e-10, atol=1e-12)
-    answers = model.eval()(images, samples, mode='predict')
-    assert torch.equal(torch.stack([x.pred_score for x in answers]), model(images).softmax(1))
-    assert all(x.pred_label == x.pred_score.argmax() for x in answers)
+    predictions = model.eval()(images, samples, mode='predict')
+    assert torch.equal(torch.stack([x.pred_score for x in predictions]), model(images).softmax(1))
+    assert all(x.pred_label == x.pred_score.argmax() for x in predictions)
     student = build().double().eval()
     student.load_state_dict(model.state_dict())
     student.branches[0].forward = None
     assert torch.equal(student(images), student.student(images))
-    answers = student(images, mode='predict')
-    assert torch.equal(torch.stack([x.pred_score for x in answers]), student.student(images).softmax(1))
+    predictions = student(images, mode='predict')
+    assert torch.equal(torch.stack([x.pred_score for x in predictions]), student.student(images).softmax(1))
     assert not torch.allclose(student(images), model(images))
 
 
@@ -236,7 +235,7 @@ def test_weight_follows_the_authors_ramp(options, weight, monkeypatch):
         assert model.current_weight() == pytest.approx(weight(epoch))
 
 
-class NoteStart(Hook):
+class InitialWeights(Hook):
     def before_train(self, runner):
         self.weights = weights(runner.model)
 
@@ -247,19 +246,19 @@ def test_run_starts_as_the_students_and_resumes_bit_for_bit(tmp_path):
     def config(name, model, epochs=4):
         return classification_config(data, tmp_path / name, model, epochs, default_hooks=HOOKS)
 
-    record = dict(type='kd_plugins.NativeEnsemble', student=classifier(), ramp=0.5)
+    ensemble = dict(type='kd_plugins.NativeEnsemble', student=classifier(), ramp=0.5)
     starts = []
-    for name, model in (('plain', classifier()), ('whole', record)):
+    for name, model in (('plain', classifier()), ('whole', ensemble)):
         runner = Runner.from_cfg(config(name, model))
-        runner.register_hook(note := NoteStart())
+        runner.register_hook(hook := InitialWeights())
         runner.train()
-        starts.append(note.weights)
+        starts.append(hook.weights)
     final, (plain, whole) = runner.model, starts
     assert equal(plain, {key.removeprefix('student.'): x for key, x in whole.items() if key.startswith('student.')})
     parts = [whole[f'{net}.backbone.stage3.0.conv1.weight'] for net in ('student', 'branches.0', 'branches.1')]
     assert not any(torch.equal(parts[a], parts[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
 
-    resumed = config('resumed', record)
+    resumed = config('resumed', ensemble)
     resumed.load_from, resumed.resume = str(tmp_path / 'whole/epoch_2.pth'), True
     assert equal(weights(train(resumed).model), weights(final))
     ends = [read_checkpoint(tmp_path / run / 'ensemble.pth')['state_dict'] for run in ('whole', 'resumed')]
@@ -274,18 +273,18 @@ def test_run_starts_as_the_students_and_resumes_bit_for_bit(tmp_path):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(shared=('backbone.stage2',)), "before 'backbone.stage2' a branch runs weights of its own"),
+        (dict(shared=('backbone.stage2',)), "a branch has weights of its own before 'backbone.stage2'"),
         (
             dict(shared=('backbone.stem', 'backbone.stage2', 'backbone.stage1')),
-            "before 'backbone.stage2' a branch runs weights of its own",
+            "a branch has weights of its own before 'backbone.stage2'",
         ),
-        (dict(shared=('backbone.stem', 'backbone.stage2')), "a branch cannot go on from 'backbone.stage2'"),
+        (dict(shared=('backbone.stem', 'backbone.stage2')), "a branch cannot continue from 'backbone.stage2'"),
         (dict(shared=('backbone.layer1',)), "no module 'backbone.layer1' to tap; nearest names: "),
-        (dict(shared=()), 'shared names no module'),
+        (dict(shared=()), 'shared is empty: name the modules'),
         (dict(tied=('backbone.norm',)), "no module 'backbone.norm'"),
-        (dict(tied=('backbone.stage2.0',)), "'backbone.stage2.0' is tied, but shared already has it or a part of it"),
-        (dict(shared=('backbone', 'neck')), r"but 'neck' puts out \(1, 16\)"),
-        (dict(student=reid_config('', '').model), "with a head of mmpretrain's, got a ReIDHead"),
+        (dict(tied=('backbone.stage2.0',)), "'backbone.stage2.0' is tied, but shared contains it or a part of it"),
+        (dict(shared=('backbone', 'neck')), r"but 'neck' outputs \(1, 16\)"),
+        (dict(student=reid_config('', '').model), "one of mmpretrain's heads, got a ReIDHead in a ReIDModel"),
         (dict(branches=1), 'branches: expected a whole number of at least 2'),
         (dict(tau=0), 'tau: expected'),
         (dict(predict='all'), "predict: expected one of 'branch', 'ensemble'"),
@@ -294,7 +293,7 @@ def test_run_starts_as_the_students_and_resumes_bit_for_bit(tmp_path):
         (dict(tap='head.fx'), "no module 'head.fx'"),
     ],
 )
-def test_mistakes_are_told(options, message):
+def test_errors_of_options(options, message):
     with pytest.raises(ValueError, match=message):
         NativeEnsemble(**dict(student=classifier()) | options)
     if 'shared' in options:
@@ -302,7 +301,7 @@ def test_mistakes_are_told(options, message):
             NativeEnsemble(**dict(student=classifier()) | options)
 
 
-def test_branches_start_at_random_where_the_student_is_pretrained(tmp_path):
+def test_branches_start_from_random_weights_where_the_student_is_pretrained(tmp_path):
     source = MODELS.build(dict(resnet()['backbone'], _scope_='mmpretrain'))
     torch.save({'state_dict': {f'backbone.{name}': x for name, x in source.state_dict().items()}}, tmp_path / 'net.pth')
     init = dict(type='Pretrained', checkpoint=str(tmp_path / 'net.pth'), prefix='backbone.')

@@ -1,4 +1,4 @@
-"""The re-identification model: its losses, its feature, its stride, and what distils it."""
+"""The re-identification model: its losses, its feature, its stride, and its distillation."""
 
 import pytest
 import torch
@@ -42,8 +42,8 @@ def model(backbone: dict, channels: int, last_stride: int = 1, neck: str = 'Glob
     ],
     ids=lambda backbone: str(backbone['type']),
 )
-def test_a_last_stride_that_cannot_be_taken_away_is_told(backbone: dict) -> None:
-    with pytest.raises(UserError, match='cannot be taken away: give last_stride=2'):
+def test_a_last_stride_that_cannot_be_removed_is_an_error(backbone: dict) -> None:
+    with pytest.raises(UserError, match='cannot be removed: set last_stride=2'):
         model(backbone, 3)
 
 
@@ -86,7 +86,7 @@ def test_losses_and_feature_are_those_of_the_strong_baseline(neck: str) -> None:
         assert len(net(images, mode='predict')) == 6
 
 
-def test_mistakes_are_told() -> None:
+def test_errors() -> None:
     with pytest.raises(UserError, match='num_classes=3, but the data set holds label 7'):
         ReIDHead(3, 4).loss((torch.randn(2, 4),), [DataSample().set_gt_label(i) for i in (0, 7)])
     with pytest.raises(UserError, match='last_stride of 1 or 2, got 3'):
@@ -100,7 +100,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def teacher(data, tmp_path_factory):
-    """Train a wider network, and return the record that loads it."""
+    """Train a wider network, and return the config dict that loads it."""
     folder = tmp_path_factory.mktemp('teacher')
     config = wider(reid_config(data, folder))
     torch.save({'state_dict': train(config).model.state_dict()}, folder / 'teacher.pth')
@@ -150,7 +150,7 @@ def test_every_loss_distils_it_by_hook_as_by_model(data, teacher, tmp_path) -> N
     assert equal(weights(hook.model), weights(distiller.model))
     assert weights(hook.model).keys() == weights(stock.model).keys()
     assert not equal(weights(hook.model), weights(stock.model))
-    assert hook.model.head.bnneck.bias.abs().max() == 0  # no shift, though everything else has learnt
+    assert hook.model.head.bnneck.bias.abs().max() == 0  # this alone does not train
     logged = {key for key in hook.message_hub.log_scalars if key.startswith('train/loss_')}
     assert logged == {f'train/loss_{name}' for name in ('id', 'triplet', *(t['name'] for t in TERMS))}
 
