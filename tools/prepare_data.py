@@ -45,11 +45,11 @@ def prepare_voc(args: argparse.Namespace) -> None:
             download(folder, official['url'], args.root, official['md5'], official['filename'])
         names = listed.read_text().split()
         images = folder / 'JPEGImages'
-        pictures = {str(path.relative_to(images).with_suffix('')) for path in images.rglob('*') if is_image(path)}
+        found = {str(path.relative_to(images).with_suffix('')) for path in images.rglob('*') if is_image(path)}
         for name in names:
             annotation = folder / 'Annotations' / f'{inside(name, listed)}.xml'
-            if name not in pictures or not annotation.is_file():
-                missing = annotation if name in pictures else images / f'{name}.jpg'
+            if name not in found or not annotation.is_file():
+                missing = annotation if name in found else images / f'{name}.jpg'
                 raise UserError(f'{missing}: missing, though {listed} lists it; {again(folder)}')
         print(f'{folder}: {len(names)} images in {split}')
 
@@ -195,14 +195,14 @@ def download(folder: Path, *archive: Any) -> None:
 
 
 def again(folder: Path) -> str:
-    """Say how to get a data set that is not whole."""
+    """Return the remedy for an incomplete data set."""
     return f'complete {folder}, or move it away and run this again'
 
 
 def not_downloaded(folder: Path, error: Exception) -> UserError:
-    """Say in one line what is missing."""
+    """Return the error of a failed download."""
     return UserError(
-        f'{folder}: not there, and the download failed ({" ".join(str(error).split())}); unpack the '
+        f'{folder}: missing, and the download failed ({" ".join(str(error).split())}); unpack the '
         'official archive there by hand'
     )
 

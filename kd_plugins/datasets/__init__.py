@@ -24,7 +24,7 @@ __all__ = [
 
 @DATASETS.register_module(name='VOCDataset')
 def _voc_dataset(**kwargs: Any) -> Any:
-    """Build a :class:`kd_plugins.datasets.voc.VOCDataset`; mmdet is imported for those who detect only."""
+    """Build a :class:`kd_plugins.datasets.voc.VOCDataset`; mmdet is imported only where it is used."""
     from kd_plugins.datasets.voc import VOCDataset
 
     return VOCDataset(**kwargs)

@@ -1,4 +1,4 @@
-"""Small pictures held in memory and augmented a whole batch at once."""
+"""Small images held in memory and augmented a whole batch at once."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from kd_plugins.registry import DATASETS, FUNCTIONS
 
 @FUNCTIONS.register_module()
 def whole_batch(batch: dict[str, Any] | Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Collate what :class:`BatchedImages` gives: a batch as it is, a list of batches joined to one."""
+    """Collate batches of :class:`BatchedImages`: return a single one as it is, concatenate several."""
     if isinstance(batch, dict):
         return batch
     return dict(
@@ -27,27 +27,27 @@ def whole_batch(batch: dict[str, Any] | Sequence[dict[str, Any]]) -> dict[str, A
 
 @DATASETS.register_module()
 class BatchedImages:
-    """Pictures of one size, cropped and flipped a batch at a time.
+    """Images of one size, cropped and flipped a batch at a time.
 
     The data loader needs ``collate_fn=dict(type='kd_plugins.whole_batch')``, and training the ``ReseedHook``.
 
     The augmentation is that of mmpretrain's ``RandomCrop(crop_size=(H, W), padding=padding)`` followed by
     ``RandomFlip(prob=flip_prob, direction='horizontal')``: black border, both offsets uniform over 0 to 2 * padding,
-    all three draws independent. An epoch's draws are one table over all pictures that follows from seed and epoch
-    alone. So they depend neither on the order of the pictures nor on the number of processes or workers, a resumed
-    run repeats them, and a picture drawn twice in an epoch looks the same twice.
+    all three draws independent. An epoch's draws are one table over all images that follows from seed and epoch
+    alone. So they depend neither on the order of the images nor on the number of processes or workers, a resumed
+    run repeats them, and an image drawn twice in an epoch looks the same twice.
 
     A batch is ``dict(inputs=..., data_samples=...)``: (B, 3, H, W) uint8, and B samples with ``gt_label``, (1,) int64,
-    and the picture's number as ``sample_idx``; pictures and labels are on ``device``.
+    and the image's index as ``sample_idx``; images and labels are on ``device``.
 
     Args:
-        dataset: Record of a data set whose ``get_data_info(i)`` has ``img``, (H, W, 3) uint8, and an integer
+        dataset: Config dict of a data set whose ``get_data_info(i)`` has ``img``, (H, W, 3) uint8, and an integer
             ``gt_label``. Its pipeline is not run.
         padding: Width of the black border that a crop may reach into.
         flip_prob: Probability of a horizontal flip.
-        device: Where pictures and labels are held; other than 'cpu' only with ``num_workers=0``, without pin_memory.
+        device: Where images and labels are held; other than 'cpu' only with ``num_workers=0``, without pin_memory.
         replay: Draw again in epoch e what was drawn in epoch e % replay; None never repeats.
-        seed: Seed of the draws, the same in all processes; None takes what :meth:`set_epoch` is given.
+        seed: Seed of the draws, the same in all processes; None: the one that :meth:`set_epoch` gets.
 
     Raises:
         UserError: An argument is out of range, or the data set is empty, has no such entries or unequal sizes.
@@ -76,12 +76,12 @@ class BatchedImages:
                 'uint8 (H, W, 3) of one size, and gt_label; use the data set itself, with a pipeline'
             )
         self.metainfo = source.metainfo
-        self.corruption = getattr(source, 'corruption', None)  # for the CorruptionHook; the source itself is let go
+        self.corruption = getattr(source, 'corruption', None)  # for the CorruptionHook; the source itself is not kept
         self._labels = torch.tensor([info['gt_label'] for info in infos], dtype=torch.int64, device=device)[:, None]
         images = torch.from_numpy(np.stack([info['img'] for info in infos])).permute(0, 3, 1, 2)
         height, width = images.shape[2:]
         images = F.pad(images, [padding] * 4).contiguous().to(device)
-        # Every crop of every picture, by the place of its first byte: one index_select copies a batch row by row,
+        # Every crop of every image, by the index of its first byte: one index_select copies a batch row by row,
         # ten times as fast as indexing with rows and columns.
         planes, row = images[0].numel(), width + 2 * padding
         self._crops = images.as_strided(
@@ -106,18 +106,18 @@ class BatchedImages:
         self._ready = True
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self._labels)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """Return a batch of one picture, not augmented before the first :meth:`set_epoch`."""
+        """Return a batch of one image, not augmented before the first :meth:`set_epoch`."""
         return self._batch([i])
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         """Return a batch, as torch's data loader asks for it.
 
         Raises:
-            UserError: The pictures are to be augmented, but :meth:`set_epoch` was never called.
+            UserError: The images are to be augmented, but :meth:`set_epoch` was never called.
         """
         if not self._ready:
             raise UserError(
@@ -132,7 +132,7 @@ class BatchedImages:
     def _batch(self, indices: Sequence[int]) -> dict[str, Any]:
         chosen = np.array(indices)
         flip = self._flip[chosen]
-        # Those to flip come last at first: copying a slice is several times as fast as copying scattered pictures.
+        # Images to flip are sorted to the end: copying a slice is several times as fast as copying scattered ones.
         order = flip.argsort()
         inputs = self._crops.index_select(0, self._on_device(self._start[chosen[order]]))
         flipped = inputs[len(flip) - flip.sum() :]
@@ -140,7 +140,7 @@ class BatchedImages:
         inputs = inputs.index_select(0, self._on_device(order.argsort()))
         samples = []
         for label, i in zip(self._labels[torch.from_numpy(chosen)].unbind(), indices, strict=True):
-            # What set_gt_label() and set_field() would leave, in a fifth of their time, which was half of a batch's.
+            # The same as by set_gt_label() and set_field(), in a fifth of their time, which was half of a batch's.
             sample = DataSample.__new__(DataSample)
             vars(sample).update(
                 _metainfo_fields={'sample_idx'}, _data_fields={'gt_label'}, sample_idx=i, gt_label=label

@@ -23,7 +23,7 @@ class CIFAR10(mmpretrain_datasets.CIFAR10):
     """CIFAR-10 as mmpretrain reads it, also from a folder whose files are not the official bytes.
 
     Expects ``data_root/cifar-10-batches-py`` with ``data_batch_1`` to ``data_batch_5`` and ``test_batch``: pickled
-    dicts with ``data``, (N, 3072) uint8, each picture's red, green and blue plane, and ``labels``, N integers.
+    dicts with ``data``, (N, 3072) uint8, each image's red, green and blue plane, and ``labels``, N integers.
     Where that folder is missing and ``download`` is true, the official archive is fetched.
     A file whose MD5 is not the official one is used, with one logged warning per split; only arrays and plain values
     are unpickled. Samples hold ``img``, (32, 32, 3) uint8 in RGB, and ``gt_label``.
@@ -33,16 +33,16 @@ class CIFAR10(mmpretrain_datasets.CIFAR10):
             :func:`~kd_plugins.datasets.corruption.noisy_labels`.
         imbalance: ``dict(gamma=0.2, most=None, least=None, seed=0)``: rare classes, see
             :func:`~kd_plugins.datasets.corruption.kept_samples`.
-        validation: ``dict(size=5000, seed=0, part='train')`` leaves so many samples out, ``part='val'`` has them alone,
-            see :func:`~kd_plugins.datasets.corruption.held_out`.
+        validation: ``dict(size=5000, seed=0, part='train')`` leaves that many samples out,
+            ``part='val'`` gives these alone, see :func:`~kd_plugins.datasets.corruption.held_out`.
         **kwargs: mmpretrain's. ``indices`` applies last: ``indices=20000`` takes the first 20,000 of what is left (all
             where fewer are), each with the label that it has in the whole corrupted set.
 
     Raises:
-        UserError: If the folder or one of its files is missing, cannot be fetched, or does not hold what is expected;
-            or if a test split is to be corrupted.
+        UserError: The folder or one of its files is missing, cannot be fetched, or does not hold what is expected;
+            or a test split is to be corrupted.
 
-    Sources:
+    References:
         1. Krizhevsky: Learning Multiple Layers of Features from Tiny Images, 2009.
         2. open-mmlab/mmpretrain, ``mmpretrain/datasets/cifar.py`` (layout, archive and MD5 sums).
     """
@@ -63,7 +63,7 @@ class CIFAR10(mmpretrain_datasets.CIFAR10):
         super().__init__(*args, **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """Return one record a picture, in the order of the files."""
+        """Return one dict per image, in the order of the files."""
         if self._corruption and self.split != 'train':
             refuse_test(type(self).__name__)
         if dist.is_main_process():
@@ -98,7 +98,7 @@ class CIFAR10(mmpretrain_datasets.CIFAR10):
         return infos
 
     def full_init(self) -> None:
-        """Load the samples, and settle what ``corruption.json`` says of those that ``indices`` leaves."""
+        """Load the samples, and complete what ``corruption.json`` reports of those that ``indices`` leaves."""
         if not self._fully_initialized:
             super().full_init()
             if self.corruption is not None:

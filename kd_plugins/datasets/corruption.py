@@ -14,13 +14,13 @@ from kd_plugins.registry import DATASETS
 Labels = Sequence[int] | NDArray[np.integer]
 
 _DRAWS = dict(noise=2, imbalance=3, validation=4)  # streams of their own under one seed
-# The options of each kind, what values they take, and the value where none is given (...: one must be).
+# The options of each kind, their types and defaults (...: required).
 _OPTIONS: dict[str, dict[str, tuple[type, Any]]] = dict(
     label_noise=dict(rate=(Real, ...), include_true=(bool, True), seed=(Integral, 0)),
     imbalance=dict(gamma=(Real, ...), most=(Integral, None), least=(Integral, None), seed=(Integral, 0)),
     validation=dict(size=(Integral, ...), seed=(Integral, 0), part=(str, 'train')),
 )
-# K^gamma is to be a number, also of a million classes, and b + 1 more than what rounding leaves of it.
+# K^gamma stays finite, also for a million classes, and b + 1 above the rounding error.
 _MIN_GAMMA, _MAX_GAMMA = 1e-6, 50
 _KINDS = {Real: 'a number', Integral: 'a whole number', bool: 'True or False', str: 'a text'}
 
@@ -34,14 +34,14 @@ def noisy_labels(
 ) -> np.ndarray:
     """Replace each label, with a probability, by a class drawn uniformly (symmetric noise).
 
-    Every label's draw follows from the seed and its place alone, in every process.
+    Every label's draw follows from the seed and its index alone, in every process.
 
     Args:
         labels: (N,) integers below ``classes``.
         classes: Number of classes K, at least 2.
         rate: Probability of a draw, 0 to 1.
-        include_true: Draw from all K classes, so that a fraction ``rate * (K - 1) / K`` of the labels gets wrong (the
-            mixture ``(1 - rate) I + rate 11'/K`` of [1]); else from the K - 1 others, and a fraction ``rate`` does.
+        include_true: Draw from all K classes, so that a fraction ``rate * (K - 1) / K`` of the labels becomes wrong
+            (the mixture ``(1 - rate) I + rate 11'/K`` of [1]); else from the other K - 1, and a fraction ``rate`` does.
         seed: Seed of the draws.
 
     Returns:
@@ -50,7 +50,7 @@ def noisy_labels(
     Raises:
         UserError: The rate is no probability, or there is no other class.
 
-    Sources:
+    References:
         1. hendrycks/pre-training, ``load_corrupted_ours_hierarchical.py``, ``uniform_mix_C``; so does
            NeurAI-Lab/InBiaseD, ``kd_lib/utilities/cifar10_data.py``.
     """
@@ -79,7 +79,7 @@ def class_sizes(classes: int, gamma: float, most: int, least: int) -> list[int]:
     Raises:
         UserError: Not 0 < least < most, gamma is too small or too large, or there are fewer than two classes.
 
-    Sources:
+    References:
         1. github.com/NeurAI-Lab/InBiaseD, ``kd_lib/utilities/cifar10_data.py``.
     """
     if classes < 2 or not _MIN_GAMMA <= gamma <= _MAX_GAMMA or not 0 < least < most:
@@ -100,9 +100,9 @@ def kept_samples(
     least: int | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """Return the places of the samples that an imbalanced set keeps, in order.
+    """Return the indices of the samples that an imbalanced set keeps, in order.
 
-    Which ones of a class: drawn by the seed.
+    The samples that are kept of a class are drawn by the seed.
 
     Args:
         labels: (N,) integers below ``classes``.
@@ -135,9 +135,9 @@ def kept_samples(
 
 
 def held_out(labels: Labels, size: int, seed: int = 0) -> np.ndarray:
-    """Return the places of a validation part, in order, drawn by the seed within each class (stratified).
+    """Return the indices of a validation part, in order, drawn by the seed within each class (stratified).
 
-    Each class gives in proportion to its samples; what rounding leaves goes to the largest remainders.
+    Each class contributes in proportion to its samples; what rounding down leaves goes to the largest remainders.
 
     Raises:
         UserError: Not 0 < size < the number of samples.
@@ -157,17 +157,17 @@ def held_out(labels: Labels, size: int, seed: int = 0) -> np.ndarray:
 
 
 class Corruption(NamedTuple):
-    """What became of a data set.
+    """Which samples of a data set are left, and with which labels.
 
     Attributes:
-        kept: (M,) places of the samples that are left, in order.
-        given: (M,) their labels.
-        record: The options and what follows from them, for ``corruption.json``; None where only a part is held out.
+        kept: (M,) indices of the samples that are left, in order.
+        given: (M,) labels of these samples.
+        options: The complete options, for ``corruption.json``; None where only a part is held out.
     """
 
     kept: np.ndarray
     given: np.ndarray
-    record: dict[str, Any] | None
+    options: dict[str, Any] | None
 
 
 def corrupt(
@@ -179,7 +179,7 @@ def corrupt(
 ) -> Corruption:
     """Hold out a validation part, then imbalance the rest, then make the labels of what is kept noisy.
 
-    Noise is drawn for every place of the whole set and used for those kept, so that a sample gets the same label
+    Noise is drawn for every index of the whole set and used for those kept, so that a sample gets the same label
     whatever else is left out. What is held out stays clean.
 
     Args:
@@ -191,36 +191,36 @@ def corrupt(
             :func:`held_out`.
 
     Raises:
-        UserError: An option is unknown, of another kind or out of range, or noise or imbalance is asked of the held-out
-            part.
+        UserError: An option is unknown, of another type or out of range, or noise or imbalance is requested for the
+            held-out part.
     """
     given = labels = np.asarray(labels, np.int64)
     kept = np.arange(len(labels))
     if validation is not None:
-        options = complete_options('validation', validation)
-        part = options.pop('part')
+        validation = complete_options('validation', validation)
+        part = validation.pop('part')
         if part not in ('train', 'val') or (part == 'val' and (label_noise or imbalance)):
             raise UserError(
                 f"validation: part='{part}'; expected 'train', or 'val' without label_noise and imbalance: "
                 'the held-out part stays clean'
             )
-        out = held_out(labels, **options)
+        out = held_out(labels, **validation)
         kept = out if part == 'val' else np.setdiff1d(kept, out)
-    record = {}
+    options = {}
     if imbalance is not None:
-        record['imbalance'] = complete_options('imbalance', imbalance)
-        kept = kept[kept_samples(labels[kept], classes, **record['imbalance'])]
+        options['imbalance'] = complete_options('imbalance', imbalance)
+        kept = kept[kept_samples(labels[kept], classes, **options['imbalance'])]
     if label_noise is not None:
-        record['label_noise'] = complete_options('label_noise', label_noise)
-        given = noisy_labels(labels, classes, **record['label_noise'])
-    return Corruption(kept, given[kept], record or None)
+        options['label_noise'] = complete_options('label_noise', label_noise)
+        given = noisy_labels(labels, classes, **options['label_noise'])
+    return Corruption(kept, given[kept], options or None)
 
 
 def complete_options(name: str, options: Any) -> dict[str, Any]:
-    """Return the options of ``'label_noise'``, ``'imbalance'`` or ``'validation'``, with those that are not given.
+    """Return the options of ``'label_noise'``, ``'imbalance'`` or ``'validation'``, defaults included.
 
     Raises:
-        UserError: They are no dictionary, one is unknown, missing, or of another kind.
+        UserError: They are no dict, or one is unknown, missing or of another type.
     """
     known = _OPTIONS[name]
     if not isinstance(options, Mapping):
@@ -239,7 +239,7 @@ def complete_options(name: str, options: Any) -> dict[str, Any]:
 
 
 def check_options(**options: Any) -> None:
-    """Check options of :func:`corrupt` as far as they can be wrong whatever the data are.
+    """Check options of :func:`corrupt` as far as that is possible without the data.
 
     Raises:
         UserError: As :func:`corrupt`.
@@ -256,14 +256,15 @@ def check_options(**options: Any) -> None:
             corrupt(np.zeros(max(complete['size'], 0) + 1), 1, validation=complete)
 
 
-def report(record: Mapping[str, Any] | None, infos: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Return what ``corruption.json`` says of the samples that a data set has in the end.
+def report(options: Mapping[str, Any] | None, infos: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the contents of ``corruption.json``, for the samples that a data set has in the end.
 
     Args:
-        record: Of :class:`Corruption`.
-        infos: The samples, with ``gt_label``, and with ``true_label`` and ``source_idx`` where there is a record.
+        options: ``options`` of :class:`Corruption`.
+        infos: Dicts of the samples, with ``gt_label``, and, where there are options, ``true_label`` and
+            ``source_idx``.
     """
-    if record is None:
+    if options is None:
         return None
     labels = [int(info['true_label']) for info in infos]
     changed = [
@@ -272,7 +273,7 @@ def report(record: Mapping[str, Any] | None, infos: Sequence[Mapping[str, Any]])
         if int(info['gt_label']) != true
     ]
     return dict(
-        record,
+        options,
         samples=len(infos),
         samples_per_class=np.bincount(labels).tolist(),
         changed_columns=['index in the whole split', 'true label', 'given label'],
@@ -285,17 +286,18 @@ def rewrite(
     classes: int,
     **options: Mapping[str, Any] | None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
-    """Return the records of a corrupted data set and what to report: :func:`corrupt` on their ``gt_label``.
+    """Return the dicts of the samples that :func:`corrupt` leaves, and the ``options`` to report.
 
-    A corrupted record also holds ``true_label`` and ``source_idx``, its place among the given ones.
+    Each dict has the given ``gt_label``, and, where there are options to report, ``true_label`` and ``source_idx``, its
+    index among the dicts passed in.
     """
     labels = [int(info['gt_label']) for info in infos]
-    kept, given, record = corrupt(labels, classes, **options)
+    kept, given, reported = corrupt(labels, classes, **options)
     chosen = [dict(infos[i], gt_label=label) for i, label in zip(kept.tolist(), given.tolist(), strict=True)]
-    if record is not None:
+    if reported is not None:
         for info, i in zip(chosen, kept.tolist(), strict=True):
             info.update(true_label=labels[i], source_idx=i)
-    return chosen, record
+    return chosen, reported
 
 
 @DATASETS.register_module(name='Corrupted')
@@ -307,17 +309,17 @@ def corrupted(
 ) -> BaseDataset:
     """Build a data set with an integer ``gt_label``, corrupted; see :func:`corrupt` for the options.
 
-    It is the data set itself that comes back, pipeline and all. Its own ``indices`` apply first. It also goes inside
-    ``kd_plugins.BatchedImages(dataset=...)``. The classes are those that the data set names, or 0 to the largest label.
+    Returns the data set itself, with its pipeline; its own ``indices`` apply first. It can be the ``dataset`` of
+    ``kd_plugins.BatchedImages``. The classes are those that the data set names, or 0 to the largest label.
 
     Raises:
-        UserError: It is a test set, or not of mmengine's kind, or its samples have no integer label.
+        UserError: The data set is a test set or no ``BaseDataset`` of mmengine, or its samples have no integer label.
     """
     data = DATASETS.build(dataset)
     name = type(data).__name__
     if not isinstance(data, BaseDataset):
         raise UserError(
-            f"Corrupted: {name} is no mmengine data set; put Corrupted inside it: dict(type='{name}', "
+            f"Corrupted: {name} is not an mmengine data set; put Corrupted inside it: dict(type='{name}', "
             "dataset=dict(type='kd_plugins.Corrupted', dataset=...))"
         )
     if data.test_mode or getattr(data, 'split', 'train') in ('test', 'val', 'valid'):
@@ -329,10 +331,10 @@ def corrupted(
     for info in infos:
         info.pop('sample_idx', None)  # get_data_info adds it
     classes = len(data.metainfo.get('classes', ())) or 1 + max(info['gt_label'] for info in infos)
-    data.data_list, record = rewrite(
+    data.data_list, options = rewrite(
         infos, classes, label_noise=label_noise, imbalance=imbalance, validation=validation
     )
-    data.corruption = report(record, data.data_list)
+    data.corruption = report(options, data.data_list)
     if data.serialize_data:
         data.data_bytes, data.data_address = data._serialize_data()
     return data

@@ -73,7 +73,7 @@ def _mask(
 
 
 def _texture(rng: np.random.Generator, size: tuple[int, int], colour: np.ndarray, contrast: float) -> np.ndarray:
-    """Return a picture (H, W, 3): a colour, shaded by soft spots or by stripes of the given contrast, in [0, 1]."""
+    """Return an image (H, W, 3): a colour, shaded by soft spots or by stripes of the given contrast, in [0, 1]."""
     width, height = size
     if rng.random() < 0.5:
         cells = rng.integers(2, 9)
@@ -87,30 +87,30 @@ def _texture(rng: np.random.Generator, size: tuple[int, int], colour: np.ndarray
 
 
 def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """Return a greyish picture (H, W, 3) strewn with lines and irregular fragments that belong to no class."""
+    """Return a greyish image (H, W, 3) strewn with lines and irregular fragments that belong to no class."""
     grey = rng.uniform(60, 200)
 
     def dull() -> np.ndarray:
         return grey + rng.uniform(-45, 45, 3)
 
-    picture = np.ascontiguousarray(_texture(rng, size, dull(), rng.uniform(0.1, 0.5)), dtype=np.float32)
+    image = np.ascontiguousarray(_texture(rng, size, dull(), rng.uniform(0.1, 0.5)), dtype=np.float32)
     extent = np.array(size)
     for _ in range(rng.integers(2, 8)):
         colour = tuple(dull() + rng.uniform(-40, 40))
         start = rng.uniform(0, 1, 2) * extent
         if rng.random() < 0.5:
             end = start + rng.uniform(-0.4, 0.4, 2) * extent
-            cv2.line(picture, start.astype(int).tolist(), end.astype(int).tolist(), colour, int(rng.integers(1, 3)))
+            cv2.line(image, start.astype(int).tolist(), end.astype(int).tolist(), colour, int(rng.integers(1, 3)))
         else:
             spread = rng.uniform(-0.12, 0.12, (5, 2)) * min(size)
-            cv2.fillPoly(picture, [(start + spread).astype(np.int32)], colour)
-    return picture
+            cv2.fillPoly(image, [(start + spread).astype(np.int32)], colour)
+    return image
 
 
-def _finish(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
-    """Add the light and the noise of a camera; return the picture (H, W, 3) as uint8."""
-    picture = picture * rng.uniform(0.6, 1.2) + rng.normal(0, rng.uniform(1, 10), picture.shape)
-    return np.clip(picture, 0, 255).astype(np.uint8)
+def _finish(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Add the light and the noise of a camera; return the image (H, W, 3) as uint8."""
+    image = image * rng.uniform(0.6, 1.2) + rng.normal(0, rng.uniform(1, 10), image.shape)
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def _colour(rng: np.random.Generator, name: str) -> np.ndarray:
@@ -120,27 +120,27 @@ def _colour(rng: np.random.Generator, name: str) -> np.ndarray:
     return cv2.cvtColor(pixel, cv2.COLOR_HSV2BGR)[0, 0].astype(float)
 
 
-def _paint(rng: np.random.Generator, picture: np.ndarray, name: str, mask: np.ndarray) -> np.ndarray:
-    """Return the picture with a freshly textured shape over it."""
+def _paint(rng: np.random.Generator, image: np.ndarray, name: str, mask: np.ndarray) -> np.ndarray:
+    """Return the image with a freshly textured shape over it."""
     texture = _texture(rng, mask.shape[::-1], _colour(rng, name), rng.uniform(0, 0.5))
-    return picture + (texture - picture) * (mask * rng.uniform(0.8, 1))[..., None]
+    return image + (texture - image) * (mask * rng.uniform(0.8, 1))[..., None]
 
 
 def _shape(
     rng: np.random.Generator, name: str, size: tuple[int, int], radius: tuple[float, float], margin: float
 ) -> np.ndarray:
-    """Return the mask of a shape somewhere on the picture; its radius lies in a range given in shorter sides."""
+    """Return the mask of a shape somewhere on the image; its radius lies in a range given in shorter sides."""
     centre = rng.uniform(margin, 1 - margin, 2) * size
     return _mask(name, centre, rng.uniform(*radius) * min(size), rng.uniform(0.75, 1), rng.normal(0, 0.3), size)
 
 
 def _scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[dict]]:
-    """Return a picture (H, W, 3) and its objects, back to front, each with name, bndbox, truncated and difficult."""
-    picture = _background(rng, size)
+    """Return an image (H, W, 3) and its objects, back to front, each with name, bndbox, truncated and difficult."""
+    image = _background(rng, size)
     names = [CLASSES[i] for i in rng.integers(len(CLASSES), size=rng.integers(1, 5))]
     masks = [_shape(rng, name, size, (0.1, 0.28), 0.1) for name in names]
     for name, mask in zip(names, masks, strict=True):
-        picture = _paint(rng, picture, name, mask)
+        image = _paint(rng, image, name, mask)
     objects = []
     for k, (name, mask) in enumerate(zip(names, masks, strict=True)):
         inside = mask > 0.5
@@ -156,11 +156,11 @@ def _scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray,
                 'bndbox': {'xmin': left + 1, 'ymin': top + 1, 'xmax': right + 1, 'ymax': bottom + 1},
             }
         )
-    return _finish(rng, picture), objects
+    return _finish(rng, image), objects
 
 
 def _element(tag: str, value: object) -> ElementTree.Element:
-    """Return nested records as XML; a list repeats its tag in the parent."""
+    """Return nested dicts as XML; a list repeats its tag in the parent."""
     element = ElementTree.Element(tag)
     if not isinstance(value, dict):
         element.text = str(value)
@@ -197,8 +197,8 @@ def _annotation(filename: str, size: tuple[int, int], objects: list[dict]) -> st
     return ElementTree.tostring(tree, encoding='unicode') + '\n'
 
 
-def _write_image(path: Path, picture: np.ndarray) -> None:
-    path.write_bytes(cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
+def _write_image(path: Path, image: np.ndarray) -> None:
+    path.write_bytes(cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
 
 
 def _drawn_with(root: Path, parameters: dict) -> bool:
@@ -238,16 +238,16 @@ def draw_voc(
 ) -> Path:
     """Draw a detection set in PASCAL VOC's layout; do nothing where it is already there.
 
-    Writes ``<root>/VOC2007/{JPEGImages,Annotations,ImageSets/Main}``. A picture has 1 to 4 objects of :data:`CLASSES`;
+    Writes ``<root>/VOC2007/{JPEGImages,Annotations,ImageSets/Main}``. An image has 1 to 4 objects of :data:`CLASSES`;
     boxes count pixels from 1 and include both ends; ``difficult`` marks objects hidden to more than 60 %.
 
     Args:
         root: The folder to make, e.g. ``data/drawn/VOCdevkit``.
-        train: Number of pictures in the split ``train``.
-        val: Number of pictures in ``val``; ``trainval`` is both.
-        test: Number of pictures in ``test``.
+        train: Number of images in the split ``train``.
+        val: Number of images in ``val``; ``trainval`` is both.
+        test: Number of images in ``test``.
         size: Width and height in pixels.
-        seed: Picture i depends on the seed, i and the size only.
+        seed: Image i depends on the seed, i and the size only.
 
     Returns:
         The root.
@@ -255,7 +255,7 @@ def draw_voc(
     Raises:
         UserError: The root exists and is something else.
 
-    Sources:
+    References:
         1. Everingham et al., The PASCAL Visual Object Classes Challenge 2007, development kit.
     """
     images = {'train': train, 'val': val, 'test': test}
@@ -271,8 +271,8 @@ def draw_voc(
         for split, names in members.items():
             (lists / f'{split}.txt').write_text(''.join(f'{name}\n' for name in names))
         for name in members['trainval'] + members['test']:
-            picture, objects = _scene(np.random.default_rng([seed, int(name)]), size)
-            _write_image(base / 'JPEGImages' / f'{name}.jpg', picture)
+            image, objects = _scene(np.random.default_rng([seed, int(name)]), size)
+            _write_image(base / 'JPEGImages' / f'{name}.jpg', image)
             (base / 'Annotations' / f'{name}.xml').write_text(_annotation(f'{name}.jpg', size, objects))
 
     return _draw_into(root, {'kind': 'voc', 'images': images, 'size': size, 'seed': seed}, draw)
@@ -283,10 +283,10 @@ def draw_classification(root: str | Path, train: int = 600, val: int = 50, size:
 
     Args:
         root: The folder to make.
-        train: Number of pictures a class has in ``train``.
-        val: Number of pictures a class has in ``val``.
-        size: Side of the square pictures in pixels.
-        seed: A picture depends on the seed, its split, class, number and the size only.
+        train: Number of images a class has in ``train``.
+        val: Number of images a class has in ``val``.
+        size: Side of the square images in pixels.
+        seed: An image depends on the seed, its split, class, number and the size only.
 
     Returns:
         The root.
@@ -302,11 +302,11 @@ def draw_classification(root: str | Path, train: int = 600, val: int = 50, size:
                 (folder / split / name).mkdir(parents=True)
                 for i in range(count):
                     rng = np.random.default_rng([seed, s, c, i])
-                    picture = _background(rng, (size, size))
-                    picture = _paint(rng, picture, name, _shape(rng, name, (size, size), (0.2, 0.45), 0.3))
+                    image = _background(rng, (size, size))
+                    image = _paint(rng, image, name, _shape(rng, name, (size, size), (0.2, 0.45), 0.3))
                     if rng.random() < 0.3:  # something in front
                         other = CLASSES[rng.integers(len(CLASSES))]
-                        picture = _paint(rng, picture, other, _shape(rng, other, (size, size), (0.1, 0.15), 0.1))
-                    _write_image(folder / split / name / f'{i:05d}.jpg', _finish(rng, picture))
+                        image = _paint(rng, image, other, _shape(rng, other, (size, size), (0.1, 0.15), 0.1))
+                    _write_image(folder / split / name / f'{i:05d}.jpg', _finish(rng, image))
 
     return _draw_into(root, {'kind': 'classification', 'images': images, 'size': size, 'seed': seed}, draw)

@@ -1,4 +1,4 @@
-"""Reading images so that a broken file is noticed instead of trained on."""
+"""Reading images so that an unreadable one is reported instead of trained on."""
 
 import io
 import logging
@@ -16,7 +16,7 @@ from kd_plugins.registry import TRANSFORMS
 
 
 def _is_truncated_jpeg(data: bytes) -> bool:
-    """Whether a JPEG lacks its end marker, which OpenCV makes up for with grey and does not report.
+    """Whether a JPEG or PNG lacks its end marker: OpenCV fills the rest with grey and reports nothing.
 
     The marker is looked for behind the start of the first scan, since an embedded thumbnail brings its own; the data
     of a scan never contain one by chance.
@@ -35,8 +35,8 @@ def _is_truncated_jpeg(data: bytes) -> bool:
 
 
 def _orientation(data: bytes) -> int:
-    """Return how a picture's EXIF data say it is to be turned: 1, not at all, to 8."""
-    if b'Exif\0\0' not in data[: 2**16]:  # looking for it takes a hundredth of parsing
+    """Return the EXIF orientation of an image: 1, upright, to 8."""
+    if b'Exif\0\0' not in data[: 2**16]:  # the search takes a hundredth of the parser's time
         return 1
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -47,15 +47,15 @@ def _orientation(data: bytes) -> int:
 
 @TRANSFORMS.register_module()
 class LoadImage(LoadImageFromFile):
-    """mmcv's ``LoadImageFromFile`` that accounts for every broken file.
+    """mmcv's ``LoadImageFromFile`` that reports every unreadable image.
 
-    Broken is also a picture of another size than its annotation says, where that gives ``height`` and ``width``: its
-    boxes are those of another picture, or of the stored pixels of one that its EXIF data turn. Where turning keeps the
-    size, one logged warning says that the boxes have to be those of the turned picture.
+    An image of another size than its annotation's ``height`` and ``width`` counts as unreadable: its boxes belong to
+    another image, or to the stored pixels of one that its EXIF orientation turns. Where turning keeps the size, one
+    logged warning says that the boxes must be those of the turned image.
 
     Args:
-        skip_corrupt: Whether to log a broken file once and return None, upon which mmengine's data sets draw another
-            sample in training. A test set must be whole: there the data set raises, naming the index.
+        skip_corrupt: Whether to log an unreadable image once and return None, for which mmengine's data sets draw
+            another sample in training. A test set must be whole: there the data set raises and names the index.
         to_float32: Whether the image is float32 instead of uint8.
         color_type: As in :func:`mmcv.imfrombytes`.
         imdecode_backend: As in :func:`mmcv.imfrombytes`.
@@ -83,7 +83,7 @@ class LoadImage(LoadImageFromFile):
         """Read ``results['img_path']``; set ``img`` (H, W, 3), ``img_shape`` and ``ori_shape``."""
         if 'img_path' not in results:
             raise UserError(
-                f'LoadImage: the sample has no img_path, but {", ".join(results)}: it stands first in a pipeline'
+                f'LoadImage: the sample has no img_path, only {", ".join(results)}: put it first in the pipeline'
             )
         path = results['img_path']
         try:
@@ -118,8 +118,8 @@ class LoadImage(LoadImageFromFile):
             if orientation != 1 and results.get('instances'):
                 self._report(
                     path,
-                    f'is turned by its EXIF orientation {orientation}: its boxes have to be those of '
-                    "the turned picture, or else set color_type='color_ignore_orientation'",
+                    f'is turned by its EXIF orientation {orientation}: its boxes must be those of '
+                    "the turned image, or else set color_type='color_ignore_orientation'",
                 )
         if self.to_float32:
             image = image.astype(np.float32)

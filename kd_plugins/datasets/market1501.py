@@ -22,16 +22,16 @@ _JUNK, _DISTRACTOR = -1, 0
 
 @DATASETS.register_module()
 class Market1501(BaseDataset):
-    """Market-1501; a picture's name tells its person and camera, ``0002_c1s1_000451_03.jpg`` person 2 at camera 1.
+    """Market-1501; an image's name gives its person and camera, ``0002_c1s1_000451_03.jpg`` person 2 at camera 1.
 
     Expects the folders ``bounding_box_train``, ``query`` and ``bounding_box_test`` (the gallery) under ``data_root``
-    and takes every image directly in them, sorted by name; the log says what else lies there. Pictures of the gallery
+    and takes every image directly in them, sorted by name; other files are logged. Images of the gallery
     that the authors call junk (identity -1) are left out, since they count neither for nor against a ranking;
     distractors (identity 0) stay.
 
-    A record holds ``img_path``, ``identity`` and ``camera``, both as in the name, ``is_query``, and in ``train``
-    ``gt_label``: the place of the identity among the sorted identities. There ``metainfo['classes']`` are the
-    identities as text, whatever classes are given; the other splits have no classes, for their people are others.
+    A sample holds ``img_path``, ``identity`` and ``camera``, both as in the name, ``is_query``, and in ``train``
+    ``gt_label``: the index of the identity among the sorted identities. There ``metainfo['classes']`` are the
+    identities as text, whatever classes are given; the other splits, which show other people, have no classes.
 
     Args:
         data_root: Folder that holds the three folders.
@@ -41,10 +41,10 @@ class Market1501(BaseDataset):
             given.
 
     Raises:
-        UserError: The split is unknown; the root or a folder is missing, or a folder holds no picture to use; a name
-            does not tell identity and camera; a picture is there twice; junk or a distractor lies outside the gallery.
+        UserError: The split is unknown; the root or a folder is missing, or a folder holds no image to use; a name
+            does not give identity and camera; an image is there twice; junk or a distractor lies outside the gallery.
 
-    Sources:
+    References:
         1. Zheng, Shen, Tian, Wang, Wang and Tian: Scalable Person Re-identification: A Benchmark, ICCV 2015.
     """
 
@@ -55,11 +55,11 @@ class Market1501(BaseDataset):
         super().__init__('', data_root=data_root, pipeline=pipeline, **{'test_mode': split != 'train', **kwargs})
 
     def load_data_list(self) -> list[dict]:
-        """Return one record a picture, folder by folder in the order of the names."""
+        """Return one dict per image, folder by folder in the order of the names."""
         root = self.img_prefix.rstrip('/') or '.'
         fetch = f'python tools/prepare_data.py market1501 --root {root}'
         if not exists(root):
-            raise UserError(f'{root}: Market-1501 is not there; set data_root, or run: {fetch}')
+            raise UserError(f'{root}: Market-1501 is missing; set data_root, or run: {fetch}')
         records = []
         for name in _FOLDERS[self.split]:
             folder = join_path(root, name)
@@ -68,7 +68,7 @@ class Market1501(BaseDataset):
                 raise UserError(f'{folder}: folder is missing; {remedy}')
             read = list(_read(folder, name))
             if not read:
-                raise UserError(f'{folder}: holds no picture to use, expected names as {_EXAMPLE}; {remedy}')
+                raise UserError(f'{folder}: holds no image to use, expected names as {_EXAMPLE}; {remedy}')
             records += read
         if self.split == 'train':
             identities = sorted({record['identity'] for record in records})
@@ -84,18 +84,18 @@ def _read(folder: str, name: str) -> Iterator[dict]:
     images = [file for file in files if is_image(file)]
     if others := sorted({*files} - {*images}):  # the official archive holds a Thumbs.db
         MMLogger.get_current_instance().info(
-            f'{folder}: {len(others)} of {len(files)} files are left out, since they are no images, as {others[0]}'
+            f'{folder}: {len(others)} of {len(files)} files are left out, since they are not images, as {others[0]}'
         )
-    pictures: dict[str, str] = {}
+    seen: dict[str, str] = {}
     for file in images:
-        other = pictures.setdefault(os.path.splitext(file)[0], file)
+        other = seen.setdefault(os.path.splitext(file)[0], file)
         if other != file:
-            raise UserError(f'{folder}: {other} and {file} are one picture, which would count twice; move one away')
+            raise UserError(f'{folder}: {other} and {file} are the same image, which would count twice; move one away')
         path = join_path(folder, file)
         found = _NAME.match(file)
         if not found:
             raise UserError(
-                f'{path}: the name does not tell identity and camera, expected one as {_EXAMPLE}; move the file away'
+                f'{path}: the name does not give identity and camera, expected one as {_EXAMPLE}; move the file away'
             )
         identity, camera = map(int, found.groups())
         if name != _GALLERY and identity in (_JUNK, _DISTRACTOR):

@@ -1,4 +1,4 @@
-"""Which pictures make up a batch where the loss compares them with one another."""
+"""Samplers for losses that compare the images of a batch."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -33,24 +33,24 @@ class _Deck:
 
 @DATA_SAMPLERS.register_module()
 class PKSampler:
-    """Batches of ``identities`` labels with ``instances`` pictures each, for losses over triplets.
+    """Batches of ``identities`` labels with ``instances`` images each, for losses over triplets.
 
-    The data loader's ``batch_size`` must be ``identities * instances``; a batch lists the pictures label by label. An
-    epoch has as many batches as the pictures fill in all processes together, at least one. The labels of one batch
+    The data loader's ``batch_size`` must be ``identities * instances``; a batch lists the images label by label. An
+    epoch has as many batches as the images fill in all processes together, at least one. The labels of one batch
     differ, also between the processes. All labels are gone through in random order before one comes again, and so are
-    the pictures of each label; a label with fewer pictures than ``instances`` repeats them evenly. The order follows
+    the images of each label; a label with fewer images than ``instances`` repeats them evenly. The order follows
     from seed and epoch alone, so a resumed run draws what the whole run would have drawn.
 
     Args:
-        dataset: Data set whose ``get_data_info(i)['gt_label']`` is the label of picture i.
+        dataset: Data set whose ``get_data_info(i)['gt_label']`` is the label of image i.
         identities: Labels in a batch of one process, at least 1.
-        instances: Pictures of a label in a batch, at least 2 so that each has a partner.
+        instances: Images of a label in a batch, at least 2 so that each has a partner.
         seed: Seed, the same in all processes; None draws one and shares it among them.
 
     Raises:
         UserError: A number is too small, the data set has no labels, or fewer than a batch needs.
 
-    Sources:
+    References:
         1. Hermans, Beyer and Leibe: In Defense of the Triplet Loss for Person Re-Identification, arXiv 1703.07737.
     """
 
@@ -58,43 +58,43 @@ class PKSampler:
         if identities < 1 or instances < 2:
             raise UserError(
                 f'PKSampler: identities={identities}, instances={instances}; expected at least 1 identity '
-                'and 2 instances, for one picture of a label makes no pair'
+                'and 2 instances: one image of a label makes no pair'
             )
-        pictures = defaultdict(list)
+        images = defaultdict(list)
         for i in range(len(dataset)):
             info = dataset.get_data_info(i)
             if 'gt_label' not in info:
                 raise UserError('PKSampler: the data set has no gt_label; sample the training split')
-            pictures[int(info['gt_label'])].append(i)
+            images[int(info['gt_label'])].append(i)
         self.rank, self.world_size = get_dist_info()
-        if len(pictures) < identities * self.world_size:
+        if len(images) < identities * self.world_size:
             raise UserError(
                 f'PKSampler: a batch of {identities} identities in each of {self.world_size} processes '
-                f'needs {identities * self.world_size}, the data set has {len(pictures)}; lower identities '
+                f'needs {identities * self.world_size}, the data set has {len(images)}; lower identities '
                 'and batch_size, or use more data'
             )
         self.identities = identities
         self.instances = instances
-        self.batch_size = identities * instances  # that the data loader is to have
+        self.batch_size = identities * instances  # expected of the data loader
         self.seed = sync_random_seed() if seed is None else seed
         self.epoch = 0
-        self._pictures = [pictures[label] for label in sorted(pictures)]
+        self._images = [images[label] for label in sorted(images)]
         self._batches = max(1, len(dataset) // (identities * instances * self.world_size))
 
     def __iter__(self) -> Iterator[int]:
-        """Yield this process's pictures of the epoch, batch after batch."""
+        """Yield this process's images of the epoch, batch after batch."""
         rng = np.random.default_rng((self.seed, self.epoch))
-        labels = _Deck(range(len(self._pictures)), rng)
-        pictures = [_Deck(indices, rng) for indices in self._pictures]
+        labels = _Deck(range(len(self._images)), rng)
+        images = [_Deck(indices, rng) for indices in self._images]
         own = slice(self.rank * self.identities, (self.rank + 1) * self.identities)
         for _ in range(self._batches):
             # Every process draws for all of them: only so do their generators stay equal.
-            hands = [pictures[label].deal(self.instances) for label in labels.deal(self.identities * self.world_size)]
+            hands = [images[label].deal(self.instances) for label in labels.deal(self.identities * self.world_size)]
             for hand in hands[own]:
                 yield from hand
 
     def __len__(self) -> int:
-        """Return the number of pictures that one process draws in an epoch."""
+        """Return the number of images that one process draws in an epoch."""
         return self._batches * self.identities * self.instances
 
     def set_epoch(self, epoch: int) -> None:

@@ -24,12 +24,12 @@ _MD5 = {
 
 @DATASETS.register_module()
 class STL10(BaseDataset):
-    """STL-10: 5,000 training and 8,000 test pictures of 96 x 96 pixels in 10 classes.
+    """STL-10: 5,000 training and 8,000 test images of 96 x 96 pixels in 10 classes.
 
-    Expects ``data_root/stl10_binary`` with ``<split>_X.bin``, for each picture its red, green and blue plane, each
-    plane **column by column**, one byte a pixel, and ``<split>_y.bin``, one byte a picture: its class from 1 to 10.
+    Expects ``data_root/stl10_binary`` with ``<split>_X.bin``, for each image its red, green and blue plane, each
+    plane **column by column**, one byte a pixel, and ``<split>_y.bin``, one byte an image: its class from 1 to 10.
     Samples hold ``img``, (96, 96, 3) uint8 in RGB, and ``gt_label`` from 0 to 9. A file whose MD5 is not the official
-    one is used, with one logged warning. The 100,000 pictures without a class are not read.
+    one is used, with one logged warning. The 100,000 images without a class are not read.
 
     Args:
         data_root: Folder that holds ``stl10_binary``.
@@ -38,10 +38,10 @@ class STL10(BaseDataset):
         **kwargs: As in :class:`mmpretrain.datasets.BaseDataset`. ``test_mode`` is True for ``test`` unless given.
 
     Raises:
-        UserError: The split is unknown; a file is missing, does not hold whole pictures or has other classes; the two
-            files differ in their number of pictures.
+        UserError: The split is unknown; a file is missing, does not hold whole images or has other classes; the two
+            files differ in their number of images.
 
-    Sources:
+    References:
         1. Coates, Lee, Ng: An Analysis of Single-Layer Networks in Unsupervised Feature Learning, AISTATS 2011.
         2. pytorch/vision, ``torchvision/datasets/stl10.py`` (layout, archive and MD5 sums).
     """
@@ -55,7 +55,7 @@ class STL10(BaseDataset):
         super().__init__('', data_root=data_root, pipeline=pipeline, **{'test_mode': split == 'test', **kwargs})
 
     def load_data_list(self) -> list[dict]:
-        """Return one record a picture, in the order of the files."""
+        """Return one dict per image, in the order of the files."""
         root = self.img_prefix.rstrip('/') or '.'
         remedy = f'complete or move away {_FOLDER}/, then run: python tools/prepare_data.py stl10 --root {root}'
         files = {name: join_path(root, _FOLDER, name) for name in (f'{self.split}_X.bin', f'{self.split}_y.bin')}
@@ -71,14 +71,14 @@ class STL10(BaseDataset):
             files.values(),
             (np.frombuffer(get(path), np.uint8) for path in files.values()),
         )
-        picture = 3 * _SIDE * _SIDE
-        if not len(data) or len(data) % picture:
-            raise UserError(f'{path}: expected whole pictures of {picture} bytes each, got {len(data)} bytes; {remedy}')
-        if len(labels) != len(data) // picture or not 1 <= labels.min() <= labels.max() <= 10:
+        size = 3 * _SIDE * _SIDE
+        if not len(data) or len(data) % size:
+            raise UserError(f'{path}: expected whole images of {size} bytes each, got {len(data)} bytes; {remedy}')
+        if len(labels) != len(data) // size or not 1 <= labels.min() <= labels.max() <= 10:
             span = f' from {labels.min()} to {labels.max()}' if len(labels) else ''
             raise UserError(
-                f'{labels_path}: expected {len(data) // picture} classes from 1 to 10, as many as '
-                f'{path} has pictures, got {len(labels)}{span}; {remedy}'
+                f'{labels_path}: expected {len(data) // size} classes from 1 to 10, as many as '
+                f'{path} has images, got {len(labels)}{span}; {remedy}'
             )
         images = np.ascontiguousarray(data.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 3, 2, 1))
         return [{'img': img, 'gt_label': int(label) - 1} for img, label in zip(images, labels, strict=True)]

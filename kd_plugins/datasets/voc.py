@@ -1,4 +1,4 @@
-"""PASCAL VOC with mistakes in the data told in one line. Importing this module imports mmdet."""
+"""PASCAL VOC with mistakes in the data reported in one line. Importing this module imports mmdet."""
 
 import os
 from xml.etree import ElementTree
@@ -15,7 +15,7 @@ _SLACK = 1  # pixels; tools that count from 0 write boxes one pixel further left
 class VOCDataset(_VOCDataset):
     """mmdet's ``VOCDataset`` for the 20 classes or for others (``metainfo=dict(classes=…)``) in the same layout.
 
-    As in mmdet, objects of a VOC class that ``classes`` leaves out are skipped. Pictures may have any usual ending;
+    As in mmdet, objects of a VOC class that ``classes`` leaves out are skipped. Images may have any usual ending;
     ``.jpg`` comes first.
 
     Args:
@@ -24,7 +24,7 @@ class VOCDataset(_VOCDataset):
     Raises:
         UserError: The data root, the split file, an annotation or an image is missing; the split file names a file
             outside the folder; an annotation is not XML, lacks a field, names an unknown class, or holds a box that is
-            empty or reaches out of the picture.
+            empty or reaches out of the image.
     """
 
     def __init__(self, **kwargs: object) -> None:
@@ -44,8 +44,8 @@ class VOCDataset(_VOCDataset):
         if not fileio.isdir(folder, backend_args=self.backend_args):
             raise UserError(f'{folder}: folder of the images is missing; put it there or set data_prefix')
         files = fileio.list_dir_or_file(folder, list_dir=False, recursive=True, backend_args=self.backend_args)
-        pictures = sorted(filter(is_image, files), key=lambda file: file.endswith('.jpg'))
-        self._pictures = {os.path.splitext(file)[0]: file for file in pictures}
+        images = sorted(filter(is_image, files), key=lambda file: file.endswith('.jpg'))
+        self._images = {os.path.splitext(file)[0]: file for file in images}
         data_list = super().load_data_list()
         if not data_list:
             raise UserError(f'{self.ann_file}: split file lists no image; expected one name a line')
@@ -54,12 +54,12 @@ class VOCDataset(_VOCDataset):
     def parse_data_info(self, img_info: dict) -> dict:
         """Read one annotation into ``img_path``, ``height``, ``width`` and ``instances``."""
         path, name = img_info['xml_path'], inside(img_info['img_id'], self.ann_file)
-        if name not in self._pictures:
+        if name not in self._images:
             raise UserError(
                 f'{fileio.join_path(self.sub_data_root, self.img_subdir, name)}: no such image, with any '
                 f'ending, though {self.ann_file} lists it'
             )
-        img_info['file_name'] = fileio.join_path(self.img_subdir, self._pictures[name])
+        img_info['file_name'] = fileio.join_path(self.img_subdir, self._images[name])
         try:
             info = super().parse_data_info(img_info)
         except FileNotFoundError as error:
@@ -78,7 +78,7 @@ class VOCDataset(_VOCDataset):
             if x1 >= x2 or y1 >= y2 or min(x1, y1) < -_SLACK or x2 >= width + _SLACK or y2 >= height + _SLACK:
                 raise UserError(
                     f'{path}: box xmin={x1 + 1} ymin={y1 + 1} xmax={x2 + 1} ymax={y2 + 1} is empty or '
-                    f'outside the {width}x{height} picture; correct the annotation'
+                    f'outside the {width}x{height} image; correct the annotation'
                 )
         return info
 

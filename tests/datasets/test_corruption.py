@@ -409,4 +409,4 @@ def test_a_run_writes_what_was_done_and_a_resumed_one_the_same(tmp_path):
 def test_without_options_nothing_changes():
     labels = np.arange(100) % 10
     result = corrupt(labels, 10)
-    assert (result.kept.tolist(), result.given.tolist(), result.record) == (list(range(100)), labels.tolist(), None)
+    assert (result.kept.tolist(), result.given.tolist(), result.options) == (list(range(100)), labels.tolist(), None)

@@ -103,7 +103,7 @@ def test_images_of_any_ending_are_taken_and_the_log_says_what_is_left_out(
     with caplog.at_level(logging.INFO):
         assert [(Path(path).stem, *rest) for path, *rest in records(root, 'test')] == expected
     assert [message for message in caplog.messages if 'left out' in message] == [
-        f'{root / folder}: 1 of {count} files are left out, since they are no images, as Thumbs.db'
+        f'{root / folder}: 1 of {count} files are left out, since they are not images, as Thumbs.db'
         for folder, count in (('query', 3), ('bounding_box_test', 6))
     ]
 
@@ -111,7 +111,7 @@ def test_images_of_any_ending_are_taken_and_the_log_says_what_is_left_out(
 def test_a_picture_in_two_formats_does_not_count_twice(root: Path) -> None:
     path = root / 'query' / QUERY[0]
     path.with_suffix('.png').write_bytes(path.read_bytes())
-    assert refused(root, 'test').startswith(f'{root}/query: {QUERY[0]} and {path.stem}.png are one picture')
+    assert refused(root, 'test').startswith(f'{root}/query: {QUERY[0]} and {path.stem}.png are the same image')
 
 
 def test_it_is_found_by_name_and_its_fields_reach_the_evaluator(root: Path) -> None:
@@ -146,12 +146,12 @@ def test_the_sampler_reads_labels_of_a_subset(root: Path) -> None:
 def test_a_missing_root_or_folder_tells_how_to_get_it(root: Path) -> None:
     nowhere = root.parent / 'nowhere'
     message = refused(nowhere, 'train')
-    assert message.startswith(f'{nowhere}: Market-1501 is not there')
+    assert message.startswith(f'{nowhere}: Market-1501 is missing')
     assert message.endswith(f'python tools/prepare_data.py market1501 --root {nowhere}')
     for path in (root / 'query').iterdir():
         path.unlink()
     (root / 'query' / 'Thumbs.db').write_bytes(b'\0')
-    assert refused(root, 'test').startswith(f'{root / "query"}: holds no picture')
+    assert refused(root, 'test').startswith(f'{root / "query"}: holds no image')
     (root / 'query' / 'Thumbs.db').unlink()
     (root / 'query').rmdir()
     for split in ('query', 'test'):
@@ -163,7 +163,7 @@ def test_a_gallery_of_junk_alone_is_empty(root: Path) -> None:
     for name in GALLERY:
         if not name.startswith('-1'):
             (root / 'bounding_box_test' / name).unlink()
-    assert refused(root, 'gallery').startswith(f'{root / "bounding_box_test"}: holds no picture')
+    assert refused(root, 'gallery').startswith(f'{root / "bounding_box_test"}: holds no image')
 
 
 def test_an_unknown_split_is_told_the_known_ones() -> None:
@@ -175,7 +175,7 @@ def test_an_unknown_split_is_told_the_known_ones() -> None:
 @pytest.mark.parametrize(('split', 'folder'), [('train', 'bounding_box_train'), ('gallery', 'bounding_box_test')])
 def test_a_name_that_does_not_tell_the_person_is_named(root: Path, name: str, split: str, folder: str) -> None:
     (root / folder / name).write_bytes(b'')
-    assert refused(root, split).startswith(f'{root / folder / name}: the name does not tell identity and camera')
+    assert refused(root, split).startswith(f'{root / folder / name}: the name does not give identity and camera')
 
 
 @pytest.mark.parametrize('name', ['-1_c1s1_000451_03.jpg', '0000_c1s1_000451_03.jpg'])

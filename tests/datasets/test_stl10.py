@@ -104,6 +104,6 @@ def test_what_is_wrong_is_told(tmp_path: Path):
     labels.write_bytes(b'')
     assert 'got 0; ' in refused(tmp_path)
     images.write_bytes(images.read_bytes()[:-1])
-    assert f'{images}: expected whole pictures of 27648 bytes each, got 82943 bytes' in refused(tmp_path)
+    assert f'{images}: expected whole images of 27648 bytes each, got 82943 bytes' in refused(tmp_path)
     images.write_bytes(b'')
     assert 'got 0 bytes' in refused(tmp_path)

@@ -121,7 +121,7 @@ def test_an_unknown_class_is_named(root: Path) -> None:
 )
 def test_a_box_that_is_empty_or_outside_is_named(root: Path, box: tuple[int, int, int, int]) -> None:
     _box(root, *box)
-    with pytest.raises(UserError, match=rf'000002\.xml: box xmin={box[0]} ymin={box[1]} .* 48x40 picture'):
+    with pytest.raises(UserError, match=rf'000002\.xml: box xmin={box[0]} ymin={box[1]} .* 48x40 image'):
         _data(root)
 
 

@@ -156,7 +156,7 @@ def test_a_failed_download_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(tool, 'TINY_IMAGENET_URL', (tmp_path / 'absent.zip').as_uri())
     root = tmp_path / 'tiny-imagenet-200'
     message = refused('tiny-imagenet', '--root', str(root))
-    assert message.startswith(f'{root}: not there, and the download failed')
+    assert message.startswith(f'{root}: missing, and the download failed')
 
 
 def test_tiny_imagenet_is_unpacked_from_an_archive_that_is_there(
@@ -310,7 +310,7 @@ def test_market1501_that_cannot_be_fetched_is_one_line(tmp_path: Path, monkeypat
     root = tmp_path / 'data' / 'Market-1501-v15.09.15'
     monkeypatch.setitem(sys.modules, 'gdown', None)
     message = refused('market1501', '--root', str(root))
-    assert message.startswith(f'{root}: not there, and the download failed')
+    assert message.startswith(f'{root}: missing, and the download failed')
     assert 'pip install gdown' in message
     assert message.endswith('unpack the official archive there by hand')
 
