@@ -138,21 +138,23 @@ def read_result(folder: str | Path) -> dict[str, Any] | None:
 
 def print_comparison(config: Config, flags: Sequence[str]) -> None:
     """Train the runs to compare with, where their result is missing, and print a table of all last metrics."""
-    results = {}
+    folders = {}
     for name, path in config.compare.items():
-        folder = load_config(path).work_dir
-        if read_result(folder) is None:
+        folders[name] = load_config(path).work_dir
+        if read_result(folders[name]) is None:
             if config.launcher != 'none':
                 raise UserError(f'{path}, to compare with, has no result: make it with python tools/train.py {path}')
             train_apart(path, flags)
-        results[name] = read_result(folder)
-    results[config.get('name', Path(config.filename).stem)] = read_result(config.work_dir)
-    for name, result in results.items():
+    folders[config.get('name', Path(config.filename).stem)] = config.work_dir
+    results = {}
+    for name, folder in folders.items():
+        result = read_result(folder)
         if result is None:
             raise UserError(
                 f'{name} has left no metrics to compare: its config needs an ExportHook, and '
                 'val_dataloader, val_cfg and val_evaluator'
             )
+        results[name] = result
     metrics = [
         key
         for key, value in next(iter(results.values()))['metrics'].items()

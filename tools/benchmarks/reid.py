@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -126,7 +126,7 @@ def sparse_reranking(features: ReIDFeatures, device: str) -> Retrieval:
     return rank_rows(evaluation.KReciprocal(features.query_features, features.gallery_features).rows(), features)
 
 
-REID = {
+REID: dict[str, Callable[..., Any]] = {
     'evaluation': evaluation_of,
     'product': similarity_product,
     'product by oneDNN': partial(similarity_product, library=True),
@@ -145,7 +145,8 @@ REID_PARTS = {
 
 def resident(which: str) -> int:
     """Return the bytes of this process in memory: ``'VmRSS'`` now, ``'VmHWM'`` at its peak."""
-    return 1024 * int(re.search(rf'{which}:\s+(\d+)', Path('/proc/self/status').read_text())[1])
+    (kilobytes,) = re.findall(rf'{which}:\s+(\d+)', Path('/proc/self/status').read_text())
+    return 1024 * int(kilobytes)
 
 
 def reid_run(args: argparse.Namespace) -> None:
@@ -164,11 +165,11 @@ def reid_run(args: argparse.Namespace) -> None:
     results: dict[str, dict[str, Any]] = {name: dict(seconds=[]) for name in args.names}
     for _ in range(args.repeats):
         for name, result in results.items():
-            start = time.perf_counter()
+            began = time.perf_counter()
             found = REID[name](features, args.device)
             if args.device != 'cpu':
                 torch.cuda.synchronize(args.device)
-            result['seconds'].append(time.perf_counter() - start)
+            result['seconds'].append(time.perf_counter() - began)
             result |= found.summary() if isinstance(found, Retrieval) else found or {}
     peak = resident('VmHWM')
     memory = dict(peak_bytes=peak, added_bytes=peak - held)
@@ -181,8 +182,8 @@ def reid(args: argparse.Namespace) -> None:
     """Measure retrieval: times in turn in one process, memory in a process for each part."""
     parts = {}
     for part in args.parts or [part for part in REID_PARTS if part != 'rerank' or find_spec('faiss')]:
-        *sizes, names = REID_PARTS[part]
-        names = [name for name in names if args.device == 'cpu' or 'oneDNN' not in name]
+        *sizes, measured = REID_PARTS[part]
+        names = [name for name in measured if args.device == 'cpu' or 'oneDNN' not in name]
         queries, gallery, dimensions = (max(1, int(x * args.scale)) for x in sizes)
         repeats = args.repeats if part == 'market' else 1
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmpretrain.structures import DataSample
 from rich.console import Console
@@ -77,7 +78,7 @@ def stripped(network: nn.Module) -> nn.Module:
     """Remove the initialisation of a network, so that no checkpoint is loaded."""
     for module in network.modules():
         if getattr(module, 'init_cfg', None):
-            module.init_cfg = None
+            module.init_cfg = None  # type: ignore[assignment]  # torch declares tensors and modules only
     return network
 
 
@@ -92,7 +93,7 @@ def steps_of(
     device = torch.device(args.device)
     teacher, terms = terms_of(config)
     torch.manual_seed(0)
-    student = stripped(build_network(config.filename)).to(device)
+    student: BaseModel = stripped(build_network(config.filename)).to(device)
     network = build_network(teacher['config'], teacher.get('data_preprocessor'))
     teacher['checkpoint'] = f'{cache}/teacher.pth'  # random weights are enough
     torch.save(network.state_dict(), teacher['checkpoint'])
@@ -104,7 +105,7 @@ def steps_of(
     def taught_by(teacher: dict[str, Any]) -> Distillation:
         distillation = Distillation(student, teacher, terms).to(device)
         if args.channels_last:
-            distillation.to(memory_format=torch.channels_last)
+            distillation.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares no such
         distillation.dry_run(student, inputs, samples)
         return distillation
 
@@ -154,7 +155,7 @@ def step(args: argparse.Namespace) -> None:
     """Measure training steps."""
     device = torch.device(args.device)
     machine = machine_of(device, torch.bfloat16 if args.amp else torch.float32)
-    results = {}
+    results: dict[str, Any] = {}
     for part in args.parts:
         side = STEP_PARTS[part][1]
         table = Table(

@@ -45,9 +45,9 @@ def seconds(step: Callable[[], Any], device: torch.device) -> float:
         return start.elapsed_time(end) / 1e3
     # The time of one thread does not include what other processes take of the processor.
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    start = clock()
+    began = clock()
     step()
-    return clock() - start
+    return clock() - began
 
 
 def peak_memory(step: Callable[[], Any], device: torch.device) -> int:

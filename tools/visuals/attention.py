@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -44,7 +45,8 @@ def draw_attention(
             x = (left + j * (side + gap)) / width
             y = (height - head - (i + 1) * (side * ratio + below) + below) / height
             axes = figure.add_axes((x, y, side / width, side * ratio / height))
-            axes.imshow(cell, **({} if not j else dict(cmap='viridis', vmin=0, vmax=max(float(cell.max()), 1e-12))))
+            colours: dict[str, Any] = dict(cmap='viridis', vmin=0, vmax=max(float(cell.max()), 1e-12)) if j else {}
+            axes.imshow(cell, **colours)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             axes.set_xlabel(label, fontsize=7, labelpad=2)

@@ -1,7 +1,7 @@
 """What the pictures of networks share: images of a test set, and the features of networks at a tap."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,13 +126,13 @@ def features_at(network: torch.nn.Module, tap: str, batches: Sequence[dict[str, 
     Raises:
         UserError: There is no such tap; its output is not one tensor, or not of one size for all images.
     """
-    recorder = Recorder(network, [tap])
+    recorder, preprocess = Recorder(network, [tap]), network.get_submodule('data_preprocessor')
     found = []
     for number, batch in enumerate(batches):
         # The first pass finds out whether the next layer overwrites the output.
         for recording in (recorder.probing, recorder.recording)[number > 0 :]:
             with recording() as features:
-                network(**network.data_preprocessor(batch, False), mode='tensor')
+                network(**preprocess(batch, False), mode='tensor')
         if len(features[tap]) != 1:
             raise UserError(
                 f"the module '{tap}' returns {len(features[tap])} tensors in a forward pass, expected "
@@ -149,7 +149,7 @@ def features_at(network: torch.nn.Module, tap: str, batches: Sequence[dict[str, 
 
 
 def images_and_features(
-    args: argparse.Namespace, loader: Any, rows: Sequence[int]
+    args: argparse.Namespace, loader: Any, rows: Iterable[int]
 ) -> tuple[Images, Network, list[Network]]:
     """Return the images of some rows, and the features of the teacher and of the students at their taps."""
     items = [loader.dataset[int(i)] for i in rows]

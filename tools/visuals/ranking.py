@@ -18,7 +18,10 @@ from kd_plugins.evaluation.features import BLOCK
 
 MOST = 50  # rows and columns of a picture; more would take gigabytes to draw
 SIDE = 320  # pixels; larger images are made smaller, as a cell of a picture shows no more
-FRAMES = {True: dict(color='#009e73', linestyle='solid'), False: dict(color='#d7301f', linestyle=(0, (2.5, 1.5)))}
+FRAMES: dict[bool, dict[str, Any]] = {
+    True: dict(color='#009e73', linestyle='solid'),
+    False: dict(color='#d7301f', linestyle=(0, (2.5, 1.5))),
+}
 LEGEND = 'solid green frame: same identity, other camera;  dashed red frame: wrong'
 
 
@@ -121,13 +124,16 @@ def draw_rankings(
     rows = []
     for query, score, ranking in zip(queries, ap, rankings, strict=True):
         about = f'id {features.query_ids[query]}, cam {features.query_cams[query]}\nAP {score:#.3g}'
-        cells: list[tuple[str, Any, dict]] = [(about, features.query_paths[query], dict(color='black'))]
+        # ranking() has looked for the paths.
+        cells: list[tuple[str, Any, dict[str, Any]]] = [
+            (about, features.query_paths[query], dict(color='black'))  # type: ignore[index]
+        ]
         for rank, (item, distance, right) in enumerate(zip(*ranking, strict=True), 1):
             about = (
                 f'{rank}:  {distance:#.4g}'.rstrip('.')
                 + f'\nid {features.gallery_ids[item]}, cam {features.gallery_cams[item]}'
             )
-            cells.append((about, features.gallery_paths[item], FRAMES[bool(right)]))
+            cells.append((about, features.gallery_paths[item], FRAMES[bool(right)]))  # type: ignore[index]
         rows.append([(about, read_image(path), frame) for about, path, frame in cells])
     # All lengths in inches. A solver for the layout would take minutes for some hundred images.
     shapes = np.array([image.shape for cells in rows for _, image, _ in cells])

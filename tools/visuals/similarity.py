@@ -26,10 +26,10 @@ def draw_sorted_rows(labels: np.ndarray, count: int, classes: int, seed: int) ->
         for queue, rows in zip(queues, taken, strict=True):
             if queue and sum(map(len, taken)) < count:
                 rows.append(queue.pop())
-    rows = np.array([i for rows in taken for i in sorted(rows)])
-    if len(rows) < count:
-        raise UserError(f'--images: expected at most the {len(rows)} test images of {len(known)} classes, got {count}')
-    return rows
+    drawn = np.array([i for rows in taken for i in sorted(rows)])
+    if len(drawn) < count:
+        raise UserError(f'--images: expected at most the {len(drawn)} test images of {len(known)} classes, got {count}')
+    return drawn
 
 
 def draw_matrices(
@@ -77,14 +77,15 @@ def similarity(args: argparse.Namespace) -> None:
     if args.classes < 2:
         raise UserError(f'--classes: expected at least 2, got {args.classes}')
     loader = nets.test_set(args.student[0][0])
-    rows = draw_sorted_rows(nets.labels_of(loader.dataset), args.images, args.classes, args.seed)
+    labels = nets.labels_of(loader.dataset)
+    rows = draw_sorted_rows(labels, args.images, args.classes, args.seed)
     images, teacher, students = nets.images_and_features(args, loader, rows)
-    labels, sizes = np.unique(images.labels, return_counts=True)
+    shown, sizes = np.unique(labels[rows], return_counts=True)
     losses = {x.name: sp_loss(x.features, teacher.features).item() for x in students}
     figure = draw_matrices(
         [similarity_matrix(x.features).numpy() for x in (teacher, *students)],
         ['teacher', *(f'{nets.cut(name, 30)}\nSP loss {value:.2e}' for name, value in losses.items())],
-        [(images.name(label), size) for label, size in zip(labels, sizes, strict=True)],
+        [(images.name(label), size) for label, size in zip(shown, sizes, strict=True)],
         f'{nets.tap_names(args)}: similarities of {args.images} images, by class on both axes; rows of L2 norm 1',
     )
     nets.save(figure, args.out, ', '.join(f'SP loss of {name} {value:.3e}' for name, value in losses.items()))

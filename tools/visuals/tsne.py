@@ -27,11 +27,12 @@ def channel_points(networks: Sequence[Network]) -> list[np.ndarray]:
     the squared MMD of two networks' points under the linear kernel is the linear NST loss. All maps are pooled to the
     smallest height and width among the networks, as the loss pools a pair. Channels that are never active are left out.
     """
-    size = tuple(min(x.features.shape[axis] for x in networks) for axis in (2, 3))
+    height, width = (min(x.features.shape[axis] for x in networks) for axis in (2, 3))
     found = []
     for network in networks:
         maps = network.features
-        patterns = unit((maps if maps.shape[2:] == size else adaptive_avg_pool2d(maps, size)).flatten(2))
+        pooled = maps if maps.shape[2:] == (height, width) else adaptive_avg_pool2d(maps, (height, width))
+        patterns = unit(pooled.flatten(2))
         points = patterns.transpose(0, 1).flatten(1) / len(maps) ** 0.5
         found.append(points[points.any(1)].numpy())
         if len(found[-1]) < 2:
@@ -75,7 +76,7 @@ def draw_embedding(teacher: np.ndarray, students: Sequence[np.ndarray], titles: 
             (teacher, 'teacher', nets.BLUE, 'o'),
             (points, 'student', nets.VERMILLION, '^'),
         ):
-            axes.scatter(*xy.T, s=20, c=colour, marker=marker, alpha=0.7, linewidths=0, label=name)
+            axes.scatter(xy[:, 0], xy[:, 1], s=20, c=colour, marker=marker, alpha=0.7, linewidths=0, label=name)
         axes.set_title(title, fontsize=10, pad=5)
         axes.set(xticks=[], yticks=[], xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     figure.legend(
