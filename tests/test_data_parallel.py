@@ -1,4 +1,4 @@
-"""Two processes train as one does: numbers from one launch of ``workers/data_parallel.py``."""
+"""Two processes train as one does: results of one launch of ``workers/data_parallel.py``."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def assert_close(a, b):
 
 
 def steps(run, key):
-    """Return how far each iteration moved the parameters."""
+    """Return the change of the parameters in each iteration."""
     return [{k: after[k] - before[k] for k in after} for before, after in zip(run[key], run[key][1:], strict=False)]
 
 
@@ -56,7 +56,7 @@ def test_per_sample_losses_average_to_that_of_the_global_batch(ranks, way):
 
 @BOTH
 def test_every_gradient_is_that_of_the_global_batch(ranks, way):
-    """One term is on at each iteration, so the step of the weights tells its gradient."""
+    """Each iteration has one term only, so the step of the weights shows its gradient."""
     alone, together = runs(ranks, way, 'terms')
     expected = steps(alone, 'states')
     assert len(expected) == len(TERMS)
@@ -81,8 +81,8 @@ def test_adapters_train_as_in_one_process(ranks, way, name):
 
 
 @BOTH
-def test_a_process_without_samples_to_attack_waits_for_none(ranks, way):
-    """Class 0 is what both networks say, and by the order of the images only rank 0 has any of it."""
+def test_a_process_without_samples_to_attack_does_not_hang(ranks, way):
+    """Both networks predict class 0, and only rank 0 has images of that class."""
     alone, (first, second) = runs(ranks, way, 'bss')
     assert all(step['loss_bss'] > 0 for step in [*alone['losses'], *first['losses']])
     assert all(step['loss_bss'] == 0 for step in second['losses'])
@@ -110,7 +110,7 @@ def test_hints_alone_leave_the_layers_above_as_they_were(ranks, way):
 
 
 @BOTH
-def test_hints_alone_say_what_data_parallel_needs(ranks, way):
+def test_hints_alone_raise_without_find_unused_parameters(ranks, way):
     for rank in ranks:
         assert rank['refused'][way].endswith('set find_unused_parameters=True in the config')
 
@@ -124,7 +124,7 @@ def test_a_loss_that_is_not_finite_stops_every_process(ranks, way):
 
 @BOTH
 def test_ranks_of_a_real_run_end_with_the_same_weights(ranks, way):
-    """A trained adapter at weight 0 must not count as an unused parameter."""
+    """A trainable adapter of a term with weight 0 must not count as an unused parameter."""
     first, second = (rank['real'][way] for rank in ranks)
     assert first['iterations'] == 6
     assert equal(first['parameters'], second['parameters'])

@@ -1,4 +1,4 @@
-"""Whole runs on the device under test; and a step as on a GPU, without one."""
+"""Whole runs on the device under test, and a step on a GPU that is simulated."""
 
 import copy
 from functools import partial
@@ -58,17 +58,17 @@ def data(tmp_path):
 
 @pytest.fixture
 def teacher(tmp_path):
-    """A teacher with a normalisation of its own, that says class 1 of most images, so that a student may agree."""
-    record = saved_teacher(tmp_path) | dict(data_preprocessor=dict(mean=[100.0] * 3, std=[50.0] * 3))
-    checkpoint = torch.load(record['checkpoint'])
+    """A teacher with another normalisation, which predicts class 1 for most images, so that a student may agree."""
+    config = saved_teacher(tmp_path) | dict(data_preprocessor=dict(mean=[100.0] * 3, std=[50.0] * 3))
+    checkpoint = torch.load(config['checkpoint'])
     checkpoint['state_dict']['head.fc.bias'][1] += 3
-    torch.save(checkpoint, record['checkpoint'])
-    return record
+    torch.save(checkpoint, config['checkpoint'])
+    return config
 
 
 @pytest.fixture
 def half(device, monkeypatch):
-    """The type that gradients are scaled for: float16; on a CPU, where mmengine scales none, bfloat16."""
+    """The data type of scaled gradients: float16; on a CPU, where mmengine scales none, bfloat16."""
     if device.type != 'cpu':
         return 'float16'
     monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
@@ -95,7 +95,7 @@ def test_scaled_gradients_train_as_plain_ones_do(data, teacher, tmp_path, device
         results.append(trained(train(config)))
     plain, scaled = results
     assert len([name for name in plain if name.startswith('distillation')]) == 6 + 4
-    for name in plain:  # a power of 2 costs bfloat16 nothing; float16 gains small gradients
+    for name in plain:  # a power of 2 does not round in bfloat16; in float16 it keeps small gradients
         torch.testing.assert_close(scaled[name], plain[name], rtol=0.02, atol=1e-6 if half == 'bfloat16' else 2e-3)
 
 
@@ -103,7 +103,7 @@ def test_a_resumed_run_with_a_gradient_scaler_ends_as_the_straight_one(data, tea
     config = distilled(data, tmp_path / 'straight', teacher)
     config.optim_wrapper.update(
         type='AmpOptimWrapper', dtype=half, loss_scale=dict(init_scale=1024.0, growth_interval=2), accumulative_counts=2
-    )  # an epoch's third batch waits for the next epoch's first
+    )  # the third batch of an epoch is accumulated with the first of the next
     config.default_hooks.accumulation = dict(type='kd_plugins.AccumulationHook')
     straight = train(copy.deepcopy(config))
     state = straight.optim_wrapper.optimizer.state
@@ -137,7 +137,7 @@ def test_two_runs_channels_last_in_bfloat16_are_equal(data, teacher, tmp_path, d
 
 @DATASETS.register_module()
 class Squares:
-    """Pictures whose brightness tells their class."""
+    """Images whose brightness depends on their class."""
 
     metainfo = dict(classes=tuple(map(str, range(CLASSES))))
 
@@ -149,7 +149,7 @@ class Squares:
         return dict(img=image.to(torch.uint8).numpy(), gt_label=i % CLASSES)
 
 
-def test_pictures_and_labels_are_on_the_device_they_are_held_on():
+def test_images_and_labels_are_on_the_device_where_they_are_stored():
     images = BatchedImages(dict(type='kd_plugins.Squares'), padding=2, flip_prob=0.5, device='meta')
     images.set_epoch(0, 0)
     batch = images.__getitems__([3, 1])
@@ -157,8 +157,8 @@ def test_pictures_and_labels_are_on_the_device_they_are_held_on():
     assert all(sample.gt_label.is_meta for sample in batch['data_samples'])
 
 
-def test_pictures_held_on_the_device_train_with_answers_from_a_cache(data, teacher, tmp_path, device):
-    def run(name, place, **cache):
+def test_images_stored_on_the_device_train_with_cached_features(data, teacher, tmp_path, device):
+    def run(name, storage, **cache):
         config = distilled(data, tmp_path / name, teacher | cache, all_terms()[:-1], epochs=2)
         config.train_dataloader.collate_fn = dict(type='kd_plugins.whole_batch')
         config.train_dataloader.dataset = dict(
@@ -166,31 +166,32 @@ def test_pictures_held_on_the_device_train_with_answers_from_a_cache(data, teach
             dataset=dict(type='kd_plugins.Squares'),
             padding=2,
             flip_prob=0.5,
-            device=place,
+            device=storage,
             replay=1,
         )
         return trained(train(config))
 
-    plain, held, cached = run('plain', 'cpu'), run('held', str(device)), run('cached', str(device), cache=str(tmp_path))
-    assert equal(plain, held)
-    for name in plain:  # an answer may come from another batch
+    plain, stored = run('plain', 'cpu'), run('stored', str(device))
+    cached = run('cached', str(device), cache=str(tmp_path))
+    assert equal(plain, stored)
+    for name in plain:  # features may come from another batch
         torch.testing.assert_close(cached[name], plain[name], rtol=1e-3, atol=1e-4)
 
 
-def test_answers_from_the_cache_are_on_the_device(teacher, tmp_path, device):
+def test_cached_features_are_on_the_device(teacher, tmp_path, device):
     taps, images = ['head.fc', 'backbone.stage2'], torch.randn(5, 3, 16, 16).to(device)
-    answering = Teacher(build_teacher(**teacher), taps, None, str(tmp_path / 'cache'))
-    answering.apply(lambda x: x.to(device))
+    network = Teacher(build_teacher(**teacher), taps, None, str(tmp_path / 'cache'))
+    network.apply(lambda x: x.to(device))
     for half in (False, True):
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            first, again = answering(images, None), answering(images.flip(0), None)
+            first, again = network(images, None), network(images.flip(0), None)
         for tap in taps:
             assert first[tap][0].device == again[tap][0].device == images.device
             assert again[tap][0].dtype == (torch.bfloat16 if half else torch.float32)
             assert torch.equal(first[tap][0].flip(0), again[tap][0])
 
 
-def test_what_is_built_aside_shifts_no_draw_of_the_device(device):
+def test_preserved_rng_restores_the_state_of_the_device(device):
     torch.rand(1, device=device)
     torch.manual_seed(3)
     expected = torch.rand(4, device=device)
@@ -217,14 +218,14 @@ def test_networks_that_learn_together(data, tmp_path, device, half, model):
     assert all(value.isfinite().all() for value in weights(runner.model).values())
 
 
-def test_re_identification_trains_and_is_scored(tmp_path, device):
+def test_re_identification_trains_and_is_evaluated(tmp_path, device):
     runner = train(reid_config(market_folder(tmp_path / 'data'), tmp_path / 'run', epochs=2))
     assert {p.device.type for p in runner.model.parameters()} == {device.type}
     assert 0 < runner.message_hub.get_scalar('val/reid/mAP').current() <= 1
 
 
-class Waits(TorchDispatchMode):
-    """Counts how often the CPU asks for a number that is on the GPU, and lets every answer be no."""
+class Synchronisations(TorchDispatchMode):
+    """Counts how often the CPU reads a number from the GPU, and returns False each time."""
 
     def __init__(self):
         super().__init__()
@@ -257,15 +258,15 @@ REID = dict(
     ],
     ids=lambda x: x['type'],
 )
-def test_a_step_mixes_no_devices_and_waits_for_a_gpu_once_at_most(teacher, model):
-    """Of all terms but BSS, whose images are as many as the networks agree on.
+def test_a_step_mixes_no_devices_and_synchronises_once_at_most(teacher, model):
+    """With all terms but BSS, whose number of images depends on the predictions.
 
-    The one wait is the look for a NaN; ReIDHead's for a label that it has no class for, which would break a GPU.
+    The one synchronisation is the check for a NaN; in ReIDHead the check of the labels, which would crash a GPU.
     """
     if model['type'].endswith('Distiller'):
         model = model | dict(teacher=teacher, terms=all_terms()[:-1])
     network = MODELS.build(model if model is REID else dict(model, student=classifier()))
-    fake = FakeTensorMode()  # tensors without contents, that say where they are
+    fake = FakeTensorMode()  # tensors with a device and without values
 
     def moved(tensor):
         tensor = fake.from_tensor(tensor)
@@ -274,7 +275,7 @@ def test_a_step_mixes_no_devices_and_waits_for_a_gpu_once_at_most(teacher, model
 
     network._apply(moved)
     network._set_device(torch.device('cuda'))
-    with fake, Waits() as found:
+    with fake, Synchronisations() as synchronisations:
         batch = dict(
             inputs=torch.zeros(4, 3, 16, 16, dtype=torch.uint8),
             data_samples=[DataSample().set_gt_label(torch.tensor([i])) for i in range(CLASSES)],
@@ -283,4 +284,4 @@ def test_a_step_mixes_no_devices_and_waits_for_a_gpu_once_at_most(teacher, model
         total, _ = network.parse_losses(losses)
     assert total.device.type == 'cuda'
     assert all(loss.device.type == 'cuda' for loss in losses.values())
-    assert found.count <= 1
+    assert synchronisations.count <= 1

@@ -53,7 +53,7 @@ class AdversarialTerm(Term):
             chosen = self.loss.choose(student_logits, teacher_logits, labels)
         if len(chosen) < 2:
             return 0.0 * student_logits.float().sum() + self.zero_loss()
-        samples = [batch.data_samples[i] for i in chosen.tolist()]  # type: ignore[index]  # they had labels
+        samples = [batch.data_samples[i] for i in chosen.tolist()]  # type: ignore[index]  # self.labels has checked them
 
         def logits(inputs: Tensor, indices: Tensor) -> Tensor:
             return self.teacher_levels(teacher.features(inputs, [samples[i] for i in indices.tolist()]))[0]

@@ -146,7 +146,7 @@ class Distillation(nn.Module):
             )
         with preserved_rng():
             built = nn.ModuleList(build_term(index, term) for index, term in enumerate(terms))
-            self.terms: Sequence[Term] = built  # type: ignore[assignment]  # torch's list does not say of what
+            self.terms: Sequence[Term] = built  # type: ignore[assignment]  # ModuleList is not generic
             for term in self.terms:
                 term.choose_teachers(len(configs))
             names = [term.name for term in self.terms]

@@ -1,8 +1,8 @@
-"""Distilled runs in one process and, the same ones, in two under data-parallel.
+"""Distilled runs in one process and, with the same batches, in two under data-parallel.
 
 Started once per rank with torch's usual environment variables and the folder for the results, ``rank<r>.pth``. Each
-rank first trains alone, one by hook and one by model; every number of these runs is what the two together have to
-reproduce.
+rank first trains alone, one with the hook and one with the model; the two together have to reproduce every number of
+these runs.
 """
 
 import datetime
@@ -47,7 +47,7 @@ CRITIC = [
 ]
 BSS = [dict(name='bss', loss=dict(type='kd_plugins.BSSLoss'), student='fc', teacher='fc', weight=5.0)]
 WAYS = ('hook', 'model')
-# The runner's own wrapper, but for the device number that it would add, which a CPU does not take.
+# The runner's own wrapper, without the device index that it would add, which a CPU does not have.
 WRAPPER = dict(model_wrapper_cfg=dict(type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None))
 RUNS = itertools.count()
 
@@ -66,9 +66,9 @@ class SameClassDistance(DistillationLoss):
 
 
 class Net(BaseModel):
-    """Convolution, pooling, classifier; without BatchNorm, whose statistics are a device's own.
+    """Convolution, pooling, classifier; without BatchNorm, whose statistics differ between processes.
 
-    With a ``bias``, it says class 0 of every image.
+    With a ``bias``, it predicts class 0 for every image.
     """
 
     def __init__(self, width: int, bias: float = 0.0, data_preprocessor: dict | None = None) -> None:
@@ -111,7 +111,7 @@ class Noise(torch.utils.data.Dataset):
 
 
 class Watch(Hook):
-    """Turns one term on an iteration, where told to, and notes losses, weights and adapters after each."""
+    """Records losses, weights and adapters after each iteration; with ``one_by_one``, each has one term only."""
 
     def __init__(self, one_by_one: bool) -> None:
         self.one_by_one = one_by_one
@@ -120,9 +120,9 @@ class Watch(Hook):
         self.adapters: list[dict] = []
 
     def before_train(self, runner: Runner) -> None:
-        self.note(runner)
+        self.record(runner)
 
-    def note(self, runner: Runner) -> None:
+    def record(self, runner: Runner) -> None:
         model = getattr(runner.model, 'module', runner.model)
         self.states.append(weights(model))
         self.adapters.append(weights(core_of(runner)))
@@ -134,11 +134,11 @@ class Watch(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self.losses.append({name: value.item() for name, value in outputs.items()})
-        self.note(runner)
+        self.record(runner)
 
 
 def core_of(runner: Runner) -> nn.Module:
-    """Return the distillation, wherever it is."""
+    """Return the distillation of the hook or of the model."""
     hooks = [hook for hook in runner.hooks if isinstance(hook, DistillationHook)]
     return hooks[0].distillation if hooks else getattr(runner.model, 'module', runner.model).distillation
 
@@ -152,7 +152,7 @@ def run(
     size: int = 7,
     bias: float = 0.0,
 ) -> dict:
-    """Train the small network on global batches of 8 and return what happened."""
+    """Train the small network on global batches of 8; return losses, weights and adapters of each iteration."""
     together = dist.is_initialized()
     teacher = dict(config=dict(type=Net, width=6), checkpoint=str(folder / f'teacher{bias:.0f}.pth'))
     distillation = dict(teacher=teacher, terms=terms)
@@ -175,7 +175,7 @@ def run(
         launcher='pytorch' if together else 'none',
         cfg=Config(WRAPPER if together else {}),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9), accumulative_counts=accumulate),
-        # Ranks start from seeds of their own: that they agree must come from the start of data-parallel.
+        # Ranks have different seeds: data-parallel has to make their initial weights equal.
         randomness=dict(seed=5, diff_rank_seed=True),
         log_level='ERROR',
         default_hooks=dict(checkpoint=None),
@@ -187,7 +187,7 @@ def run(
 
 
 def scenarios(folder: Path, ways: Sequence[str] = WAYS) -> dict:
-    """Run everything that one process and two must agree on."""
+    """Run everything in which one process and two must agree."""
     every = [
         dict(name=name, loss=loss, student=tap, teacher=tap)
         for name, loss in (RELATIONAL | PER_SAMPLE).items()
@@ -261,7 +261,7 @@ def hints_alone(way: str, folder: Path, find_unused: bool) -> dict | str:
     start = {}
 
     class Start(Hook):
-        """Notes the weights that training starts with."""
+        """Records the initial weights."""
 
         def before_train(self, runner: Runner) -> None:
             start.update({k: v.detach().clone() for k, v in runner.model.module.named_parameters()})
@@ -299,7 +299,7 @@ def error_of_one_rank(way: str, folder: Path, rank: int) -> str:
 
 
 def main(folder: Path) -> None:
-    """Run all that this rank has to."""
+    """Run everything and save the results of this rank."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     rank = int(os.environ['RANK'])
@@ -315,7 +315,7 @@ def main(folder: Path) -> None:
         results['stock'] = list(MODELS.build(classifier()).state_dict())
         saved_teacher(folder)
         torch.set_default_dtype(torch.float64)
-    # Before the runner would: it selects a CUDA device first.
+    # Before the runner does, which would select a CUDA device first.
     dist.init_process_group('gloo', timeout=datetime.timedelta(seconds=60))
     results['together'] = scenarios(own)
     results['shapes'] = {way: error_of_unequal_shapes(way, own, rank) for way in WAYS}

@@ -16,10 +16,9 @@ from tiny import classification_config, image_folder, weights
 
 
 class Start(Hook):
-    """Notes the weights that training starts from."""
+    """Records the initial weights."""
 
     def before_train(self, runner: Runner) -> None:
-        """Copy them."""
         self.weights = weights(runner.model.module)
 
 

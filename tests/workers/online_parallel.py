@@ -19,7 +19,7 @@ from torch import nn
 from kd_plugins.errors import UserError
 from kd_plugins.registry import MODELS
 
-RECORDS = dict(
+MODEL_CONFIGS = dict(
     mutual=dict(type='kd_plugins.MutualLearning', student=classifier(), peers=2),
     ensemble=dict(type='kd_plugins.NativeEnsemble', student=classifier(), ramp=0),
 )
@@ -27,14 +27,14 @@ WRAPPER = dict(type='MMDistributedDataParallel', broadcast_buffers=False, device
 
 
 def build(name: str) -> nn.Module:
-    """Return the same model in every process; in ``eval()``, as BatchNorm's statistics are a device's own."""
+    """Return the same model in every process, in ``eval()``, since BatchNorm statistics differ between processes."""
     torch.manual_seed(3)
-    model = MODELS.build(RECORDS[name])
+    model = MODELS.build(MODEL_CONFIGS[name])
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight)
         elif isinstance(module, nn.BatchNorm1d):
-            nn.init.constant_(module.bias, 1.0)  # the gate's ReLU lets something through
+            nn.init.constant_(module.bias, 1.0)  # so that the gate's ReLU is not 0
     return model.eval()
 
 
@@ -49,10 +49,10 @@ def step(model: nn.Module, half: slice) -> tuple[dict, dict]:
     return ({k: v.item() for k, v in losses.items()}, {k: p.grad for k, p in plain.named_parameters()})
 
 
-def real_run(record: dict, folder: Path, name: str) -> dict:
-    """Train on an image folder; ranks start from seeds of their own, and agree by the start of data-parallel."""
+def real_run(model: dict, folder: Path, name: str) -> dict:
+    """Train on an image folder; the ranks have different seeds, and data-parallel makes their weights equal."""
     config = classification_config(
-        folder / 'images', folder / name, record, 1, launcher='pytorch', model_wrapper_cfg=WRAPPER
+        folder / 'images', folder / name, model, 1, launcher='pytorch', model_wrapper_cfg=WRAPPER
     )
     config.train_dataloader.batch_size = 4
     config.randomness.diff_rank_seed = True
@@ -62,22 +62,22 @@ def real_run(record: dict, folder: Path, name: str) -> dict:
 
 
 def main(folder: Path) -> None:
-    """Run all that this rank has to."""
+    """Run everything and save the results of this rank."""
     torch.set_num_threads(1)
     rank = int(os.environ['RANK'])
     torch.set_default_dtype(torch.float64)
     results: dict = dict(alone={}, together={}, own={}, real={})
-    for name in RECORDS:
+    for name in MODEL_CONFIGS:
         results['alone'][name] = step(build(name), slice(None))[1]
     dist.init_process_group('gloo')
-    for name in RECORDS:
+    for name in MODEL_CONFIGS:
         wrapped = MMDistributedDataParallel(build(name), broadcast_buffers=False)
         results['own'][name], results['together'][name] = step(wrapped, slice(4 * rank, 4 * rank + 4))
     torch.set_default_dtype(torch.float32)
-    for name, record in RECORDS.items():
-        results['real'][name] = real_run(record, folder, name)
+    for name, model in MODEL_CONFIGS.items():
+        results['real'][name] = real_run(model, folder, name)
     try:
-        real_run(RECORDS['mutual'] | dict(update='alternating'), folder, 'alternating')
+        real_run(MODEL_CONFIGS['mutual'] | dict(update='alternating'), folder, 'alternating')
     except UserError as error:
         results['alternating'] = str(error)
     torch.save(results, folder / f'rank{rank}.pth')

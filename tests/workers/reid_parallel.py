@@ -21,7 +21,7 @@ RUNTIME = Path(__file__).parents[2] / 'configs/_base_/default_runtime.py'
 
 
 def triplet_gradient(rank: int, together: bool) -> torch.Tensor:
-    """Return the weights' gradient of the triplet loss; together, of a half of the batch in each process."""
+    """Return the gradient of the triplet loss; with ``together``, each process has half of the batch."""
     torch.manual_seed(0)
     x, weight = torch.randn(12, 5, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 3])
