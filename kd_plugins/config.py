@@ -374,7 +374,7 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
     """
     where = where or config.filename or 'the config'
     if 'networks' in config and 'methods' in config:
-        raise UserError(f'{where} is a study: python tools/study.py {where} trains it')
+        raise UserError(f'{where} is a study: kd-study {where} trains it')
     for key in set(_READ) - set(config):
         if near := [x for x in config if x not in _READ and one_slip(x, key)]:
             raise UserError(

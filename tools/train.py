@@ -108,9 +108,7 @@ def train_missing(config: Config, launcher: str, flags: Sequence[str]) -> None:
     for other in config.get('requires', []):
         if not Path(other.checkpoint).is_file():
             if launcher != 'none':
-                raise UserError(
-                    f'{other.checkpoint} is missing: make it first, with python tools/train.py {other.config}'
-                )
+                raise UserError(f'{other.checkpoint} is missing: make it first, with kd-train {other.config}')
             train_apart(other.config, flags)
         if not Path(other.checkpoint).is_file():
             raise UserError(
@@ -143,7 +141,7 @@ def print_comparison(config: Config, flags: Sequence[str]) -> None:
         folders[name] = load_config(path).work_dir
         if read_result(folders[name]) is None:
             if config.launcher != 'none':
-                raise UserError(f'{path}, to compare with, has no result: make it with python tools/train.py {path}')
+                raise UserError(f'{path}, to compare with, has no result: make it with kd-train {path}')
             train_apart(path, flags)
     folders[config.get('name', Path(config.filename).stem)] = config.work_dir
     results = {}

@@ -114,7 +114,7 @@ class CIFAR10(mmpretrain_datasets.CIFAR10):
 
     @property
     def _remedy(self) -> str:
-        command = f'python tools/prepare_data.py {type(self).__name__.lower()} --root {self._root}'
+        command = f'kd-prepare-data {type(self).__name__.lower()} --root {self._root}'
         return f'complete or move away {self.base_folder}/, then run: {command}'
 
     def _provide(self) -> None:

@@ -57,7 +57,7 @@ class Market1501(BaseDataset):
     def load_data_list(self) -> list[dict]:
         """Return one dict per image, folder by folder in the order of the names."""
         root = self.img_prefix.rstrip('/') or '.'
-        fetch = f'python tools/prepare_data.py market1501 --root {root}'
+        fetch = f'kd-prepare-data market1501 --root {root}'
         if not exists(root):
             raise UserError(f'{root}: Market-1501 is missing; set data_root, or run: {fetch}')
         records = []

@@ -57,7 +57,7 @@ class STL10(BaseDataset):
     def load_data_list(self) -> list[dict]:
         """Return one dict per image, in the order of the files."""
         root = self.img_prefix.rstrip('/') or '.'
-        remedy = f'complete or move away {_FOLDER}/, then run: python tools/prepare_data.py stl10 --root {root}'
+        remedy = f'complete or move away {_FOLDER}/, then run: kd-prepare-data stl10 --root {root}'
         files = {name: join_path(root, _FOLDER, name) for name in (f'{self.split}_X.bin', f'{self.split}_y.bin')}
         missing = [path for path in files.values() if not exists(path)]
         if missing:

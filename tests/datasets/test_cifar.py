@@ -113,7 +113,7 @@ def test_a_missing_root_says_what_belongs_there(dataset: type[CIFAR10], command:
     assert message.startswith(f'{root}: ')
     assert dataset.base_folder in message
     assert dataset.train_list[0][0] in message
-    assert message.endswith(f'python tools/prepare_data.py {command} --root {root}')
+    assert message.endswith(f'kd-prepare-data {command} --root {root}')
 
 
 def test_a_missing_file_is_named_and_nothing_is_fetched_over_the_others(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_missing_root_or_folder_tells_how_to_get_it(root: Path) -> None:
     nowhere = root.parent / 'nowhere'
     message = refused(nowhere, 'train')
     assert message.startswith(f'{nowhere}: Market-1501 is missing')
-    assert message.endswith(f'python tools/prepare_data.py market1501 --root {nowhere}')
+    assert message.endswith(f'kd-prepare-data market1501 --root {nowhere}')
     for path in (root / 'query').iterdir():
         path.unlink()
     (root / 'query' / 'Thumbs.db').write_bytes(b'\0')

@@ -93,7 +93,7 @@ def test_what_is_wrong_is_told(tmp_path: Path):
     assert refused(tmp_path, 'unlabeled') == "STL10: split 'unlabeled' is unknown; expected train or test"
     message = refused(tmp_path, 'test')
     assert message.startswith(f'{tmp_path}/stl10_binary/test_X.bin, {tmp_path}/stl10_binary/test_y.bin: missing; ')
-    assert message.endswith(f'python tools/prepare_data.py stl10 --root {tmp_path}')
+    assert message.endswith(f'kd-prepare-data stl10 --root {tmp_path}')
     labels.write_bytes(bytes([1, 2, 11]))
     assert f'{labels}: expected 3 classes from 1 to 10' in refused(tmp_path)
     assert 'got 3 from 1 to 11' in refused(tmp_path)

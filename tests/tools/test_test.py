@@ -10,6 +10,7 @@ from pathlib import Path
 import mmdet
 import pytest
 import torch
+from mmengine.config import Config
 from tiny import classification_config, classifier, coco_folder, image_folder, stock_detector, train
 
 from kd_plugins.errors import UserError
@@ -97,7 +98,9 @@ def test_mmdets_own_script_trains_a_config_that_names_the_package(tmp_path):
             terms=[dict(name='nst', loss=dict(type='kd_plugins.NSTLoss'), student='neck', teacher='neck')],
         )
     ]
-    config.dump(tmp_path / 'config.py')
+    # Inheriting from this package, which the script itself does not import.
+    base = "_base_ = [__import__('kd_plugins').__name__ + '::_base_/methods.py']\n"
+    (tmp_path / 'config.py').write_text(base + config.pretty_text)
     script = Path(mmdet.__file__).parent / '.mim/tools/train.py'
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path / 'config.py')],
@@ -110,3 +113,4 @@ def test_mmdets_own_script_trains_a_config_that_names_the_package(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     weights = torch.load(tmp_path / 'run/epoch_1.pth', weights_only=False)['state_dict']
     assert list(weights) == list(teacher.model.state_dict())
+    assert 'nst_poly' in Config.fromfile(tmp_path / 'run/config.py').methods
