@@ -140,7 +140,8 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
         except Exception as error:
             raise UserError(
                 f"{path}: custom_imports is {config.custom_imports}, expected dict(imports=['module']) of "
-                f'modules that can be imported ({type(error).__name__}: {error})'
+                f'modules that can be imported ({type(error).__name__}: {error}); for a module of your own, put its '
+                'folder into PYTHONPATH'
             ) from error
     try:
         given = config.get('work_dir')
