@@ -29,7 +29,7 @@ from kd_plugins.unpickling import guard_files
 from kd_plugins.utils.files import AtomicBackend
 from kd_plugins.utils.names import first, nearest
 
-RUN_MARK = 'run_id'  # in the messages of a checkpoint, and as a file beside
+RUN_ID = 'run_id'  # name in the message hub of a checkpoint, and of a file in the run's folder
 
 
 class UnreadableError(UserError):
@@ -319,9 +319,9 @@ def guard_checkpoints(allow_pickle: bool = False) -> None:
 
 
 def run_of(checkpoint: dict[str, Any]) -> str:
-    """Return the mark of the run that has written a checkpoint; '' where it has none."""
+    """Return the id of the run that wrote a checkpoint, '' where it has none."""
     try:
-        return checkpoint['message_hub']['runtime_info'].get(RUN_MARK, '')
+        return checkpoint['message_hub']['runtime_info'].get(RUN_ID, '')
     except (AttributeError, KeyError, TypeError):  # not of mmengine's runner
         return ''
 

@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
-from kd_plugins.checkpoint import RUN_MARK, UnreadableError, guard_checkpoints, read_checkpoint, run_of
+from kd_plugins.checkpoint import RUN_ID, UnreadableError, guard_checkpoints, read_checkpoint, run_of
 from kd_plugins.config import check_config, load_config, walk
 from kd_plugins.errors import UserError
 from kd_plugins.registry import type_name
@@ -214,8 +214,8 @@ def latest_checkpoint(config: Config) -> str | None:
         ),
         reverse=True,
     )
-    mark = Path(work_dir, RUN_MARK)
-    run = mark.read_text() if mark.is_file() else None
+    file = Path(work_dir, RUN_ID)
+    run = file.read_text() if file.is_file() else None
     damaged = None
     for *_, path in found:
         try:

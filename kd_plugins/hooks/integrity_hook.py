@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from kd_plugins.checkpoint import RUN_MARK, load_loosely, weights_of
+from kd_plugins.checkpoint import RUN_ID, load_loosely, weights_of
 from kd_plugins.errors import UserError
 from kd_plugins.pretrained import check_arrival
 from kd_plugins.registry import HOOKS
@@ -78,10 +78,10 @@ class IntegrityHook(Hook):
         if not runner._load_from:
             check_arrival(unwrapped(runner.model))
         if not runner._resume:
-            runner.message_hub.update_info(RUN_MARK, uuid.uuid4().hex)
+            runner.message_hub.update_info(RUN_ID, uuid.uuid4().hex)
         if is_main_process():
-            run_id = runner.message_hub.runtime_info.get(RUN_MARK, '')  # '' after a checkpoint without one
-            write_text(Path(runner.work_dir, RUN_MARK), run_id)
+            run_id = runner.message_hub.runtime_info.get(RUN_ID, '')  # '' after a checkpoint without one
+            write_text(Path(runner.work_dir, RUN_ID), run_id)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Keep the last good checkpoint where the weights are not finite."""

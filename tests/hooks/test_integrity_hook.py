@@ -9,7 +9,7 @@ from mmengine.optim import CosineAnnealingLR, MultiStepLR
 from mmpretrain.models import GlobalAveragePooling
 from tiny import classification_config, classifier, equal, image_folder, train, weights
 
-from kd_plugins.checkpoint import RUN_MARK, read_checkpoint, run_of
+from kd_plugins.checkpoint import RUN_ID, read_checkpoint, run_of
 from kd_plugins.engine import latest_checkpoint
 from kd_plugins.errors import UserError
 from kd_plugins.hooks.integrity_hook import _check_schedules
@@ -141,7 +141,7 @@ def test_buffers_may_be_infinite_but_not_nan(data, tmp_path):
 def test_a_new_run_does_not_resume_from_an_older_one_in_its_folder(tmp_path, data, config):
     first = train(config)
     path = tmp_path / 'run/epoch_1.pth'
-    assert run_of(read_checkpoint(path)) == (tmp_path / 'run' / RUN_MARK).read_text() != ''
+    assert run_of(read_checkpoint(path)) == (tmp_path / 'run' / RUN_ID).read_text() != ''
     assert latest_checkpoint(config) == str(path)
     again = checked(data, tmp_path / 'run', randomness=dict(seed=1))
     again.train_dataloader.dataset.pipeline[0] = dict(type='LoadImageFromFile', imdecode_backend='none')
@@ -161,7 +161,7 @@ def test_a_run_of_an_older_version_resumes(tmp_path, data):
     path = latest_checkpoint(config)
     assert path.endswith('epoch_1.pth')
     train(resumed(config, path))
-    assert (tmp_path / 'run' / RUN_MARK).read_text() == ''
+    assert (tmp_path / 'run' / RUN_ID).read_text() == ''
     assert latest_checkpoint(config).endswith('epoch_2.pth')
 
 
