@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce, wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d, avg_pool2d, max_pool2d
 
 Features = Tensor | Sequence[Tensor]
+Loss = TypeVar('Loss', bound=Callable[..., Tensor])
 
 
 def _flat(features: Features) -> Sequence[Tensor]:
@@ -20,7 +21,7 @@ def _map(function: Callable[[Tensor], Tensor], features: Features) -> Features:
     return function(features) if isinstance(features, Tensor) else tuple(map(function, features))
 
 
-def distillation_loss(function: Callable[..., Tensor], takes_half: bool = False) -> Callable[..., Tensor]:
+def distillation_loss(function: Loss, takes_half: bool = False) -> Loss:
     """Compute ``function(student, teacher, ...)`` in float32 (float64 stays), the teacher detached.
 
     Autocast is off, and so is a lower precision of products (TF32): a relational or Gram loss in half precision is
@@ -40,7 +41,7 @@ def distillation_loss(function: Callable[..., Tensor], takes_half: bool = False)
                 _map(lambda x: x.to(dtype), student), _map(lambda x: x.detach().to(dtype), teacher), *args, **kwargs
             )
 
-    return loss
+    return loss  # type: ignore[return-value]  # called as the function itself
 
 
 def match_size(first: Tensor, second: Tensor, mode: str = 'avg') -> tuple[Tensor, Tensor]:
