@@ -113,7 +113,7 @@ def _serialized(dataset: BaseDataset) -> tuple[np.ndarray, np.ndarray]:
     return _serialize(dataset)
 
 
-# Where a launcher tells each process its number.
+# The variable in which a launcher gives each process its rank.
 _RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
 
 
