@@ -40,7 +40,7 @@ class _AfterImport:
                 execute(module)
                 _add_package(module)
 
-            spec.loader.exec_module = execute_and_add  # type: ignore[method-assign]  # of this one loader
+            spec.loader.exec_module = execute_and_add  # type: ignore[method-assign]  # of this instance only
         return spec
 
 

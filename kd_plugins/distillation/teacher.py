@@ -114,7 +114,7 @@ class Teacher:
         self.model = model.eval().requires_grad_(False)
         self._bf16 = bf16
         if bf16:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares no such
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
         self.recorder = Recorder(model, taps := list(taps))
         self._convert = _Renormalise(student_preprocessor, getattr(model, 'data_preprocessor', None))
         self._cache = None

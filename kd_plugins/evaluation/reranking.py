@@ -212,7 +212,7 @@ class KReciprocal:
         """Return V before the mean."""
         rows, columns = (x.astype(np.int64) for x in support.nonzero())
         distances, (x, i, j) = np.empty(len(rows), np.float32), map(faiss.swig_ptr, (self._features, rows, columns))
-        pairwise = faiss.pairwise_indexed_L2sqr  # type: ignore[attr-defined]  # missing in faiss's stubs only
+        pairwise = faiss.pairwise_indexed_L2sqr  # type: ignore[attr-defined]  # not in the stubs of faiss
         pairwise(self._features.shape[1], len(rows), x, i, x, j, faiss.swig_ptr(distances))
         weights = np.exp(-distances / self._farthest[rows])
         weights /= np.bincount(rows, weights)[rows]

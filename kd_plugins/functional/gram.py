@@ -41,7 +41,7 @@ def distillation_loss(function: Loss, takes_half: bool = False) -> Loss:
                 _map(lambda x: x.to(dtype), student), _map(lambda x: x.detach().to(dtype), teacher), *args, **kwargs
             )
 
-    return loss  # type: ignore[return-value]  # called as the function itself
+    return loss  # type: ignore[return-value]  # it has the signature of function
 
 
 def match_size(first: Tensor, second: Tensor, mode: str = 'avg') -> tuple[Tensor, Tensor]:

@@ -70,7 +70,7 @@ class DistillationHook(Hook):
         self.distillation = Distillation(student, self._teacher, self._terms, self._task)
         self.distillation.to(next(student.parameters()).device)
         if any(p.dim() == 4 and not p.is_contiguous() for p in student.parameters()):
-            # torch does not declare this argument alone
+            # Missing in the stubs of torch: memory_format without dtype.
             self.distillation.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         loader = runner.train_dataloader
         with preserved_rng():
@@ -125,7 +125,7 @@ class DistillationHook(Hook):
             inputs, data_samples, mode = _arguments(*args, **kwargs)
             if mode != 'loss' or self is not student:
                 return run_student()
-            return distillation.losses(run_student, inputs, data_samples)  # type: ignore[union-attr]  # of before_run
+            return distillation.losses(run_student, inputs, data_samples)  # type: ignore[union-attr]  # set by before_run
 
         student.forward = MethodType(forward, student)
 
@@ -141,7 +141,7 @@ class DistillationHook(Hook):
         Raises:
             UserError: It has not, so the student would train without the terms.
         """
-        if not self.distillation.gradients_checked:  # type: ignore[union-attr]  # before_run has built it
+        if not self.distillation.gradients_checked:  # type: ignore[union-attr]  # set by before_run
             raise UserError(
                 f"a step of {type(unwrapped(runner.model)).__name__} ran no forward in mode 'loss', to "
                 'which DistillationHook adds its terms: let train_step call the model itself (MutualLearning does so '

@@ -105,7 +105,7 @@ def steps_of(
     def taught_by(teacher: dict[str, Any]) -> Distillation:
         distillation = Distillation(student, teacher, terms).to(device)
         if args.channels_last:
-            distillation.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares no such
+            distillation.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
         distillation.dry_run(student, inputs, samples)
         return distillation
 

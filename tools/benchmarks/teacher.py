@@ -35,7 +35,7 @@ def forward(config: dict[str, Any], inputs: Tensor, name: str) -> Callable[[], A
     channels_last, half, inference, compiled = PASSES[name]
     network = stripped(build_network(config['config'])).to(inputs.device).eval().requires_grad_(False)
     if channels_last:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch declares no such
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     if compiled:
         network.compile()

@@ -124,7 +124,7 @@ def draw_rankings(
     rows = []
     for query, score, ranking in zip(queries, ap, rankings, strict=True):
         about = f'id {features.query_ids[query]}, cam {features.query_cams[query]}\nAP {score:#.3g}'
-        # ranking() has looked for the paths.
+        # ranking() has checked that the features have paths.
         cells: list[tuple[str, Any, dict[str, Any]]] = [
             (about, features.query_paths[query], dict(color='black'))  # type: ignore[index]
         ]
