@@ -60,7 +60,7 @@ class DistillationHook(Hook):
         if not isinstance(runner.optim_wrapper, OptimWrapper) or self.distillation is not None:
             return  # in val() or test(), without or after train()
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
-            raise UserError('DistillationHook needs one optimiser, but this config has several: use one with one')
+            raise UserError('DistillationHook needs one optimiser, but this config has several: use a single one')
         if sum(isinstance(hook, DistillationHook) for hook in runner.hooks) > 1:
             raise UserError(
                 'a run has one DistillationHook, but this config has several: put all terms into one, with '

@@ -33,7 +33,7 @@ class Distiller(Composite):
             or a list of them.
         terms: Config dicts of terms, see :class:`~kd_plugins.distillation.term.Term`.
         input_shape: Shape (C, H, W) of the images in the dry run that checks the terms and sizes the adapters.
-        data_preprocessor: Config dict of the student's preprocessor, where the student's has none (mmengine passes the
+        data_preprocessor: Config dict of the student's preprocessor, where ``student`` has none (mmengine passes the
             config's here).
         task: Whether the task's losses train the student, see :class:`kd_plugins.hooks.DistillationHook`, also for what
             data-parallel needs without them.

@@ -51,7 +51,7 @@ class MutualLearning(Composite):
         weight: Weight of the divergence; 1 in the paper.
         update: ``'joint'`` or ``'alternating'``.
         tap: Module that outputs the logits, in every network.
-        data_preprocessor: Config dict of the student's preprocessor, where the student's has none (mmengine passes the
+        data_preprocessor: Config dict of the student's preprocessor, where ``student`` has none (mmengine passes the
             config's here). All networks get the preprocessed batch.
 
     Raises:

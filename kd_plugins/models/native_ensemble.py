@@ -106,7 +106,7 @@ class NativeEnsemble(Composite):
             weight that does not rise.
         predict: ``'branch'`` or ``'ensemble'``.
         tap: Module that outputs the logits.
-        data_preprocessor: Config dict of the student's preprocessor, where the student's has none (mmengine passes the
+        data_preprocessor: Config dict of the student's preprocessor, where ``student`` has none (mmengine passes the
             config's here).
 
     Raises:
