@@ -1,4 +1,4 @@
-"""Stock mmdet detectors train and predict on the stand-in operators."""
+"""Stock mmdet detectors train and predict on the operators of kd_plugins."""
 
 from types import SimpleNamespace
 

@@ -424,13 +424,13 @@ def test_channels_that_are_never_active_are_no_points():
 def test_an_embedding_is_joint_and_keeps_equal_channels_together():
     rng = np.random.default_rng(0)
     teacher, other = rng.normal(size=(2, 12, 20)).astype(np.float32)
-    places = tsne.embed([teacher, teacher + 1e-6, other + 5], 0)
-    assert [x.shape for x in places] == [(12, 2)] * 3
-    spread = np.ptp(np.concatenate(places), axis=0).max()
-    assert np.linalg.norm(places[0] - places[1], axis=1).max() < 0.05 * spread
-    assert np.linalg.norm(places[0].mean(0) - places[2].mean(0)) > 0.2 * spread
+    points = tsne.embed([teacher, teacher + 1e-6, other + 5], 0)
+    assert [x.shape for x in points] == [(12, 2)] * 3
+    spread = np.ptp(np.concatenate(points), axis=0).max()
+    assert np.linalg.norm(points[0] - points[1], axis=1).max() < 0.05 * spread
+    assert np.linalg.norm(points[0].mean(0) - points[2].mean(0)) > 0.2 * spread
     again = tsne.embed([teacher, teacher + 1e-6, other + 5], 0)
-    assert all(np.array_equal(a, b) for a, b in zip(places, again, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(points, again, strict=True))
 
 
 def test_maps_are_enlarged_within_their_range():
