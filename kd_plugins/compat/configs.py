@@ -6,8 +6,7 @@ inherited by ``package::`` in the package's scope, where this package's configs 
 
 import sys
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
@@ -23,21 +22,19 @@ def provide_configs() -> None:
 
 
 class _AfterImport:
-    """Answers ``mmengine.config`` once, with what is added to it after it is imported."""
+    """Finds ``mmengine.config`` as Python does, and adds this package to it once it is imported."""
 
     @classmethod
     def find_spec(
         cls, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != 'mmengine.config':
-            return None
-        sys.meta_path.remove(cls)
-        spec = find_spec(fullname)
+        spec = PathFinder.find_spec(fullname, path) if fullname == 'mmengine.config' else None
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def execute_and_add(module: ModuleType) -> None:
                 execute(module)
+                sys.meta_path.remove(cls)
                 _add_package(module)
 
             spec.loader.exec_module = execute_and_add  # type: ignore[method-assign]  # of this instance only
