@@ -22,7 +22,6 @@ import collections
 import os
 import re
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -1703,5 +1702,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    sys.path.append(str(Path(__file__).parent))
     main()
