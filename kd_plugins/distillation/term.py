@@ -112,7 +112,7 @@ class Term(nn.Module):
             UserError: An index is out of range or repeated.
         """
         chosen = range(count) if self._chosen is None else self._chosen
-        valid = isinstance(chosen, Sequence) and all(x in range(count) for x in chosen)
+        valid = isinstance(chosen, Sequence) and all(isinstance(x, int) and x in range(count) for x in chosen)
         if not valid or not chosen or len(set(chosen)) < len(chosen):
             raise UserError(
                 f"term '{self.name}': teachers must list indices of teachers, each once, from 0 to {count - 1}, "

@@ -353,6 +353,7 @@ def test_a_list_of_one_teacher_is_the_teacher(student, teacher, images):
         ([KD | dict(teachers=[])], r'teachers must list indices of teachers'),
         ([KD | dict(teachers=[0, 0])], r'teachers must list indices of teachers'),
         ([KD | dict(teachers=1)], r'teachers must list indices of teachers.* got 1'),
+        ([KD | dict(teachers=[0.0, 1.0])], r'teachers must list indices of teachers.* got \[0\.0, 1\.0\]'),
         ([KD | dict(teachers=[0])], r'teacher 1: no term uses it'),
         (
             [KD, KD | dict(name='x', teacher='backbone.stage2.1')],
