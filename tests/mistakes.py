@@ -58,7 +58,7 @@ class Mistake:
     Attributes:
         kind: What kind of mistake it is.
         base: The good config that it is made in (a key of :func:`bases`).
-        change: What is written at the config's end; ASSETS stands for the folder of data and checkpoints.
+        change: What is written at the config's end; ASSETS is the folder of data and checkpoints.
         words: What the message must hold.
         arguments: What follows the config on the command line.
         tool: The command.
@@ -82,16 +82,16 @@ class Mistake:
     @property
     def name(self) -> str:
         """The mistake in a line."""
-        what = self.change.replace('\n', '; ') or (self.prepare and getattr(self.prepare, 'told', '')) or ''
+        what = self.change.replace('\n', '; ') or (self.prepare and getattr(self.prepare, 'described', '')) or ''
         line = ' '.join(str(x) for x in self.arguments)
         environment = ' '.join(f'{k}={v}' for k, v in self.environment.items())
         return ' '.join(x for x in (self.tool, self.base, what, line, environment, 'ascii' * self.ascii) if x)
 
 
-def told(text: str, function: Prepare) -> Prepare:
+def described(text: str, function: Prepare) -> Prepare:
     """Name what prepares a mistake."""
     function = partial(function)
-    function.told = text
+    function.described = text
     return function
 
 
@@ -239,7 +239,7 @@ def file(name: str, content: str | bytes) -> Prepare:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.replace('ASSETS', str(assets)).encode())
 
-    return told(f'{name}: {content!r:.40}', write)
+    return described(f'{name}: {content!r:.40}', write)
 
 
 def written(content: str | bytes) -> Prepare:
@@ -475,7 +475,7 @@ def class_counts() -> Iterator[Mistake]:
         'classifier',
         "val_dataloader['dataset']['data_root'] = 'more'",
         'class',
-        prepare=told(
+        prepare=described(
             'a fifth class to score',
             lambda folder, assets: [
                 shutil.copytree(assets / 'data', folder / 'more'),
@@ -487,7 +487,7 @@ def class_counts() -> Iterator[Mistake]:
         'classifier',
         "val_dataloader['dataset']['data_root'] = 'less'",
         'class',
-        prepare=told(
+        prepare=described(
             'the first class is missing',
             lambda folder, assets: [
                 shutil.copytree(assets / 'data', folder / 'less'),
@@ -551,7 +551,7 @@ def teachers() -> Iterator[Mistake]:
             'hook',
             change,
             *words,
-            prepare=told(
+            prepare=described(
                 '',
                 lambda folder, assets: [
                     (folder / 'broken.py').write_text('model = dict('),
@@ -788,7 +788,9 @@ def options() -> Iterator[Mistake]:
 
 def copied(change: Callable[[Path], object], name: str, what: str = 'data') -> Prepare:
     """Copy a data set into the run's folder as ``mine`` and change it."""
-    return told(name, lambda folder, assets: [shutil.copytree(assets / what, folder / 'mine'), change(folder / 'mine')])
+    return described(
+        name, lambda folder, assets: [shutil.copytree(assets / what, folder / 'mine'), change(folder / 'mine')]
+    )
 
 
 def data() -> Iterator[Mistake]:
@@ -1206,7 +1208,7 @@ def changed(**changes: Any) -> Prepare:
             arrays[name] = change(arrays[name]) if callable(change) else change
         np.savez(folder / 'mine.npz', **{name: value for name, value in arrays.items() if value is not None})
 
-    return told(', '.join(changes), write)
+    return described(', '.join(changes), write)
 
 
 def retrieval() -> Iterator[Mistake]:
@@ -1435,7 +1437,7 @@ def built_on() -> Iterator[Mistake]:
             'classifier',
             change,
             *words,
-            prepare=told('', lambda folder, assets: (folder / 'bad.py').write_text('model = dict(\n')),
+            prepare=described('', lambda folder, assets: (folder / 'bad.py').write_text('model = dict(\n')),
         )
 
 

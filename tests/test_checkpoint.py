@@ -105,7 +105,7 @@ def test_failed_write_keeps_the_old_file(tmp_path):
 
 
 @pytest.fixture
-def told(monkeypatch):
+def logged(monkeypatch):
     """A list that gets what is logged."""
     lines = []
     monkeypatch.setattr(checkpoint, 'print_log', lambda line, *_: lines.append(line))
@@ -304,7 +304,7 @@ SWIN = dict(
 )
 
 
-def test_an_official_file_loads_as_the_stock_loader_loads_it(tmp_path, told):
+def test_an_official_file_loads_as_the_stock_loader_loads_it(tmp_path, logged):
     """Renamed norms, masks, a position table of another size; what older versions saved beside is left out."""
     old = MODELS.build(SWIN | dict(img_size=48, window_size=6))
     weights = {
@@ -332,6 +332,6 @@ def test_an_official_file_loads_as_the_stock_loader_loads_it(tmp_path, told):
         'relative_position_bias_table',
         'relative_position_index',
     }
-    assert told == [
+    assert logged == [
         'left out of the checkpoint, since no layer needs it: ema_backbone_norm1_weight, data_preprocessor.mean'
     ]

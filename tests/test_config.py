@@ -160,14 +160,14 @@ def test_slips_of_the_finger(word, other, slip):
 
 
 @pytest.mark.parametrize('imports', ["'json'", "dict(imports=['nosuch_module'])", 'dict(import_=5)'])
-def test_imports_that_fail_are_told_by_their_key(tmp_path, imports):
+def test_imports_that_fail_are_reported_by_their_key(tmp_path, imports):
     (tmp_path / 'cfg.py').write_text(f'custom_imports = {imports}\n')
     with pytest.raises(UserError, match=r'cfg\.py: custom_imports is .*, expected dict'):
         load_config(str(tmp_path / 'cfg.py'))
 
 
 @pytest.mark.parametrize(
-    ('path', 'value', 'told'),
+    ('path', 'value', 'message'),
     [
         ('optim_wrapper.optimizer.type', 'SDG', "optimizer: type 'SDG' is not registered; nearest names: SGD"),
         ('train_dataloader.collate_fn', dict(type='nosuch'), "collate_fn: type 'nosuch' is not registered"),
@@ -177,12 +177,12 @@ def test_imports_that_fail_are_told_by_their_key(tmp_path, imports):
         ('model.data_preprocessor', dict(mean=[1.0] * 3, std=[1.0] * 2), 'give as many of both'),
     ],
 )
-def test_names_that_nothing_answers_to(config, path, value, told):
+def test_names_that_nothing_answers_to(config, path, value, message):
     config.merge_from_dict({path: value})
-    if 'save_best' in told:
+    if 'save_best' in message:
         for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):
             config.pop(key)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         check_config(config)
 
 

@@ -62,7 +62,7 @@ def test_a_zip_file_that_leads_out_is_refused(tmp_path: Path, name: str) -> None
     assert not (tmp_path / 'root').exists()
 
 
-def test_a_sound_archive_is_unpacked_and_a_damaged_one_told(tmp_path: Path, python: None) -> None:
+def test_a_sound_archive_is_unpacked_and_a_damaged_one_reported(tmp_path: Path, python: None) -> None:
     archive = tar(tmp_path / 'data.tgz', member('data', tarfile.DIRTYPE), member('data/in.txt'))
     unpack(archive, tmp_path / 'root')
     assert (tmp_path / 'root' / 'data' / 'in.txt').read_text() == 'hello'

@@ -1,4 +1,4 @@
-"""Which errors are told in one line, and which are defects of the program, whose traceback is shown."""
+"""Which errors are reported in one line, and which are defects of the program, whose traceback is shown."""
 
 import io
 import os
@@ -18,7 +18,7 @@ from kd_plugins.errors import UserError, one_line_errors, user_named
 from kd_plugins.registry import DATA_SAMPLERS, MODELS
 
 
-def told(capsys, action):
+def printed(capsys, action):
     with pytest.raises(SystemExit) as end, one_line_errors():
         action()
     assert end.value.code == 1
@@ -35,41 +35,41 @@ def _nothing_named(monkeypatch):
 def test_a_path_that_the_user_named_is_the_users(tmp_path, capsys, named):
     """In a config, or on the command line; the path itself, or what is looked for below it."""
     path = tmp_path / 'data' / 'list.txt'
-    assert told(capsys, lambda: path.open()).startswith('Traceback')
+    assert printed(capsys, lambda: path.open()).startswith('Traceback')
     user_named([named.format(folder=tmp_path)])
-    assert told(capsys, lambda: path.open()) == (
+    assert printed(capsys, lambda: path.open()) == (
         f'error: {path}: No such file or directory; check the path in the config\n'
     )
 
 
 def test_a_path_on_the_command_line_is_the_users(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['prepare_data.py', 'dtd', f'--root={tmp_path}/dtd'])
-    assert told(capsys, lambda: (tmp_path / 'dtd/a').open()).startswith('error: ')
+    assert printed(capsys, lambda: (tmp_path / 'dtd/a').open()).startswith('error: ')
 
 
 @pytest.mark.parametrize('path', ['', '/nowhere/that/nobody/named', b''])
 def test_a_path_of_the_programs_own_is_a_defect(capsys, path):
     user_named(['', 'data'])
-    assert 'Traceback' in told(capsys, lambda: open(path))  # noqa: SIM115
+    assert 'Traceback' in printed(capsys, lambda: open(path))  # noqa: SIM115
 
 
-def test_what_stock_code_refuses_is_told_with_the_part_of_the_config(capsys):
-    assert told(capsys, lambda: PackInputs()(5)).startswith('error: PackInputs: ')
-    line = told(capsys, lambda: MODELS.build(dict(type='mmpretrain.LinearClsHead', num_classes=4)))
+def test_what_stock_code_refuses_is_reported_with_the_part_of_the_config(capsys):
+    assert printed(capsys, lambda: PackInputs()(5)).startswith('error: PackInputs: ')
+    line = printed(capsys, lambda: MODELS.build(dict(type='mmpretrain.LinearClsHead', num_classes=4)))
     assert line.startswith('error: LinearClsHead(num_classes=4): TypeError: ')
     assert "'in_channels'" in line
-    line = told(capsys, lambda: MODELS.build(dict(type='mmpretrain.LinearClsHed')))
+    line = printed(capsys, lambda: MODELS.build(dict(type='mmpretrain.LinearClsHed')))
     assert 'mmpretrain.LinearClsHead' in line
 
 
 def test_an_object_that_is_half_made_is_not_asked(capsys):
     """Any attribute of such a Config is a recursion without end."""
-    assert told(capsys, lambda: Config(5)).startswith('error: TypeError: cfg_dict must be a dict')
+    assert printed(capsys, lambda: Config(5)).startswith('error: TypeError: cfg_dict must be a dict')
 
 
-def test_a_module_is_told_by_its_place_in_the_model(capsys):
+def test_a_module_is_reported_by_its_place_in_the_model(capsys):
     head = MODELS.build(dict(type='mmpretrain.LinearClsHead', num_classes=4, in_channels=3))
-    line = told(capsys, lambda: head((torch.zeros(2, 5),)))
+    line = printed(capsys, lambda: head((torch.zeros(2, 5),)))
     assert line.startswith('error: fc (Linear): RuntimeError: mat1 and mat2')
 
 
@@ -80,8 +80,8 @@ def test_defects_keep_their_traceback(capsys):
         def transform(self, results):
             return results['nosuch'] + 1
 
-    assert 'Traceback' in told(capsys, lambda: Broken()({}))
-    assert 'Traceback' in told(capsys, lambda: Config(dict(a=1)).a.b)
+    assert 'Traceback' in printed(capsys, lambda: Broken()({}))
+    assert 'Traceback' in printed(capsys, lambda: Config(dict(a=1)).a.b)
 
 
 def test_a_defect_of_the_package_keeps_its_traceback_also_where_it_is_installed_beside_the_libraries(
@@ -93,9 +93,9 @@ def test_a_defect_of_the_package_keeps_its_traceback_also_where_it_is_installed_
 
     folder = Path(__file__).parent
     monkeypatch.setattr(tracebacks, '_LIBRARY', tracebacks._LIBRARY | {folder})
-    assert told(capsys, lambda: Broken()({})).startswith('error: KeyError')  # as of a library that stock code called
+    assert printed(capsys, lambda: Broken()({})).startswith('error: KeyError')  # as a library
     monkeypatch.setattr(tracebacks, '_OWN', folder)
-    assert 'Traceback' in told(capsys, lambda: Broken()({}))
+    assert 'Traceback' in printed(capsys, lambda: Broken()({}))
 
 
 @pytest.mark.parametrize('given', ['CifarResNet', 'PKSampler'])
@@ -104,14 +104,14 @@ def test_a_constructor_that_refuses_the_options_of_a_config_shows_them(capsys, g
     registry, options = dict(
         CifarResNet=(MODELS, dict(depth='deep')), PKSampler=(DATA_SAMPLERS, dict(dataset=[1], instances='many'))
     )[given]
-    line = told(capsys, lambda: registry.build(dict(type=f'kd_plugins.{given}', **options)))
+    line = printed(capsys, lambda: registry.build(dict(type=f'kd_plugins.{given}', **options)))
     assert line.startswith(f'error: {given}(')
     assert repr([*options.values()][-1]) in line
 
 
 def test_what_fails_later_in_a_class_of_this_project_is_a_defect(capsys):
     network = MODELS.build(dict(type='kd_plugins.CifarResNet', depth=8))
-    assert 'Traceback' in told(capsys, lambda: network(None, nosuch=5))
+    assert 'Traceback' in printed(capsys, lambda: network(None, nosuch=5))
 
 
 def test_the_message_of_a_worker_is_its_last_line(capsys):
@@ -121,9 +121,9 @@ def test_the_message_of_a_worker_is_its_last_line(capsys):
         except type(error):
             ExceptionWrapper(where='in DataLoader worker process 0').reraise()
 
-    line = told(capsys, lambda: fail(UserError('a.png: image file is truncated; replace it')))
+    line = printed(capsys, lambda: fail(UserError('a.png: image file is truncated; replace it')))
     assert line == 'error: a.png: image file is truncated; replace it\n'
-    assert 'Traceback' in told(capsys, lambda: fail(KeyError('of this file')))
+    assert 'Traceback' in printed(capsys, lambda: fail(KeyError('of this file')))
 
 
 def test_a_message_is_printed_in_any_locale():
@@ -150,11 +150,11 @@ def test_a_stream_without_settings_is_left_as_it_is(monkeypatch):
 
 def test_a_log_that_is_closed_keeps_no_traceback(tmp_path, capsys):
     logger = MMLogger.get_instance('closed', log_file=str(tmp_path / 'a.log'))
-    line = told(capsys, lambda: PackInputs()(5))
+    line = printed(capsys, lambda: PackInputs()(5))
     assert line.endswith('a.log)\n')
     for handler in logger.handlers:
         handler.close()
-    assert 'traceback' not in told(capsys, lambda: PackInputs()(5))
+    assert 'traceback' not in printed(capsys, lambda: PackInputs()(5))
     logger.handlers.clear()
 
 
@@ -165,7 +165,7 @@ def test_a_group_that_has_lost_a_process_says_so(capsys):
             'Connection reset by peer'
         )
 
-    assert told(capsys, collective) == (
+    assert printed(capsys, collective) == (
         'error: another process of this run has ended, see its error: start all of them again, with --resume\n'
     )
 
@@ -195,4 +195,4 @@ def test_a_full_gpu_says_what_to_make_smaller(capsys):
     def loss():
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
 
-    assert told(capsys, loss) == ('error: CUDA out of memory: use a smaller batch_size, smaller images or --amp\n')
+    assert printed(capsys, loss) == ('error: CUDA out of memory: use a smaller batch_size, smaller images or --amp\n')

@@ -1,4 +1,4 @@
-"""What a study file becomes, and what is told of mistakes in it."""
+"""What a study file becomes, and the messages on mistakes in it."""
 
 import os
 
@@ -79,7 +79,7 @@ def test_a_network_adds_to_a_method(here, data):
 
 
 @pytest.mark.parametrize(
-    ('more', 'told'),
+    ('more', 'message'),
     [
         ("networks['small']['methods'] = dict(ONE=dict())", r"networks\['small'\]\['methods'\] has no option 'ONE'"),
         ("networks['small']['methods'] = dict(Baseline='kd')", r"\['methods'\]\['Baseline'\] is 'kd', expected a dict"),
@@ -144,11 +144,11 @@ def test_a_network_adds_to_a_method(here, data):
         ("networks = dict(small=dict(config='nowhere.py', teacher='big'))", 'nowhere.py does not exist'),
     ],
 )
-def test_mistakes_in_a_study_are_told_in_one_line(here, data, more, told):
+def test_mistakes_in_a_study_are_reported_in_one_line(here, data, more, message):
     path = write_study(here, data, more.replace('= dict(small=', '= dict(_delete_=True, small='))
     text = path.read_text().replace('_delete_=True, ', '')
     path.write_text(text)
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         plan.load_study(str(path))
     assert '\n' not in str(error.value)
 
@@ -163,7 +163,7 @@ def test_mistakes_in_a_study_are_told_in_one_line(here, data, more, told):
         "dict(network='small', table=' ')",
     ],
 )
-def test_a_reference_without_a_table_is_told_before_anything_trains(here, data, record):
+def test_a_reference_without_a_table_is_reported_before_anything_trains(here, data, record):
     study = plan.load_study(str(write_study(here, data, f'references = [{record}]\n')))
     with pytest.raises(UserError, match='is no published table; expected dict'):
         report.references(study)
@@ -286,11 +286,11 @@ def test_one_teacher_for_all_splits_is_refused(here, data):
 teachers['big']['overrides'] = dict(train_dataloader=dict(dataset=dict(dataset=dict(data_root='split{seed}'))))
 """,
     )
-    told = r"'\{seed\}' is in the config of network 'small' or of its teacher 'big'.*teacher_seeds='each'"
-    with pytest.raises(UserError, match=told):
+    message = r"'\{seed\}' is in the config of network 'small' or of its teacher 'big'.*teacher_seeds='each'"
+    with pytest.raises(UserError, match=message):
         plan.load_study(str(path))
     path.write_text(path.read_text() + "teacher_seeds = 'each'\n")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         plan.load_study(str(path))
     path.write_text(path.read_text() + "networks['small']['overrides'] = teachers['big']['overrides']\n")
     roots = {

@@ -235,14 +235,14 @@ methods['Online'] = dict(first=dict(wrap=dict(type='kd_plugins.MutualLearning'))
     assert rows['Teacher', 'sigma=0.4']['published'] == '94.0'
     assert rows['Named', 'clean']['mean'] == ''
     caption = report.caption(study)
-    for told in (
+    for message in (
         'Two stages: first hint, then the task + kd;',
         'Named: first Baseline, then the task + kd;',
         'Plain: first the task, then the task;',
         'Joint: first the task + kd, then the task;',
         'Online: first the task + kd_plugins.MutualLearning, then the task;',
     ):
-        assert told in caption
+        assert message in caption
 
 
 def test_tables_of_errors_of_medians_and_of_missing_runs(here, data):

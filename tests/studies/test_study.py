@@ -157,7 +157,7 @@ validation = dict(size=30)
     assert (root / 'table.csv').read_text().startswith('table,method,column,n,mean,std,published,')
 
 
-def test_a_method_that_fails_is_told_and_stops_no_other(here, data, capsys):
+def test_a_method_that_fails_is_reported_and_stops_no_other(here, data, capsys):
     study = str(
         write_study(
             here,
@@ -174,17 +174,17 @@ seeds = [0]
     )
     with pytest.raises(UserError, match='3 of 5 runs failed'):
         tool.main([study, '--jobs', '2'])
-    told = capsys.readouterr().err
-    assert 'small / clean / Wrong / seed 0: error: ' in told
-    assert 'FitNetLoss' in told
-    assert 'After / seed 0: not started, since small / clean / After / seed 0 (first stage) failed' in told
+    message = capsys.readouterr().err
+    assert 'small / clean / Wrong / seed 0: error: ' in message
+    assert 'FitNetLoss' in message
+    assert 'After / seed 0: not started, since small / clean / After / seed 0 (first stage) failed' in message
     table = (here / 'work_dirs/studies/tiny/table.md').read_text()
     assert table.count('— (1 missing)') == 2
     assert '| Baseline | **' in table
 
 
 @pytest.mark.parametrize(
-    ('more', 'told'),
+    ('more', 'message'),
     [
         ("methods['Wrong'] = dict(terms=['no_such'])", "has no terms 'no_such': it has kd, "),
         ("methods['Wrong'] = dict(terms=[dict(KD, student='head.fcc')])", "no module 'head.fcc' to tap"),
@@ -194,9 +194,9 @@ seeds = [0]
         ("common['train_dataloader'] = dict(batch_size=0)", 'train_dataloader.batch_size is 0, expected'),
     ],
 )
-def test_what_a_study_names_is_checked_before_anything_trains(here, data, more, told):
+def test_what_a_study_names_is_checked_before_anything_trains(here, data, more, message):
     kd = "KD = dict(name='x', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', teacher='head.fc')\n"
-    with pytest.raises((UserError, KeyError), match=told):
+    with pytest.raises((UserError, KeyError), match=message):
         tool.main([str(write_study(here, data, f'{FEW}{kd}{more}\n'))])
     assert not list(here.rglob('run.json'))
 
@@ -353,7 +353,7 @@ def test_keep_starts_anew_what_was_half_trained_with_another_config(here, data):
     assert pretend(path, 'keep', '*/two/*') == [two]
 
 
-def test_a_wrong_metric_is_told_at_the_first_result(here, data):
+def test_a_wrong_metric_is_reported_at_the_first_result(here, data):
     path = write_study(here, data, FEW + "metric = 'accuracy/top5'\n")
     with pytest.raises(UserError, match=r"no number for the metric '.*5': give the study one of accuracy/top1"):
         pretend(path)

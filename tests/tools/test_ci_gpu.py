@@ -78,16 +78,16 @@ def test_the_short_run_distils_from_the_teacher_it_trains(tmp_path):
     assert len(list((tmp_path / 'data').rglob('*_batch*'))) == 6
 
 
-@pytest.mark.parametrize(('top1', 'told'), [(15.0, None), (10.0, 'no better than chance'), (float('nan'), 'chance')])
-def test_an_accuracy_no_better_than_a_guess_fails(monkeypatch, top1, told):
+@pytest.mark.parametrize(('top1', 'message'), [(15.0, None), (10.0, 'no better than chance'), (float('nan'), 'chance')])
+def test_an_accuracy_no_better_than_a_guess_fails(monkeypatch, top1, message):
     def trained(command, check):
         folder = Path(command[-1]).with_suffix('')
         folder.mkdir()
         (folder / 'result.json').write_text(json.dumps(dict(metrics={'accuracy/top1': top1})))
 
     monkeypatch.setattr(gpu.subprocess, 'run', trained)
-    if told:
-        with pytest.raises(SystemExit, match=told):
+    if message:
+        with pytest.raises(SystemExit, match=message):
             gpu.cifar('cpu')
     else:
         assert gpu.cifar('cpu')['student']['accuracy/top1'] == top1

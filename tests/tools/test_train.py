@@ -490,9 +490,9 @@ def test_resume_goes_on_with_its_own_run_wherever_the_checkpoints_are(tmp_path, 
     (tmp_path / 'elsewhere/run/step_4.pth').write_bytes(saved[:-9])  # cut short
     config.resume = True  # is the same
     finish(command, tmp_path, config)
-    told = (tmp_path / 'stdout').read_text()
-    assert 'step_4.pth is no readable checkpoint' in told
-    assert 'starts anew' not in told
+    output = (tmp_path / 'stdout').read_text()
+    assert 'step_4.pth is no readable checkpoint' in output
+    assert 'starts anew' not in output
     assert (tmp_path / 'elsewhere/run/step_3.pth').read_bytes() == saved
     assert torch.load(tmp_path / 'elsewhere/run/step_4.pth', weights_only=False)['meta']['epoch'] == 4
 
@@ -630,7 +630,7 @@ def test_requirements_in_a_circle_are_refused_before_anything_trains(tmp_path, c
     [dict(requires=[dict(config='b.py', checkpoint='none.pth')]), dict(compare=dict(b='b.py'))],
     ids=lambda x: min(x),
 )
-def test_what_another_config_lacks_is_told_before_anything_trains(tmp_path, command, config, named):
+def test_what_another_config_lacks_is_reported_before_anything_trains(tmp_path, command, config, named):
     config.update(named)
     config.dump(tmp_path / 'a.py')
     config.pop('model')
