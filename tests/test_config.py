@@ -187,5 +187,5 @@ def test_names_that_nothing_answers_to(config, path, value, message):
 
 
 def test_a_study_is_sent_to_its_command():
-    with pytest.raises(UserError, match=r'is a study: python tools/study\.py x\.py'):
+    with pytest.raises(UserError, match=r'is a study: kd-study x\.py'):
         check_config(Config(dict(networks={}, methods={})), where='x.py')
