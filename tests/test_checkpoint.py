@@ -1,6 +1,5 @@
 import os
 import pickle
-import resource
 import zipfile
 from pathlib import Path
 
@@ -29,7 +28,6 @@ from kd_plugins.checkpoint import (
 from kd_plugins.compat import provide_interp2d
 from kd_plugins.errors import UserError
 from kd_plugins.registry import MODELS
-from kd_plugins.utils.files import AtomicBackend
 
 
 class Attack:
@@ -90,39 +88,12 @@ def test_missing_file(tmp_path):
         read_checkpoint(tmp_path / 'none.pth')
 
 
-def test_failed_write_keeps_the_old_file(tmp_path):
-    path = tmp_path / 'x.pth'
-    AtomicBackend().put(b'good', str(path))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the write fails half-way, as on a full disk
-    try:
-        with pytest.raises(UserError, match=r'x\.pth cannot be written .* earlier files are kept; make room'):
-            AtomicBackend().put(bytes(5000), str(path))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert path.read_bytes() == b'good'
-    assert list(tmp_path.iterdir()) == [path]
-
-
 @pytest.fixture
 def logged(monkeypatch):
     """A list that gets what is logged."""
     lines = []
     monkeypatch.setattr(checkpoint, 'print_log', lambda line, *_: lines.append(line))
     return lines
-
-
-def test_what_is_to_go_goes_when_the_next_file_is_written(tmp_path):
-    """With max_keep_ckpts=1 mmengine removes the only checkpoint before it writes the next one."""
-    old, new = str(tmp_path / 'old.pth'), str(tmp_path / 'new.pth')
-    AtomicBackend().put(b'old', old)
-    AtomicBackend().remove(old)
-    assert os.path.isfile(old)
-    AtomicBackend().put(b'new', new)
-    assert [path.name for path in tmp_path.iterdir()] == ['new.pth']
-    AtomicBackend().remove(new)
-    AtomicBackend().put(b'again', new)
-    assert Path(new).read_bytes() == b'again'
 
 
 def test_changed_bytes_are_noticed_and_older_formats_read(tmp_path):

@@ -20,6 +20,7 @@ def written_whole(path: str | Path) -> Iterator[str]:
     """
     partial = f'{path}.partial'
     try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         yield partial
         os.replace(partial, path)
     except OSError as error:
@@ -56,4 +57,5 @@ def write_text(path: str | Path, text: str) -> None:
     Raises:
         UserError: The file cannot be written.
     """
-    AtomicBackend().put(text.encode(), str(path))
+    with written_whole(path) as partial:
+        Path(partial).write_text(text, encoding='utf-8')

@@ -1,0 +1,46 @@
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from kd_plugins.errors import UserError
+from kd_plugins.utils.files import AtomicBackend, write_text
+
+
+def test_failed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / 'x.pth'
+    AtomicBackend().put(b'good', str(path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the write fails half-way, as on a full disk
+    try:
+        with pytest.raises(UserError, match=r'x\.pth cannot be written .* earlier files are kept; make room'):
+            AtomicBackend().put(bytes(5000), str(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b'good'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_are_removed_after_the_next_write(tmp_path):
+    """With max_keep_ckpts=1 mmengine removes the only checkpoint before it writes the next one."""
+    old, new = str(tmp_path / 'old.pth'), str(tmp_path / 'new.pth')
+    AtomicBackend().put(b'old', old)
+    AtomicBackend().remove(old)
+    assert os.path.isfile(old)
+    AtomicBackend().put(b'new', new)
+    assert [path.name for path in tmp_path.iterdir()] == ['new.pth']
+    AtomicBackend().remove(new)
+    AtomicBackend().put(b'again', new)
+    assert Path(new).read_bytes() == b'again'
+
+
+def test_text_does_not_remove_what_waits_for_the_next_checkpoint(tmp_path):
+    old = str(tmp_path / 'old.pth')
+    AtomicBackend().put(b'old', old)
+    AtomicBackend().remove(old)
+    write_text(tmp_path / 'folder/result.json', '{"name": "é"}')
+    assert (tmp_path / 'folder/result.json').read_bytes() == '{"name": "é"}'.encode()
+    assert os.path.isfile(old)
+    AtomicBackend().put(b'new', str(tmp_path / 'new.pth'))
+    assert not os.path.isfile(old)

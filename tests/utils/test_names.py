@@ -1,0 +1,20 @@
+from kd_plugins.utils.names import did_you_mean, first, nearest
+
+
+def test_first():
+    assert first(['a', 'b', 'c']) == 'a, b, c'
+    assert first(['a', 'b', 'c', 'd', 'e'], '; ') == 'a; b; c (and 2 more)'
+
+
+def test_nearest():
+    known = ['', 'backbone.stage1', 'backbone.stage2', 'head.fc', 'neck', 'x', 'y']
+    assert nearest('head.cf', known) == 'nearest names: head.fc'
+    assert nearest('backbone.stage', known, most=1) in {f'nearest names: backbone.stage{i}' for i in (1, 2)}
+    assert nearest('?', known) == 'nearest names: backbone.stage1, backbone.stage2, head.fc, neck'
+    assert nearest('x', []) == 'nearest names: none'
+
+
+def test_did_you_mean():
+    assert did_you_mean('kernle', ['kernel', 'degree']) == "did you mean 'kernel'?"
+    assert did_you_mean('?', ['kernel', 'degree']) == 'options are kernel, degree'
+    assert did_you_mean('?', []) == 'options are none'
