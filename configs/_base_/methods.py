@@ -3,15 +3,18 @@
 #
 # A stage of CifarResNet yields post-ReLU maps, one of WideResNet the signed residual sum before BN-ReLU. Each pair here
 # is of one family, so that the two sides of a term are alike. WideResNet has methods_wrn.py.
+logits = dict(student='head.fc', teacher='head.fc')
+embeddings = dict(student='neck', teacher='neck')
+hint = dict(student='backbone.stage2', teacher='backbone.stage2')
+last = dict(student='backbone.stage3', teacher='backbone.stage3')
+stages = ['backbone.stage1', 'backbone.stage2', 'backbone.stage3']
+ends = dict(student=stages, teacher=stages)
+flows = [['backbone.stem', stages[0]], stages[:2], stages[1:]]
 methods = dict(
     # CE + tau^2 KL, as in TuSimple/neuron-selectivity-transfer (weight 16 = tau^2 there; tau^2 is in the loss here).
-    kd=[
-        dict(name='kd', loss=dict(type='kd_plugins.KDLoss', tau=4.0), student='head.fc', teacher='head.fc', weight=1.0)
-    ],
+    kd=[dict(name='kd', loss=dict(type='kd_plugins.KDLoss', tau=4.0), **logits, weight=1.0)],
     # (1 - alpha) CE + alpha tau^2 KL with alpha = 0.9, as in szagoruyko/attention-transfer; goes with loss_weight=0.1.
-    kd_alpha=[
-        dict(name='kd', loss=dict(type='kd_plugins.KDLoss', tau=4.0), student='head.fc', teacher='head.fc', weight=0.9)
-    ],
+    kd_alpha=[dict(name='kd', loss=dict(type='kd_plugins.KDLoss', tau=4.0), **logits, weight=0.9)],
     # CE + w_KD KL + w_BSS KL on boundary samples, both at tau 3 without tau^2, as in bhheo/BSS_distillation: w_KD falls
     # from 4 to 1 over training (here a ninth of that, tau^2 being in the loss), w_BSS from 2 to 0 at three quarters of
     # it. That code's batch is 256 and its training 80 epochs long; here both are the pair's. Its step and clamp are for
@@ -21,143 +24,62 @@ methods = dict(
         dict(
             name='kd',
             loss=dict(type='kd_plugins.KDLoss', tau=3.0),
-            student='head.fc',
-            teacher='head.fc',
+            **logits,
             weight=dict(at=[0.0, 1.0], value=[4.0 / 9, 1.0 / 9], by='progress'),
         ),
         dict(
             name='bss',
             loss=dict(type='kd_plugins.BSSLoss', tau=3.0, attack_size=64, scale=[0.819, 0.819, 0.768]),
-            student='head.fc',
-            teacher='head.fc',
+            **logits,
             weight=dict(at=[0.0, 0.75], value=[2.0, 0.0], by='progress'),
         ),
     ],
     # One joint stage; *_stage1.py has the same alone, as the first of the paper's two stages. RepDistiller weighs the
     # mean square with 100, behind a BatchNorm; the loss halves it. Behind the convolution alone that (200), and 50 too,
     # diverge at the first step of a learning rate of 0.1 (ResNet-8 from ResNet-26).
-    fitnet=[
-        dict(
-            name='fitnet',
-            loss=dict(type='kd_plugins.FitNetLoss'),
-            adapter='auto',
-            student='backbone.stage2',
-            teacher='backbone.stage2',
-            weight=20.0,
-        )
-    ],
+    fitnet=[dict(name='fitnet', loss=dict(type='kd_plugins.FitNetLoss'), adapter='auto', **hint, weight=20.0)],
     # beta = 1000, summed over the ends of the three groups, as in szagoruyko/attention-transfer.
-    at=[
-        dict(
-            name='at',
-            loss=dict(type='kd_plugins.ATLoss', convention='code'),
-            student=['backbone.stage1', 'backbone.stage2', 'backbone.stage3'],
-            teacher=['backbone.stage1', 'backbone.stage2', 'backbone.stage3'],
-            weight=1000.0,
-        )
-    ],
+    at=[dict(name='at', loss=dict(type='kd_plugins.ATLoss', convention='code'), **ends, weight=1000.0)],
     # One matrix a stage, from what enters to what leaves it; with the task, or, in *_stage1.py, alone before it as in
     # the paper, whose weight and learning rate for that stage we do not know. The loss sums over 256 to 2048 entries of
     # a matrix; at a learning rate of 0.1 a weight of 0.1 diverges within five iterations. Alone, in 70 iterations with
     # that rate, a weight of 0.001 lowers it to an eighth, 0.01 to two fifths, and 0.03 diverges (ResNet-8 from
     # ResNet-20).
     fsp=[
-        dict(
-            name='fsp1',
-            loss=dict(type='kd_plugins.FSPLoss'),
-            weight=1e-3,
-            student=['backbone.stem', 'backbone.stage1'],
-            teacher=['backbone.stem', 'backbone.stage1'],
-        ),
-        dict(
-            name='fsp2',
-            loss=dict(type='kd_plugins.FSPLoss'),
-            weight=1e-3,
-            student=['backbone.stage1', 'backbone.stage2'],
-            teacher=['backbone.stage1', 'backbone.stage2'],
-        ),
-        dict(
-            name='fsp3',
-            loss=dict(type='kd_plugins.FSPLoss'),
-            weight=1e-3,
-            student=['backbone.stage2', 'backbone.stage3'],
-            teacher=['backbone.stage2', 'backbone.stage3'],
-        ),
+        dict(name=f'fsp{i}', loss=dict(type='kd_plugins.FSPLoss'), weight=1e-3, student=taps, teacher=taps)
+        for i, taps in enumerate(flows, 1)
     ],
     # gamma = 3000, summed over the ends of the three groups.
-    sp=[
-        dict(
-            name='sp',
-            loss=dict(type='kd_plugins.SPLoss'),
-            student=['backbone.stage1', 'backbone.stage2', 'backbone.stage3'],
-            teacher=['backbone.stage1', 'backbone.stage2', 'backbone.stage3'],
-            weight=3000.0,
-        )
-    ],
+    sp=[dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), **ends, weight=3000.0)],
     # 25 and 50 on the pooled features, weights that belong to the means of lenscloth/RKD.
     rkd_d=[
         dict(
             name='rkd_d',
             loss=dict(type='kd_plugins.RKDLoss', distance_weight=25.0, angle_weight=0.0, convention='code'),
-            student='neck',
-            teacher='neck',
+            **embeddings,
         )
     ],
     rkd_a=[
         dict(
             name='rkd_a',
             loss=dict(type='kd_plugins.RKDLoss', distance_weight=0.0, angle_weight=50.0, convention='code'),
-            student='neck',
-            teacher='neck',
+            **embeddings,
         )
     ],
     rkd_da=[
         dict(
             name='rkd_da',
             loss=dict(type='kd_plugins.RKDLoss', distance_weight=25.0, angle_weight=50.0, convention='code'),
-            student='neck',
-            teacher='neck',
+            **embeddings,
         )
     ],
     # On the last maps. TuSimple/neuron-selectivity-transfer weighs MMD^2 with 50, without the paper's 1/2; that the
     # Gaussian has twice the weight of the others is recalled from the paper, unverified.
-    nst_linear=[
-        dict(
-            name='nst',
-            loss=dict(type='kd_plugins.NSTLoss', kernel='linear'),
-            student='backbone.stage3',
-            teacher='backbone.stage3',
-            weight=50.0,
-        )
-    ],
-    nst_poly=[
-        dict(
-            name='nst',
-            loss=dict(type='kd_plugins.NSTLoss', kernel='poly'),
-            student='backbone.stage3',
-            teacher='backbone.stage3',
-            weight=50.0,
-        )
-    ],
-    nst_gaussian=[
-        dict(
-            name='nst',
-            loss=dict(type='kd_plugins.NSTLoss', kernel='gaussian'),
-            student='backbone.stage3',
-            teacher='backbone.stage3',
-            weight=100.0,
-        )
-    ],
+    nst_linear=[dict(name='nst', loss=dict(type='kd_plugins.NSTLoss', kernel='linear'), **last, weight=50.0)],
+    nst_poly=[dict(name='nst', loss=dict(type='kd_plugins.NSTLoss', kernel='poly'), **last, weight=50.0)],
+    nst_gaussian=[dict(name='nst', loss=dict(type='kd_plugins.NSTLoss', kernel='gaussian'), **last, weight=100.0)],
     # Experimental: NST's authors name it without an experiment, so the weight is a guess.
-    nst_gan=[
-        dict(
-            name='nst_gan',
-            loss=dict(type='kd_plugins.NSTGANLoss', hidden=128),
-            student='backbone.stage3',
-            teacher='backbone.stage3',
-            weight=1.0,
-        )
-    ],
+    nst_gan=[dict(name='nst_gan', loss=dict(type='kd_plugins.NSTGANLoss', hidden=128), **last, weight=1.0)],
 )
 # A quarter of the images attacked: an attack is ten passes of the teacher, forward and back, most of BSS's time.
 methods['bss_quick'] = [

@@ -1,68 +1,35 @@
 # The lists of terms of methods.py, for mmpretrain's four-stage backbones, whose stages layer1 to layer4 end in a ReLU.
+logits = dict(student='head.fc', teacher='head.fc')
+embeddings = dict(student='neck', teacher='neck')
+last = dict(student='backbone.layer4', teacher='backbone.layer4')
+stages = ['backbone.layer1', 'backbone.layer2', 'backbone.layer3', 'backbone.layer4']
+ends = dict(student=stages, teacher=stages)
 methods = dict(
-    kd=[
-        dict(name='kd', loss=dict(type='kd_plugins.KDLoss', tau=4.0), student='head.fc', teacher='head.fc', weight=1.0)
-    ],
+    kd=[dict(name='kd', loss=dict(type='kd_plugins.KDLoss', tau=4.0), **logits, weight=1.0)],
     # On the same maps as NST, as in NST's tables.
-    fitnet=[
-        dict(
-            name='fitnet',
-            loss=dict(type='kd_plugins.FitNetLoss'),
-            adapter='auto',
-            student='backbone.layer4',
-            teacher='backbone.layer4',
-            weight=200.0,
-        )
-    ],
-    at=[
-        dict(
-            name='at',
-            loss=dict(type='kd_plugins.ATLoss', convention='code'),
-            student=['backbone.layer1', 'backbone.layer2', 'backbone.layer3', 'backbone.layer4'],
-            teacher=['backbone.layer1', 'backbone.layer2', 'backbone.layer3', 'backbone.layer4'],
-            weight=1000.0,
-        )
-    ],
-    sp=[
-        dict(
-            name='sp',
-            loss=dict(type='kd_plugins.SPLoss'),
-            student='backbone.layer4',
-            teacher='backbone.layer4',
-            weight=3000.0,
-        )
-    ],
+    fitnet=[dict(name='fitnet', loss=dict(type='kd_plugins.FitNetLoss'), adapter='auto', **last, weight=200.0)],
+    at=[dict(name='at', loss=dict(type='kd_plugins.ATLoss', convention='code'), **ends, weight=1000.0)],
+    sp=[dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), **last, weight=3000.0)],
     rkd_d=[
         dict(
             name='rkd_d',
             loss=dict(type='kd_plugins.RKDLoss', distance_weight=25.0, angle_weight=0.0, convention='code'),
-            student='neck',
-            teacher='neck',
+            **embeddings,
         )
     ],
     rkd_a=[
         dict(
             name='rkd_a',
             loss=dict(type='kd_plugins.RKDLoss', distance_weight=0.0, angle_weight=50.0, convention='code'),
-            student='neck',
-            teacher='neck',
+            **embeddings,
         )
     ],
     rkd_da=[
         dict(
             name='rkd_da',
             loss=dict(type='kd_plugins.RKDLoss', distance_weight=25.0, angle_weight=50.0, convention='code'),
-            student='neck',
-            teacher='neck',
+            **embeddings,
         )
     ],
-    nst_poly=[
-        dict(
-            name='nst',
-            loss=dict(type='kd_plugins.NSTLoss', kernel='poly'),
-            student='backbone.layer4',
-            teacher='backbone.layer4',
-            weight=50.0,
-        )
-    ],
+    nst_poly=[dict(name='nst', loss=dict(type='kd_plugins.NSTLoss', kernel='poly'), **last, weight=50.0)],
 )

@@ -3,40 +3,18 @@
 # with the weights of methods.py (WRN-16-2 from WRN-28-2, learning rate 0.1).
 # NST taps the last BatchNorm, before its ReLU, as its authors' code does.
 _base_ = './methods.py'
+hint = dict(student='backbone.stage3.0.relu1', teacher='backbone.stage3.0.relu1')
+flows = [
+    ['backbone.stage1.0.relu1', 'backbone.stage2.0.relu1'],
+    ['backbone.stage2.0.relu1', 'backbone.stage3.0.relu1'],
+    ['backbone.stage3.0.relu1', 'backbone.relu'],
+]
 norm = dict(student='backbone.norm', teacher='backbone.norm')
 methods = dict(
-    fitnet=[
-        dict(
-            name='fitnet',
-            loss=dict(type='kd_plugins.FitNetLoss'),
-            adapter='auto',
-            student='backbone.stage3.0.relu1',
-            teacher='backbone.stage3.0.relu1',
-            weight=20.0,
-        )
-    ],
+    fitnet=[dict(name='fitnet', loss=dict(type='kd_plugins.FitNetLoss'), adapter='auto', **hint, weight=20.0)],
     fsp=[
-        dict(
-            name='fsp1',
-            loss=dict(type='kd_plugins.FSPLoss'),
-            weight=1e-3,
-            student=['backbone.stage1.0.relu1', 'backbone.stage2.0.relu1'],
-            teacher=['backbone.stage1.0.relu1', 'backbone.stage2.0.relu1'],
-        ),
-        dict(
-            name='fsp2',
-            loss=dict(type='kd_plugins.FSPLoss'),
-            weight=1e-3,
-            student=['backbone.stage2.0.relu1', 'backbone.stage3.0.relu1'],
-            teacher=['backbone.stage2.0.relu1', 'backbone.stage3.0.relu1'],
-        ),
-        dict(
-            name='fsp3',
-            loss=dict(type='kd_plugins.FSPLoss'),
-            weight=1e-3,
-            student=['backbone.stage3.0.relu1', 'backbone.relu'],
-            teacher=['backbone.stage3.0.relu1', 'backbone.relu'],
-        ),
+        dict(name=f'fsp{i}', loss=dict(type='kd_plugins.FSPLoss'), weight=1e-3, student=taps, teacher=taps)
+        for i, taps in enumerate(flows, 1)
     ],
     nst_linear=[dict(_base_.methods.nst_linear[0], **norm)],
     nst_poly=[dict(_base_.methods.nst_poly[0], **norm)],

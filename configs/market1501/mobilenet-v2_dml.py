@@ -1,6 +1,6 @@
 # Two MobileNets trained as in DML's paper: Adam with beta_1 = 0.5, 100,000 iterations (its code: 200,000) on 16 images
 # drawn from all, flips alone; its code's weight decay and label smoothing; no triplet loss. MobileNetV2, at 256 x 128
-# pixels and behind a BNNeck, stands for the paper's MobileNet, and starts from ImageNet weights.
+# pixels and behind a BNNeck, takes the place of the paper's MobileNet, and starts from ImageNet weights.
 _base_ = './mobilenet-v2.py'
 model = dict(
     _delete_=True,

@@ -1,4 +1,4 @@
-# A narrow ResNet-18 from scratch, on a part of Market-1501 with 400 identities to train: pictures as they are, 128 x 64
+# A narrow ResNet-18 from scratch, on a part of Market-1501 with 400 identities to train: images as they are, 128 x 64
 # pixels, a schedule for one core.
 _base_ = ['../_base_/models/reid_resnet50.py', '../_base_/datasets/market1501.py', '../_base_/default_runtime.py']
 data_preprocessor = dict(num_classes=400)

@@ -13,7 +13,7 @@ networks = {
         config='configs/cifar10/resnet8.py', teacher='ResNet-26', overrides=dict(_base_.curves, **_base_.draws)
     ),
 }
-# Of whole maps, 500,000 answers would fill a disk: those teachers run.
+# 500,000 outputs of whole maps would fill a disk: these teachers run.
 hints = dict(hook=dict(task=False), overrides=_base_.first_stage, teacher_cache=False)
 methods = {
     'BSS': dict(terms=['bss_quick']),
@@ -38,7 +38,7 @@ corruptions = {
     'sigma=0.4': dict(label_noise=dict(rate=0.4)),
     'gamma=0.2': dict(imbalance=dict(gamma=0.2), common=imbalanced),
 }
-# A teacher for each kind of training data: one that has seen the true labels would tell them.
+# A teacher for each kind of training data: one that has seen the true labels would reveal them.
 teacher_data = 'same'
 teacher_cache = True
 seeds = [0, 1, 2]

@@ -1,5 +1,5 @@
 # Table 1 of Huang and Wang 2017 (arXiv 1707.01219): NST beside other methods, CIFAR-10 and CIFAR-100, error in percent.
-# The paper's student is an Inception-BN and its teacher a ResNet-1001; WRN-16-2 and WRN-40-2 stand in for them.
+# The paper's student is an Inception-BN and its teacher a ResNet-1001; WRN-16-2 and WRN-40-2 take their places.
 teachers = {
     'WRN-40-2, CIFAR-10': dict(config='configs/cifar10/wrn-40-2.py'),
     'WRN-40-2, CIFAR-100': dict(config='configs/cifar100/wrn-40-2.py'),

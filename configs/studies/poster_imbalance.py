@@ -19,8 +19,8 @@ corruptions = {
     'gamma=1': dict(imbalance=dict(gamma=1)),
     'gamma=2': dict(imbalance=dict(gamma=2)),
 }
-# Not stated there: on which data the teacher was trained. One of balanced data would tell its students about the images
-# that they lack, and Hinton's gain of one point is small for that.
+# Not stated there: on which data the teacher was trained. One of balanced data would pass on what
+# its students lack, and Hinton's gain of one point is small for that.
 teacher_data = 'same'
 seeds = [0, 1, 2, 3, 4]
 references = [dict(network='WRN-16-2', table=_base_.poster_imbalance)]

@@ -6,7 +6,7 @@
 _base_ = ['./_base_/poster.py', './_base_/quick.py']
 
 title = 'CIFAR-10, a short schedule'
-# 'same': a teacher for each kind of training data; 'clean': one alone, which would tell students the true labels.
+# 'same': a teacher for each kind of training data; 'clean': one alone, which would reveal the true labels to students.
 teacher_data = 'same'
 teacher_cache = True
 teachers = {

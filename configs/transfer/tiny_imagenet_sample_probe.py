@@ -1,4 +1,4 @@
-# A quick probe of a ResNet-8 that learned CIFAR-10, on 40 classes of Tiny-ImageNet, 250 pictures each, in
+# A quick probe of a ResNet-8 that learned CIFAR-10, on 40 classes of Tiny-ImageNet, 250 images each, in
 # data/tiny-imagenet-40/{train,val}/<class>/.
 #
 #     python tools/train.py configs/transfer/tiny_imagenet_sample_probe.py

@@ -1,4 +1,4 @@
-# Stage 2: a small Faster R-CNN on 600 pictures of VOC 2007, from the student trained without distillation. The sample
+# Stage 2: a small Faster R-CNN on 600 images of VOC 2007, from the student trained without distillation. The sample
 # is read from data/VOCdevkit/VOC2007, with the split that is found there.
 _base_ = ['../_base_/default_runtime.py', '../_base_/datasets/voc07.py', '../_base_/models/faster_rcnn_narrow.py']
 from kd_plugins.config import trained

@@ -1,4 +1,4 @@
-# Stage 1 without distillation: the narrow classifier on 40 classes of Tiny-ImageNet, 250 pictures each, in
+# Stage 1 without distillation: the narrow classifier on 40 classes of Tiny-ImageNet, 250 images each, in
 # data/tiny-imagenet-40/{train,val}/<class>/.
 _base_ = ['../_base_/default_runtime.py', '../_base_/datasets/tiny_imagenet.py', '../_base_/models/resnet18_narrow.py']
 data_preprocessor = dict(num_classes=40)

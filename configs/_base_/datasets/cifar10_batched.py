@@ -1,4 +1,4 @@
-# The pictures and augmentations of cifar10.py, from memory and a whole batch at once; other draws, alike distributed.
+# The images and augmentations of cifar10.py, from memory, a whole batch at once: other draws, of the same distribution.
 _base_ = 'cifar10.py'
 
 train_dataloader = dict(

@@ -1,6 +1,6 @@
-# Describable Textures, 47 classes of 120 pictures: train and validation part of one of its ten official splits to
-# train, test part to evaluate; from the lists that `python tools/prepare_data.py dtd` writes. Which split, the
-# environment tells, DTD_SPLIT=1 to 10, so that it reaches a teacher that has to be trained first, too.
+# Describable Textures, 47 classes of 120 images: train and validation part of one of its ten official splits to
+# train, test part to evaluate; from the lists that `python tools/prepare_data.py dtd` writes. DTD_SPLIT=1
+# to 10 in the environment chooses the split, also for a teacher that is trained first.
 split = '{{$DTD_SPLIT:1}}'
 data_preprocessor = dict(num_classes=47, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 

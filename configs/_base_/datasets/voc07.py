@@ -13,7 +13,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='kd_plugins.LoadImage'),
     dict(type='Resize', scale=scale, keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True),  # after Resize: the metric wants the boxes of the original
+    dict(type='LoadAnnotations', with_bbox=True),  # after Resize: the metric needs the boxes of the original
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 train_dataloader = dict(

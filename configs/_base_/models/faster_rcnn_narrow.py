@@ -1,4 +1,4 @@
-# A Faster R-CNN for small pictures and a CPU: a narrow ResNet-18, three pyramid levels, few proposals.
+# A Faster R-CNN for small images and a CPU: a narrow ResNet-18, three pyramid levels, few proposals.
 _base_ = 'faster_rcnn_r18_fpn.py'
 
 model = dict(

@@ -7,5 +7,5 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, end=500),
     dict(type='MultiStepLR', by_epoch=True, milestones=[8, 11], gamma=0.1),
 ]
-# The learning rate is for 16 pictures a step; it is scaled to the number that the machine takes.
+# The learning rate is for 16 images a step; it is scaled to the number that the machine takes.
 auto_scale_lr = dict(enable=True, base_batch_size=16)

@@ -1,6 +1,6 @@
 # All images of CIFAR-10 on a schedule that two cores train in days: images from memory, bfloat16, channels-last,
-# one warm-up epoch and one cosine. Augmentations repeat after `replay` epochs, so that a teacher's answers can be kept;
-# all seeds draw the same ones, in other orders.
+# one warm-up epoch and one cosine. Augmentations repeat after `replay` epochs, so that a teacher's outputs can be
+# cached; all seeds draw the same ones, in other orders.
 epochs, epochs_first, epochs_imbalanced, replay = 30, 10, 80, 10
 lr = 0.3  # better for the baseline than 0.1 and 0.03 in cifar10_search.py; 1 is yet to be tried
 
@@ -19,7 +19,7 @@ common = dict(
     default_hooks=dict(layout=dict(type='kd_plugins.ChannelsLastHook'), checkpoint=dict(max_keep_ckpts=1)),
 )
 draws = dict(train_dataloader=dict(dataset=dict(seed=0, replay=replay)))
-# Of two stages, the first; FSP's would diverge with the rate above.
+# The first of two stages. FSP's would diverge with the rate above.
 first_stage = dict(
     optim_wrapper=dict(optimizer=dict(lr=0.1)),
     param_scheduler=[warm_up, dict(cosine, end=epochs_first)],

@@ -18,7 +18,7 @@ common = dict(
     val_cfg=dict(fp16=True),  # mmengine's name for autocast: bfloat16 on a CPU
     default_hooks=dict(layout=dict(type='kd_plugins.ChannelsLastHook'), checkpoint=dict(max_keep_ckpts=1)),
 )
-# For students, with teacher_cache: all seeds see the same crops and flips, in other orders; so a teacher answers once.
+# For students, with teacher_cache: all seeds see the same crops and flips, in other orders; so a teacher runs once.
 draws = dict(train_dataloader=dict(dataset=dict(seed=0)))
 few = dict(train_dataloader=dict(batch_size=64, dataset=dict(seed=0, dataset=dict(indices=few_images))))
 teacher_few = dict(train_dataloader=dict(dataset=dict(dataset=dict(indices=few_teacher_images))))

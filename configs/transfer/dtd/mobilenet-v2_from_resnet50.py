@@ -6,7 +6,7 @@ from kd_plugins.config import terms_of, trained
 
 method = '{{$METHOD:kd}}'
 variant = f'{_base_.variant}/{method}'
-# Of the same split: a teacher of another one has seen pictures of this one's test part.
+# Of the same split: a teacher of another one has seen images of this one's test part.
 teacher = trained('configs/transfer/dtd/resnet50.py', _base_.variant)
 requires = [teacher]
 custom_hooks = [dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms_of(_base_.methods, method))]

@@ -1,4 +1,4 @@
-# A linear probe on STL-10 of any student that is there already; for another network than WRN-16-2 say which:
+# A linear probe on STL-10 of any checkpoint; for a network other than WRN-16-2 give its depth:
 #
 #     python tools/train.py configs/transfer/stl10/probe.py --work-dir work_dirs/probe \
 #         --cfg-options model.backbone.init_cfg.checkpoint=student.pth model.backbone.depth=40
