@@ -5,8 +5,8 @@
 Three keys of a config are read by this command and not by mmengine's runner:
 
 prepare   functions that make the data: dict(type='module.function', ...)
-requires  runs that come first: dict(config='configs/x.py', checkpoint='work_dirs/x/student.pth'); trained where the
-          checkpoint is missing
+requires  runs that come first: dict(config='configs/x.py', checkpoint='work_dirs/x/student.pth'), in a config
+          kd_plugins.config.trained('configs/x.py'); trained where the checkpoint is missing
 compare   name='configs/y.py': other runs in the table that is printed at the end; trained where their result is missing
 """
 
