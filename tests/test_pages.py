@@ -133,7 +133,7 @@ def wrong_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator
         yield from (f'there is no {path}' for path in paths if not (ROOT / path).exists())
     elif program == 'pip':
         yield from (f'there is no {word}' for word in rest if word.endswith('.txt') and not (ROOT / word).is_file())
-        extras = [extra for word in rest for extra in re.findall(r'\[(.+)\]', word)]
+        extras = [extra for word in rest for found in re.findall(r'\[(.+)\]', word) for extra in found.split(',')]
         yield from (f'setup.py has no extra {extra}' for extra in extras if f"'{extra}':" not in setup)
     elif program.startswith('.'):
         if not (ROOT / program).is_file():
