@@ -272,14 +272,15 @@ def test_a_mistake_ends_in_one_line(tmp_path, command, config, mistake):
 def test_a_config_that_is_not_there_or_does_not_evaluate(tmp_path, command):
     assert command(tmp_path, 'none.py') == 1
     error_line(tmp_path, 'config none.py does not exist', 'give the path')
-    for text, cause in (
-        ('model = dict(\n', 'SyntaxError'),
-        ("_base_ = ['none.py']\n", 'none.py'),
-        ('model = 1 / 0\n', 'ZeroDivisionError'),
+    for text, *parts in (
+        ('model = dict(\n', 'cfg.py is no valid config', 'SyntaxError'),
+        ("_base_ = ['none.py']\n", 'cfg.py names none.py, which does not exist', 'nearest names'),
+        ('_base_ = 5\n', 'cfg.py is no valid config', '_base_ has 5'),
+        ('model = 1 / 0\n', 'cfg.py is no valid config', 'ZeroDivisionError'),
     ):
         (tmp_path / 'cfg.py').write_text(text)
         assert command(tmp_path, 'cfg.py') == 1
-        error_line(tmp_path, 'cfg.py is no valid config', cause)
+        error_line(tmp_path, *parts)
 
 
 def test_resuming_from_a_file_that_is_missing_or_cut_short(tmp_path, command, config):
@@ -335,7 +336,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, command, shared):
     config.dump(tmp_path / 'cfg.py')
     command.start(tmp_path, 'cfg.py', '--resume', limit=len(good) // 2)
     assert command.wait() == 1
-    error_line(tmp_path, 'run/epoch_2.pth cannot be written', 'written before is kept', 'train.py with --resume')
+    error_line(tmp_path, 'run/epoch_2.pth cannot be written', 'earlier files are kept', 'train.py with --resume')
     assert (tmp_path / 'run/epoch_1.pth').read_bytes() == good
     assert sorted(path.name for path in (tmp_path / 'run').glob('*.pth*')) == ['epoch_1.pth', 'student.pth']
     assert command(tmp_path, 'cfg.py', '--resume') == 0
