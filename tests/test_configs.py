@@ -65,6 +65,7 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 @cache
 def _load(path: str, environment: tuple[tuple[str, str], ...]) -> Config:
     with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
         for name in ('METHOD', 'NETWORK', 'DTD_SPLIT'):
             patch.delenv(name, raising=False)
         for name, value in environment:
