@@ -53,7 +53,7 @@ ELSEWHERE = {'eval_rep.py', 'train_normal.py'}
 
 @pytest.fixture(autouse=True)
 def _without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a config's networks are initialised from is not there."""
+    """Leave out the weights that a config's networks start from: no test downloads them."""
     monkeypatch.setattr(sources, '_initialise', lambda network: None)
 
 
@@ -78,7 +78,7 @@ def load(path: str, **environment: str) -> Config:
 
 
 def model_of(path: str) -> str | ConfigDict:
-    """Return the model's record, without reading the config again; a stock config's name as it is."""
+    """Return the model's config dict, without reading the config again; a stock config's name as it is."""
     if '::' in path:
         return path
     config = load(path)
