@@ -73,6 +73,12 @@ class Term(nn.Module):
             raise UserError(f'the name of a term must be a string that is not empty, got {name!r}')
         self.name = name
         self.loss = build_part(f"the loss of term '{name}'", loss)
+        marks = [x for x in ('batch_relational', 'takes_pairs', 'needs_labels', 'adversaries') if hasattr(self.loss, x)]
+        if marks and not isinstance(self.loss, DistillationLoss):  # version 0.1 read them from any module
+            raise UserError(
+                f"term '{name}': {type(self.loss).__name__} has {', '.join(marks)}, which counts only in a subclass of "
+                'kd_plugins.losses.DistillationLoss, or of AdversarialLoss for adversaries: derive it from that'
+            )
         self.student_taps, self.teacher_taps = self._taps('student', student), self._taps('teacher', teacher)
         if isinstance(weight, Mapping):
             check_arguments(f"the weight of term '{name}'", Schedule, weight)
@@ -144,8 +150,10 @@ class Term(nn.Module):
                         else build_part(f"the adapter of term '{self.name}'", copy.deepcopy(self._adapter))
                     )
         self.to(levels[0].device)
-        labels = torch.zeros(len(levels[0]), dtype=torch.long, device=levels[0].device)
-        self.compare(student, targets, labels if self._declared.needs_labels else None)
+        labels = None
+        if self._declared.needs_labels:
+            labels = torch.zeros(len(levels[0]), dtype=torch.long, device=levels[0].device)
+        self.compare(student, targets, labels)
         return self.describe(student, targets)
 
     def student_levels(self, features: Features) -> list[Tensor]:

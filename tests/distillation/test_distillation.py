@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kd_plugins import functional
 from kd_plugins.distillation.distillation import Distillation
+from kd_plugins.distillation.term import Term
 from kd_plugins.errors import UserError
 from kd_plugins.registry import MODELS
 
@@ -232,6 +233,21 @@ def test_errors_are_one_line(student, teacher, images, change, message):
     with pytest.raises(UserError, match=message) as error:
         Distillation(student, teacher, [KD | change]).dry_run(student, images, None)
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('mark', ['batch_relational', 'takes_pairs', 'needs_labels', 'adversaries'])
+def test_a_plain_module_that_declares_what_only_a_loss_can(student, teacher, images, mark):
+    loss = torch.nn.MSELoss()
+    setattr(loss, mark, True)
+    with pytest.raises(UserError, match=f'MSELoss has {mark}, which counts only in a subclass of .*DistillationLoss'):
+        distil(student, teacher, [dict(name='x', loss=loss, student='head.fc', teacher='head.fc')], images)
+
+
+def test_features_that_are_scalars():
+    term = Term('x', torch.nn.MSELoss(), 's', 't')
+    term.choose_teachers(1)
+    line = term.prepare({'s': [torch.ones(())]}, [{'t': [torch.zeros(())]}])
+    assert line == 'x: MSELoss student s () -> teacher t ()'
 
 
 def test_missing_option_and_repeated_name(student, teacher):
