@@ -236,14 +236,25 @@ def latest_checkpoint(config: Config) -> str | None:
     return None
 
 
+# Hooks that mmengine adds itself. It accepts None for these alone.
+_MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
+
+
 def _add_hooks(config: Config) -> None:
     # Config stores a copy of a dict, so that setdefault would return one that is not part of it.
     hooks = dict(config.get('default_hooks') or {})
+    if 'handover' in hooks:  # the name in version 0.1
+        print_log(
+            'default_hooks.handover is now default_hooks.pretrained_check; the next version drops the old name',
+            'current',
+            logging.WARNING,
+        )
+        hooks['pretrained_check'] = hooks.pop('handover')
     for name in ('Reseed', 'Accumulation', 'Integrity', 'Check', 'Corruption'):
         hooks.setdefault(name.lower(), dict(type=f'kd_plugins.{name}Hook'))
     if hooks.get('checkpoint', {}) is not None:  # without checkpoints there is none to export
         hooks.setdefault('export', dict(type='kd_plugins.ExportHook'))
-    config.default_hooks = hooks
+    config.default_hooks = {name: hook for name, hook in hooks.items() if hook is not None or name in _MMENGINE_HOOKS}
 
 
 def _config_dicts(node: Any) -> Iterator[dict[str, Any]]:

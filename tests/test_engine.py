@@ -10,12 +10,13 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmpretrain.datasets import CustomDataset
-from tiny import image_folder
+from tiny import classification_config, image_folder, train
 
 from kd_plugins import engine
 from kd_plugins.checkpoint import save_weights
 from kd_plugins.engine import alone_in, latest_checkpoint, prepare_run, scope_of
 from kd_plugins.errors import UserError
+from kd_plugins.hooks import CheckHook
 
 
 @pytest.mark.parametrize('given', [{}, dict(default_hooks=None), dict(default_hooks={})])
@@ -33,17 +34,33 @@ def test_a_config_without_default_hooks_gets_them(given):
 
 
 def test_given_hooks_stay_and_without_checkpoints_none_is_exported():
+    """A hook set to None is left out: mmengine knows None for its own hooks only."""
     config = Config(dict(default_hooks=dict(checkpoint=None, reseed=None, logger=dict(type='LoggerHook', interval=7))))
     prepare_run(config)
     assert config.default_hooks.to_dict() == dict(
         checkpoint=None,
-        reseed=None,
         logger=dict(type='LoggerHook', interval=7),
         integrity=dict(type='kd_plugins.IntegrityHook'),
         check=dict(type='kd_plugins.CheckHook'),
         accumulation=dict(type='kd_plugins.AccumulationHook'),
         corruption=dict(type='kd_plugins.CorruptionHook'),
     )
+
+
+@pytest.mark.parametrize('hook', [None, dict(type='kd_plugins.HandoverHook')])
+def test_the_former_name_of_a_default_hook(hook):
+    hooks = dict(pretrained_check=dict(type='kd_plugins.PretrainedCheckHook'), handover=hook)
+    config = Config(dict(default_hooks=hooks))
+    prepare_run(config)
+    assert 'handover' not in config.default_hooks
+    assert config.default_hooks.get('pretrained_check') == hook
+
+
+def test_a_run_without_a_check(tmp_path):
+    config = classification_config(image_folder(tmp_path / 'data'), tmp_path / 'run', epochs=1)
+    config.default_hooks = dict(check=None, export=None, logger=None)
+    prepare_run(config)
+    assert not any(isinstance(hook, CheckHook) for hook in train(config).hooks)
 
 
 @pytest.mark.parametrize('load', ['LoadImageFromFile', 'mmcv.LoadImageFromFile', LoadImageFromFile])
