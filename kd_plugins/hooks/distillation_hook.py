@@ -53,7 +53,8 @@ class DistillationHook(Hook):
     ) -> None:
         self._teacher, self._terms, self._task = teacher, terms, task
         self.distillation: Distillation | None = None
-        self._compiled: Callable[..., Any] | None = None
+        self._own_forward: Callable[..., Any] | None = None  # the student's, where it is no method of its class
+        self._wraps = False
 
     def before_run(self, runner: Runner) -> None:
         """Build the teacher and the adapters, and check every term."""
@@ -115,19 +116,22 @@ class DistillationHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Wrap the student's forward, so that it returns the terms' losses as well in mode ``loss``."""
+        if self._wraps:  # an exception has ended an earlier train(), without after_train
+            self.after_train(runner)
         student, distillation = unwrapped(runner.model), self.distillation
-        compiled = self._compiled = vars(student).get('forward')
+        own_forward = self._own_forward = vars(student).get('forward')
 
         # A bound method, so that a copy of the student (EMA) runs its own layers.
         @wraps(type(student).forward)
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            run_student = partial(compiled or type(self).forward.__get__(self), *args, **kwargs)
+            run_student = partial(own_forward or type(self).forward.__get__(self), *args, **kwargs)
             inputs, data_samples, mode = _arguments(*args, **kwargs)
             if mode != 'loss' or self is not student:
                 return run_student()
             return distillation.losses(run_student, inputs, data_samples)  # type: ignore[union-attr]  # set by before_run
 
         student.forward = MethodType(forward, student)
+        self._wraps = True
 
     def after_train_iter(
         self,
@@ -151,10 +155,11 @@ class DistillationHook(Hook):
     def after_train(self, runner: Runner) -> None:
         """Restore the student's forward."""
         student = unwrapped(runner.model)
-        if self._compiled is None:
+        if self._own_forward is None:
             del student.forward
         else:
-            student.forward = self._compiled
+            student.forward = self._own_forward
+        self._wraps = False
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Add the adapters to the checkpoint."""

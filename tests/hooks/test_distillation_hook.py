@@ -239,6 +239,23 @@ def test_a_copy_taken_in_training_runs_its_own_layers(tmp_path, data, teacher):
 
 
 @BOTH
+def test_training_starts_again_after_an_interrupt(tmp_path, data, teacher, way):
+    class Interrupt(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            raise KeyboardInterrupt
+
+    config = classification_config(data, tmp_path / 'run', epochs=1, **way(teacher, [KD]))
+    runner = Runner.from_cfg(config)
+    runner.register_hook(interrupt := Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    runner.hooks.remove(interrupt)
+    runner.train()
+    assert runner.iter == 3
+    assert 'forward' not in vars(runner.model)
+
+
+@BOTH
 def test_no_handle_stays(tmp_path, data, teacher, way):
     runner = train(classification_config(data, tmp_path / 'run', **way(teacher, [KD, AT])))
     for module in [*runner.model.modules(), *core_of(runner).teacher.model.modules()]:
