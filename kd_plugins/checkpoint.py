@@ -194,7 +194,11 @@ def read_weights(path: str | Path, prefix: str = '', allow_pickle: bool = False)
 
 
 def weights_of(checkpoint: Mapping[str, Any], path: str | Path, prefix: str = '') -> OrderedDict[str, torch.Tensor]:
-    """Return the weights of a checkpoint that was read from ``path``, see :func:`read_weights`."""
+    """Return the weights of a checkpoint that was read from ``path``, see :func:`read_weights`.
+
+    Raises:
+        UserError: The checkpoint holds no weights.
+    """
     weights = checkpoint.get('state_dict', checkpoint)
     if not any(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UserError(f'{path} holds no weights: expected a dictionary of tensors, by themselves or under state_dict')

@@ -213,7 +213,11 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def prepare(self, features: Features, targets: Sequence[Features]) -> list[str]:
-        """Build the adapters for these features, check and describe every term; the second half of :meth:`dry_run`."""
+        """Build the adapters for these features, check and describe every term; the second half of :meth:`dry_run`.
+
+        Raises:
+            UserError: A tap outputs no tensor, or the shapes of a term's features do not match.
+        """
         for network, recorded in (('student', features), *(('teacher', target) for target in targets)):
             for tap, levels in recorded.items():
                 if not levels:

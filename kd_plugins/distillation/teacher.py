@@ -97,6 +97,9 @@ class Teacher:
         cache: Folder of a :class:`kd_plugins.distillation.cache.FeatureCache`; None for no cache.
         bf16: Whether to run in bfloat16 and channels-last, whatever the student uses: three times as fast on a CPU with
             bfloat16 units. By default the teacher uses the student's precision and layout.
+
+    Raises:
+        UserError: A tap is not a submodule, an option has an invalid value, or the two preprocessors do not match.
     """
 
     def __init__(

@@ -205,7 +205,11 @@ class Term(nn.Module):
             return mean_over_teachers([self.against(x, student, targets[x], labels) for x in self.teachers])
 
     def against(self, index: int, student: Features, target: Features, labels: Tensor | None = None) -> Tensor:
-        """Return the unweighted loss against the teacher with this index."""
+        """Return the unweighted loss against the teacher with this index.
+
+        Raises:
+            UserError: The numbers of levels do not match or do not suit the loss, or the loss is no scalar.
+        """
         levels, targets = self._levels(student, target)
         if self.adapters:
             start = list(self.teachers).index(index) * len(levels)
@@ -263,7 +267,11 @@ class Term(nn.Module):
 
     @contextmanager
     def explain_shape_errors(self, student: Features, targets: Sequence[Features]) -> Iterator[None]:
-        """Turn an error of a loss or an adapter inside the block into a UserError with the shapes of both sides."""
+        """Turn an error of a loss or an adapter inside the block into one that names the shapes of both sides.
+
+        Raises:
+            UserError: A loss or an adapter has raised ValueError or RuntimeError.
+        """
         try:
             yield
         except (UserError, torch.OutOfMemoryError):

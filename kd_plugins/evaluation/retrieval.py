@@ -82,6 +82,9 @@ class Retrieval:
           fraction is 1 for :math:`r_i = 1`: the area under the precision-recall curve as Market-1501's own evaluation
           sums it.
 
+        Raises:
+            UserError: The definition is neither.
+
         References:
             1. Zheng et al., Scalable Person Re-identification: A Benchmark, ICCV 2015, and its evaluation code.
         """

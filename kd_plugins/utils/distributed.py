@@ -9,7 +9,17 @@ from kd_plugins.errors import UserError
 
 
 def gathered(feature: Tensor) -> Tensor:
-    """Return the feature of the global batch, with gradient; the tensor itself in a single process."""
+    """Return the feature of the global batch, with gradient; the tensor itself in a single process.
+
+    Args:
+        feature: Feature (B, ...) of this process's images.
+
+    Returns:
+        (B * processes, ...), in the order of the ranks; without gradient where ``feature`` has none.
+
+    Raises:
+        UserError: The shapes differ between processes.
+    """
     # A dry run, without gradient, is local to each process; its tensors may be on a device that the backend lacks.
     if get_world_size() == 1 or not torch.is_grad_enabled():
         return feature
