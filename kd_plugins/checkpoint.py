@@ -91,7 +91,7 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', allow_pickle: b
         name = re.search(r'GLOBAL ([\w.]+)', str(error))
         if name is None:
             raise UnreadableError(
-                f'{path} is no readable checkpoint (damaged or of another format): make it again'
+                f'{path} is not a readable checkpoint (damaged or of another format): make it again'
             ) from error
         raise UserError(
             f"{path} holds pickled code ('{name[1]}'), which is refused: re-save its state_dict alone, or, if you "
@@ -100,7 +100,7 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', allow_pickle: b
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, ImportError, IndexError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnreadableError(
-            f'{path} is no readable checkpoint (truncated or damaged): make it again ({reason})'
+            f'{path} is not a readable checkpoint (truncated or damaged): make it again ({reason})'
         ) from error
     weights = checkpoint.get('state_dict', {}) if isinstance(checkpoint, dict) else checkpoint
     if not isinstance(weights, dict):
@@ -128,7 +128,7 @@ def _check_sums(path: str) -> None:
                             pass
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, struct.error) as error:
         raise UnreadableError(
-            f'{path} is no readable checkpoint (truncated or damaged): make it again ({error})'
+            f'{path} is not a readable checkpoint (truncated or damaged): make it again ({error})'
         ) from error
 
 

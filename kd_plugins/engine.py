@@ -198,7 +198,7 @@ def latest_checkpoint(config: Config) -> str | None:
         folder = work_dir
     elif '://' in folder:
         raise UserError(
-            f"--resume: the CheckpointHook's out_dir, {folder}, is no folder here: download the checkpoint, "
+            f"--resume: the CheckpointHook's out_dir, {folder}, is not a local folder: download the checkpoint, "
             'and give its path after --resume'
         )
     else:
@@ -227,10 +227,10 @@ def latest_checkpoint(config: Config) -> str | None:
         if run is None or run == run_of(checkpoint):
             return path
     if damaged:
-        raise UserError(f'{damaged}; no undamaged one precedes it: start anew, without --resume')
+        raise UserError(f'{damaged}; no undamaged one precedes it: start a new run, without --resume')
     print_log(
         f'--resume: {folder} holds no checkpoint of this run{", only of an earlier one" if found else ""}: it '
-        'starts anew',
+        'starts from scratch',
         'current',
     )
     return None

@@ -78,7 +78,7 @@ def test_damaged_files(tmp_path, content):
         torch.save({'state_dict': {'w': torch.zeros(1000)}}, path)
         content = path.read_bytes()[:2000]
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r'x\.pth (is no readable checkpoint|holds)') as error:
+    with pytest.raises(UserError, match=r'x\.pth (is not a readable checkpoint|holds)') as error:
         read_checkpoint(path)
     assert '\n' not in str(error.value)
 

@@ -181,7 +181,7 @@ def run_config(folder, **hook):
 def test_newest_by_time_then_by_number(tmp_path, logged):
     config = run_config(tmp_path)
     assert latest_checkpoint(config) is None
-    assert logged == [f'--resume: {tmp_path} holds no checkpoint of this run: it starts anew']
+    assert logged == [f'--resume: {tmp_path} holds no checkpoint of this run: it starts from scratch']
     for name in ('epoch_9.pth', 'epoch_10.pth', 'best_top1_epoch_11.pth', 'epoch_12.pth.partial'):
         save_weights({'x': torch.ones(1)}, tmp_path / name, {})
         os.utime(tmp_path / name, (1000, 1000))
@@ -208,7 +208,7 @@ def test_looks_where_the_checkpoint_hook_writes(tmp_path):
         )
     )
     assert latest_checkpoint(config) == str(elsewhere / 'a/epoch_2.pth')
-    with pytest.raises(UserError, match=r's3://bucket, is no folder here: .*give its path after --resume'):
+    with pytest.raises(UserError, match=r's3://bucket, is not a local folder: .*give its path after --resume'):
         latest_checkpoint(run_config(run, out_dir='s3://bucket'))
 
 
@@ -224,7 +224,7 @@ def test_a_damaged_checkpoint_is_logged_and_skipped(tmp_path, logged):
         os.utime(tmp_path / f'epoch_{number}.pth', (number, number))
     assert latest_checkpoint(config) == str(tmp_path / 'epoch_1.pth')
     for line, number in zip(logged, (3, 2), strict=True):
-        assert f'epoch_{number}.pth is no readable checkpoint' in line
+        assert f'epoch_{number}.pth is not a readable checkpoint' in line
     (tmp_path / 'epoch_1.pth').unlink()
-    with pytest.raises(UserError, match=r'epoch_2\.pth is no readable .* start anew, without --resume'):
+    with pytest.raises(UserError, match=r'epoch_2\.pth is not a readable .* start a new run, without --resume'):
         latest_checkpoint(config)

@@ -49,7 +49,7 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help="continue from a checkpoint, or from the run's newest; start anew where there is none",
+        help="continue from a checkpoint, or from the run's newest; start a new run where there is none",
     )
     parser.add_argument('--amp', action='store_true', help='train under bfloat16 autocast')
     parser.add_argument('--skip-corrupt', action='store_true', help='leave out images that cannot be read')

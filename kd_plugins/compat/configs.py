@@ -1,7 +1,8 @@
 """``kd_plugins::cifar10/resnet8.py``: this package's configs by the name under which mmengine finds other packages'.
 
-mmengine has a fixed table of packages, to which this one is added; wants a folder in the path; and builds what is
-inherited by ``package::`` in the package's scope, where this package's configs state theirs (``default_scope``).
+mmengine has a fixed table of packages, to which this one is added. It also needs a folder in the path, and builds what
+is inherited by ``package::`` in that package's scope; here a config may be at the root, and states its own scope
+(``default_scope``).
 """
 
 import sys

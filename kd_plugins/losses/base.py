@@ -9,8 +9,7 @@ from torch import Tensor, nn
 class DistillationLoss(nn.Module):
     """A loss of two features, ``loss(student, teacher) -> scalar``.
 
-    A :class:`~kd_plugins.distillation.term.Term` goes by these class attributes, and by nothing else of a loss. A
-    subclass overrides those that differ::
+    A :class:`~kd_plugins.distillation.term.Term` reads these class attributes. A subclass overrides those that differ::
 
         @MODELS.register_module()
         class MyRelationalLoss(DistillationLoss):

@@ -177,7 +177,7 @@ def check_unchanged(runs: Sequence[Run], changed: str) -> None:
     """Keep, clear or refuse folders with runs of another config; the caller holds the study's folder.
 
     Only finished runs are kept: an interrupted one would continue with another config, or other teachers, than it
-    began with, and so starts anew.
+    began with, and so starts from scratch.
 
     Raises:
         UserError: There are such folders, and ``changed`` is 'stop'.

@@ -158,7 +158,7 @@ MISTAKES = {
         lambda c, f: c.custom_hooks[0].teacher.update(checkpoint='none.pth'),
         ['checkpoint none.pth does not exist', 'give the path'],
     ),
-    'truncated teacher checkpoint': (truncated, ['bad.pth is no readable checkpoint', 'make it again']),
+    'truncated teacher checkpoint': (truncated, ['bad.pth is not a readable checkpoint', 'make it again']),
     'pickled teacher checkpoint': (bad_pickle, ['bad.pth holds pickled code', 'mkdir', '--allow-pickle']),
     'missing load_from': (lambda c, f: c.update(load_from='none.pth'), ['checkpoint none.pth does not exist']),
     'missing pretrained backbone': (
@@ -291,7 +291,7 @@ def test_resuming_from_a_file_that_is_missing_or_cut_short(tmp_path, command, co
     whole = (tmp_path / 'run/epoch_1.pth').read_bytes()
     (tmp_path / 'cut.pth').write_bytes(whole[:-100])
     assert command(tmp_path, 'cfg.py', '--resume', 'cut.pth') == 1
-    error_line(tmp_path, 'cut.pth is no readable checkpoint', 'make it again')
+    error_line(tmp_path, 'cut.pth is not a readable checkpoint', 'make it again')
 
 
 def test_a_corrupt_image_is_left_out_if_asked(tmp_path, command, config):
@@ -482,7 +482,7 @@ def test_resume_goes_on_with_its_own_run_wherever_the_checkpoints_are(tmp_path, 
     assert interrupt(command, tmp_path, config, signal.SIGKILL) == -9
     new, _ = finish(command, tmp_path, config, '--resume')
     assert (
-        'elsewhere/run holds no checkpoint of this run, only of an earlier one: it starts anew'
+        'elsewhere/run holds no checkpoint of this run, only of an earlier one: it starts from scratch'
         in (tmp_path / 'stdout').read_text()
     )
     assert not equal(old, new)
@@ -492,8 +492,8 @@ def test_resume_goes_on_with_its_own_run_wherever_the_checkpoints_are(tmp_path, 
     config.resume = True  # is the same
     finish(command, tmp_path, config)
     output = (tmp_path / 'stdout').read_text()
-    assert 'step_4.pth is no readable checkpoint' in output
-    assert 'starts anew' not in output
+    assert 'step_4.pth is not a readable checkpoint' in output
+    assert 'starts from scratch' not in output
     assert (tmp_path / 'elsewhere/run/step_3.pth').read_bytes() == saved
     assert torch.load(tmp_path / 'elsewhere/run/step_4.pth', weights_only=False)['meta']['epoch'] == 4
 
