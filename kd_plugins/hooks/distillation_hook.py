@@ -124,7 +124,8 @@ class DistillationHook(Hook):
         # A bound method, so that a copy of the student (EMA) runs its own layers.
         @wraps(type(student).forward)
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            run_student = partial(own_forward or type(self).forward.__get__(self), *args, **kwargs)
+            # Not a bound method: torch.compile would look its name up again, and find this function.
+            run_student = partial(own_forward or partial(type(self).forward, self), *args, **kwargs)
             inputs, data_samples, mode = _arguments(*args, **kwargs)
             if mode != 'loss' or self is not student:
                 return run_student()
