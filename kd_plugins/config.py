@@ -77,8 +77,9 @@ def located(text: str, config: str | Path) -> str:
     path that is in none of these places is meant from here.
     """
     parts = Path(config).resolve().parts
-    beside = [Path(*parts[: len(parts) - 1 - parts[::-1].index('configs')])] if 'configs' in parts else []
-    return next((str(folder / text) for folder in (Path(), *beside, PACKAGE) if (folder / text).exists()), text)
+    beside = [os.path.join(*parts[: len(parts) - 1 - parts[::-1].index('configs')])] if 'configs' in parts else []
+    places = [text, *(os.path.join(folder, text) for folder in (*beside, PACKAGE))]
+    return next(filter(os.path.exists, places), text)
 
 
 def config_file(name: str) -> str:

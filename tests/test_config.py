@@ -7,7 +7,7 @@ import pytest
 from mmengine.config import Config
 from tiny import classification_config
 
-from kd_plugins.config import check_config, load_config, one_slip
+from kd_plugins.config import check_config, load_config, located, one_slip
 from kd_plugins.errors import UserError
 
 
@@ -35,6 +35,14 @@ def test_a_run_writes_its_config_without_yapf(tmp_path, monkeypatch):
     monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda *args, **kwargs: pytest.fail('yapf was called'))
     config.dump(tmp_path / 'y.py')
     assert load_config(str(tmp_path / 'y.py')).model == dict(type='A', sizes=[1, 2])
+
+
+def test_a_path_that_exists_here_stays_as_it_is_written(tmp_path, monkeypatch):
+    """Data sets may join it to a name without a slash; a text of any length that begins like a path is none."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'data').mkdir()
+    assert located('data/', 'x.py') == 'data/'
+    assert located(text := f'data/{"x" * 300}', 'x.py') == text
 
 
 @pytest.mark.parametrize(
