@@ -55,7 +55,7 @@ def draw_losses() -> Figure:
     found = sorted(bars(), key=lambda x: x[1])
     figure = Figure((7.5, 0.24 * len(found) + 1), layout='constrained')
     axes = figure.subplots()
-    axes.barh([name for name, _ in found], [speed for _, speed in found], color=COLOURS[1], height=0.7)
+    axes.barh([name for name, _ in found], [speed - 1 for _, speed in found], left=1, color=COLOURS[1], height=0.7)
     for row, (_, speed) in enumerate(found):
         axes.text(speed * 1.06, row, f'{speed:g}×', va='center', fontsize=8)
     axes.axvline(1, color=COLOURS[0], linewidth=1)
