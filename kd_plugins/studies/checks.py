@@ -1,5 +1,6 @@
 """Checks of a study file, made before anything trains."""
 
+import copy
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -168,7 +169,7 @@ def check_runs(study: Any) -> None:
         if key not in networks:
             with preserved_rng(), MODELS.switch_scope_and_registry(config.get('default_scope')) as registry:
                 networks[key] = registry.build(
-                    {'data_preprocessor': config.get('data_preprocessor'), **config['model']}
+                    copy.deepcopy({'data_preprocessor': config.get('data_preprocessor'), **config['model']})
                 )
         return networks[key]
 
