@@ -30,6 +30,7 @@ _CHOICES = dict(
     average=('mean', 'median'),
     columns=(None, 'network', 'corruption'),
     error=(False, True),
+    fraction=(False, True),
 )
 _KINDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     'a dict': (Mapping, ('wrap', 'hook', 'overrides', 'common', 'teacher_common')),

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from kd_plugins.errors import UserError
 from kd_plugins.studies.plan import Run, Study
-from kd_plugins.studies.results import metrics_of
+from kd_plugins.studies.results import metrics_of, shown
 from kd_plugins.studies.worker import PRELOAD, TRAIN, train
 from kd_plugins.utils.files import write_text
 
@@ -314,7 +314,11 @@ class Execution:
             self.failed[run] = last_error(run, status)
             progress.console.print(f'{run.name}: failed: {self.failed[run]}', markup=False, highlight=False)
             return
-        value = '' if run.part == 'first' else f'{metrics_of(self._study, run)[self._study.options["metric"]]:.2f} '
+        value = (
+            ''
+            if run.part == 'first'
+            else f'{shown(self._study, metrics_of(self._study, run)[self._study.options["metric"]]):.2f} '
+        )
         progress.console.print(
             f'{run.name}: {value}in {seconds:.0f} s, {len(self._waiting) + len(self._active)} to go{self._time_left()}',
             markup=False,

@@ -8,7 +8,7 @@ from typing import Any
 
 from kd_plugins.studies.data import data_options
 from kd_plugins.studies.plan import Run, Study
-from kd_plugins.studies.results import Gain, Result, centre_of, scalars
+from kd_plugins.studies.results import Gain, Result, centre_of, scalars, shown
 
 # The axis of a data option: its key, label and file, and the position of clean data.
 _AXES = {
@@ -25,21 +25,23 @@ def position(options: Mapping[str, Any], name: str) -> float | None:
     return options[name][_AXES[name][0]] if list(options) == [name] else None
 
 
-def curves(run: Run, metric: str) -> tuple[dict[int, float], dict[int, float]]:
-    """Return a run's test and training accuracy by epoch; of training, the last value logged in each epoch.
+def curves(study: Study, run: Run) -> tuple[dict[int, float], dict[int, float]]:
+    """Return a run's metric on the test set and its training accuracy, by epoch, as the study's tables show them.
 
-    Training accuracy is logged where the head has ``cal_acc=True``, which does not change training. It is the epoch's
-    mean where the log computes it (``curves`` in configs/studies/_base_/poster.py), else one batch's. Where several
-    networks learn together it is that of the student, number 0.
+    Training accuracy, the last value logged in each epoch, is logged where the head has ``cal_acc=True``, which does
+    not change training. It is the epoch's mean where the log computes it (``curves`` in
+    configs/studies/_base_/poster.py), else one batch's. Where several networks learn together it is that of the
+    student, number 0.
     """
+    metric = study.options['metric']
     test: dict[int, float] = {}
     train: dict[int, float] = {}
     for line in scalars(run):
         if metric in line:
-            test[line['step']] = line[metric]
+            test[line['step']] = shown(study, line[metric])
         elif 'epoch' in line:
             train.update(
-                (line['epoch'], value)
+                (line['epoch'], 100 - value if study.options['error'] else value)
                 for key, value in line.items()
                 if key.endswith(('accuracy_top-1', 'accuracy_top-1_0'))
             )
@@ -118,7 +120,7 @@ def _curves(
     pyplot: Any,
 ) -> Iterator[Path]:
     centre = centre_of(study.options['average'])
-    found = {run: curves(run, study.options['metric']) for run in results if run.part == 'student'}
+    found = {run: curves(study, run) for run in results if run.part == 'student'}
     found = {run: both for run, both in found.items() if len(both[0]) > 1}  # one score is no curve
     if not found:
         return
@@ -142,7 +144,7 @@ def _curves(
                     curve: dict[int, list[float]] = {}
                     for one in seeds:
                         for epoch, value in one[part].items():
-                            curve.setdefault(epoch, []).append(100 - value if study.options['error'] else value)
+                            curve.setdefault(epoch, []).append(value)
                     if curve:
                         epochs = sorted(curve)
                         drawn.add(part)

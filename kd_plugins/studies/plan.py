@@ -34,6 +34,7 @@ DEFAULTS: dict[str, Any] = dict(
     teacher_cache=False,
     terms_from='configs/_base_/methods.py',
     metric='accuracy/top1',
+    fraction=False,
     average='mean',
     error=False,
     references=[],

@@ -16,7 +16,7 @@ from kd_plugins.studies.plan import Run, Study
 
 @dataclass(frozen=True)
 class Result:
-    """The metric of a finished run on the test set.
+    """The metric of a finished run on the test set, in percent; or the error, where the study shows that.
 
     Attributes:
         last: Value after the last epoch.
@@ -72,14 +72,19 @@ def result_of(study: Study, run: Run) -> Result | None:
     """
     if not run.finished:
         return None
-    metric, sign = study.options['metric'], -1 if study.options['error'] else 1
+    metric = study.options['metric']
     metrics = metrics_of(study, run)
     chosen_by = held_out(metric) if study.options['validation'] else metric
     lines = [line for line in (*scalars(run), metrics) if metric in line and chosen_by in line]
     best = max(lines, key=lambda line: line[chosen_by])[metric] if lines else None
     seconds = sum(session['seconds'] for session in run.record.get('sessions', []))
-    offset = 100 if study.options['error'] else 0
-    return Result(offset + sign * metrics[metric], None if best is None else offset + sign * best, seconds)
+    return Result(shown(study, metrics[metric]), None if best is None else shown(study, best), seconds)
+
+
+def shown(study: Study, value: float) -> float:
+    """Return a value of the study's metric as its tables show it: in percent, and as an error where they show that."""
+    percent = 100 * value if study.options['fraction'] else value
+    return 100 - percent if study.options['error'] else percent
 
 
 @dataclass(frozen=True)

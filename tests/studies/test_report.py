@@ -162,7 +162,7 @@ common['default_hooks']['logger']['interval'] = 2
     assert len(seen) == 5
     mean = statistics.fmean(x['accuracy_top-1'].item() for x in seen)
     assert mean != seen[-1]['accuracy_top-1'].item()
-    _, train = figures.curves(run, 'accuracy/top1')
+    _, train = figures.curves(study, run)
     assert train == {1: pytest.approx(mean, abs=1e-4)}
 
 
@@ -263,6 +263,20 @@ def test_tables_of_errors_of_medians_and_of_missing_runs(here, data):
     assert rf'Hinton & {worse} {{\scriptsize[90.0 $\pm$ 0.5]}} &' in tex
     for part in (r'\toprule', r'\midrule', r'\bottomrule', r'\begin{tabular}{lcc}'):
         assert part in tex
+
+
+@pytest.mark.parametrize(('error', 'last', 'best'), [(False, 40.0, 55.0), (True, 60.0, 45.0)])
+def test_a_metric_that_is_a_fraction_is_shown_in_percent(here, data, error, last, best):
+    options = f"seeds = [0]\nmetric = 'reid/mAP'\nfraction = True\nerror = {error}\n"
+    study = plan.load_study(str(write_study(here, data, options)))
+    run = study.students[0]
+    scores = run.folder / '20261126_000000/vis_data/scalars.json'
+    scores.parent.mkdir(parents=True)
+    scores.write_text('{"reid/mAP": 0.55, "step": 1}\n{"reid/mAP": 0.4, "step": 2}\n')
+    (run.folder / 'result.json').write_text('{"metrics": {"reid/mAP": 0.4}}')
+    found = results.result_of(study, run)
+    assert (found.last, found.best) == (pytest.approx(last), pytest.approx(best))
+    assert figures.curves(study, run)[0] == {1: pytest.approx(best), 2: pytest.approx(last)}
 
 
 def test_gains_are_paired_by_seed(here, data, monkeypatch):
