@@ -78,7 +78,7 @@ def located(text: str, config: str | Path) -> str:
     """
     parts = Path(config).resolve().parts
     beside = [os.path.join(*parts[: len(parts) - 1 - parts[::-1].index('configs')])] if 'configs' in parts else []
-    places = [text, *(os.path.join(folder, text) for folder in (*beside, PACKAGE))]
+    places = [text, *(os.path.join(folder, text) for folder in (*beside, str(PACKAGE)))]
     return next(filter(os.path.exists, places), text)
 
 
