@@ -144,6 +144,12 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
                 f'modules that can be imported ({type(error).__name__}: {error}); for a module of your own, put its '
                 'folder into PYTHONPATH'
             ) from error
+    variant = config.get('variant')
+    if not isinstance(variant, (str, type(None))):
+        raise UserError(
+            f"{path}: variant is {_short(variant)}, expected a text, the last part of the run's folder: rename it if "
+            'it is a name of your own'
+        )
     try:
         given = config.get('work_dir')
         for _, node in [('', config), *walk(config)]:
@@ -151,7 +157,7 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
                 # The paths of this project's configs begin so.
                 if isinstance(text, str) and text.startswith(('configs/', 'data/', 'work_dirs/')):
                     node[key] = located(text, path)
-        config.work_dir = work_dir or given or default_work_dir(path, config.get('variant'))
+        config.work_dir = work_dir or given or default_work_dir(path, variant)
         user_named(text for _, text in walk(config) if isinstance(text, str))
     except ImportError as error:  # a config by read_base imports a class when the class is looked at
         raise UserError(f'{path} is no valid config: {error}') from error

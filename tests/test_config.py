@@ -37,6 +37,15 @@ def test_a_run_writes_its_config_without_yapf(tmp_path, monkeypatch):
     assert load_config(str(tmp_path / 'y.py')).model == dict(type='A', sizes=[1, 2])
 
 
+def test_a_variant_names_a_folder(tmp_path):
+    """A config of 0.1 may use the name for something else."""
+    (tmp_path / 'x.py').write_text("variant = 'b'")
+    assert load_config(str(tmp_path / 'x.py')).work_dir == 'work_dirs/x/b'
+    (tmp_path / 'x.py').write_text('variant = 2')
+    with pytest.raises(UserError, match=r'x\.py: variant is 2, expected a text, .*rename'):
+        load_config(str(tmp_path / 'x.py'))
+
+
 def test_a_path_that_exists_here_stays_as_it_is_written(tmp_path, monkeypatch):
     """Data sets may join it to a name without a slash; a text of any length that begins like a path is none."""
     monkeypatch.chdir(tmp_path)
