@@ -77,10 +77,11 @@ def check_others(config: Config, above: tuple[str, ...] = ()) -> None:
     """Check the configs that a run requires, where they are not trained yet, and those that it is compared with.
 
     Raises:
-        UserError: A config is missing or invalid, or requires a run that requires it.
+        UserError: A config is missing or invalid, requires a run that requires it, or trains in another folder under
+            the variables of this environment.
     """
     above += (os.path.realpath(path := config.filename),)
-    missing = [other.config for other in config.get('requires', []) if not Path(other.checkpoint).is_file()]
+    missing = {x.config: x.checkpoint for x in config.get('requires', []) if not Path(x.checkpoint).is_file()}
     for other in [*missing, *config.get('compare', {}).values()]:
         try:
             check_config(required := load_config(other))
@@ -89,6 +90,12 @@ def check_others(config: Config, above: tuple[str, ...] = ()) -> None:
         if other in missing:
             if os.path.realpath(required.filename) in above:
                 raise UserError(f'{path} requires {other}, which requires it in turn: remove one of the two')
+            here, there = (os.path.realpath(x) for x in (required.work_dir, Path(missing[other]).parent))
+            if required.get('variant') and here != there:
+                raise UserError(
+                    f'{path} requires {missing[other]}, but {other} trains in {required.work_dir} under METHOD, '
+                    'NETWORK and the like as they are in the environment: train it first, by a command of its own'
+                )
             check_others(required, above)
 
 

@@ -668,3 +668,15 @@ def test_a_broken_result_counts_as_none_so_that_it_is_made_again(tmp_path):
         assert read_result(tmp_path) is None
     (tmp_path / 'result.json').write_text(json.dumps(good))
     assert read_result(tmp_path) == good
+
+
+def test_a_required_run_of_another_variant_is_refused_before_anything_trains(tmp_path, command, config):
+    """METHOD holds for required runs too: a student of kd, as the teacher under METHOD=at, would be trained by at."""
+    config.requires = [dict(config='b.py', checkpoint='work_dirs/b/kd/student.pth')]
+    config.dump(tmp_path / 'a.py')
+    config.requires, config.variant = [], 'at'
+    config.pop('work_dir')
+    config.dump(tmp_path / 'b.py')
+    assert command(tmp_path, 'a.py') == 1
+    error_line(tmp_path, 'a.py requires work_dirs/b/kd/student.pth, but b.py trains in work_dirs/b/at under METHOD')
+    assert not (tmp_path / 'work_dirs/b').exists()
