@@ -334,7 +334,7 @@ def build_term(index: int, config: Mapping[str, Any]) -> Term:
     """
     name = f"term '{config.get('name', f'number {index + 1}')}'"
     options = dict(config)
-    if 'of' in options:
+    if 'of' in options and 'teachers' not in options:
         print_log(f"{name}: the option 'of' is now 'teachers'; the next version drops it", 'current', logging.WARNING)
         options['teachers'] = options.pop('of')
     check_arguments(name, Term, options)

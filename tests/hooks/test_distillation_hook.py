@@ -184,6 +184,7 @@ REFUSED = {
     'number of taps, with adapters': dict(terms=[HINT | dict(teacher=STAGES[:2])]),
     'no pair': dict(terms=[AT | dict(loss=dict(type='kd_plugins.FSPLoss'))]),
     'index of a teacher': dict(terms=[KD | dict(teachers=[1])]),
+    'former and new name at once': dict(terms=[KD | {'of': [0], 'teachers': [0]}]),
     'negative weight': dict(terms=[KD | dict(weight=-1)]),
     'adapter': dict(terms=[HINT | dict(adapter='linear')]),
     'no scalar': dict(terms=[KD | dict(loss=torch.nn.MSELoss(reduction='none'))]),
