@@ -5,6 +5,8 @@ import os
 import pytest
 import torch
 
+import kd_plugins  # noqa: F401  # before a test imports mmpretrain
+
 
 def pytest_addoption(parser):
     parser.addoption(

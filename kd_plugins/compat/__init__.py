@@ -4,7 +4,7 @@ import inspect
 import re
 import sys
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +35,36 @@ def provide_mmcv_ops() -> None:
     """
     if _MMCVOpsFinder not in sys.meta_path:
         sys.meta_path.append(_MMCVOpsFinder)
+
+
+class _DependencyFinder:
+    """Finds ``mmpretrain.utils.dependency``, and nothing else, where it is, and mends what it says of transformers."""
+
+    @staticmethod
+    def find_spec(
+        fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname, path, target) if fullname == 'mmpretrain.utils.dependency' else None
+        if spec is None or spec.loader is None:
+            return None
+        run = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            run(module)
+            module.WITH_MULTIMODAL &= not module.satisfy_requirement('transformers>=5')  # type: ignore[attr-defined]
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def spare_transformers_5() -> None:
+    """Let ``import mmpretrain`` pass over its multimodal models beside transformers 5, whose API they do not know.
+
+    They would end the import of the whole package with a TypeError; without transformers mmpretrain leaves them out
+    itself. To be called before mmpretrain is imported. A second call does nothing.
+    """
+    if _DependencyFinder not in sys.meta_path:
+        sys.meta_path.insert(0, _DependencyFinder)
 
 
 def provide_interp2d() -> None:
