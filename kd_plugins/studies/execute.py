@@ -15,6 +15,7 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -41,6 +42,8 @@ class Launcher(Protocol):
 class LocalLauncher:
     """Processes of this machine, forked from a server that has imported everything and computed nothing.
 
+    Where there is a GPU, each starts anew: CUDA, which some imports look for, works in no fork.
+
     Args:
         threads: Threads of a run. Matrix libraries read the number when they are loaded.
         exported: Whether a number in the environment takes precedence.
@@ -50,11 +53,11 @@ class LocalLauncher:
         for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
             if not exported or name not in os.environ:
                 os.environ[name] = str(threads)
-        self._context = multiprocessing.get_context('forkserver')
+        self._context: Any = multiprocessing.get_context('spawn' if torch.cuda.is_available() else 'forkserver')
         self._context.set_forkserver_preload(PRELOAD)
 
     def start(self, run: Run) -> BaseProcess:
-        """Fork a process for the run."""
+        """Start a process for the run."""
         process = self._context.Process(target=train, args=(str(run.folder / 'config.py'), str(run.folder / 'log.txt')))
         process.start()
         return process

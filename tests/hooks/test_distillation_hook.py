@@ -218,16 +218,16 @@ def test_the_former_name_of_an_option_works_with_a_notice(tmp_path, data, teache
     assert "term 'kd': the option 'of' is now 'teachers'" in ''.join(capfd.readouterr())
 
 
-def test_a_copy_taken_in_training_runs_its_own_layers(tmp_path, data, teacher):
+def test_a_copy_taken_in_training_runs_its_own_layers(tmp_path, data, teacher, device):
     class Copy(Hook):
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
             copied = copy.deepcopy(runner.model)
             with torch.no_grad():
                 copied.head.fc.bias += 1
-            images = torch.randn(2, 3, 16, 16)
+            images = torch.randn(2, 3, 16, 16).to(device)
             outputs = [model.eval()(images) for model in (runner.model, copied)]
             torch.testing.assert_close(outputs[1], outputs[0] + 1)
-            sample = DataSample().set_gt_label(1)
+            sample = DataSample().set_gt_label(1).to(device)
             assert set(copied(images, [sample, sample], mode='loss')) == {'loss'}
             runner.model.train()
             copies.append(copied)

@@ -71,10 +71,10 @@ def test_wide_resnet_has_the_papers_parameters(depth: int, widen_factor: int, pu
 @pytest.mark.parametrize('model', [CifarResNet(14), CifarResNet(8, width=8), WideResNet(16, 1), WideResNet(10, 2)])
 @pytest.mark.parametrize('size', [32, 64])
 def test_three_stages_halve_the_map_and_double_the_channels(model: nn.Module, size: int) -> None:
-    shapes = {}
+    shapes, images = {}, torch.randn(2, 3, size, size)
     for name in ('stage1', 'stage2', 'stage3'):
         model.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: shapes.update({name: o.shape[1:]}))
-    (out,) = model(torch.randn(2, 3, size, size))
+    (out,) = model.to(images.device)(images)
     c = model.num_features
     assert shapes == {
         'stage1': (c // 4, size, size),
@@ -128,11 +128,11 @@ def test_wide_resnet_stage_is_input_plus_residual() -> None:
 
 @pytest.mark.parametrize('model', [CifarResNet(14), WideResNet(16, 2)])
 def test_no_later_layer_overwrites_what_a_tap_recorded(model: nn.Module) -> None:
-    seen = []
-    for module in model.modules():
+    seen, images = [], torch.randn(2, 3, 16, 16)
+    for module in model.to(images.device).modules():
         if module is not model:
             module.register_forward_hook(lambda m, i, o: seen.append((o, o.detach().clone())))
-    model(torch.randn(2, 3, 16, 16))[0].sum().backward()
+    model(images)[0].sum().backward()
     assert len(seen) > 20
     assert all(torch.equal(now, then) for now, then in seen)
 
