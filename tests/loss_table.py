@@ -6,6 +6,8 @@ from kd_plugins import functional as F
 
 LOSSES = {
     'fitnet': F.fitnet_loss,
+    'cosine': F.cosine_loss,
+    'cosine-alone': lambda s, t: F.cosine_loss(s, t, 0.0),
     'at': F.at_loss,
     'at-code': lambda s, t: F.at_loss(s, t, 'code'),
     'at-1': lambda s, t: F.at_loss(s, t, p=1),

@@ -6,6 +6,7 @@
 from .at import ATLoss
 from .base import AdversarialLoss, DistillationLoss
 from .bss import BSSLoss
+from .cosine import CosineLoss
 from .fitnet import FitNetLoss
 from .fsp import FSPLoss
 from .kd import KDLoss
@@ -18,6 +19,7 @@ __all__ = [
     'ATLoss',
     'AdversarialLoss',
     'BSSLoss',
+    'CosineLoss',
     'DistillationLoss',
     'FSPLoss',
     'FitNetLoss',
