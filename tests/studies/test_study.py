@@ -236,6 +236,22 @@ common = dict(train_cfg=dict(max_epochs=12, val_interval=12))
     assert metrics_of(run) == metrics_of(whole)
 
 
+def test_beside_a_gpu_a_run_is_no_fork_and_trains(here, data, monkeypatch):
+    study = plan.load_study(str(write_study(here, data)))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, 'is_available', lambda: True)
+        launcher = execute.LocalLauncher(1)
+    runs = study.only(['*/clean/baseline/seed0'])
+    process = launcher.start
+    started = []
+    monkeypatch.setattr(launcher, 'start', lambda run: started.append(process(run)) or started[-1])
+    execution = execute.Execution(study, runs, launcher, 1)
+    execution.run()
+    assert not execution.failed
+    assert [type(x).__name__ for x in started] == ['SpawnProcess']
+    assert runs[0].finished
+
+
 @pytest.mark.parametrize('by', ['Ctrl-C', 'SIGTERM'])
 def test_an_interrupt_stops_the_runs_and_is_recorded(here, data, by):
     path = write_study(here, data, 'common = dict(train_cfg=dict(max_epochs=500))\nseeds = [0]\n')
