@@ -8,7 +8,9 @@ from pathlib import Path
 
 from kd_plugins.errors import UserError
 
-_IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif', '.tiff', '.webp')
+# What OpenCV and Pillow both read.
+_USUAL = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.tif', '.tiff', '.gif', '.jp2', '.avif')
+_IMAGE_ENDINGS = (*_USUAL, '.ppm', '.pgm', '.pbm', '.pnm')
 
 
 def is_image(name: str | Path) -> bool:

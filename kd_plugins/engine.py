@@ -71,10 +71,11 @@ def prepare_run(
             'its hierarchy_file, allow it (--allow-pickle)'
         )
     _add_hooks(config)
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):  # every image is scored, or none
-        _check_images(config.get(name), skip_corrupt and name == 'train_dataloader')
+    _check_images(config.get('train_dataloader'), skip_corrupt)
+    for name in ('val_dataloader', 'test_dataloader'):  # every image is scored, or none
+        _check_images(config.get(name), None)
     hooks = [*config.default_hooks.values(), *(config.get('custom_hooks') or [])]
-    _check_images(hooks, False)
+    _check_images(hooks, None)
     for hook in _config_dicts(hooks):
         for name in ('switch_pipeline', 'train_pipeline'):  # which take the place of the training data's later on
             _check_images(hook.get(name), skip_corrupt)
@@ -261,8 +262,13 @@ def _config_dicts(node: Any) -> Iterator[dict[str, Any]]:
     return (value for _, value in walk(node) if isinstance(value, dict))
 
 
-def _check_images(node: Any, skip_corrupt: bool) -> None:
-    """Load the images below a node of the config through ``LoadImage``, which notices broken ones."""
+def _check_images(node: Any, skip_corrupt: bool | None) -> None:
+    """Load the images below a node of the config through ``LoadImage``, which notices broken ones.
+
+    Args:
+        node: Part of the config.
+        skip_corrupt: Whether to leave broken images out; False where the config alone says so, None never.
+    """
     for transform in _config_dicts(node):
         options = {key for key, value in transform.items() if value is not None}
         if type_name(transform) == 'LoadImageFromFile' and options <= {
@@ -274,7 +280,8 @@ def _check_images(node: Any, skip_corrupt: bool) -> None:
         }:
             transform['type'] = 'kd_plugins.LoadImage'
         if type_name(transform) == 'LoadImage':
-            transform['skip_corrupt'] = skip_corrupt
+            asked = skip_corrupt or transform.get('skip_corrupt', False)
+            transform['skip_corrupt'] = asked and skip_corrupt is not None
 
 
 def _use_cpu(config: Config) -> None:

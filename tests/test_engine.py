@@ -90,6 +90,16 @@ def test_images_are_checked_by_name_and_by_class(load):
         )
 
 
+def test_a_config_may_leave_broken_images_out_of_training_alone():
+    def loader():
+        return dict(dataset=dict(pipeline=[dict(type='kd_plugins.LoadImage', skip_corrupt=True)]))
+
+    config = Config(dict(train_dataloader=loader(), val_dataloader=loader()))
+    prepare_run(config)
+    assert config.train_dataloader.dataset.pipeline[0].skip_corrupt is True
+    assert config.val_dataloader.dataset.pipeline[0].skip_corrupt is False
+
+
 def test_the_scope_of_a_config_by_text_and_by_class():
     from mmpretrain.models import ImageClassifier
 

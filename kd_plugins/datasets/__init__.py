@@ -7,6 +7,7 @@ from kd_plugins.datasets.loading import LoadImage
 from kd_plugins.datasets.market1501 import Market1501
 from kd_plugins.datasets.samplers import PKSampler
 from kd_plugins.datasets.stl10 import STL10
+from kd_plugins.datasets.unlabelled import UnlabelledImages
 from kd_plugins.registry import DATASETS
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     'LoadImage',
     'Market1501',
     'PKSampler',
+    'UnlabelledImages',
     'corrupted',
     'whole_batch',
 ]

@@ -2,10 +2,12 @@
 
 import io
 import logging
+import zlib
 
 import cv2
 import mmcv
 import numpy as np
+import torch
 from mmcv.transforms import LoadImageFromFile
 from mmengine import fileio
 from mmengine.logging import print_log
@@ -77,7 +79,8 @@ class LoadImage(LoadImageFromFile):
     ) -> None:
         super().__init__(to_float32, color_type, imdecode_backend, backend_args=backend_args)
         self.skip_corrupt = skip_corrupt
-        self._reported: set[str] = set()
+        # By a hash of the path, in memory that the workers of a data loader share: each file is reported once.
+        self._reported = torch.zeros(2**20, dtype=torch.bool).share_memory_()
 
     def transform(self, results: dict) -> dict | None:
         """Read ``results['img_path']``; set ``img`` (H, W, 3), ``img_shape`` and ``ori_shape``."""
@@ -136,8 +139,9 @@ class LoadImage(LoadImageFromFile):
         self._report(path, f'{defect}; training takes another sample instead')
 
     def _report(self, path: str, text: str) -> None:
-        if path not in self._reported:
-            self._reported.add(path)
+        slot = zlib.crc32(str(path).encode(errors='surrogateescape')) % len(self._reported)
+        if not self._reported[slot]:
+            self._reported[slot] = True
             print_log(f'{path}: image file {text}', 'current', logging.WARNING)
 
     def __repr__(self) -> str:
