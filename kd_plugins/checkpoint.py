@@ -8,7 +8,7 @@ import re
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,8 +70,8 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', allow_pickle: b
     """Read a checkpoint, tensors and plain values only.
 
     Args:
-        path: File, ``http(s)://`` address (downloaded once into torch's hub folder), or a name that mmengine knows:
-            ``torchvision://``, ``open-mmlab://``, ``mmcls://``. Other storages are refused.
+        path: File (of torch, or ``.safetensors``), ``http(s)://`` address (downloaded once into torch's hub folder), or
+            a name that mmengine knows: ``torchvision://``, ``open-mmlab://``, ``mmcls://``. Other storages are refused.
         map_location: As in :func:`torch.load`.
         allow_pickle: Run the code that a pickled file holds, as :func:`guard_checkpoints` may have allowed for all.
             Only for files that you trust.
@@ -83,6 +83,8 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', allow_pickle: b
     allow_pickle = allow_pickle or _pickle_allowed
     if not os.path.isfile(path):
         raise UserError(f'checkpoint {path} does not exist: give the path of a .pth file, or train it first')
+    if path.endswith('.safetensors'):
+        return {'state_dict': _read_safetensors(path, map_location)}
     _check_sums(path)
     try:
         with torch.serialization.safe_globals(_SAFE):
@@ -114,6 +116,20 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', allow_pickle: b
     return checkpoint
 
 
+def _read_safetensors(path: str, map_location: Any) -> dict[str, torch.Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise UserError(f"{path} needs safetensors, which is not installed: pip install -e '.[huggingface]'") from error
+    try:
+        return load_file(path, str(map_location or 'cpu'))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UnreadableError(
+            f'{path} is not a readable checkpoint (truncated, damaged or of another format): make it again ({error})'
+        ) from error
+
+
 def _check_sums(path: str) -> None:
     """Compare a file with the checksums (CRC-32) that torch writes into it and does not read."""
     with open(path, 'rb') as file:
@@ -138,7 +154,7 @@ def _file_of(path: str) -> tuple[str, bool]:
     if not separator:
         return path, False
     if prefix in ('http', 'https'):
-        return _download(path), False
+        return download(path), False
     if prefix in ('torchvision', 'modelzoo'):
         known = mmengine_checkpoint.get_torchvision_models()
     elif prefix in ('open-mmlab', 'openmmlab'):
@@ -158,17 +174,20 @@ def _file_of(path: str) -> tuple[str, bool]:
         )
     address = known[name]
     if '://' in address:
-        return _download(address), prefix == 'mmcls'
+        return download(address), prefix == 'mmcls'
     return os.path.join(mmengine_checkpoint._get_mmengine_home(), address), False
 
 
-def _download(url: str) -> str:
+def download(url: str) -> str:
+    """Return the file of an address, downloaded once into torch's hub folder.
+
+    Raises:
+        UserError: It cannot be downloaded.
+    """
     name = os.path.basename(url.partition('?')[0])
-    folder = os.path.join(get_dir(), 'checkpoints')
-    if re.search(r'-[0-9a-f]{8,}\.\w+$', name) and os.path.isfile(os.path.join(folder, name)):
-        return os.path.join(folder, name)  # downloaded by torch or mmengine; its name has a digest of its content
-    # Several addresses may end in the same name.
-    target = os.path.join(folder, f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}')
+    if not re.search(r'-[0-9a-f]{8,}\.\w+$', name):  # else with a digest of its content, as torch and mmengine keep it
+        name = f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}'  # several addresses may end in the same name
+    target = os.path.join(get_dir(), 'checkpoints', name)
     if not os.path.isfile(target) and is_main_process():
         os.makedirs(os.path.dirname(target), exist_ok=True)
         try:
@@ -180,7 +199,7 @@ def _download(url: str) -> str:
 
 
 def read_weights(path: str | Path, prefix: str = '', allow_pickle: bool = False) -> OrderedDict[str, torch.Tensor]:
-    """Return the weights inside a checkpoint: under ``state_dict``, or the whole dictionary.
+    """Return the weights inside a checkpoint: under ``state_dict`` or ``model``, or the whole dictionary.
 
     Args:
         path: As for :func:`read_checkpoint`.
@@ -200,6 +219,8 @@ def weights_of(checkpoint: Mapping[str, Any], path: str | Path, prefix: str = ''
         UserError: The checkpoint holds no weights.
     """
     weights = checkpoint.get('state_dict', checkpoint)
+    if isinstance(weights.get('model'), Mapping):  # as timm's and torchvision's own training keeps it
+        weights = weights['model']
     if not any(isinstance(value, torch.Tensor) for value in weights.values()):
         raise UserError(f'{path} holds no weights: expected a dictionary of tensors, by themselves or under state_dict')
     found: Any = OrderedDict((name.removeprefix('module.'), value) for name, value in weights.items())
@@ -287,18 +308,47 @@ def load_loosely(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor]
     )
 
 
-def load_weights(model: torch.nn.Module, path: str | Path, allow_pickle: bool = False) -> dict[str, Any]:
+def load_weights(
+    model: torch.nn.Module,
+    path: str | Path,
+    allow_pickle: bool = False,
+    revise_keys: Sequence[tuple[str, str]] = (),
+) -> dict[str, Any]:
     """Load a checkpoint into a model, all of it into all of the model, see :func:`load_loosely`; return it.
+
+    Args:
+        model: The model.
+        path: As for :func:`read_checkpoint`.
+        allow_pickle: As for :func:`read_checkpoint`.
+        revise_keys: Pairs (pattern, replacement) of regular expressions, applied one after the other to the names in
+            the checkpoint.
 
     Raises:
         UserError: A tensor is missing, left over, or of another shape; or as :func:`read_weights`.
     """
     checkpoint = read_checkpoint(path, 'cpu', allow_pickle)
-    if misfit := load_loosely(model, weights_of(checkpoint, path)):
+    weights = _renamed(weights_of(checkpoint, path), revise_keys)
+    if misfit := load_loosely(model, weights):
         raise UserError(
             f'{path} does not fit {type(model).__name__}: {misfit}; give the checkpoint of this very config'
         )
     return checkpoint
+
+
+def _renamed(
+    weights: OrderedDict[str, torch.Tensor], revise_keys: Sequence[tuple[str, str]]
+) -> OrderedDict[str, torch.Tensor]:
+    try:
+        for pattern, replacement in revise_keys:
+            renamed: Any = OrderedDict((re.sub(pattern, replacement, name), value) for name, value in weights.items())
+            versions = getattr(weights, '_metadata', {}).items()
+            renamed._metadata = {re.sub(pattern, replacement, f'{name}.').rstrip('.'): x for name, x in versions}
+            weights = renamed
+    except (TypeError, ValueError, re.error) as error:
+        raise UserError(
+            f"revise_keys must be pairs of texts, as [(r'^backbone\\.', '')], got {revise_keys!r} ({error})"
+        ) from error
+    return weights
 
 
 def guard_checkpoints(allow_pickle: bool = False) -> None:

@@ -158,7 +158,7 @@ def test_versions_are_kept_and_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'content', [[1, 2], dict(state_dict=None), dict(state_dict={}), dict(epoch=3), dict(model=dict(w=torch.ones(1)))]
+    'content', [[1, 2], dict(state_dict=None), dict(state_dict={}), dict(epoch=3), dict(net=dict(w=torch.ones(1)))]
 )
 def test_a_file_without_weights(tmp_path, content):
     torch.save(content, tmp_path / 'x.pth')

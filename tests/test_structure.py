@@ -17,7 +17,7 @@ CORE = LEAVES | {'checkpoint', 'distillation', 'pretrained'}
 ROOMS = {
     'functional': (set(), {'torch'}),
     'losses': ({'functional', 'registry'}, {'torch'}),
-    'distillation': (CORE | {'functional', 'losses'}, {'mmengine', 'torch'}),
+    'distillation': (CORE | {'functional', 'losses'}, {'mmengine', 'torch', 'torchvision'}),
     'models': (CORE | {'losses', 'functional'}, {'mmengine', 'mmpretrain', 'torch'}),
     'hooks': (CORE | {'compat', 'losses', 'functional'}, {'mmengine', 'numpy', 'torch'}),
     'datasets': (
@@ -32,7 +32,7 @@ ROOMS = {
     'compat': (LEAVES, {'mmcv', 'mmdet', 'scipy', 'torch', 'torchvision'}),
     'utils': ({'errors'}, {'mmengine', 'numpy', 'torch'}),
     'commands': (set(), set()),
-    'checkpoint': (LEAVES | {'compat', 'unpickling'}, {'mmengine', 'numpy', 'torch'}),
+    'checkpoint': (LEAVES | {'compat', 'unpickling'}, {'mmengine', 'numpy', 'safetensors', 'torch'}),
     'config': (LEAVES | {'unpickling'}, {'mmengine'}),
     'data_files': (LEAVES, {'torchvision'}),
     'engine': (LEAVES | {'checkpoint', 'config'}, {'mmengine', 'numpy', 'torch'}),

@@ -102,8 +102,8 @@ class Distillation(nn.Module):
     Args:
         student: Network to train; it is not changed here.
         teacher: Config dict of a teacher, ``dict(config=..., checkpoint=...)``: the arguments of
-            :func:`~kd_plugins.distillation.sources.build_teacher` and the options ``cache`` and ``bf16`` of
-            :class:`~kd_plugins.distillation.teacher.Teacher`. Or a list of such dicts.
+            :func:`~kd_plugins.distillation.sources.build_teacher` and the options ``cache``, ``bf16`` and
+            ``size`` of :class:`~kd_plugins.distillation.teacher.Teacher`. Or a list of such dicts.
         terms: Config dicts of terms: the arguments of :class:`~kd_plugins.distillation.term.Term`.
         task: Whether the task's losses train the student. If not, they are still computed and logged, without gradient.
 
@@ -164,7 +164,7 @@ class Distillation(nn.Module):
         if several and not taps:
             raise UserError(f'{which}: no term uses it: add its index to the teachers=[...] of a term, or remove it')
         network = dict(config)
-        options = {name: network.pop(name) for name in ('cache', 'bf16') if name in network}
+        options = {name: network.pop(name) for name in ('cache', 'bf16', 'size') if name in network}
         check_arguments(which, build_teacher, network)
         try:
             preprocessor = getattr(self.recorder.model, 'data_preprocessor', None)

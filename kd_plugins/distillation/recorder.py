@@ -43,18 +43,20 @@ class Recorder:
     Args:
         model: Network whose submodules are recorded.
         taps: Names of submodules.
+        whole: Whether ``''`` is a tap, too: the output of the network itself.
 
     Raises:
         UserError: A tap is not a submodule of the model; the message lists the nearest names.
     """
 
-    def __init__(self, model: nn.Module, taps: Iterable[str]) -> None:
+    def __init__(self, model: nn.Module, taps: Iterable[str], whole: bool = False) -> None:
         modules = dict(model.named_modules())
         self.model = model
         self._taps = list(dict.fromkeys(taps))
         for tap in self._taps:
-            if not tap or tap not in modules:
-                raise UserError(f"{type(model).__name__} has no module '{tap}' to tap; {nearest(tap, modules)}")
+            if tap not in modules or not (tap or whole):
+                output = "; '' taps its output" if whole else ''
+                raise UserError(f"{type(model).__name__} has no module '{tap}' to tap; {nearest(tap, modules)}{output}")
         self._cloned: set[str] = set()
         self._single_runs = self._probed = False
 

@@ -1,63 +1,141 @@
-"""Where a teacher comes from: its config and its weights."""
+"""Where a teacher comes from: its network, its weights, and the normalisation that it expects."""
 
 import copy
+import importlib
+import inspect
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import reduce
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import mmengine
+import torch
 from mmengine.hub import get_config
 from mmengine.logging import print_log
-from mmengine.model import BaseDataPreprocessor, BaseModule
+from mmengine.model import BaseDataPreprocessor, BaseModel, BaseModule
 from torch import nn
 
-from kd_plugins.checkpoint import load_weights
+from kd_plugins.checkpoint import download, load_weights
+from kd_plugins.distillation.teacher import RGBImages
 from kd_plugins.errors import UserError
 from kd_plugins.pretrained import check_pretrained
-from kd_plugins.registry import MODELS, type_name
-from kd_plugins.utils.names import first
+from kd_plugins.registry import MODELS, check_arguments, type_name
+from kd_plugins.utils.names import first, nearest
+
+_REQUIRED: Any = object()  # config= has to say checkpoint=None: few of those networks load weights themselves
+Statistics = tuple[Sequence[float], Sequence[float]]  # mean and std of RGB pixels of 0 to 255
 
 
 def build_teacher(
-    config: str | dict[str, Any],
-    checkpoint: str | None,
-    data_preprocessor: dict[str, Any] | None = None,
+    config: str | Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = _REQUIRED,
+    data_preprocessor: Mapping[str, Any] | None = None,
     allow_pickle: bool = False,
+    *,
+    timm: str | None = None,
+    torchvision: str | None = None,
+    huggingface: str | None = None,
+    build: str | Mapping[str, Any] | None = None,
+    weights: str | None = 'DEFAULT',
+    revise_keys: Sequence[tuple[str, str]] = (),
 ) -> nn.Module:
-    """Build a teacher's network, see :func:`build_network`, and load its weights.
+    """Build a teacher's network from one source, and load its weights.
+
+    =============== ====================================================================================================
+    source          the network
+    =============== ====================================================================================================
+    ``config``      Path of a config, ``package::path`` of a stock one (``mmpretrain::resnet/resnet101_8xb32_in1k.py``,
+                    also one without a head, ``mmpretrain::dinov2/vit-small-p14_dinov2-pre_headless.py``), or the config
+                    dict of a model or of a bare backbone (``dict(type='mmpretrain.MobileNetV2', out_indices=(7,))``).
+                    Of a model that distils, the student. Needs ``checkpoint``.
+    ``timm``        Name in timm, with the tag of its weights: ``'vit_small_patch14_dinov2.lvd142m'``.
+    ``torchvision`` Name in torchvision: ``'resnet50'``.
+    ``huggingface`` Name of a model on the Hugging Face hub or its folder: ``'facebook/dinov2-small'``. Of a model of
+                    images and text, the part for images.
+    ``build``       A function that returns any ``nn.Module``: ``'module:function'``, ``'path/of/file.py:function'`` or,
+                    with arguments, ``dict(function='torch.hub:load', repo_or_dir='...', model='...')``.
+    =============== ====================================================================================================
+
+    All but ``config`` state their normalisation, of RGB images, themselves, or none (``build``); the student's batch is
+    converted to it.
 
     Args:
-        config: As for :func:`build_network`.
-        checkpoint: File or address of the weights. With ``None``, the ``init_cfg`` of the network's parts loads them;
-            parameters that stay random are logged.
-        data_preprocessor: As for :func:`build_network`.
+        config: See the table, as ``timm``, ``torchvision``, ``huggingface`` and ``build``; exactly one is given.
+        checkpoint: File or address of the weights, ``.pth`` or ``.safetensors``. With ``None``, a config's parts load
+            those of their ``init_cfg`` (parameters that stay random are logged), and the other libraries their own,
+            which they download once.
+        data_preprocessor: Config dict of the preprocessor that the network was trained with, in place of its own:
+            ``dict(mean=..., std=..., to_rgb=True)``. One without mean and std means raw pixels; an empty one means the
+            student's batch as it is.
         allow_pickle: Whether to run the code in a pickled checkpoint; only for files that you trust.
+        weights: The library's own weights, where there is no checkpoint: ``'DEFAULT'``; of torchvision a name as
+            ``'IMAGENET1K_V1'``; or ``None`` for random ones.
+        revise_keys: Pairs (pattern, replacement) of regular expressions for the names in the checkpoint, as
+            mmengine's loaders have: ``[(r'^backbone\\.', '')]``.
 
     Raises:
-        UserError: The config or the checkpoint is missing, or they do not match.
+        UserError: None or several sources are given; a network, a library or weights are missing; or the weights do not
+            fit the network.
     """
+    sources = dict(config=config, timm=timm, torchvision=torchvision, huggingface=huggingface, build=build)
+    given = [name for name, value in sources.items() if value is not None]
+    if len(given) != 1:
+        raise UserError(
+            f'a teacher comes from exactly one of {", ".join(f"{name}=" for name in sources)}, '
+            f'got {" and ".join(given) or "none"}'
+        )
+    source = given[0]
+    if checkpoint is _REQUIRED:
+        if source == 'config':
+            raise UserError("the teacher needs the option 'checkpoint': give its file, or None")
+        checkpoint = None
     if not isinstance(checkpoint, (str, Path, type(None))):
         raise UserError(f"a teacher's checkpoint must be a path, an address or None, got {checkpoint!r}")
-    network = build_network(config, data_preprocessor)
-    if checkpoint is not None:
-        load_weights(network, checkpoint, allow_pickle)
+    if data_preprocessor is not None and not isinstance(data_preprocessor, Mapping):
+        raise UserError(f"a teacher's data_preprocessor must be a config dict, got {data_preprocessor!r}")
+    if source in ('config', 'build') and weights != 'DEFAULT':
+        raise UserError(
+            f'weights={weights!r} is for timm=, torchvision= and huggingface=: with {source}= give checkpoint='
+        )
+    if source in ('timm', 'huggingface') and weights not in ('DEFAULT', None):
+        raise UserError(f"weights= beside {source}= must be 'DEFAULT' or None (random), got {weights!r}")
+    if source != 'build' and source != 'config' and not isinstance(sources[source], str):
+        raise UserError(f'{source}= must be a name, got {sources[source]!r}')
+    if source == 'config':
+        network = build_network(config, data_preprocessor)
+        if checkpoint is None:
+            _initialise(network)
     else:
-        _initialise(network)
+        own = weights if checkpoint is None else None
+        statistics: Statistics | None = None
+        if timm is not None:
+            network, statistics = _from_timm(timm, own)
+        elif torchvision is not None:
+            network, statistics = _from_torchvision(torchvision, own)
+        elif huggingface is not None:
+            network, statistics = _from_huggingface(huggingface, own, allow_pickle)
+        else:
+            network = _from_function(build)
+            own = 'its own'
+        if checkpoint is None and own is None:
+            _warn(f'the teacher {source}={sources[source]!r} has random weights, as weights=None says')
+        _add_preprocessor(network, statistics, data_preprocessor)
+    if checkpoint is not None:
+        load_weights(network, checkpoint, allow_pickle, revise_keys)
     return network
 
 
 def build_network(
-    config: str | dict[str, Any],
-    data_preprocessor: dict[str, Any] | None = None,
+    config: str | Mapping[str, Any] | None,
+    data_preprocessor: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """Build a network without loading weights.
-
-    Args:
-        config: Path of a config, ``package::path`` of a stock one (``mmpretrain::resnet/resnet101_8xb32_in1k.py``), or
-            a model's config dict. For a model that distils, its student is built.
-        data_preprocessor: Config dict of the preprocessor that the network was trained with, in place of its own. One
-            without mean and std means raw pixels; an empty one means the student's batch as it is.
+    """Build a network from a config, without loading weights; see :func:`build_teacher`.
 
     Raises:
         UserError: The config is missing.
@@ -74,7 +152,8 @@ def build_network(
             ) from error
         if 'model' not in file:
             raise UserError(f'the teacher config {file.filename} has no model: give the config of a whole network')
-        scope = file.get('default_scope')
+        # Stock configs without a head have no default_scope.
+        scope = file.get('default_scope') or (config.partition('::')[0] if '::' in config else None)
         model = file.model
         model.setdefault('data_preprocessor', file.get('data_preprocessor'))
     elif isinstance(config, Mapping) and 'type' in config:
@@ -88,11 +167,214 @@ def build_network(
     model = copy.deepcopy(dict(model))  # mmdet modifies config dicts while building
     if data_preprocessor is not None:
         model['data_preprocessor'] = data_preprocessor or None
-    with MODELS.switch_scope_and_registry(scope) as registry:
+    with MODELS.switch_scope_and_registry(model.get('_scope_', scope)) as registry:
+        class_ = registry.get(model['type']) if isinstance(model['type'], str) else model['type']
+        own = None
+        bare = inspect.isclass(class_) and not issubclass(class_, BaseModel)
+        if bare:  # a backbone: it takes no data_preprocessor
+            own = model.pop('data_preprocessor', None)
         network = registry.build(model)
-    if model.get('data_preprocessor') is None and hasattr(network, 'data_preprocessor'):
+    if bare:
+        _add_preprocessor(network, None, own if data_preprocessor is None else data_preprocessor)
+    elif model.get('data_preprocessor') is None and hasattr(network, 'data_preprocessor'):
         network.data_preprocessor = BaseDataPreprocessor()  # mmpretrain's default would mean raw pixels
+        if data_preprocessor is None:
+            _warn_of_unknown_normalisation()
     return network
+
+
+def _from_timm(name: str, weights: str | None) -> tuple[nn.Module, Statistics]:
+    timm = _optional('timm', 'timm')
+    if ':' not in name:  # neither hf-hub: nor local-dir:
+        known = {*timm.list_models(), *timm.list_pretrained()}
+        if name not in known:
+            raise UserError(f"timm has no model '{name}'; {nearest(name, sorted(known))}")
+
+    def create(**options: Any) -> nn.Module:
+        try:
+            # Vision transformers then resize their position tables to the images.
+            return timm.create_model(name, dynamic_img_size=True, **options)
+        except TypeError as error:
+            if 'dynamic_img_size' not in str(error):
+                raise
+            return timm.create_model(name, **options)
+
+    try:
+        with _quiet('huggingface_hub'):
+            network = create(pretrained=weights is not None)
+    except (OSError, RuntimeError) as error:
+        given = timm.get_pretrained_cfg(name, allow_unregistered=True) if ':' not in name else None
+        where = f'its weights in {name}'
+        if given is not None and given.hf_hub_id:
+            file = given.hf_hub_filename or 'model.safetensors'
+            where = f'https://huggingface.co/{given.hf_hub_id}/resolve/main/{file}'
+        elif given is not None and given.url:
+            where = given.url
+        raise UserError(
+            f"timm='{name}': its weights cannot be loaded ({_line(error)}); fetch {where} and give the file as "
+            'checkpoint=, or weights=None for random ones'
+        ) from error
+    about: Any = network.pretrained_cfg
+    return network, ([255 * x for x in about['mean']], [255 * x for x in about['std']])
+
+
+def _from_torchvision(name: str, weights: str | None) -> tuple[nn.Module, Statistics]:
+    from torchvision import models
+
+    if name not in models.list_models():
+        raise UserError(f"torchvision has no model '{name}'; {nearest(name, models.list_models())}")
+    known = models.get_model_weights(name)
+    if weights is not None and weights not in ('DEFAULT', *known.__members__):
+        raise UserError(f"torchvision='{name}' has no weights '{weights}': give one of {', '.join(known.__members__)}")
+    chosen = None if weights is None else known[weights]
+    options: dict[str, Any] = {}
+    if 'weights_backbone' in inspect.signature(models.get_model_builder(name)).parameters:
+        options['weights_backbone'] = None  # else downloaded, too
+    if chosen is not None:
+        download(chosen.url)  # to where torchvision looks for it
+    with mock.patch.dict('os.environ', TORCH_FORCE_WEIGHTS_ONLY_LOAD='1'):
+        network = models.get_model(name, weights=chosen, **options)
+    transforms = (chosen or known['DEFAULT']).transforms()
+    # Those of detectors convert to 0..1 and leave the rest to the network.
+    mean, std = getattr(transforms, 'mean', [0.0] * 3), getattr(transforms, 'std', [1.0] * 3)
+    return network, ([255 * x for x in mean], [255 * x for x in std])
+
+
+def _from_huggingface(name: str, weights: str | None, allow_pickle: bool) -> tuple[nn.Module, Statistics | None]:
+    transformers = _optional('transformers', 'huggingface')
+    missing: list[str] = []
+    try:
+        with _quiet('huggingface_hub', 'transformers'):
+            if weights is None:
+                settings = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+                network = transformers.AutoModel.from_config(settings)
+            else:
+                network, report = transformers.AutoModel.from_pretrained(
+                    name,
+                    output_loading_info=True,
+                    trust_remote_code=False,
+                    weights_only=not allow_pickle,
+                    dtype=torch.float32,
+                )
+                missing = sorted(report['missing_keys'])
+    except Exception as error:  # of the hub, the files or the code that reads them
+        raise UserError(
+            f"huggingface='{name}' cannot be loaded ({_line(error)}): fetch config.json, preprocessor_config.json and "
+            f'model.safetensors of https://huggingface.co/{name} into a folder and give that, or correct the name'
+        ) from error
+    # Files of classifiers lack the pooler, which their networks do not have.
+    if lacking := [key for key in missing if 'pooler' not in key]:
+        raise UserError(f"huggingface='{name}': its weights lack {first(lacking)}: they are of another network")
+    if missing:
+        _warn(f"huggingface='{name}' has random weights in {first(missing)}: do not tap them")
+    if 'input_ids' in inspect.signature(network.forward).parameters and hasattr(network, 'vision_model'):
+        network = network.vision_model
+    if 'pixel_values' not in inspect.signature(network.forward).parameters:
+        raise UserError(f"huggingface='{name}' is a {type(network).__name__}, which takes no images (pixel_values)")
+    try:
+        with _quiet('huggingface_hub', 'transformers'):
+            processor = transformers.AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError):  # the folder has none
+        return network, None
+    range_ = 1 / processor.rescale_factor if processor.do_rescale else 1.0
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+    return network, ([range_ * x for x in mean], [range_ * x for x in std])
+
+
+def _from_function(build: str | Mapping[str, Any] | None) -> nn.Module:
+    options = dict(build) if isinstance(build, Mapping) else {'function': build}
+    name = options.pop('function', None)
+    if not isinstance(name, str) or ':' not in name:
+        raise UserError(
+            f"build= must be 'module:function', 'path/of/file.py:function' or dict(function=..., ...), got {build!r}"
+        )
+    where, _, path = name.rpartition(':')
+    try:
+        module = _module_of(Path(where)) if where.endswith('.py') else importlib.import_module(where)
+    except Exception as error:  # of the user's code
+        raise UserError(
+            f"build='{name}': {where} cannot be imported ({type(error).__name__}: {_line(error)})"
+        ) from error
+    try:
+        function = reduce(getattr, path.split('.'), module)
+    except AttributeError:
+        raise UserError(f"build='{name}': {where} has no '{path}'; {nearest(path, vars(module))}") from None
+    if not callable(function):
+        raise UserError(f"build='{name}' is a {type(function).__name__}, expected a function that returns a network")
+    try:
+        check_arguments(f"build='{name}'", function, options)
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise  # else a builtin has no signature
+    network = function(**options)
+    if not isinstance(network, nn.Module):
+        raise UserError(f"build='{name}' returned a {type(network).__name__}, expected an nn.Module")
+    return network
+
+
+def _module_of(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError('it does not exist')
+    spec = spec_from_file_location(path.stem, path)
+    module = module_from_spec(spec)  # type: ignore[arg-type]  # a .py file has a spec and a loader
+    # Its imports find what is beside it, as those of a script do.
+    with mock.patch.object(sys, 'path', [str(path.parent.absolute()), *sys.path]):
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+    return module
+
+
+def _add_preprocessor(
+    network: nn.Module, statistics: Statistics | None, data_preprocessor: Mapping[str, Any] | None
+) -> None:
+    """Add a data preprocessor to a network of another library: the given one, or one of its statistics."""
+    if data_preprocessor:
+        network.data_preprocessor = MODELS.build({'type': 'mmpretrain.ClsDataPreprocessor'} | dict(data_preprocessor))
+    elif data_preprocessor is None and statistics is not None:
+        network.data_preprocessor = RGBImages(*statistics)
+    elif data_preprocessor is not None or not hasattr(network, 'data_preprocessor'):
+        network.data_preprocessor = BaseDataPreprocessor()
+        if data_preprocessor is None:
+            _warn_of_unknown_normalisation()
+
+
+def _warn_of_unknown_normalisation() -> None:
+    _warn(
+        "the teacher states no normalisation, and gets the student's batch as it is: give it "
+        'data_preprocessor=dict(mean=..., std=..., to_rgb=...), or data_preprocessor={} where that is right'
+    )
+
+
+def _optional(package: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(
+            f"a teacher from {extra}= needs {error.name}, which is not installed: pip install -e '.[{extra}]'"
+        ) from error
+
+
+@contextmanager
+def _quiet(*libraries: str) -> Iterator[None]:
+    """Silence warnings of libraries, such as one for each of five attempts to connect."""
+    loggers = [logging.getLogger(name) for name in libraries]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _line(error: BaseException) -> str:
+    """Return the first sentence of an error."""
+    text = ' '.join(str(error).split()).partition('. ')[0].rstrip('.')
+    return text or type(error).__name__
+
+
+def _warn(line: str) -> None:
+    print_log(line, 'current', logging.WARNING)
 
 
 def _initialise(network: nn.Module) -> None:
@@ -107,9 +389,7 @@ def _initialise(network: nn.Module) -> None:
         for key in found:
             random.pop(f'{name}.{key}'.lstrip('.'), None)
     if random:
-        print_log(
+        _warn(
             f'the teacher has no checkpoint, and random weights in {first(list(random))}: give it a checkpoint, unless '
-            'its network loads weights itself',
-            'current',
-            logging.WARNING,
+            'its network loads weights itself'
         )

@@ -1,16 +1,35 @@
 """The frozen teacher."""
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.model import BaseModel, ImgDataPreprocessor
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from kd_plugins.distillation.cache import FeatureCache
 from kd_plugins.distillation.recorder import Features, Recorder
 from kd_plugins.errors import UserError
+
+
+class RGBImages(ImgDataPreprocessor):
+    """Normalisation of a network of another library, which takes RGB images.
+
+    The student's preprocessor states a conversion, not an order: with ``to_rgb=False`` its batch is BGR, as OpenMMLab
+    loads images, or RGB where the data set is (CIFAR). Its mean tells them apart: natural images are more red than
+    blue.
+
+    Args:
+        mean: Mean of the channels R, G and B, of pixels of 0 to 255.
+        std: Their standard deviation.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(mean, std, bgr_to_rgb=True)
 
 
 class _Renormalise(nn.Module):
@@ -57,6 +76,8 @@ class _Renormalise(nn.Module):
                 f"the teacher's data_preprocessor has a mean of {mean_t.numel()} channels, the student's "
                 f'of {mean_s.numel()}: both get the same images, so give both as many channels'
             )
+        if isinstance(teacher, RGBImages) and not flip_s and mean_s.numel() == 3 and mean_s[0] > mean_s[2]:
+            flip_t = False  # the data set gives RGB
         self.flip, self.student_pad, self.pad = flip_s != flip_t, pad_s, pad
         if self.flip:
             mean_s, std_s = mean_s.flip(0), std_s.flip(0)
@@ -92,11 +113,13 @@ class Teacher:
 
     Args:
         model: The network; it is frozen here.
-        taps: Names of the submodules whose outputs are recorded.
+        taps: Names of the submodules whose outputs are recorded; ``''`` is the network itself.
         student_preprocessor: The student's data preprocessor, which normalises the inputs.
         cache: Folder of a :class:`kd_plugins.distillation.cache.FeatureCache`; None for no cache.
         bf16: Whether to run in bfloat16 and channels-last, whatever the student uses: three times as fast on a CPU with
             bfloat16 units. By default the teacher uses the student's precision and layout.
+        size: Height and width to which the batch is resized for the teacher (bilinear, antialiased), or one number for
+            both. By default the teacher sees the student's size.
 
     Raises:
         UserError: A tap is not a submodule, an option has an invalid value, or the two preprocessors do not match.
@@ -109,16 +132,28 @@ class Teacher:
         student_preprocessor: nn.Module | None = None,
         cache: str | None = None,
         bf16: bool = False,
+        size: int | Sequence[int] | None = None,
     ) -> None:
         if not isinstance(cache, (str, Path, type(None))):
             raise UserError(f"a teacher's cache must be a folder or None, got {cache!r}")
         if not isinstance(bf16, bool):
             raise UserError(f"a teacher's bf16 must be True or False, got {bf16!r}")
-        self.model = model.eval().requires_grad_(False)
+        sides = [size, size] if isinstance(size, int) else size
+        if sides is not None and not (
+            isinstance(sides, Sequence) and len(sides) == 2 and all(type(x) is int and x > 0 for x in sides)
+        ):
+            raise UserError(f"a teacher's size must be a number of pixels or (height, width), got {size!r}")
+        model.eval()  # some networks of mmpretrain return None
+        model.requires_grad_(False)
+        self.model = model
         self._bf16 = bf16
+        self._size = None if sides is None else (sides[0], sides[1])
+        if self._size and hasattr(model, 'set_input_size') and not getattr(model, 'dynamic_img_size', False):
+            model.set_input_size(self._size)  # type: ignore[operator]  # of timm's networks that take one size
+        self._takes = _arguments_of(model)
         if bf16:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
-        self.recorder = Recorder(model, taps := list(taps))
+        self.recorder = Recorder(model, taps := list(taps), whole=True)
         self._convert = _Renormalise(student_preprocessor, getattr(model, 'data_preprocessor', None))
         self._cache = None
         if cache is not None:
@@ -131,6 +166,7 @@ class Teacher:
                     str(
                         convert.identity or (convert.flip, convert.scale.tolist(), convert.shift.tolist(), convert.pad)
                     ),
+                    *([str(self._size)] if self._size else []),
                 ],
             )
 
@@ -144,9 +180,30 @@ class Teacher:
 
     @torch.no_grad()
     def probe(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
-        """Return the features at the taps, from the whole network, and find out which layers they do not need."""
+        """Return the features at the taps, from the whole network, and find out which layers they do not need.
+
+        Raises:
+            UserError: The teacher cannot run on images of this size.
+        """
+        height, width = self._size or inputs.shape[-2:]
+        remedy = "give size=(height, width) in the teacher's config dict"
+        if (patch := _patch_of(self.model)) and (height % patch[0] or width % patch[1]):
+            near = tuple(max(1, round(x / y)) * y for x, y in zip((height, width), patch, strict=True))
+            raise UserError(
+                f'the teacher has patches of {patch[0]} x {patch[1]} pixels, but gets images of {height} x {width}: '
+                f'{remedy}, as size={near}'
+            )
         with self.recorder.probing() as features:
-            self._forward(inputs, data_samples)
+            try:
+                self._forward(inputs, data_samples)
+            except torch.OutOfMemoryError:
+                raise
+            except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError) as error:
+                reason = ' '.join(str(error).split()) or type(error).__name__
+                raise UserError(
+                    f'the teacher, {type(self.model).__name__}, does not run on images of {height} x {width} pixels '
+                    f'({reason}): {remedy} that it takes'
+                ) from error
         return features
 
     @torch.no_grad()
@@ -168,4 +225,37 @@ class Teacher:
         return features
 
     def _forward(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> None:
-        self.model(self._convert(inputs, data_samples), data_samples, mode='tensor')
+        images = self._convert(inputs, data_samples)
+        if self._size and images.shape[-2:] != self._size:
+            images = interpolate(images, self._size, mode='bilinear', antialias=True)
+        if self._takes is None:
+            self.model(images, data_samples, mode='tensor')
+        else:
+            name, options = self._takes
+            self.model(*([] if name else [images]), **({name: images} if name else {}), **options)
+
+
+def _arguments_of(model: nn.Module) -> tuple[str, dict[str, Any]] | None:
+    """Return how a network of another library takes its images, or None for one of OpenMMLab's."""
+    parameters = inspect.signature(model.forward).parameters
+    if isinstance(model, BaseModel) or 'mode' in parameters:
+        return None
+    if 'pixel_values' not in parameters:
+        return '', {}
+    # Else transformers' networks take images of one size alone.
+    return 'pixel_values', {'interpolate_pos_encoding': True} if 'interpolate_pos_encoding' in parameters else {}
+
+
+def _patch_of(model: nn.Module) -> tuple[int, int] | None:
+    """Return the patch size of a vision transformer that neither pads its images nor merges small patches."""
+    for name, module in model.named_modules():
+        if (
+            isinstance(module, nn.Conv2d)
+            and module.in_channels == 3
+            and module.stride == module.kernel_size > (4, 4)
+            and module.padding in ((0, 0), 'valid')
+        ):
+            owner = model.get_submodule(name.rpartition('.')[0])
+            pads = getattr(owner, 'adaptive_padding', None) is not None or getattr(owner, 'dynamic_img_pad', False)
+            return None if pads else (module.kernel_size[0], module.kernel_size[1])
+    return None

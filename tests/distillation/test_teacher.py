@@ -216,7 +216,8 @@ def test_missing_config(tmp_path):
 @pytest.mark.parametrize(
     ('config', 'message'),
     [
-        (None, "must be a path, package::path, or a model's config dict with a 'type', got None"),
+        (None, 'comes from exactly one of config=, timm=, torchvision=, huggingface=, build=, got none'),
+        (5, "must be a path, package::path, or a model's config dict with a 'type', got 5"),
         ({}, r'got \{\}'),
         ('nowhere::resnet.py', 'teacher config nowhere::resnet.py: .*; give a path or package::path'),
         ('mmpretrain::_base_/datasets/cifar10_bs16.py', 'cifar10_bs16.py has no model: give the config of a whole'),

@@ -1,0 +1,292 @@
+"""Teachers of other libraries: their networks, weights and normalisation."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.model import BaseDataPreprocessor, ImgDataPreprocessor
+from mmengine.registry import DefaultScope
+from PIL import Image
+from safetensors.torch import save_file
+from tiny import equal
+from torch import nn
+
+from kd_plugins.distillation import sources
+from kd_plugins.distillation.sources import build_teacher
+from kd_plugins.distillation.teacher import Teacher
+from kd_plugins.errors import UserError
+
+VIT = 'test_vit.r160_in1k'  # timm's own network for tests: 64 channels, patches of 16
+MOBILENET = dict(type='mmpretrain.MobileNetV2', widen_factor=0.25, out_indices=(4, 7))
+
+
+@pytest.fixture
+def log(monkeypatch):
+    lines = []
+    monkeypatch.setattr(sources, 'print_log', lambda line, *_: lines.append(line))
+    return lines
+
+
+def network_of(name='network'):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+
+
+def saved(network, path):
+    if path.suffix == '.safetensors':
+        save_file(network.state_dict(), path)
+    else:
+        torch.save(network.state_dict(), path)
+    return str(path)
+
+
+def dinov2(folder):
+    """Save a tiny DINOv2 as transformers does, with a normalisation of its own."""
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=7, image_size=28)
+    network = Dinov2Model(config)
+    network.save_pretrained(folder)
+    BitImageProcessor(image_mean=[0.5, 0.4, 0.3], image_std=[0.3, 0.2, 0.1]).save_pretrained(folder)
+    return network
+
+
+# ---- one source ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('teacher', 'message'),
+    [
+        (dict(), 'exactly one of config=, timm=, torchvision=, huggingface=, build=, got none'),
+        (dict(timm=VIT, build='a:b'), 'got timm and build'),
+        (dict(config=MOBILENET), "needs the option 'checkpoint'"),
+        (dict(config=MOBILENET, checkpoint=None, weights=None), 'weights=None is for timm=, torchvision= and'),
+        (dict(timm=VIT, weights='IMAGENET1K_V1'), "must be 'DEFAULT' or None"),
+        (dict(timm=5), 'timm= must be a name, got 5'),
+        (dict(timm=VIT, data_preprocessor=5), 'data_preprocessor must be a config dict, got 5'),
+        (dict(timm='resnet188'), "timm has no model 'resnet188'; nearest names: resnet18"),
+        (dict(timm='vit_small_patch14_dinov2.lvd142'), r'nearest names: vit_small_patch14_dinov2\.lvd142m'),
+        (dict(torchvision='resnet188'), "torchvision has no model 'resnet188'; nearest names: resnet18"),
+        (dict(torchvision='resnet18', weights='V2'), "no weights 'V2': give one of IMAGENET1K_V1"),
+        (dict(build='torchvision.models.resnet18'), "must be 'module:function'"),
+        (dict(build=dict(arg=1)), "must be 'module:function'"),
+        (dict(build='nosuch.module:f'), 'nosuch.module cannot be imported .*nosuch'),
+        (dict(build='nosuch.py:f'), r'nosuch\.py cannot be imported .*does not exist'),
+        (dict(build='torchvision.models:resnet181'), "has no 'resnet181'; nearest names: resnet18"),
+        (dict(build='torchvision:__version__'), 'is a .*, expected a function'),
+        (dict(build=dict(function='torch.nn:Linear', in_feature=2, out_features=2)), "did you mean 'in_features'"),
+        (dict(build='collections:OrderedDict'), 'returned a OrderedDict, expected an nn.Module'),
+    ],
+)
+def test_mistakes_end_in_one_line(teacher, message):
+    with pytest.raises(UserError, match=message) as error:
+        build_teacher(**teacher)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(('package', 'extra'), [('timm', 'timm'), ('transformers', 'huggingface')])
+def test_a_missing_library_names_its_extra(monkeypatch, package, extra):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"{extra}= needs {package}, .*pip install -e '\.\[{extra}\]'"):
+        build_teacher(**{extra: 'x'})
+
+
+# ---- config ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stock_config_without_a_head_has_the_scope_of_its_package(log):
+    """Such a config has no default_scope; the run may be one of mmdet."""
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        network = build_teacher('mmpretrain::dinov2/vit-small-p14_dinov2-pre_headless.py', None)
+    assert type(network.backbone).__module__.startswith('mmpretrain')
+    assert network.data_preprocessor.to_rgb
+    features = Teacher(network, ['backbone.layers.11'])(torch.randn(1, 3, 28, 28), None)
+    assert features['backbone.layers.11'][0].shape == (1, 1 + 4, 384)
+
+
+def test_a_detector_in_a_run_of_mmpretrain():
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        network = sources.build_network('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py')
+        features = Teacher(network, ['neck'])(torch.randn(1, 3, 64, 64), None)
+    assert type(network).__module__.startswith('mmdet')
+    assert [level.shape[1] for level in features['neck']] == [256] * 5
+
+
+def test_a_bare_backbone(tmp_path, log):
+    """Its ``eval()`` returns None, and its forward takes images alone."""
+    own = build_teacher(MOBILENET, None)
+    path = tmp_path / 'mobilenet.pth'
+    torch.save({f'backbone.{key}': value for key, value in own.state_dict().items()}, path)
+    network = build_teacher(MOBILENET, str(path), revise_keys=[(r'^backbone\.', '')])
+    assert equal(network.state_dict(), own.state_dict())
+    assert 'states no normalisation' in log[-1]
+    images = torch.randn(2, 3, 32, 32)
+    features = Teacher(network, ['', 'conv2'])(images, None)
+    assert [x.shape[1] for x in features['']] == [24, 1280]
+    own.train(False)
+    assert torch.equal(features['conv2'][0], own(images)[1])
+    with pytest.raises(UserError, match=r'does not fit MobileNetV2: conv1\.conv\.weight is missing'):
+        build_teacher(MOBILENET, str(path))
+
+
+def test_a_bare_backbones_preprocessor_is_its_teachers(log):
+    network = build_teacher(MOBILENET, None, dict(mean=[1.0, 2, 3], std=[1.0] * 3, to_rgb=True))
+    assert network.data_preprocessor.mean.flatten().tolist() == [1, 2, 3]
+    assert not any('normalisation' in line for line in log)
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('ending', ['pth', 'safetensors'])
+@pytest.mark.parametrize(
+    'teacher', [dict(timm=VIT), dict(torchvision='squeezenet1_0'), dict(build=f'{__name__}:network_of')]
+)
+def test_a_checkpoint_is_loaded(tmp_path, log, teacher, ending):
+    random = {} if 'build' in teacher else dict(weights=None)
+    own = build_teacher(**teacher, **random)
+    path = saved(own, tmp_path / f'weights.{ending}')
+    log.clear()
+    network = build_teacher(**teacher, checkpoint=path)
+    assert equal(network.state_dict(), own.state_dict())
+    assert not [line for line in log if 'random' in line]
+    other = saved(nn.Linear(2, 2), tmp_path / f'other.{ending}')
+    with pytest.raises(UserError, match=rf'other\.{ending} does not fit {type(own).__name__}: .*is missing'):
+        build_teacher(**teacher, checkpoint=other)
+    (tmp_path / f'cut.{ending}').write_bytes(Path(path).read_bytes()[:-9])
+    with pytest.raises(UserError, match=rf'cut\.{ending} is not a readable checkpoint') as error:
+        build_teacher(**teacher, checkpoint=str(tmp_path / f'cut.{ending}'))
+    assert '\n' not in str(error.value)
+
+
+def test_random_weights_are_asked_for_and_logged(log):
+    build_teacher(timm=VIT, weights=None)
+    assert log == [f"the teacher timm='{VIT}' has random weights, as weights=None says"]
+
+
+def test_a_folder_of_transformers(tmp_path, log):
+    own = dinov2(tmp_path)
+    network = build_teacher(huggingface=str(tmp_path))
+    preprocessor = network.data_preprocessor
+    assert equal(network.state_dict(), own.state_dict())
+    assert log == []
+    torch.testing.assert_close(preprocessor.mean.flatten(), torch.tensor([127.5, 102, 76.5]))
+    torch.testing.assert_close(preprocessor.std.flatten(), torch.tensor([76.5, 51, 25.5]))
+    images = torch.randn(2, 3, 14, 21)
+    features = Teacher(network, ['encoder.layer.1'])(images, None)
+    with torch.no_grad():
+        expected = own.eval()(images, output_hidden_states=True).hidden_states[-1]
+    assert torch.equal(features['encoder.layer.1'][0], expected)
+
+
+def test_weights_that_lack_layers_are_refused(tmp_path):
+    from transformers import Dinov2Config
+
+    dinov2(tmp_path)
+    config = Dinov2Config.from_pretrained(tmp_path)
+    config.num_hidden_layers = 3
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r'its weights lack encoder\.layer\.2'):
+        build_teacher(huggingface=str(tmp_path))
+
+
+def test_without_a_network_the_line_says_what_to_fetch(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError('no network')
+
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path))
+    monkeypatch.setattr('kd_plugins.checkpoint.download_url_to_file', refuse)
+    with pytest.raises(UserError, match=r'https://download\.pytorch\.org/models/resnet18-f37072fd\.pth cannot be'):
+        build_teacher(torchvision='resnet18')
+    monkeypatch.setattr('timm.models._builder.load_state_dict_from_hf', refuse)
+    address = rf'https://huggingface\.co/timm/{VIT}/resolve/main/model\.safetensors'
+    with pytest.raises(UserError, match=rf'no network\); fetch {address} and give the file as checkpoint='):
+        build_teacher(timm=VIT)
+    monkeypatch.setattr('transformers.AutoModel.from_pretrained', refuse)
+    with pytest.raises(UserError, match=r'no network\): fetch config\.json, .* of https://huggingface\.co/a/b into'):
+        build_teacher(huggingface='a/b')
+
+
+# ---- normalisation ---------------------------------------------------------------------------------------------------
+
+
+STUDENTS = {
+    'BGR': dict(mean=[103.5, 116.3, 123.7], std=[1.0, 2.0, 3.0]),
+    'RGB': dict(mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4], bgr_to_rgb=True),
+    'raw': dict(),
+    'raw RGB': dict(bgr_to_rgb=True),
+}
+
+
+def seen_by(teacher, student, pixels):
+    """Return what a teacher sees of an RGB image (H, W, 3), which the student's data set loads as BGR."""
+    student = ImgDataPreprocessor(**student)
+    bgr = torch.from_numpy(pixels[..., ::-1].copy()).permute(2, 0, 1)
+    batch = student(dict(inputs=[bgr], data_samples=None), False)['inputs']
+    return Teacher(teacher, [], student)._convert(batch, None)[0]
+
+
+@pytest.mark.parametrize('student', STUDENTS.values(), ids=STUDENTS)
+@pytest.mark.parametrize('source', ['timm', 'torchvision', 'huggingface'])
+def test_the_teacher_sees_what_its_own_transform_gives(tmp_path, source, student):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    if source == 'timm':
+        from timm.data import create_transform
+
+        network = build_teacher(timm='vit_base_patch16_224.augreg_in21k', weights=None)  # mean and std of 0.5
+        expected = create_transform(32, **_statistics_of_timm(network), crop_pct=1.0)(image)
+    elif source == 'torchvision':
+        from torchvision.models import ResNet18_Weights
+
+        network = build_teacher(torchvision='resnet18', weights=None)
+        expected = ResNet18_Weights.DEFAULT.transforms(crop_size=32, resize_size=32)(image)
+    else:
+        from transformers import AutoImageProcessor
+
+        dinov2(tmp_path)
+        network = build_teacher(huggingface=str(tmp_path))
+        processor = AutoImageProcessor.from_pretrained(tmp_path)
+        expected = processor(image, do_resize=False, do_center_crop=False, return_tensors='pt').pixel_values[0]
+    torch.testing.assert_close(seen_by(network, student, pixels), expected, rtol=1e-4, atol=1e-4)
+
+
+def _statistics_of_timm(network):
+    return {key: network.pretrained_cfg[key] for key in ('mean', 'std')}
+
+
+def test_a_data_set_of_rgb_images_is_recognised_by_its_mean():
+    """CIFAR's: ``to_rgb=False``, though the batch is RGB."""
+    network = build_teacher(timm=VIT, weights=None)
+    student = ImgDataPreprocessor(mean=[125.3, 123.0, 113.9], std=[63.0, 62.1, 66.7])
+    rgb = torch.randint(0, 256, (3, 16, 16))
+    batch = student(dict(inputs=[rgb]), False)['inputs']
+    own = network.data_preprocessor
+    torch.testing.assert_close(
+        Teacher(network, [], student)._convert(batch, None)[0], (rgb - own.mean) / own.std, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_given_preprocessor_comes_first(log):
+    network = build_teacher(timm=VIT, weights=None, data_preprocessor=dict(mean=[1.0] * 3, std=[2.0] * 3))
+    assert network.data_preprocessor.std.flatten().tolist() == [2] * 3
+    network = build_teacher(timm=VIT, weights=None, data_preprocessor={})
+    assert type(network.data_preprocessor) is BaseDataPreprocessor
+    log.clear()
+    build_teacher(build='torch.nn:Flatten')
+    assert ['states no normalisation' in line for line in log] == [True]
+    build_teacher(build='torch.nn:Flatten', data_preprocessor={})
+    assert len(log) == 1
+
+
+# ---- a function ------------------------------------------------------------------------------------------------------
+
+
+def test_a_function_of_a_file_with_arguments(tmp_path):
+    (tmp_path / 'beside.py').write_text('from torch.nn import Linear\n')
+    (tmp_path / 'own.py').write_text('from beside import Linear\n\ndef net(width):\n    return Linear(3, width)\n')
+    path = list(sys.path)
+    network = build_teacher(build=dict(function=f'{tmp_path}/own.py:net', width=5), data_preprocessor={})
+    assert network.weight.shape == (5, 3)
+    assert sys.path == path
