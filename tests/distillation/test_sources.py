@@ -18,7 +18,7 @@ from kd_plugins.distillation.sources import build_teacher
 from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.errors import UserError
 
-VIT = 'test_vit.r160_in1k'  # timm's own network for tests: 64 channels, patches of 16
+VIT = 'test_vit.r160_in1k'  # timm's own network for tests: patches of 16 pixels
 MOBILENET = dict(type='mmpretrain.MobileNetV2', widen_factor=0.25, out_indices=(4, 7))
 
 
@@ -235,7 +235,7 @@ def test_the_teacher_sees_what_its_own_transform_gives(tmp_path, source, student
     if source == 'timm':
         from timm.data import create_transform
 
-        network = build_teacher(timm='vit_base_patch16_224.augreg_in21k', weights=None)  # mean and std of 0.5
+        network = build_teacher(timm=VIT, weights=None)  # mean and std of 0.5
         expected = create_transform(32, **_statistics_of_timm(network), crop_pct=1.0)(image)
     elif source == 'torchvision':
         from torchvision.models import ResNet18_Weights
