@@ -66,4 +66,4 @@ class AdversarialTerm(Term):
             target = teacher.features(inputs, samples)
         with batch.student.recording() as features:
             batch.student.model(inputs, samples, mode='tensor')
-        return self.against(index, features, target)
+        return self.against(index, features, target, batch)

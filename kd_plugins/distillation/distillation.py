@@ -192,7 +192,7 @@ class Distillation(nn.Module):
         Raises:
             UserError: A tap does not run, or the shapes of a term's features do not match; the message names both.
         """
-        return self.prepare(*self.probe(student, inputs, data_samples))
+        return self.prepare(*self.probe(student, inputs, data_samples), inputs)
 
     @torch.no_grad()
     def probe(
@@ -212,8 +212,13 @@ class Distillation(nn.Module):
             return features, [teacher.probe(inputs, data_samples) for teacher in self.teachers]
 
     @torch.no_grad()
-    def prepare(self, features: Features, targets: Sequence[Features]) -> list[str]:
+    def prepare(self, features: Features, targets: Sequence[Features], inputs: Tensor) -> list[str]:
         """Build the adapters for these features, check and describe every term; the second half of :meth:`dry_run`.
+
+        Args:
+            features: Features at the student's taps.
+            targets: Features at the teachers' taps.
+            inputs: Images that gave them, as the student's preprocessor returned them.
 
         Raises:
             UserError: A tap outputs no tensor, or the shapes of a term's features do not match.
@@ -225,7 +230,8 @@ class Distillation(nn.Module):
                         f"the {network}'s module '{tap}' outputs no tensor in a forward pass: tap another one"
                     )
         with preserved_rng():
-            return [term.prepare(features, targets) for term in self.terms]
+            batch = Batch(inputs, None, self.recorder, self.teachers)
+            return [term.prepare(features, targets, batch) for term in self.terms]
 
     def losses(
         self, run_student: Callable[[], dict[str, Any]], inputs: Tensor, data_samples: Sequence[Any] | None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from kd_plugins.distillation.cache import FeatureCache
+from kd_plugins.distillation.layout import size_of
 from kd_plugins.distillation.recorder import Features, Recorder
 from kd_plugins.errors import UserError
 
@@ -177,6 +178,10 @@ class Teacher:
         """Apply to every parameter and buffer, as ``nn.Module._apply`` does for ``.to()``."""
         self.model._apply(function)
         self._convert._apply(function)
+
+    def input_size(self, inputs: Tensor) -> tuple[int, int]:
+        """Return the height and width of the images that the network gets for a batch of the student's."""
+        return size_of(inputs)
 
     @torch.no_grad()
     def probe(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:

@@ -1,19 +1,23 @@
 """A term of the distillation loss: taps, adapter, loss and weight."""
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from kd_plugins.distillation.adapters import auto_adapter
+from kd_plugins.distillation.adapters import adapter_for
+from kd_plugins.distillation.layout import Layout, Tokens, layout_of, size_of
 from kd_plugins.distillation.recorder import Features, Recorder
 from kd_plugins.distillation.schedule import Schedule
 from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.errors import UserError
+from kd_plugins.functional.gram import resized
 from kd_plugins.losses import AdversarialLoss, DistillationLoss
 from kd_plugins.registry import build_part, check_arguments
 from kd_plugins.utils.distributed import gathered
@@ -35,6 +39,9 @@ class Batch(NamedTuple):
     teachers: Sequence[Teacher]
 
 
+Sides = tuple[list[Tensor], list[Tensor]]
+
+
 class Term(nn.Module):
     """A term of the distillation loss: ``weight(t) * loss(adapter(student tap), teacher tap)``.
 
@@ -42,6 +49,10 @@ class Term(nn.Module):
     teachers are averaged; with :class:`~kd_plugins.losses.KDLoss`, the mean has the gradient of the divergence from the
     teachers' mean probabilities. The class of the loss declares what it needs besides the two features, see
     :class:`~kd_plugins.losses.DistillationLoss`.
+
+    Where the loss takes maps, tokens (B, N, C) and channels-last maps (B, H, W, C) become maps (B, C, H, W), see
+    :mod:`kd_plugins.distillation.layout`. Where it compares positions, tokens do so only if the other network has a
+    map, or another number of tokens.
 
     Args:
         name: Name of the term; the log shows its loss as ``loss_<name>``.
@@ -51,8 +62,18 @@ class Term(nn.Module):
         weight: Weight of the loss: a number, or the config dict of a
             :class:`~kd_plugins.distillation.schedule.Schedule`.
         adapter: ``None``; ``'auto'``, a trainable 1x1 convolution (a linear layer for vectors) from the student's
-            channels to the teacher's; or the config dict of a module, built once for each level and teacher.
+            channels to the teacher's; ``'mlp'``, two layers with LayerNorm and GELU in between, see
+            :class:`~kd_plugins.distillation.adapters.MLPAdapter`; or the config dict of a module. It is built once for
+            each level and teacher.
         teachers: Indices, from 0, of the teachers to learn from, where there are several. ``None`` means all.
+        resize: Network whose maps keep their size, ``'student'`` or ``'teacher'``; the other's are resized to it,
+            behind the adapter, bilinearly where they grow and by area where they shrink. ``'smaller'`` leaves it to the
+            loss, which pools to the smaller size.
+        student_tokens: Layout of the student's tokens, where neither the network nor the input's size settles it, or
+            the class token alone: the arguments of :class:`~kd_plugins.distillation.layout.Tokens`, as
+            ``dict(prefix=1, size=(16, 16))`` or ``dict(take='cls')``. With a prefix or a size the tokens become a map,
+            whatever the loss takes.
+        teacher_tokens: Layout of the teacher's tokens, likewise.
 
     Raises:
         UserError: An option has an invalid value.
@@ -67,6 +88,9 @@ class Term(nn.Module):
         weight: float | Mapping[str, Any] = 1.0,
         adapter: str | Mapping[str, Any] | None = None,
         teachers: Sequence[int] | None = None,
+        resize: str = 'smaller',
+        student_tokens: Mapping[str, Any] | None = None,
+        teacher_tokens: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(name, str) or not name:
@@ -92,8 +116,18 @@ class Term(nn.Module):
         values = self.weight.value if isinstance(self.weight, Schedule) else [self.weight]
         if not all(isfinite(x) and x >= 0 for x in values):
             raise UserError(f"the weight of term '{name}' must be finite and not below 0, got {weight!r}")
-        if isinstance(adapter, str) and adapter != 'auto':
-            raise UserError(f"the adapter of term '{name}' must be None, 'auto' or a config dict, got '{adapter}'")
+        if isinstance(adapter, str) and adapter not in ('auto', 'mlp'):
+            raise UserError(
+                f"the adapter of term '{name}' must be None, 'auto', 'mlp' or a config dict, got '{adapter}'"
+            )
+        if resize not in ('smaller', 'student', 'teacher'):
+            raise UserError(f"the resize of term '{name}' must be 'smaller', 'student' or 'teacher', got {resize!r}")
+        self.resize = resize
+        self._tokens = {
+            'student': self._stated_tokens('student_tokens', student_tokens),
+            'teacher': self._stated_tokens('teacher_tokens', teacher_tokens),
+        }
+        self._layouts: dict[tuple[int | None, str], Layout] = {}  # of teacher (None: student) and tap
         self._adapter = adapter
         self.adapters = nn.ModuleList()
         self._chosen = teachers
@@ -110,6 +144,17 @@ class Term(nn.Module):
                 f"term '{self.name}': {side} must be the name of a module or a list of such names, got {taps!r}"
             )
         return list(names)
+
+    def _stated_tokens(self, option: str, tokens: Mapping[str, Any] | None) -> Tokens:
+        what = f"{option} of term '{self.name}'"
+        if tokens is None:
+            return Tokens()
+        if not isinstance(tokens, Mapping):
+            raise UserError(f'{what} must be a dict, as dict(prefix=1, size=(16, 16)), got {tokens!r}')
+        check_arguments(what, Tokens, tokens)
+        stated = Tokens(**tokens)
+        stated.check(what)
+        return stated
 
     def choose_teachers(self, count: int) -> None:
         """Resolve and check the indices of the term's ``teachers``, among ``count`` of them.
@@ -134,27 +179,40 @@ class Term(nn.Module):
         """Return whether the weight is above 0 at any point of training."""
         return any(self.weight.value) if isinstance(self.weight, Schedule) else self.weight != 0
 
-    def prepare(self, student: Features, targets: Sequence[Features]) -> str:
+    def prepare(self, student: Features, targets: Sequence[Features], batch: Batch) -> str:
         """Build the adapters for the shapes of a dry run, try the loss on them, and describe the term in a line.
 
         Raises:
             UserError: The shapes do not match, or the loss does not take them.
         """
         levels = self.student_levels(student)
+        with self.explain_shape_errors(student, targets):
+            taken = {index: self._taken(index, student, targets[index], batch) for index in self.teachers}
         if self._adapter is not None:
-            for index in self.teachers:
-                for s, t in zip(*self._levels(student, targets[index]), strict=True):
+            for pair in taken.values():
+                for s, t in zip(*pair, strict=True):
                     self.adapters.append(
-                        auto_adapter(s, t)
+                        adapter_for(self._adapter, s, t)
                         if isinstance(self._adapter, str)
                         else build_part(f"the adapter of term '{self.name}'", copy.deepcopy(self._adapter))
                     )
+            self._notice_size(batch.student.model)
         self.to(levels[0].device)
         labels = None
         if self._declared.needs_labels:
             labels = torch.zeros(len(levels[0]), dtype=torch.long, device=levels[0].device)
-        self.compare(student, targets, labels)
-        return self.describe(student, targets)
+        self.compare(student, targets, batch, labels)
+        return self.describe(student, targets, taken)
+
+    def _notice_size(self, student: nn.Module) -> None:
+        size, least = (sum(p.numel() for p in module.parameters()) for module in (self.adapters, student))
+        if size > least:
+            print_log(
+                f"term '{self.name}': its adapter has {size:,} parameters, more than the student's {least:,}, and may "
+                "learn in the student's place; adapter='auto', or a tap with fewer channels, makes it smaller",
+                'current',
+                logging.WARNING,
+            )
 
     def student_levels(self, features: Features) -> list[Tensor]:
         """Return all levels of the student's taps, in order."""
@@ -164,15 +222,26 @@ class Term(nn.Module):
         """Return all levels of a teacher's taps, in order."""
         return [x for tap in self.teacher_taps for x in features[tap]]
 
-    def describe(self, student: Features, targets: Sequence[Features]) -> str:
-        """Return a line with the taps, the shapes of their features, and the numbers of trained parameters."""
+    def describe(self, student: Features, targets: Sequence[Features], taken: Mapping[int, Sides] | None = None) -> str:
+        """Return a line with the taps, the shapes of their features, and the numbers of trained parameters.
 
-        def side(taps: list[str], levels: list[Tensor]) -> str:
-            return f'{"+".join(taps)} {" ".join(str(tuple(x.shape)) for x in levels)}'
+        Args:
+            student: Features at the student's taps.
+            targets: Features at each teacher's taps.
+            taken: What the loss takes of them for each teacher, where that is known.
+        """
 
+        def side(taps: list[str], levels: list[Tensor], taken: list[Tensor]) -> str:
+            shapes = [
+                f'{tuple(x.shape)}' + (f' as {tuple(y.shape)}' if x.shape != y.shape else '')
+                for x, y in zip(levels, taken or levels, strict=True)
+            ]
+            return f'{"+".join(taps)} {" ".join(shapes)}'
+
+        pairs: Mapping[int, Sides] = taken or dict.fromkeys(self.teachers, ([], []))
         teachers = [
             f'teacher{f" {index}" if len(targets) > 1 else ""} '
-            f'{side(self.teacher_taps, self.teacher_levels(targets[index]))}'
+            f'{side(self.teacher_taps, self.teacher_levels(targets[index]), pairs[index][1])}'
             for index in self.teachers
         ]
         sizes = {
@@ -182,7 +251,8 @@ class Term(nn.Module):
         trained = ''.join(f', {name} of {size:,} parameters' for name, size in sizes.items() if size)
         return (
             f'{self.name}: {type(self.loss).__name__} student '
-            f'{side(self.student_taps, self.student_levels(student))} -> {", ".join(teachers)}{trained}'
+            f'{side(self.student_taps, self.student_levels(student), pairs[self.teachers[0]][0])} -> '
+            f'{", ".join(teachers)}{trained}'
         )
 
     def forward(self, student: Features, targets: Sequence[Features], batch: Batch) -> Tensor:
@@ -197,24 +267,30 @@ class Term(nn.Module):
             UserError: The loss does not take the shapes, or needs labels that the batch does not have.
         """
         labels = self.labels(batch.data_samples) if self._declared.needs_labels else None
-        return self.compare(student, targets, labels)
+        return self.compare(student, targets, batch, labels)
 
-    def compare(self, student: Features, targets: Sequence[Features], labels: Tensor | None = None) -> Tensor:
+    def compare(
+        self, student: Features, targets: Sequence[Features], batch: Batch, labels: Tensor | None = None
+    ) -> Tensor:
         """Return the unweighted loss, the mean over the teachers."""
         with self.explain_shape_errors(student, targets):
-            return mean_over_teachers([self.against(x, student, targets[x], labels) for x in self.teachers])
+            return mean_over_teachers([self.against(x, student, targets[x], batch, labels) for x in self.teachers])
 
-    def against(self, index: int, student: Features, target: Features, labels: Tensor | None = None) -> Tensor:
+    def against(
+        self, index: int, student: Features, target: Features, batch: Batch, labels: Tensor | None = None
+    ) -> Tensor:
         """Return the unweighted loss against the teacher with this index.
 
         Raises:
             UserError: The numbers of levels do not match or do not suit the loss, or the loss is no scalar.
         """
-        levels, targets = self._levels(student, target)
+        levels, targets = self._taken(index, student, target, batch)
         if self.adapters:
             start = list(self.teachers).index(index) * len(levels)
             adapters = self.adapters[start : start + len(levels)]
             levels = [adapter(level) for adapter, level in zip(adapters, levels, strict=True)]
+        if self.resize != 'smaller':
+            levels, targets = self._resized(levels, targets)
         if self._declared.batch_relational:
             levels, targets = [gathered(x) for x in levels], [gathered(x) for x in targets]
             labels = None if labels is None else gathered(labels)
@@ -227,6 +303,47 @@ class Term(nn.Module):
                     f'{tuple(loss.shape) if isinstance(loss, Tensor) else loss!r}: a mean or a sum'
                 )
         return sum(losses)
+
+    def _taken(self, index: int, student: Features, target: Features, batch: Batch) -> Sides:
+        """Return the features as the loss takes them: the tokens that the term states, as maps where they have to be.
+
+        Raises:
+            UserError: The numbers of levels do not match or do not suit the loss.
+            ValueError: Tokens fit no grid, or are not what the term states.
+        """
+        pairs = zip(*self._levels(student, target), strict=True)
+        teacher = batch.teachers[index]
+        own = self._layouts_of(None, 'student', self.student_taps, student, batch.student.model)
+        other = self._layouts_of(index, 'teacher', self.teacher_taps, target, teacher.model)
+        own_size, other_size = size_of(batch.inputs), teacher.input_size(batch.inputs)
+        levels, targets = [], []
+        for (s, t), s_layout, t_layout in zip(pairs, own, other, strict=True):
+            s, t = s_layout.taken(s, own_size), t_layout.taken(t, other_size)
+            kind = self._declared.features
+            if kind == 'maps' or (kind == 'positions' and _unlike(s, t)):
+                s, t = s_layout.as_map(s, own_size), t_layout.as_map(t, other_size)
+            levels.append(s)
+            targets.append(t)
+        return levels, targets
+
+    def _layouts_of(
+        self, index: int | None, side: str, taps: list[str], features: Features, network: nn.Module
+    ) -> list[Layout]:
+        """Return the layout of every level of a network's taps."""
+        for tap in taps:
+            if (index, tap) not in self._layouts:
+                self._layouts[index, tap] = layout_of(side, network, tap, self._tokens[side])
+        return [self._layouts[index, tap] for tap in taps for _ in features[tap]]
+
+    def _resized(self, levels: list[Tensor], targets: list[Tensor]) -> Sides:
+        if any(x.ndim != 4 for x in (*levels, *targets)):
+            raise ValueError(
+                f"resize='{self.resize}' needs maps (B, C, H, W) of both networks; remove it from the term"
+            )
+        pairs = list(zip(levels, targets, strict=True))
+        if self.resize == 'student':
+            return levels, [resized(t, size_of(s)) for s, t in pairs]
+        return [resized(s, size_of(t)) for s, t in pairs], targets
 
     def _levels(self, student: Features, target: Features) -> tuple[list[Tensor], list[Tensor]]:
         levels, targets = self.student_levels(student), self.teacher_levels(target)
@@ -283,6 +400,12 @@ class Term(nn.Module):
     def zero_loss(self) -> Tensor | float:
         """Return 0, with a gradient of 0 for the term's parameters, so that data-parallel finds none unused."""
         return sum(0.0 * p.sum() for p in self.parameters())
+
+
+def _unlike(student: Tensor, teacher: Tensor) -> bool:
+    """Return whether features cannot be compared position by position before both are maps."""
+    ranks = {student.ndim, teacher.ndim}
+    return ranks in ({4}, {3, 4}) or (ranks == {3} and student.shape[1] != teacher.shape[1])
 
 
 def mean_over_teachers(losses: list[Tensor]) -> Tensor:

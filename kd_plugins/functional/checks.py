@@ -29,9 +29,22 @@ def check_maps(name: str, student: Tensor, teacher: Tensor) -> None:
 
 
 def check_channels(name: str, student: Tensor, teacher: Tensor) -> None:
-    """Check for equal C in (B, C, ...)."""
+    """Check for equal C in maps (B, C, H, W), tokens (B, N, C) or vectors (B, C)."""
+    axis = 2 if student.ndim == 3 else 1
+    equal = student.shape[axis] == teacher.shape[axis]
     remedy = "add adapter='auto' to the term"
-    check_shapes(student.shape[1] == teacher.shape[1], name, 'the same number of channels', student, teacher, remedy)
+    check_shapes(equal, name, 'the same number of channels', student, teacher, remedy)
+
+
+def check_positions(name: str, student: Tensor, teacher: Tensor) -> None:
+    """Check for features that are compared position by position: of one kind, the same B, C and N."""
+    kinds = 'two maps (B, C, H, W), two sequences of tokens (B, N, C) or two vectors (B, C)'
+    alike = student.ndim == teacher.ndim and student.ndim in (2, 3, 4)
+    check_shapes(alike, name, kinds, student, teacher, 'tap layers of the same kind')
+    check_batch(name, student, teacher)
+    check_channels(name, student, teacher)
+    as_many = student.ndim != 3 or student.shape[1] == teacher.shape[1]
+    check_shapes(as_many, name, 'the same number of tokens', student, teacher, 'tap layers of equal resolution')
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:

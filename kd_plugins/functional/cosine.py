@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from .checks import check_batch, check_channels, check_number, check_shapes
+from .checks import check_number, check_positions
 from .gram import distillation_loss, match_size, unit
 
 
@@ -39,16 +39,8 @@ def cosine_loss(student: Tensor, teacher: Tensor, smooth_l1: float = 0.1) -> Ten
         1. Ranzinger et al.: AM-RADIO: Agglomerative Vision Foundation Model, CVPR 2024, arXiv 2312.06709.
     """
     check_share(smooth_l1)
-    kinds = 'two maps (B, C, H, W), two sequences of tokens (B, N, C) or two vectors (B, C)'
-    alike = student.ndim == teacher.ndim and student.ndim in (2, 3, 4)
-    check_shapes(alike, 'cosine_loss', kinds, student, teacher, 'tap layers of the same kind')
-    check_batch('cosine_loss', student, teacher)
+    check_positions('cosine_loss', student, teacher)
     if student.ndim == 4:
-        check_channels('cosine_loss', student, teacher)
         student, teacher = (x.movedim(1, -1) for x in match_size(student, teacher))
-    else:
-        equal = student.shape[:-1] == teacher.shape[:-1]
-        check_shapes(equal, 'cosine_loss', 'as many tokens', student, teacher, 'tap layers of equal resolution')
-        check_channels('cosine_loss', student.movedim(-1, 1), teacher.movedim(-1, 1))
     loss = (1 - smooth_l1) * (1 - (unit(student) * unit(teacher)).sum(-1)).mean()
     return loss + smooth_l1 * smooth_l1_loss(student, teacher) if smooth_l1 else loss

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from .checks import check_batch, check_channels, check_choice, check_shapes
+from .checks import check_choice, check_positions
 from .gram import distillation_loss, match_size
 
 REDUCTIONS = ('mean', 'sum')
@@ -18,31 +18,22 @@ def fitnet_loss(student: Tensor, teacher: Tensor, reduction: str = 'mean') -> Te
     paper's regressor is no part of the loss: it is the term's adapter.
 
     Args:
-        student: Features s, (B, C, H, W) or (B, C).
-        teacher: Features t of the same rank, B and C; they get no gradient. Where the maps differ in size,
-            both are average-pooled to the smaller height and width.
+        student: Features s: maps (B, C, H, W), tokens (B, N, C) or vectors (B, C).
+        teacher: Features t of the same rank, B, C and N; they get no gradient. Where the maps differ in size, both are
+            average-pooled to the smaller height and width.
         reduction: ``'mean'`` or ``'sum'``.
 
     Returns:
         Scalar, in squared units of the features.
 
     Raises:
-        ValueError: Wrong rank, a different batch or channel count, or an unknown reduction.
+        ValueError: Wrong rank, a different batch, channel or token count, or an unknown reduction.
 
     References:
         1. Romero et al.: FitNets: Hints for Thin Deep Nets, ICLR 2015, arXiv 1412.6550.
     """
     check_choice('reduction', reduction, REDUCTIONS)
-    check_shapes(
-        student.ndim == teacher.ndim and student.ndim in (2, 4),
-        'fitnet_loss',
-        'two features (B, C, H, W) or two (B, C)',
-        student,
-        teacher,
-        'tap layers of the same kind',
-    )
-    check_batch('fitnet_loss', student, teacher)
-    check_channels('fitnet_loss', student, teacher)
+    check_positions('fitnet_loss', student, teacher)
     if student.ndim == 4:
         student, teacher = match_size(student, teacher)
     loss = mse_loss(student, teacher, reduction=reduction) / 2

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d, avg_pool2d, max_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d, avg_pool2d, interpolate, max_pool2d
 
 Features = Tensor | Sequence[Tensor]
 Loss = TypeVar('Loss', bound=Callable[..., Tensor])
@@ -64,6 +64,13 @@ def _pooled(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
         return adaptive(x, size)
     # Cells of one size: on a GPU, only this way has a deterministic gradient.
     return plain(x, (x.shape[-2] // size[0], x.shape[-1] // size[1]))
+
+
+def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize maps (B, C, H, W): bilinear (without aligned corners) where they grow, area-averaged where they shrink."""
+    smaller = min(x.shape[-2], size[0]), min(x.shape[-1], size[1])
+    x = _pooled(x, smaller, 'avg')
+    return x if smaller == size else interpolate(x, size, mode='bilinear', align_corners=False)
 
 
 def unit(x: Tensor, eps: float = 1e-12) -> Tensor:

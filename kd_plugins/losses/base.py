@@ -21,8 +21,10 @@ class DistillationLoss(nn.Module):
     below apply to it.
 
     Attributes:
-        features: Kind of the two features: ``'maps'`` (B, C, H, W), ``'logits'`` (B, K), ``'embeddings'`` (B, ...), one
-            for each image, or ``'any'``, where (B, ...) need not mean images.
+        features: Kind of the two features: ``'maps'`` (B, C, H, W); ``'positions'``, two maps, two sequences of tokens
+            (B, N, C) of one length or two vectors (B, C), compared position by position; ``'logits'`` (B, K);
+            ``'embeddings'`` (B, ...), one for each image; or ``'any'``, where (B, ...) need not mean images. A term
+            turns tokens into maps for the first, and for the second where the two networks' are unlike.
         batch_relational: Whether the loss compares the images of a batch with each other. Under data-parallel it then
             gets the features, and labels, of the global batch, gathered with gradient, so that its value does not
             depend on the number of processes.
@@ -30,7 +32,7 @@ class DistillationLoss(nn.Module):
         needs_labels: Whether the loss is called as ``loss(student, teacher, labels)`` with the classes (B,).
     """
 
-    features: ClassVar[Literal['maps', 'logits', 'embeddings', 'any']] = 'any'
+    features: ClassVar[Literal['maps', 'positions', 'logits', 'embeddings', 'any']] = 'any'
     batch_relational: ClassVar[bool] = False
     takes_pairs: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False

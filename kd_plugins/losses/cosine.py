@@ -28,6 +28,8 @@ class CosineLoss(DistillationLoss):
         1.05
     """
 
+    features = 'positions'
+
     def __init__(self, smooth_l1: float = 0.1) -> None:
         super().__init__()
         check_share(smooth_l1)

@@ -27,11 +27,13 @@ class FitNetLoss(DistillationLoss):
         (tensor(2.), tensor(96.))
     """
 
+    features = 'positions'
+
     def __init__(self, reduction: str = 'mean') -> None:
         super().__init__()
         check_choice('reduction', reduction, REDUCTIONS)
         self.reduction = reduction
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compare features (B, C, H, W) or (B, C)."""
+        """Compare maps (B, C, H, W), tokens (B, N, C) or vectors (B, C)."""
         return fitnet_loss(student, teacher, self.reduction)

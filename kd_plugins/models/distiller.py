@@ -88,7 +88,7 @@ class Distiller(Composite):
                 f'({type(error).__name__}: {error}): give the input_shape of the data, tap modules that run before '
                 'annotations are needed, or use DistillationHook, whose dry run uses images of the data'
             ) from error
-        for line in self.distillation.prepare(*features):
+        for line in self.distillation.prepare(*features, images):
             print_log(f'distillation term {line}', 'current')
         self.register_state_dict_post_hook(_save_adapters)
         self.register_load_state_dict_pre_hook(_load_adapters)

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kd_plugins import functional
 from kd_plugins.distillation.distillation import Distillation
-from kd_plugins.distillation.term import Term
+from kd_plugins.distillation.term import Batch, Term
 from kd_plugins.errors import UserError
 from kd_plugins.registry import MODELS
 
@@ -221,7 +221,7 @@ def test_name_that_the_student_uses_already(student, teacher, images):
         (dict(teacher=[]), r'teacher must be the name of a module or a list of such names, got \[\]'),
         (dict(loss=dict(type='torch.nn.MSELoss', reduction='none')), r'MSELoss must return a scalar, got \(6, 4\)'),
         (dict(weight=dict(at=[0], values=[1])), "has no option 'values': did you mean 'value'"),
-        (dict(adapter='automatic'), "must be None, 'auto' or a config dict"),
+        (dict(adapter='automatic'), "must be None, 'auto', 'mlp' or a config dict"),
         (dict(student='neck.gap'), r'student neck.gap \(6, 16, 1, 1\) -> teacher head.fc \(6, 4\): shape mismatch'),
         (dict(student=['head.fc', 'head.fc2']), "no module 'head.fc2'"),
         (dict(student=['head.fc', 'neck']), r"student's taps give 2 feature\(s\), the teacher's 1"),
@@ -246,7 +246,10 @@ def test_a_plain_module_that_declares_what_only_a_loss_can(student, teacher, ima
 def test_features_that_are_scalars():
     term = Term('x', torch.nn.MSELoss(), 's', 't')
     term.choose_teachers(1)
-    line = term.prepare({'s': [torch.ones(())]}, [{'t': [torch.zeros(())]}])
+    networks = SimpleNamespace(model=torch.nn.ModuleDict(dict(s=torch.nn.Identity(), t=torch.nn.Identity())))
+    teacher = SimpleNamespace(model=networks.model, input_size=lambda inputs: (1, 1))
+    batch = Batch(torch.ones(1, 3, 1, 1), None, networks, [teacher])
+    line = term.prepare({'s': [torch.ones(())]}, [{'t': [torch.zeros(())]}], batch)
     assert line == 'x: MSELoss student s () -> teacher t ()'
 
 

@@ -67,7 +67,7 @@ def test_larger_maps_are_pooled():
         ((2, 3, 4, 4), (2, 5, 4, 4), "add adapter='auto' to the term"),
         ((2, 4, 3), (2, 4, 5), "add adapter='auto' to the term"),
         ((2, 3), (2, 5), "add adapter='auto' to the term"),
-        ((2, 4, 3), (2, 5, 3), 'as many tokens'),
+        ((2, 4, 3), (2, 5, 3), 'the same number of tokens'),
         ((2, 3), (2, 3, 4, 4), 'tap layers of the same kind'),
         ((2, 3, 1, 1, 1), (2, 3, 1, 1, 1), 'two maps (B, C, H, W), two sequences of tokens (B, N, C)'),
         ((2, 3), (1, 3), 'same images'),

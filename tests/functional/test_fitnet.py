@@ -9,7 +9,7 @@ def by_loops(student, teacher):
     return sum((a - b) ** 2 for a, b in zip(student.flatten().tolist(), teacher.flatten().tolist(), strict=True)) / 2
 
 
-@pytest.mark.parametrize('shape', [(2, 3), (2, 3, 4, 2)])
+@pytest.mark.parametrize('shape', [(2, 3), (2, 5, 3), (2, 3, 4, 2)])
 def test_value(shape):
     student, teacher = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64)
     total = by_loops(student, teacher)
@@ -43,8 +43,10 @@ def test_equal():
     [
         ((2, 3, 4, 4), (2, 5, 4, 4), "add adapter='auto' to the term"),
         ((2, 3), (2, 5), "add adapter='auto' to the term"),
-        ((2, 3), (2, 3, 4, 4), 'two features (B, C, H, W) or two (B, C)'),
-        ((2, 3, 4), (2, 3, 4), 'two features (B, C, H, W) or two (B, C)'),
+        ((2, 3), (2, 3, 4, 4), 'two maps (B, C, H, W), two sequences'),
+        ((2, 4, 3), (2, 5, 3), 'the same number of tokens'),
+        ((2, 4, 3), (2, 4, 5), "add adapter='auto' to the term"),
+        ((2, 3, 1, 1, 1), (2, 3, 1, 1, 1), 'two maps (B, C, H, W), two sequences'),
         ((2, 3), (1, 3), 'same images'),
     ],
 )

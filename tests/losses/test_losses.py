@@ -59,10 +59,10 @@ def test_what_the_losses_declare():
         'ATLoss': ('maps', False, False, False),
         'AdversarialLoss': ('logits', False, False, False),
         'BSSLoss': ('logits', False, False, False),
-        'CosineLoss': ('any', False, False, False),
+        'CosineLoss': ('positions', False, False, False),
         'DistillationLoss': ('any', False, False, False),
         'FSPLoss': ('maps', True, False, False),
-        'FitNetLoss': ('any', False, False, False),
+        'FitNetLoss': ('positions', False, False, False),
         'KDLoss': ('logits', False, False, False),
         'NSTGANLoss': ('maps', False, False, False),
         'NSTLoss': ('maps', False, False, False),
@@ -79,7 +79,7 @@ def test_losses_take_the_features_that_they_declare(name):
     loss = MODELS.build(dict(type=f'kd_plugins.{name}'))
     for kind, size in dict(maps=(6, 3, 4, 4), logits=(6, 5)).items():
         features = [[torch.randn(size) for _ in range(1 + loss.takes_pairs)] for _ in range(2)]
-        expected = loss.features in (kind, 'embeddings', 'any')
+        expected = loss.features in (kind, 'positions', 'embeddings', 'any')
         with nullcontext() if expected else pytest.raises(ValueError, match='expected'):
             value = loss(*features) if loss.takes_pairs else loss(features[0][0], features[1][0])
             assert value.ndim == 0
