@@ -181,7 +181,7 @@ class Teacher:
 
     def input_size(self, inputs: Tensor) -> tuple[int, int]:
         """Return the height and width of the images that the network gets for a batch of the student's."""
-        return size_of(inputs)
+        return self._size or size_of(inputs)
 
     @torch.no_grad()
     def probe(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
