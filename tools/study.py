@@ -11,7 +11,8 @@ A study is a config with these keys (configs/studies/ has examples):
 
 networks      name=dict(config='configs/...py', teacher=<name of a teacher>, terms_from=..., overrides=dict(...),
               methods=dict(<name of a method>=dict(...))); the last adds to those methods on this network
-teachers      name=dict(config='configs/...py', overrides=dict(...)); trained first
+teachers      name=dict(config='configs/...py', overrides=dict(...)); trained first. Or name=dict(given=dict(...)): one
+              that is there, the hook's config dict of a teacher, as dict(timm='...')
 methods       name=dict(terms=[...], hook=dict(...), wrap=dict(type=...), overrides=dict(...), first=dict(...)); a term
               is a key of terms_from (configs/_base_/methods.py, or what a network names) or a config dict; hook has
               more options of the DistillationHook; wrap makes the model dict(wrap, student=<the network>); first is

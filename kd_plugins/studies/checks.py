@@ -12,6 +12,7 @@ from kd_plugins.config import check_config, one_slip
 from kd_plugins.datasets.corruption import check_options
 from kd_plugins.distillation.distillation import build_term
 from kd_plugins.distillation.recorder import Recorder
+from kd_plugins.distillation.sources import build_teacher
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import DistillationHook
 from kd_plugins.registry import MODELS
@@ -20,7 +21,7 @@ from kd_plugins.utils.random import preserved_rng
 # The keys of a study's config dicts; a misspelt one would otherwise be ignored in silence.
 _KEYS = {
     'networks': {'config', 'teacher', 'terms_from', 'replace', 'overrides', 'methods'},
-    'teachers': {'config', 'replace', 'overrides'},
+    'teachers': {'config', 'replace', 'overrides', 'given'},
     'methods': {'terms', 'wrap', 'overrides', 'first', 'hook', 'teacher_cache'},
     'corruptions': {'label_noise', 'imbalance', 'common', 'teacher_common'},
 }
@@ -33,7 +34,7 @@ _CHOICES = dict(
     fraction=(False, True),
 )
 _KINDS: dict[str, tuple[Any, tuple[str, ...]]] = {
-    'a dict': (Mapping, ('wrap', 'hook', 'overrides', 'common', 'teacher_common')),
+    'a dict': (Mapping, ('wrap', 'hook', 'overrides', 'common', 'teacher_common', 'given')),
     'a list': ((list, tuple), ('terms', 'replace', 'references')),
     'a text': (str, ('metric', 'terms_from', 'notes')),
     'a text, or None': ((str, type(None)), ('title', 'root')),
@@ -59,8 +60,16 @@ def check_study(path: str, options: Mapping[str, Any]) -> None:
             if not isinstance(name, str):
                 raise UserError(f'{where}: the name is {name!r}, expected a text')
             _check_dict(where, config, allowed)
-            if 'config' in allowed and not isinstance(config.get('config'), str):
-                raise UserError(f"{where} names no config: give config='configs/...py'")
+            if 'given' in config and len(config) > 1:
+                raise UserError(
+                    f'{where} has given beside {", ".join(sorted(set(config) - {"given"}))}: a given teacher is not '
+                    'trained; its config dict says all'
+                )
+            if 'config' in allowed and 'given' not in config and not isinstance(config.get('config'), str):
+                raise UserError(
+                    f"{where} names no config: give config='configs/...py'"
+                    + (', or given=dict(...), a teacher that is there' if part == 'teachers' else '')
+                )
             if isinstance(first := config.get('first', {}), str):
                 if first not in list(options[part])[: list(options[part]).index(name)]:
                     raise UserError(f"{where}: first is '{first}', expected a method above it, or a config dict")
@@ -174,6 +183,13 @@ def check_runs(study: Any) -> None:
                 )
         return networks[key]
 
+    def given(teacher: Mapping[str, Any]) -> nn.Module:
+        options = {name: value for name, value in teacher.items() if name not in ('cache', 'bf16', 'size')}
+        if (key := repr(options)) not in networks:
+            with preserved_rng():
+                networks[key] = build_teacher(**options)
+        return networks[key]
+
     seen = set()
     for run in study.runs:
         if (kind := (run.network, run.corruption, run.method, run.part)) in seen or run.problem:
@@ -184,7 +200,8 @@ def check_runs(study: Any) -> None:
         student = network_of(run.config)
         for hook in run.config.get('custom_hooks', []):
             if hook['type'] == 'kd_plugins.DistillationHook':
-                teacher = network_of(run.needs[0].config)
+                trained = [needed for needed in run.needs if needed.part == 'teacher']
+                teacher = network_of(trained[0].config) if trained else given(hook['teacher'])
                 for index, config in enumerate(hook['terms']):
                     try:
                         term = build_term(index, config)

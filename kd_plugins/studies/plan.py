@@ -326,17 +326,20 @@ class _Plan:
         if terms:
             if not source.get('teacher'):
                 raise UserError(f"{self._path}: method '{method}' needs a teacher, but network '{network}' names none")
-            needs = [self._teacher(source['teacher'], corruption, seed)]
-            if split != self._split[needs[0].folder] or (split and self._options['teacher_seeds'] == 'one'):
-                raise UserError(
-                    f"{self._path}: '{{seed}}' is in the config of network '{network}' or of its teacher "
-                    f"'{source['teacher']}', which would then learn from other data than the network: put it "
-                    "in both, with teacher_seeds='each'"
-                )
-            teacher = _required(needs[0])
-            config['requires'] = [*config.get('requires', []), teacher]
+            if teacher := self._options['teachers'].get(source['teacher'], {}).get('given'):
+                home = self._root / 'teachers' / slug(source['teacher'])
+            else:
+                needs = [self._teacher(source['teacher'], corruption, seed)]
+                home, teacher = needs[0].folder, _required(needs[0])
+                if split != self._split[home] or (split and self._options['teacher_seeds'] == 'one'):
+                    raise UserError(
+                        f"{self._path}: '{{seed}}' is in the config of network '{network}' or of its teacher "
+                        f"'{source['teacher']}', which would then learn from other data than the network: put it "
+                        "in both, with teacher_seeds='each'"
+                    )
+                config['requires'] = [*config.get('requires', []), teacher]
             if options.get('teacher_cache', self._options['teacher_cache']):
-                teacher = dict(teacher, cache=(needs[0].folder / 'answers').as_posix())
+                teacher = dict(teacher, cache=(home / 'answers').as_posix())
             hook = dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms, **options.get('hook', {}))
             config['custom_hooks'] = [*config.get('custom_hooks', []), hook]
         if 'wrap' in options:

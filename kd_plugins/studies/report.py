@@ -127,7 +127,7 @@ def grids(study: Study, results: dict[Run, Result]) -> list[Grid]:
             base = dict(column).get(rows.index(baseline))
             if base is not None:
                 marked |= {(r, c) for r, value in column if better(base, value)}
-        if options['teachers']:
+        if study.teachers:
             rows.append('Teacher')
             cells.append([_teacher(study, results, *key, published) for key in keys])
         others = corruptions if by == 'network' else networks
@@ -196,7 +196,7 @@ def caption(study: Study) -> str:
         else 'one seed (n = 1)',
         'bold: the best of a column; ↓: worse than ' + (options['baseline'] or next(iter(options['methods']))),
     ]
-    if options['teachers']:
+    if study.teachers:
         each, seed = (
             ('each seed', f'{TEACHER_SEED} + that')
             if options['teacher_seeds'] == 'each'

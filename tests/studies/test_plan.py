@@ -42,6 +42,27 @@ def test_a_teacher_for_each_seed_and_kind_of_data(here, data):
     assert study.students[0].config['train_dataloader']['dataset']['dataset']['label_noise'] == dict(rate=0.2)
 
 
+def test_a_given_teacher_is_not_trained(here, data):
+    (here / 'given.py').write_text(
+        'from torch import nn\n\n\ndef network():\n'
+        '    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10))\n'
+    )
+    given = "teachers = dict(big=dict(given=dict(build='given.py:network', data_preprocessor={{}})))\n"
+    terms = "[dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', teacher='{}')]"
+    more = given + "methods = {{'Baseline': dict(), 'KD': dict(terms={})}}\nteacher_cache = True\n"
+    study = plan.load_study(str(write_study(here, data, more.format(terms.format('2')))))
+    assert not study.teachers
+    kd = next(run for run in study.runs if run.method == 'KD')
+    cache = (study.root / 'teachers/big/answers').as_posix()
+    assert kd.config['custom_hooks'][-1]['teacher'] == dict(build='given.py:network', data_preprocessor={}, cache=cache)
+    assert not kd.needs
+    check_runs(study)
+    assert 'one teacher' not in report.caption(study)
+    study = plan.load_study(str(write_study(here, data, more.format(terms.format('3')))))
+    with pytest.raises(UserError, match="KD / seed 0: Sequential has no module '3' to tap"):
+        check_runs(study)
+
+
 def test_conditions_reach_the_innermost_data_set_and_wrap_what_is_not_cifar():
     loader = dict(dataset=dict(type='A', dataset=dict(type='kd_plugins.CIFAR100', split='train')))
     studies_data.corrupt(loader, dict(imbalance=dict(gamma=1)))
@@ -99,6 +120,7 @@ def test_a_network_adds_to_a_method(here, data):
         ("baseline = 'Student'", "baseline is 'Student', expected one of 'Baseline', 'Hinton', 'Two stages'"),
         ("networks = dict(small=dict(teacher='big'))", r"networks\['small'\] names no config"),
         ('teachers = dict(big=dict())', r"teachers\['big'\] names no config"),
+        ("teachers = dict(big=dict(given=dict(), config='net.py'))", r"teachers\['big'\] has given beside config"),
         ("methods = {'A-b': dict(), 'a b': dict()}", 'must differ'),
         ("teacher_data = 'dirty'", "teacher_data is 'dirty', expected one of 'clean', 'same'"),
         ("corruptions = ['clean']", r"corruptions is \['clean'\], expected a dict"),
