@@ -17,6 +17,7 @@ from mmengine.registry import FUNCTIONS, MODELS, OPTIMIZERS, Registry
 from mmengine.utils import import_modules_from_strings
 
 from kd_plugins.errors import UserError, user_named
+from kd_plugins.registry import check_model
 from kd_plugins.unpickling import guard_files
 from kd_plugins.utils.names import nearest
 
@@ -410,6 +411,9 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
     if scope and scope not in MODELS.children and find_spec(scope) is None:
         raise UserError(f"{where}: default_scope is '{scope}', which is not an installed package")
     _check_optimiser(config, where)
+    check_model(f'{where}: model', config.model, scope)
+    if 'student' in config.model:
+        check_model(f'{where}: model.student', config.model.student, scope)
     for key in _GROUPS[part][:1] + (_GROUPS['val'][:1] if part == 'train' else ()):
         _check_registered(f'{where}: {key}.collate_fn', (config.get(key) or {}).get('collate_fn'), FUNCTIONS)
     for key, hook in (config.get('default_hooks') or {}).items():

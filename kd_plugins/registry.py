@@ -85,3 +85,26 @@ def build_part(what: str, config: Mapping[str, Any] | nn.Module) -> nn.Module:
         return class_(**options)
     except ValueError as error:
         raise UserError(f'{what}: {error}') from error
+
+
+def check_model(what: str, config: Mapping[str, Any], scope: str | None = None) -> None:
+    """Check that a config dict describes a whole model, not a part of one.
+
+    Args:
+        what: Name of the model in the config, for messages.
+        config: The config dict.
+        scope: Package of a type without a prefix; by default the current one.
+
+    Raises:
+        UserError: Its type cannot be trained by itself, as a backbone; the message shows how to make a model of it.
+    """
+    name = config.get('type')
+    with MODELS.switch_scope_and_registry(config.get('_scope_', scope)) as registry:
+        class_ = registry.get(name) if isinstance(name, str) else name
+    if class_ is not None and not hasattr(class_, 'train_step'):
+        name = name if isinstance(name, str) else class_.__name__
+        raise UserError(
+            f"{what} is a {name}, which is no whole model: for a backbone alone give {what}=dict(type='mmpretrain."
+            f"ImageClassifier', backbone=dict(type='{name}', ...)), which learns without a head under a distillation's "
+            "task='off'"
+        )

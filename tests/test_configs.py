@@ -341,7 +341,7 @@ def test_a_method_survives_the_first_steps_of_its_own_learning_rate(path: str, m
     student, record = build_teacher(model_of(path), None), distillation_of(config)
     student.init_weights()
     teachers = [{**x, 'config': model_of(x.config), 'checkpoint': None} for x in teachers_of(record)]
-    distillation = Distillation(student, teachers, record.terms, record.get('task', True))
+    distillation = Distillation(student, teachers, record.terms, record.get('task', 'train'))
     for teacher in distillation.teachers:
         normalise(teacher.model, images[0])
     distillation.dry_run(student, images[0], samples)
@@ -349,7 +349,7 @@ def test_a_method_survives_the_first_steps_of_its_own_learning_rate(path: str, m
     optimizer = torch.optim.SGD([*student.parameters(), *distillation.parameters()], **options)
     sizes = []
     for batch in images:
-        losses = distillation.losses(partial(student.train(), batch, samples, mode='loss'), batch, samples)
+        losses = distillation.losses(partial(student.train(), batch, samples), batch, samples)
         total = sum(losses.values())
         optimizer.zero_grad()
         total.backward()

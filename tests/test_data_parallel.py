@@ -99,8 +99,9 @@ def test_both_ways_attack_alike(ranks):
 
 
 @BOTH
-def test_hints_alone_leave_the_layers_above_as_they_were(ranks, way):
-    first, second = (rank['hints'][way] for rank in ranks)
+@pytest.mark.parametrize('task', ['log', 'off'])
+def test_hints_alone_leave_the_layers_above_as_they_were(ranks, way, task):
+    first, second = (rank['hints'][way, task] for rank in ranks)
     assert equal(first['end'], second['end'])
     assert equal(first['adapters'], second['adapters'])
     moved = {name for name in first['end'] if not torch.equal(first['start'][name], first['end'][name])}
@@ -110,9 +111,21 @@ def test_hints_alone_leave_the_layers_above_as_they_were(ranks, way):
 
 
 @BOTH
-def test_hints_alone_raise_without_find_unused_parameters(ranks, way):
+@pytest.mark.parametrize('task', ['log', 'off'])
+def test_hints_alone_raise_without_find_unused_parameters(ranks, way, task):
     for rank in ranks:
-        assert rank['refused'][way].endswith('set find_unused_parameters=True in the config')
+        error = rank['refused'][way, task]
+        assert error.startswith(f"with task='{task}' no gradient reaches")
+        assert error.endswith('set find_unused_parameters=True in the config')
+
+
+@BOTH
+def test_without_the_task_two_processes_train_as_one(ranks, way):
+    alone, together = runs(ranks, way, 'without task')
+    assert all(step['maps.weight'].norm() > 1e-4 for step in steps(alone, 'states'))
+    for run in together:
+        assert_close(run['states'], alone['states'])
+        assert run['losses'][0].keys() == {'loss', 'loss_kd', 'loss_sp'}
 
 
 @BOTH

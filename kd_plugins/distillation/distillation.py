@@ -21,8 +21,10 @@ from kd_plugins.distillation.term import Batch, Term
 from kd_plugins.errors import UserError
 from kd_plugins.losses import AdversarialLoss
 from kd_plugins.registry import build_part, check_arguments
-from kd_plugins.utils.names import first
+from kd_plugins.utils.names import did_you_mean, first
 from kd_plugins.utils.random import preserved_rng
+
+_TASKS = ('train', 'log', 'off')
 
 
 def check_finite(losses: Mapping[str, Any]) -> None:
@@ -55,7 +57,7 @@ def check_finite(losses: Mapping[str, Any]) -> None:
         )
 
 
-def _check_data_parallel(losses: Iterable[Tensor]) -> None:
+def _check_data_parallel(losses: Iterable[Tensor], task: str) -> None:
     """Raise where a parameter gets no gradient from these losses and data-parallel would fail."""
     wrapper = DistributedDataParallel._get_active_ddp_module()
     if wrapper is None or wrapper.find_unused_parameters or wrapper.static_graph:
@@ -68,7 +70,7 @@ def _check_data_parallel(losses: Iterable[Tensor]) -> None:
     reached = {getattr(node, 'variable', None) for node in seen}
     if missed := [name for name, p in wrapper.module.named_parameters() if p.requires_grad and p not in reached]:
         raise UserError(
-            f'with task=False no gradient reaches {first(missed)}, which data-parallel does not allow: '
+            f"with task='{task}' no gradient reaches {first(missed)}, which data-parallel does not allow: "
             'set find_unused_parameters=True in the config'
         )
 
@@ -105,10 +107,14 @@ class Distillation(nn.Module):
             :func:`~kd_plugins.distillation.sources.build_teacher` and the options ``cache``, ``bf16`` and
             ``size`` of :class:`~kd_plugins.distillation.teacher.Teacher`. Or a list of such dicts.
         terms: Config dicts of terms: the arguments of :class:`~kd_plugins.distillation.term.Term`.
-        task: Whether the task's losses train the student. If not, they are still computed and logged, without gradient.
+        task: What becomes of the task's losses. ``'train'``: they train the student, beside the terms. ``'log'``: they
+            are computed and logged, and give no gradient. ``'off'``: they are never computed. The student then runs in
+            mode ``tensor``, and no further than to its last tap, so that it needs no labels and no head. True means
+            ``'train'`` and False ``'log'``.
 
     Raises:
-        UserError: An option in the config dicts is wrong; the message names it.
+        UserError: An option in the config dicts is wrong; the message names it. Or the student is of several networks,
+            which learn from each other by the losses that ``task='off'`` leaves out.
     """
 
     def __init__(
@@ -116,7 +122,7 @@ class Distillation(nn.Module):
         student: nn.Module,
         teacher: Mapping[str, Any] | Sequence[Mapping[str, Any]],
         terms: Sequence[Mapping[str, Any]],
-        task: bool = True,
+        task: str | bool = 'train',
     ) -> None:
         super().__init__()
         arguments = inspect.signature(student.forward).parameters
@@ -128,9 +134,16 @@ class Distillation(nn.Module):
                 f"({', '.join(arguments)}), expected (inputs, data_samples, mode), with the modes 'loss' "
                 "and 'tensor', as mmpretrain's and mmdet's models have"
             )
-        if not isinstance(task, bool):
-            raise UserError(f'task must be True or False, got {task!r}')
+        if isinstance(task, bool):
+            task = 'train' if task else 'log'
+        if task not in _TASKS:
+            raise UserError(f'task is {task!r}: {did_you_mean(str(task), _TASKS)}')
         self.task = task
+        if self.task == 'off' and hasattr(student, 'deployable'):
+            raise UserError(
+                f"{type(student).__name__}: its networks learn from each other by the losses that task='off' leaves "
+                "out: give a plain network as the student, or task='train'"
+            )
         self.gradients_checked = False  # whether every term gives the student a gradient
         self._coverage_checked = False  # whether all terms together give every parameter one, see _check_data_parallel
         configs = [teacher] if isinstance(teacher, Mapping) else teacher
@@ -234,15 +247,15 @@ class Distillation(nn.Module):
             return [term.prepare(features, targets, batch) for term in self.terms]
 
     def losses(
-        self, run_student: Callable[[], dict[str, Any]], inputs: Tensor, data_samples: Sequence[Any] | None
+        self, run_student: Callable[..., Any], inputs: Tensor, data_samples: Sequence[Any] | None
     ) -> dict[str, Any]:
-        """Return all losses of a training step, those of the task and those of the terms.
+        """Return all losses of a training step, those of the task (none with ``task='off'``) and those of the terms.
 
         The teachers run first: the memory of their activations is then free again before the student's activations are
         kept for the backward pass.
 
         Args:
-            run_student: Runs the student on the batch in mode ``loss`` and returns its losses.
+            run_student: Runs the student on the batch: called once, with the ``mode`` of its forward.
             inputs: Images as the student's preprocessor returned them.
             data_samples: Annotations of the images.
 
@@ -250,9 +263,14 @@ class Distillation(nn.Module):
             UserError: The batch has several views per image, a loss is not finite, or no loss has a gradient.
         """
         targets = self.teacher_features(inputs, data_samples)
-        with self.recorder.recording() as features:
-            losses = run_student()
-        return self.with_task_losses(losses, self(features, targets, inputs, data_samples))
+        task: dict[str, Any] = {}
+        # Layers after the last tap would get no gradient, and a detector's need annotations.
+        with self.recorder.recording(stop=self.task == 'off') as features:
+            if self.task == 'off':
+                run_student(mode='tensor')
+            else:
+                task = run_student(mode='loss')
+        return self.with_task_losses(task, self(features, targets, inputs, data_samples))
 
     def teacher_features(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> list[Features]:
         """Return the features at each teacher's taps for a batch, or ``{}`` where all of its terms have weight 0."""
@@ -304,7 +322,7 @@ class Distillation(nn.Module):
         self.gradients_checked = True
 
     def with_task_losses(self, task: dict[str, Any], terms: dict[str, Tensor]) -> dict[str, Any]:
-        """Return the task's losses and the terms' in one dictionary; with ``task=False`` the former without gradient.
+        """Return the task's losses and the terms' in one dictionary; with ``task='log'`` the former without gradient.
 
         Raises:
             UserError: A name is used twice, or no loss has a gradient.
@@ -312,14 +330,14 @@ class Distillation(nn.Module):
         for name in terms:
             if name in task:
                 raise UserError(f"the student already has a '{name}': rename the term '{name.removeprefix('loss_')}'")
-        if not self.task:
+        if self.task != 'train':
             if not any(loss.requires_grad for loss in terms.values()):
                 raise UserError(
-                    'with task=False only the terms train the student, but all their weights are 0 in this iteration: '
-                    'give one a weight above 0'
+                    f"with task='{self.task}' only the terms train the student, but all their weights are 0 in this "
+                    'iteration: give one a weight above 0'
                 )
             if not self._coverage_checked:
-                _check_data_parallel(terms.values())
+                _check_data_parallel(terms.values(), self.task)
                 self._coverage_checked = True
             task = {
                 name: value.detach() if isinstance(value, Tensor) else [x.detach() for x in value]

@@ -58,7 +58,8 @@ class Recorder:
                 output = "; '' taps its output" if whole else ''
                 raise UserError(f"{type(model).__name__} has no module '{tap}' to tap; {nearest(tap, modules)}{output}")
         self._cloned: set[str] = set()
-        self._single_runs = self._probed = False
+        self._runs: Counter[str] = Counter()  # of each tap in probing
+        self._probed = False
 
     @contextmanager
     def _hooked(self, hook: Callable[[str, list[Tensor]], None]) -> Iterator[None]:
@@ -80,8 +81,8 @@ class Recorder:
         """Record every forward pass inside the block into the dictionary that is yielded.
 
         Args:
-            stop: Whether to end the pass as soon as every tap has run, without the later layers. Only where each tap
-                ran exactly once in :meth:`probing`; otherwise the whole pass runs.
+            stop: Whether to end the pass as soon as every tap has run as often as in :meth:`probing`, without the later
+                layers.
 
         Raises:
             UserError: A later layer overwrites an output in place in training, but did not in :meth:`probing` (a
@@ -90,14 +91,14 @@ class Recorder:
         features: Features = {tap: [] for tap in self._taps}
         versions: dict[str, list[int]] = {tap: [] for tap in self._taps}
         watched = self._probed and torch.is_grad_enabled()  # tensors of inference_mode have no version
-        missing = set(self._taps)
+        missing = +self._runs
 
         def record(tap: str, tensors: list[Tensor]) -> None:
             features[tap] += [x.clone() for x in tensors] if tap in self._cloned else tensors
             if watched:
                 versions[tap] += [x._version for x in features[tap][len(versions[tap]) :]]
-            missing.discard(tap)
-            if stop and self._single_runs and not missing:
+            missing.subtract([tap])
+            if stop and self._probed and not +missing:
                 raise _Complete
 
         with self._hooked(record), suppress(_Complete):
@@ -126,14 +127,11 @@ class Recorder:
             calls[tap] += 1
             versions[tap] += [x._version for x in tensors]
 
-        completed = True
         with self.recording() as features, self._hooked(count):
             try:
                 yield features
             except Exception:
                 if any(not calls[tap] for tap in self._taps):
                     raise
-                completed = False
-        self._probed = True
-        self._single_runs = completed and all(calls[tap] == 1 for tap in self._taps)
+        self._runs, self._probed = calls, True
         self._cloned = {tap for tap in self._taps if versions[tap] != [x._version for x in features[tap]]}

@@ -17,8 +17,10 @@ from torch import nn
 
 from kd_plugins.compat import check_operators, mend_ssd_head
 from kd_plugins.errors import UserError
+from kd_plugins.hooks.distillation_hook import distillation_of
 from kd_plugins.hooks.held_out_hook import HeldOutHook
 from kd_plugins.registry import HOOKS
+from kd_plugins.utils.models import unwrapped
 from kd_plugins.utils.random import preserved_rng
 
 _CATEGORIES = 2**25  # bytes to read of the categories in a file; where they are longer, the names in metainfo count
@@ -28,12 +30,14 @@ _CATEGORIES = 2**25  # bytes to read of the categories in a file; where they are
 class CheckHook(Hook):
     """Compares the classes of evaluation data with those of the training data, and checks the model's operators.
 
-    A pipeline to which mmdet's ``PipelineSwitchHook`` switches late in training is tried on one sample. The commands
-    add this hook to every run; ``default_hooks=dict(check=None)`` removes it.
+    A distillation with ``task='off'`` learns no classes, so that none are compared then. A pipeline to which mmdet's
+    ``PipelineSwitchHook`` switches late in training is tried on one sample. The commands add this hook to every run;
+    ``default_hooks=dict(check=None)`` removes it.
 
     Raises:
         UserError: Before training: as :func:`check_classes`, or the batch size is not that of the sampler's groups, or
-            a pipeline cannot be switched; before training or testing: as :func:`kd_plugins.compat.check_operators`.
+            a pipeline cannot be switched, or a student without a head would be validated; before training or testing:
+            as :func:`kd_plugins.compat.check_operators`.
     """
 
     def before_run(self, runner: Runner) -> None:
@@ -53,6 +57,14 @@ class CheckHook(Hook):
         for hook in runner.hooks:
             if steps := getattr(hook, 'switch_pipeline', None):
                 _try_pipeline(type(hook).__name__, loader.dataset, steps)
+        distillation = distillation_of(runner)
+        if distillation is not None and distillation.task == 'off':  # no label is learned, and no head
+            if runner.val_loop is not None and getattr(unwrapped(runner.model), 'head', True) is None:
+                raise UserError(
+                    'the student has no head, so that it cannot predict in a validation: remove val_dataloader, '
+                    'val_cfg and val_evaluator, or give it a head'
+                )
+            return
         trained = [*class_lists(loader.dataset)]
         evaluated = []
         if runner.val_loop is not None:

@@ -34,11 +34,14 @@ class DistillationHook(Hook):
         teacher: ``dict(config=..., checkpoint=...)``, see :func:`~kd_plugins.distillation.sources.build_teacher`;
             or a list of them.
         terms: Config dicts of terms, see :class:`~kd_plugins.distillation.term.Term`.
-        task: Whether the task's losses train the student. ``False`` trains on the terms alone, as the first stage of
-            FitNet and FSP does. The task's losses are still computed and logged, but give no gradient: layers that no
-            term reaches get none, not even 0, so that neither weight decay nor momentum changes them. Their BatchNorm
-            statistics are still updated. With such layers, data-parallel needs ``find_unused_parameters=True`` in the
-            config.
+        task: What becomes of the task's losses. ``'train'``: they train the student, beside the terms. ``'log'`` trains
+            on the terms alone, as the first stage of FitNet and FSP does: the task's losses are computed and logged,
+            but give no gradient. ``'off'`` never computes them: the student runs in mode ``tensor``, no further than to
+            its last tap, so that it needs no labels and no head, and may be a backbone alone,
+            ``dict(type='mmpretrain.ImageClassifier', backbone=...)``. Without ``'train'``, layers that no term reaches
+            get no gradient, not even 0, so that neither weight decay nor momentum changes them; with ``'log'`` their
+            BatchNorm statistics are still updated. With such layers, data-parallel needs
+            ``find_unused_parameters=True`` in the config. True means ``'train'`` and False ``'log'``.
 
     Raises:
         UserError: Before training: a dry run on the first images finds an error in a term; in the first step: the
@@ -49,7 +52,7 @@ class DistillationHook(Hook):
         self,
         teacher: Mapping[str, Any] | Sequence[Mapping[str, Any]],
         terms: Sequence[Mapping[str, Any]],
-        task: bool = True,
+        task: str | bool = 'train',
     ) -> None:
         self._teacher, self._terms, self._task = teacher, terms, task
         self.distillation: Distillation | None = None
@@ -125,10 +128,11 @@ class DistillationHook(Hook):
         @wraps(type(student).forward)
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             # Not a bound method: torch.compile would look its name up again, and find this function.
-            run_student = partial(own_forward or partial(type(self).forward, self), *args, **kwargs)
-            inputs, data_samples, mode = _arguments(*args, **kwargs)
+            run_student = own_forward or partial(type(self).forward, self)
+            inputs, data_samples, mode, others = _arguments(*args, **kwargs)
             if mode != 'loss' or self is not student:
-                return run_student()
+                return run_student(*args, **kwargs)
+            run_student = partial(run_student, inputs, data_samples, **others)
             return distillation.losses(run_student, inputs, data_samples)  # type: ignore[union-attr]  # set by before_run
 
         student.forward = MethodType(forward, student)
@@ -186,9 +190,18 @@ class DistillationHook(Hook):
             ) from error
 
 
-def _arguments(inputs: Any, data_samples: Any = None, mode: str = 'tensor', **_: Any) -> tuple[Any, Any, str]:
+def distillation_of(runner: Runner) -> Distillation | None:
+    """Return the distillation of a run, by the hook or by a :class:`~kd_plugins.models.Distiller`, or None."""
+    by_hook = (hook.distillation for hook in runner.hooks if isinstance(hook, DistillationHook))
+    by_model = (module for module in unwrapped(runner.model).children() if isinstance(module, Distillation))
+    return next(filter(None, (*by_hook, *by_model)), None)
+
+
+def _arguments(
+    inputs: Any, data_samples: Any = None, mode: str = 'tensor', **others: Any
+) -> tuple[Any, Any, str, dict[str, Any]]:
     """Return the arguments of a student's forward, whose own signature may be (*args, **kwargs)."""
-    return inputs, data_samples, mode
+    return inputs, data_samples, mode, others
 
 
 def _average_gradient(parameter: nn.Parameter) -> None:

@@ -10,7 +10,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from kd_plugins.checkpoint import load_loosely
-from kd_plugins.registry import MODELS
+from kd_plugins.registry import MODELS, check_model
 from kd_plugins.utils.random import preserved_rng
 
 
@@ -23,11 +23,15 @@ class Composite(BaseModel):
 
     Args:
         student: Config dict of the student, with its ``data_preprocessor``.
+
+    Raises:
+        UserError: The student is a part of a model, as a backbone.
     """
 
     _others: str | None = None  # name of the other networks' ModuleList
 
     def __init__(self, student: Mapping[str, Any]) -> None:
+        check_model('student', student)
         network = MODELS.build(copy.deepcopy(dict(student)))  # mmdet modifies config dicts while building
         super().__init__(network.data_preprocessor)
         self.student = network

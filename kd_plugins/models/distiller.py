@@ -35,8 +35,8 @@ class Distiller(Composite):
         input_shape: Shape (C, H, W) of the images in the dry run that checks the terms and sizes the adapters.
         data_preprocessor: Config dict of the student's preprocessor, where ``student`` has none (mmengine passes the
             config's here).
-        task: Whether the task's losses train the student, see :class:`kd_plugins.hooks.DistillationHook`, also for what
-            data-parallel needs without them.
+        task: What becomes of the task's losses: ``'train'``, ``'log'`` or ``'off'``, see
+            :class:`kd_plugins.hooks.DistillationHook`, also for what data-parallel needs without them.
 
     Raises:
         UserError: The dry run finds an error in a term, or the student has a train_step of its own.
@@ -49,7 +49,7 @@ class Distiller(Composite):
         terms: Sequence[Mapping[str, Any]],
         input_shape: Sequence[int] = (3, 224, 224),
         data_preprocessor: Mapping[str, Any] | None = None,
-        task: bool = True,
+        task: str | bool = 'train',
     ) -> None:
         super().__init__(dict(data_preprocessor=data_preprocessor) | dict(student))
         network = self.student
@@ -144,11 +144,10 @@ class Distiller(Composite):
         return self.student.test_step(data)
 
     def forward(self, inputs: Tensor, data_samples: Sequence[Any] | None = None, mode: str = 'tensor') -> Any:
-        """Return what the student returns; in mode ``loss``, with the losses of the terms added."""
+        """Return what the student returns; in mode ``loss``, its losses, if any, and those of the terms."""
         if mode != 'loss':
             return self.student(inputs, data_samples, mode=mode)
-        run_student = partial(self.student, inputs, data_samples, mode='loss')
-        return self.distillation.losses(run_student, inputs, data_samples)
+        return self.distillation.losses(partial(self.student, inputs, data_samples), inputs, data_samples)
 
 
 def _save_adapters(

@@ -224,7 +224,7 @@ def _stages(config: Mapping[str, Any]) -> str:
 
 def _stage(config: Mapping[str, Any]) -> str:
     terms = [term if isinstance(term, str) else term['name'] for term in config.get('terms', [])]
-    task = ['the task'] if config.get('hook', {}).get('task', True) else []
+    task = ['the task'] if config.get('hook', {}).get('task', True) in (True, 'train') else []
     return ' + '.join([*task, *terms, *([config['wrap']['type']] if 'wrap' in config else [])])
 
 

@@ -391,9 +391,29 @@ def test_no_terms(student, teacher, given):
         Distillation(student, teacher, given)
 
 
+@pytest.mark.parametrize(
+    ('task', 'meant'), [('train', 'train'), ('log', 'log'), ('off', 'off'), (True, 'train'), (False, 'log')]
+)
+def test_what_becomes_of_the_task(student, teacher, task, meant):
+    assert Distillation(student, teacher, [KD], task=task).task == meant
+
+
+@pytest.mark.parametrize(
+    ('task', 'words'),
+    [
+        ('of', "'of': did you mean 'off'"),
+        ('no', "'no': options are train, log, off"),
+        (None, 'None'),
+        (1, '1'),
+        ([], ''),
+    ],
+)
+def test_another_task_is_refused(student, teacher, task, words):
+    with pytest.raises(UserError, match=f'^task is {words}'):
+        Distillation(student, teacher, [KD], task=task)
+
+
 def test_booleans_must_be_booleans(student, teacher):
-    with pytest.raises(UserError, match="task must be True or False, got 'no'"):
-        Distillation(student, teacher, [KD], task='no')
     with pytest.raises(UserError, match="bf16 must be True or False, got 'no'"):
         Distillation(student, teacher | dict(bf16='no'), [KD])
 
@@ -600,7 +620,7 @@ def test_without_the_task_its_losses_give_no_gradient(student, teacher, images):
     assert reached == {name for name, _ in student.named_parameters() if not name.startswith(above)}
     core.terms[0].weight = 0.0
     core.terms[0].adapters.requires_grad_(False)
-    with pytest.raises(UserError, match='with task=False only the terms train the student, but all their weights are'):
+    with pytest.raises(UserError, match="with task='log' only the terms train the student, but all their weights are"):
         core.with_task_losses(task, losses_of(core, features, images, None))
 
 

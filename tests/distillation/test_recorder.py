@@ -111,12 +111,13 @@ def test_stops_after_the_last_tap(net, images):
     assert len(features['norm']) == 1
 
 
-def test_does_not_stop_where_a_tap_runs_again(net, images):
-    recorder = Recorder(net, ['head'])
+def test_stops_where_a_tap_has_run_as_often_as_in_probing(net, images):
+    recorder = Recorder(net, ['head', 'conv'])
     with recorder.probing():
         net(images)
     with recorder.recording(stop=True) as features:
         net(images)
+        raise AssertionError('the pass should have ended')
     assert len(features['head']) == 3
 
 
@@ -149,7 +150,10 @@ def test_a_pass_may_fail_once_every_tap_has_run():
     with recorder.probing() as features:
         model(x)
     assert len(features['body']) == 1
-    with recorder.recording(stop=True), pytest.raises(AttributeError):  # the number of runs of the tap is unknown
+    with recorder.recording(stop=True) as features:
+        model(x)
+    assert len(features['body']) == 1
+    with recorder.recording(), pytest.raises(AttributeError):
         model(x)
     with pytest.raises(AttributeError), Recorder(model, ['body', 'head']).probing():
         model.forward(x.boxes)

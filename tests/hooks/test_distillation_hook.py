@@ -51,11 +51,11 @@ def by_hook(teacher, terms, **more):
     return dict(custom_hooks=[dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms, **more)])
 
 
-def by_model(teacher, terms, **more):
+def by_model(teacher, terms, student=None, **more):
     return dict(
         model=dict(
             type='kd_plugins.Distiller',
-            student=classifier(),
+            student=student or classifier(),
             teacher=teacher,
             terms=terms,
             input_shape=(3, 16, 16),
@@ -70,6 +70,27 @@ def biased(teacher):
     checkpoint['state_dict']['head.fc.bias'][1] += 3
     torch.save(checkpoint, teacher['checkpoint'])
     return teacher
+
+
+def backbone_alone(backbone=None):
+    """Return the config dict of a student that is a backbone alone."""
+    return classifier() | dict(neck=None, head=None) | ({} if backbone is None else dict(backbone=backbone))
+
+
+def without_labels(data, work_dir, way, teacher, terms, student, **more):
+    """Return the config of a run with ``task='off'`` on unlabelled images."""
+    student = dict(student=student) if way is by_model else dict(model=student)
+    model, distilled = (student, {}) if way is by_hook else ({}, student)
+    config = classification_config(
+        data,
+        work_dir,
+        default_hooks={x: dict(type=f'kd_plugins.{x}Hook') for x in ('Reseed', 'Export', 'Check')},
+        **model,
+        **way(teacher, terms, task='off', **distilled),
+        **more,
+    )
+    config.train_dataloader.dataset.with_label = False
+    return config
 
 
 BOTH = pytest.mark.parametrize('way', [by_hook, by_model])
@@ -190,6 +211,7 @@ REFUSED = {
     'no scalar': dict(terms=[KD | dict(loss=torch.nn.MSELoss(reduction='none'))]),
     'task': dict(task='no'),
     'nothing trains': dict(terms=[KD | dict(weight=0)], task=False),
+    'nothing trains without the task': dict(terms=[KD | dict(weight=0)], task='off'),
 }
 
 
@@ -632,3 +654,222 @@ def test_hints_alone_and_then_the_task(tmp_path, data, teacher, way):
     assert equal(states[1], end)
     trained = saved(tmp_path / 'stage2/epoch_1.pth')['state_dict']
     assert not any(torch.equal(trained[name], end[name]) for name in above if name.endswith('weight'))
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {},
+        dict(optim_wrapper=dict(type='kd_plugins.BF16OptimWrapper', optimizer=dict(type='SGD', lr=0.05))),
+        dict(optim_wrapper=dict(accumulative_counts=3, optimizer=dict(type='SGD', lr=0.05))),
+        dict(default_hooks=dict(ema=dict(type='EMAHook'))),
+        dict(cached=True),
+    ],
+    ids=['plain', 'bf16', 'accumulation', 'ema', 'cache'],
+)
+def test_a_backbone_learns_without_labels(tmp_path, data, teacher, change, monkeypatch):
+    """Both ways train the same, and the student runs once a step, in mode tensor."""
+    passes = []
+    forward = ImageClassifier.forward
+
+    def counted(self, inputs, data_samples=None, mode='tensor'):
+        if torch.is_grad_enabled():
+            passes.append(mode)
+            assert all('gt_label' not in sample for sample in data_samples)
+        return forward(self, inputs, data_samples, mode)
+
+    monkeypatch.setattr(ImageClassifier, 'forward', counted)
+    change = dict(change)
+    if change.pop('cached', False):
+        teacher = teacher | dict(cache=str(tmp_path / 'cache'))
+    states = []
+    for name, way in dict(hook=by_hook, model=by_model).items():
+        config = without_labels(data, tmp_path / name, way, teacher, [AT, NST, HINT, GAN], backbone_alone())
+        config.merge_from_dict(change)
+        runner = train(config)
+        assert {x for x in runner.message_hub.log_scalars if 'loss' in x} == {
+            f'train/{x}' for x in ('loss', 'loss_at', 'loss_nst', 'loss_hint', 'loss_gan')
+        }
+        states.append(saved(tmp_path / name / 'student.pth')['state_dict'])
+    assert passes == ['tensor'] * 12
+    assert equal(*states)
+    start = MODELS.build(backbone_alone()).state_dict()
+    assert states[0].keys() == start.keys()
+    assert all(key.startswith('backbone.') for key in start)
+
+
+@BOTH
+def test_what_labels_would_not_change(tmp_path, data, teacher, way):
+    """Where terms reach all of the backbone, training without the task equals training with its losses logged."""
+    for task in ('log', 'off'):
+        train(classification_config(data, tmp_path / task, **way(teacher, [AT, HINT], task=task)))
+    assert equal(*(saved(tmp_path / task / 'epoch_2.pth')['state_dict'] for task in ('log', 'off')))
+
+
+@BOTH
+def test_layers_after_the_last_tap_stay_as_they_were(tmp_path, data, teacher, way):
+    """Their BatchNorm statistics too, which change where the task's losses are logged."""
+    changed = {}
+    for task in ('log', 'off'):
+        train(classification_config(data, tmp_path / task, **way(teacher, [HINT], task=task)))
+        first, last = (saved(tmp_path / task / f'epoch_{epoch}.pth')['state_dict'] for epoch in (1, 2))
+        changed[task] = {key for key in first if not torch.equal(first[key], last[key])}
+    after = {key for key in changed['log'] if key.startswith('backbone.stage3')}
+    assert len(after) == 6
+    assert all('running' in key or 'num_batches' in key for key in after)
+    assert changed['off'] == changed['log'] - after
+
+
+@BOTH
+def test_resuming_without_labels(tmp_path, data, teacher, way):
+    config = without_labels(data, tmp_path / 'whole', way, teacher, [AT, HINT], backbone_alone(), epochs=4)
+    whole = train(copy.deepcopy(config))
+    config.work_dir = str(tmp_path / 'resumed')
+    config.load_from, config.resume = str(tmp_path / 'whole/epoch_2.pth'), True
+    resumed = train(config)
+    assert equal(*(core_of(runner).state_dict() for runner in (whole, resumed)))
+    assert equal(*(saved(tmp_path / name / 'student.pth')['state_dict'] for name in ('whole', 'resumed')))
+
+
+@BOTH
+def test_a_loss_of_labels_without_the_task(tmp_path, data, teacher, way):
+    config = classification_config(data, tmp_path / 'run', epochs=1, **way(biased(teacher), [KD, BSS], task='off'))
+    runner = train(copy.deepcopy(config))
+    assert runner.message_hub.get_scalar('train/loss_bss').data[0].max() > 0
+    config.train_dataloader.dataset.with_label = False
+    with pytest.raises(UserError, match=r"term 'bss': BSSLoss needs images of one class each, .* got None"):
+        train(config)
+
+
+@BOTH
+def test_no_labels_but_a_head(tmp_path, data, teacher, way):
+    """A head that no term taps neither learns nor limits the classes of the data."""
+    student = classifier()
+    student['head']['num_classes'] = 2
+    config = without_labels(data, tmp_path / 'run', way, teacher, [NST], student)
+    config.train_dataloader.dataset.pop('with_label')
+    config.train_dataloader.dataset.metainfo = dict(classes=tuple('abcd'))
+    train(config)
+    first, last = (saved(tmp_path / f'run/epoch_{epoch}.pth')['state_dict'] for epoch in (1, 2))
+    assert torch.equal(first['head.fc.weight'], last['head.fc.weight'])
+    assert not torch.equal(first['backbone.stem.0.weight'], last['backbone.stem.0.weight'])
+
+
+@BOTH
+def test_a_student_without_a_head_is_not_validated(tmp_path, data, teacher, way):
+    config = without_labels(data, tmp_path / 'run', way, teacher, [NST], backbone_alone())
+    config.val_dataloader = dict(config.train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
+    config.val_cfg, config.val_evaluator = {}, dict(type='Accuracy')
+    with pytest.raises(UserError, match='the student has no head, so that it cannot predict in a validation'):
+        train(config)
+
+
+@BOTH
+@pytest.mark.parametrize('kind', ['MutualLearning', 'NativeEnsemble'])
+def test_networks_that_learn_from_each_other_need_the_task(tmp_path, data, teacher, way, kind):
+    student = dict(type=f'kd_plugins.{kind}', student=classifier())
+    term = NST | dict(student=f'student.{STAGES[2]}')
+    config = without_labels(data, tmp_path / 'run', way, teacher, [term], student)
+    with pytest.raises(UserError, match=f"{kind}: its networks learn from each other by the losses that task='off'"):
+        train(config)
+
+
+def test_a_backbone_is_no_model(tmp_path, data, teacher):
+    student = dict(type='mmpretrain.ResNet', depth=18)
+    with pytest.raises(
+        UserError,
+        match=r"give student=dict\(type='mmpretrain.ImageClassifier', backbone=dict\(type='mmpretrain.ResNet'",
+    ):
+        train(classification_config(data, tmp_path / 'run', **by_model(teacher, [NST], student, task='off')))
+
+
+NARROW = dict(depth=18, base_channels=8, stem_channels=8)
+STOCK = {kind: dict(type=f'{kind}.ResNet', **NARROW) for kind in ('mmpretrain', 'mmdet')}
+STUDENTS = {
+    'mmpretrain': dict(STOCK['mmpretrain'], out_indices=(0, 1, 2, 3)),
+    'mmdet': dict(STOCK['mmdet'], norm_eval=False),
+    'timm': dict(
+        type='mmpretrain.TIMMBackbone', model_name='test_resnet', features_only=True, out_indices=(1, 2, 3, 4)
+    ),
+}
+
+
+@BOTH
+@pytest.mark.parametrize('kind', STUDENTS)
+def test_a_backbone_loads_into_stock_models(tmp_path, teacher, way, kind):
+    """Tensor for tensor: mmengine only logs those that do not fit."""
+    if kind == 'timm':
+        pytest.importorskip('timm')
+    tap = 'backbone.timm_model.layer3' if kind == 'timm' else 'backbone.layer3'
+    data = image_folder(tmp_path / 'data', size=64)
+    terms = [dict(name='nst', loss=dict(type='kd_plugins.NSTLoss'), student=tap, teacher=STAGES[2], weight=50.0)]
+    runner = train(
+        without_labels(data, tmp_path / 'run', way, teacher, terms, backbone_alone(STUDENTS[kind]), epochs=1)
+    )
+    student = saved(path := tmp_path / 'run/student.pth')['state_dict']
+    assert equal(student, {f'backbone.{x}': y for x, y in weights(runner.model.backbone).items()})
+
+    def backbone(package, **more):
+        given = STUDENTS[kind] if kind == 'timm' else STOCK[package]
+        return given | dict(init_cfg=dict(type='Pretrained', checkpoint=str(path), prefix='backbone.'), **more)
+
+    detector = stock_detector(tmp_path, tmp_path / 'detector').model
+    detector.backbone, detector.neck.in_channels = backbone('mmdet'), [8, 16, 32, 64]
+    stock = get_config('mmpretrain::resnet/resnet18_8xb32_in1k.py').model
+    stock.backbone, stock.head.in_channels = backbone('mmpretrain'), 64
+    for package, config in dict(mmdet=detector, mmpretrain=stock).items():
+        with MODELS.switch_scope_and_registry(package) as registry:
+            model = registry.build(config)
+            before = weights(model.backbone)
+            model.init_weights()
+        assert not equal(before, weights(model.backbone))
+        assert equal(student, {f'backbone.{x}': y for x, y in weights(model.backbone).items()})
+    assert len(student) > 50
+
+
+@pytest.mark.parametrize('taps', [['backbone.layer3', 'neck'], ['backbone', 'rpn_head.rpn_cls']])
+def test_a_detector_learns_without_annotations(tmp_path, taps):
+    """It runs to its last tap: the rest of a two-stage detector gets no gradient, and may need annotations."""
+    data = image_folder(tmp_path / 'data', images=4, size=64)
+    config = stock_detector(data, tmp_path)
+    config.model = get_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py').model
+    config.model.backbone.update(NARROW, norm_eval=False, init_cfg=None)
+    config.model.neck.update(in_channels=[8, 16, 32, 64], out_channels=16)
+    config.model.rpn_head.update(in_channels=16, feat_channels=16)
+    config.model.roi_head.bbox_roi_extractor.out_channels = 16
+    config.model.roi_head.bbox_head.update(in_channels=16, fc_out_channels=16)
+    config.train_dataloader.batch_sampler = None  # which needs the images' sizes
+    config.train_dataloader.dataset = dict(
+        type='mmpretrain.CustomDataset',
+        data_root=str(data),
+        with_label=False,
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64)), dict(type='PackDetInputs')],
+    )
+    config.default_hooks = dict(reseed=dict(type='kd_plugins.ReseedHook'), export=dict(type='kd_plugins.ExportHook'))
+    network = config.model.to_dict()
+    distillation = dict(
+        teacher=dict(config=copy.deepcopy(network), checkpoint=None),
+        terms=[
+            dict(name=tap, loss=dict(type='kd_plugins.NSTLoss'), student=tap, teacher=tap, weight=10.0) for tap in taps
+        ],
+        task='off',
+    )
+    ways = dict(
+        hook=dict(custom_hooks=[dict(type='kd_plugins.DistillationHook', **distillation)]),
+        model=dict(
+            model=dict(type='kd_plugins.Distiller', student=network, input_shape=(3, 64, 64), **distillation),
+        ),
+    )
+    states = []
+    for name, way in ways.items():
+        own = Config(copy.deepcopy(config.to_dict() | way))
+        own.work_dir, own.experiment_name = str(tmp_path / name), f'{tmp_path}{name}'.replace('/', '_')
+        runner = Runner.from_cfg(own)
+        detector = getattr(runner.model, 'student', runner.model)
+        detector.roi_head.register_forward_pre_hook(lambda *_: pytest.fail('ran') if torch.is_grad_enabled() else None)
+        runner.train()
+        for tap in taps:
+            assert (runner.message_hub.get_scalar(f'train/loss_{tap}').data[0] > 0).all()
+        states.append(saved(tmp_path / name / 'student.pth')['state_dict'])
+    assert equal(*states)
+    MODELS.build(Config(dict(model=dict(network, _scope_='mmdet'))).model).load_state_dict(states[0])

@@ -151,11 +151,12 @@ def run(
     accumulate: int = 1,
     size: int = 7,
     bias: float = 0.0,
+    task: str = 'train',
 ) -> dict:
     """Train the small network on global batches of 8; return losses, weights and adapters of each iteration."""
     together = dist.is_initialized()
     teacher = dict(config=dict(type=Net, width=6), checkpoint=str(folder / f'teacher{bias:.0f}.pth'))
-    distillation = dict(teacher=teacher, terms=terms)
+    distillation = dict(teacher=teacher, terms=terms, task=task)
     model = dict(type=Net, width=5, bias=bias)
     if way == 'model':
         model = dict(type=Distiller, student=model, input_shape=(3, 7, 7), **distillation)
@@ -202,6 +203,7 @@ def scenarios(folder: Path, ways: Sequence[str] = WAYS) -> dict:
             ('critic', CRITIC, {}),
             ('bss', BSS, dict(bias=3.0)),
             ('accumulation', ADAPTED, dict(accumulate=2)),
+            ('without task', [x for x in every if x['name'] in ('kd', 'sp')], dict(task='off')),
         )
     }
 
@@ -238,12 +240,12 @@ def real_run(way: str, folder: Path) -> dict:
     )
 
 
-def hints_alone(way: str, folder: Path, find_unused: bool) -> dict | str:
+def hints_alone(way: str, task: str, folder: Path, find_unused: bool) -> dict | str:
     """Train a classifier on a hint at its second stage; return the weights before and after, or the error."""
     tap = 'backbone.stage2'
     distillation = dict(
         teacher=dict(config=classifier(14), checkpoint=str(folder / 'teacher.pth')),
-        task=False,
+        task=task,
         terms=[dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student=tap, teacher=tap, adapter='auto')],
     )
     wrapper = dict(WRAPPER['model_wrapper_cfg'], find_unused_parameters=find_unused)
@@ -254,7 +256,7 @@ def hints_alone(way: str, folder: Path, find_unused: bool) -> dict | str:
         more |= dict(
             model=dict(type='kd_plugins.Distiller', student=classifier(), input_shape=(3, 16, 16), **distillation)
         )
-    config = classification_config(folder / 'images', folder / 'hints' / f'{way}{find_unused}', **more)
+    config = classification_config(folder / 'images', folder / 'hints' / f'{way}{task}{find_unused}', **more)
     config.train_dataloader.batch_size = 4
     config.optim_wrapper.optimizer.weight_decay = 0.1
     runner = Runner.from_cfg(config)
@@ -322,8 +324,8 @@ def main(folder: Path) -> None:
     results['infinite'] = {way: error_of_one_rank(way, own, rank) for way in WAYS}
     torch.set_default_dtype(torch.float32)
     results['real'] = {way: real_run(way, folder) for way in WAYS}
-    results['hints'] = {way: hints_alone(way, folder, True) for way in WAYS}
-    results['refused'] = {way: hints_alone(way, folder, False) for way in WAYS}
+    for name, find_unused in (('hints', True), ('refused', False)):
+        results[name] = {x: hints_alone(*x, folder, find_unused) for x in itertools.product(WAYS, ('log', 'off'))}
     torch.save(results, folder / f'rank{rank}.pth')
     dist.barrier()
     dist.destroy_process_group()

@@ -122,8 +122,8 @@ def steps_of(
 
         return run
 
-    def alone() -> dict[str, Any]:
-        return student(inputs, samples, mode='loss')
+    def alone(mode: str = 'loss') -> dict[str, Any]:
+        return student(inputs, samples, mode=mode)
 
     def beside() -> dict[str, Any]:
         distillation.teacher(inputs, samples)
