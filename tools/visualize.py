@@ -1,5 +1,6 @@
-"""Draw pictures of what a model does.
+"""Draw pictures of what a model does, and list the taps that it offers.
 
+    python tools/visualize.py taps configs/cifar10_quick/student_from_teacher.py
     python tools/visualize.py ranking features.npz --out pictures
     python tools/visualize.py tsne --tap backbone.stage3 --out tsne.png \\
         --teacher configs/cifar10_quick/teacher.py work_dirs/cifar10_quick/teacher/student.pth \\
@@ -14,8 +15,11 @@ tsne        the channels of teacher and students, which NST makes alike: a point
 attention   where the activations of teacher and students are strong on some images, which AT makes alike.
 similarity  the similarities that teacher and students see between the images of a batch, which SP preserves.
 
-The last three take images from the test set of the first student's config, and show the output of the module --tap;
-each network gets them in its own normalisation. The same call draws the same picture.
+taps        the modules of a config's student and teachers: the shapes that they return, their strides, the losses that
+            fit, and pairs of taps to distil. It needs neither data nor weights.
+
+tsne, attention and similarity take images from the test set of the first student's config, and show the output of the
+module --tap; each network gets them in its own normalisation. The same call draws the same picture.
 """
 
 import argparse
@@ -30,6 +34,7 @@ from visuals.attention import attention
 from visuals.networks import add_network_options
 from visuals.ranking import ranking
 from visuals.similarity import similarity
+from visuals.taps import DEPTH, taps
 from visuals.tsne import tsne
 
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
@@ -58,6 +63,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=10,
         help='number of classes of the images, evenly spread over all (default: %(default)s)',
     )
+    command = commands.add_parser('taps', help=taps.__doc__, description=taps.__doc__)
+    command.add_argument('config', help='a run that distils, or one network alone: a path, or package::path')
+    command.add_argument(
+        '--depth', type=int, metavar='N', help=f'names of at most N parts (default: {DEPTH}; with --filter all)'
+    )
+    command.add_argument('--filter', metavar='PATTERN', help="modules whose name holds this, or matches it, as '*.bn?'")
+    command.add_argument(
+        '--input',
+        type=int,
+        nargs=3,
+        metavar=('C', 'H', 'W'),
+        help='shape of the images (default: that of the training pipeline)',
+    )
+    command.add_argument('--json', type=Path, metavar='FILE', help='write all modules to a file, too')
+    command.add_argument('--weights', action='store_true', help="load the teachers' weights, too")
+    command.set_defaults(run=taps)
     return parser.parse_args(argv)
 
 

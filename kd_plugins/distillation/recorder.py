@@ -18,16 +18,16 @@ class _Complete(Exception):  # noqa: N818 - a signal, not an error
     """Ends a forward pass after the last tap."""
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
+def tensors_in(output: Any) -> Iterator[Tensor]:
     """Yield the tensors of a module's output, also those inside containers."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, Mapping):
         for value in output.values():
-            yield from _tensors(value)
+            yield from tensors_in(value)
     elif isinstance(output, (list, tuple)):
         for value in output:
-            yield from _tensors(value)
+            yield from tensors_in(value)
 
 
 class Recorder:
@@ -66,7 +66,7 @@ class Recorder:
         """Call ``hook(tap, tensors)`` after every run of a tapped module inside the block."""
         handles = [  # looked up each time: mmengine may have replaced a module by a SyncBatchNorm
             self.model.get_submodule(tap).register_forward_hook(
-                lambda module, args, output, tap=tap: hook(tap, list(_tensors(output)))
+                lambda module, args, output, tap=tap: hook(tap, list(tensors_in(output)))
             )
             for tap in self._taps
         ]
