@@ -19,7 +19,7 @@ ROOMS = {
     'losses': ({'functional', 'registry'}, {'torch'}),
     'distillation': (CORE | {'functional', 'losses'}, {'mmengine', 'torch', 'torchvision'}),
     'models': (CORE | {'losses', 'functional'}, {'mmengine', 'mmpretrain', 'torch'}),
-    'hooks': (CORE | {'compat', 'losses', 'functional'}, {'mmengine', 'numpy', 'torch'}),
+    'hooks': (CORE | {'compat', 'evaluation', 'losses', 'functional'}, {'mmengine', 'numpy', 'torch'}),
     'datasets': (
         LEAVES | {'data_files', 'unpickling'},
         {'PIL', 'cv2', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'numpy', 'torch'},
@@ -92,7 +92,7 @@ def test_plain_scores_need_neither_faiss_nor_scipy(monkeypatch):
         if {'faiss', 'scipy'} & {name.partition('.')[0] for name in imported(path)}
     }
     elsewhere = {'compat/__init__.py', 'studies/results.py'}
-    assert users == elsewhere | {'evaluation/approximate.py', 'evaluation/reranking.py'}
+    assert users == elsewhere | {f'evaluation/{name}.py' for name in ('approximate', 'knn', 'reranking')}
     for user in users - elsewhere:  # that one where it is called; and nothing imports these in turn
         module = f'kd_plugins.{user.removesuffix(".py").replace("/", ".")}'
         # Its __init__ names them for type checkers; that it imports them no sooner than asked shows below.

@@ -103,6 +103,22 @@ def saved_teacher(folder: Path, depth: int = 14, width: int = 4) -> dict:
     return dict(config=config, checkpoint=str(path))
 
 
+def neighbours_config(data: Path, work_dir: Path, distillation: dict | None = None, **more: Any) -> Config:
+    """Return the config of a run with a ``KNNHook`` on :func:`image_folder`: 13 images vote on 11 others."""
+    labelled = dict(
+        type='CustomDataset',
+        data_root=str(data),
+        pipeline=[dict(type='kd_plugins.LoadImage'), dict(type='PackInputs')],
+    )
+    queries = [0, 1, 6, 7, 8, 12, 13, 14, 18, 19, 20]
+    others = [i for i in range(24) if i not in queries]
+    loaders = [dict(batch_size=4, num_workers=0, dataset=dict(labelled, indices=x)) for x in (others, queries)]
+    hooks = [] if distillation is None else [dict(type='kd_plugins.DistillationHook', **distillation)]
+    knn = dict(type='kd_plugins.KNNHook', bank=loaders[0], queries=loaders[1], k=5)
+    hooks.append(knn | more.pop('neighbours', {}))
+    return classification_config(data, work_dir, custom_hooks=hooks, **more)
+
+
 def coco_folder(root: Path, images: int = 4, size: int = 64) -> Path:
     """Write a detection set in COCO's format, with one bright box per image."""
     rng = np.random.default_rng(0)

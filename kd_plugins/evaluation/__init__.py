@@ -1,4 +1,4 @@
-"""Retrieval: exact scores, re-ranking, and the metric of a run."""
+"""Retrieval: exact scores, re-ranking, and the metric of a run; and classification by nearest neighbours."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from kd_plugins.evaluation.retrieval import Retrieval, rank_matches, rank_rows
 
 if TYPE_CHECKING:  # else by __getattr__
     from kd_plugins.evaluation.approximate import rank_approximately
+    from kd_plugins.evaluation.knn import knn_accuracy
     from kd_plugins.evaluation.reranking import KReciprocal, expand_queries
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     'ReIDMetric',
     'Retrieval',
     'expand_queries',
+    'knn_accuracy',
     'load_features',
     'rank_approximately',
     'rank_matches',
@@ -25,7 +27,12 @@ __all__ = [
     'save_features',
 ]
 
-_BY_FAISS = {'KReciprocal': 'reranking', 'expand_queries': 'reranking', 'rank_approximately': 'approximate'}
+_BY_FAISS = {
+    'KReciprocal': 'reranking',
+    'expand_queries': 'reranking',
+    'knn_accuracy': 'knn',
+    'rank_approximately': 'approximate',
+}
 
 
 def __getattr__(name: str) -> Any:

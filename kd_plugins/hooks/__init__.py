@@ -7,6 +7,7 @@ from kd_plugins.hooks.export_hook import ExportHook
 from kd_plugins.hooks.freeze_hook import FreezeHook
 from kd_plugins.hooks.held_out_hook import HeldOutHook
 from kd_plugins.hooks.integrity_hook import IntegrityHook
+from kd_plugins.hooks.knn_hook import KNNHook
 from kd_plugins.hooks.pretrained_check_hook import HandoverHook, PretrainedCheckHook
 from kd_plugins.hooks.reseed_hook import ReseedHook
 
@@ -21,6 +22,7 @@ __all__ = [
     'HandoverHook',
     'HeldOutHook',
     'IntegrityHook',
+    'KNNHook',
     'PretrainedCheckHook',
     'ReseedHook',
 ]

@@ -94,10 +94,17 @@ class ExportHook(Hook):
             save_weights(weights, folder / f'{name}.pth', meta)
         log = Path(runner.log_dir) / f'{runner.timestamp}.log'
         result = {
-            'metrics': plain(self._metrics),
+            'metrics': plain(_neighbours(runner) | self._metrics),
             'checkpoint': str(folder / 'student.pth'),
             'config': str(runner.cfg.filename or ''),
             'log': str(log),
         }
         write_text(folder / 'result.json', f'{json.dumps(result, indent=2)}\n')
         runner.logger.info(f'the student is in {folder / "student.pth"}')
+
+
+def _neighbours(runner: Runner) -> dict[str, Any]:
+    """Return what a ``KNNHook`` found last in a run without validation."""
+    scalars = runner.message_hub.log_scalars.items()
+    found = {key.removeprefix('val/'): x.current() for key, x in scalars if key.startswith('val/knn/')}
+    return found | {'epoch': runner.epoch, 'iter': runner.iter} if found else {}
