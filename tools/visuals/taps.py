@@ -194,8 +194,9 @@ def trace(network: nn.Module, run: Callable[[], object], side: str, size: tuple[
         for handle in handles:
             handle.remove()
     for tap in taps:
-        layout = layout_of(side, network, tap.name, Tokens()) if tap.shapes else None
-        tap.maps = [map_of(shape, layout, size) for shape in tap.shapes]
+        if tap.shapes:
+            layout = layout_of(side, network, tap.name, Tokens())
+            tap.maps = [map_of(shape, layout, size) for shape in tap.shapes]
     return taps, failure
 
 
@@ -207,9 +208,8 @@ def parts_of(config: Config) -> tuple[dict[str, Any] | None, list[dict[str, Any]
     model = config.get('model')
     hooks = [x for x in config.get('custom_hooks') or [] if type_name(x) == 'DistillationHook']
     distillation = next(iter(hooks), model if model and type_name(model) == 'Distiller' else config)
-    teachers = distillation.get('teacher') or []
-    terms = distillation.get('terms') or []
-    return model, [teachers] if isinstance(teachers, Mapping) else list(teachers), list(terms)
+    teachers, terms = distillation.get('teacher') or [], distillation.get('terms') or []
+    return model, [*([teachers] if isinstance(teachers, Mapping) else teachers)], [*terms]
 
 
 def size_of(step: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -252,13 +252,12 @@ def padded(shape: Sequence[int], network: nn.Module) -> tuple[int, int, int]:
 
 
 def networks_of(
-    config: Config, scope: str, shape: Sequence[int], weights: bool
+    config: Config, shape: tuple[int, int, int], weights: bool
 ) -> tuple[list[Network], tuple[int, int, int]]:
     """Build a config's networks, run each on random images, and return them with the shape of the images.
 
     Args:
         config: A run's config, or one of a teacher alone.
-        scope: Package whose networks it describes.
         shape: Shape (C, H, W) of the images.
         weights: Whether to load the teachers' weights.
 
@@ -268,7 +267,6 @@ def networks_of(
     model, teachers, terms = parts_of(config)
     if not model and not teachers:
         raise UserError(f"{config.filename} has neither 'model' nor 'teacher', whose modules could be listed")
-    init_default_scope(scope)
 
     def tapped(side: str, index: int | None = None) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -285,23 +283,22 @@ def networks_of(
         student.eval()  # some networks of mmpretrain return None
         shape = padded(shape, student)
     images = torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(0))
-    sides = tuple(shape[1:])
+    sides = shape[1:]
     meta = dict(img_shape=sides, ori_shape=sides, pad_shape=sides, batch_input_shape=sides, scale_factor=(1.0, 1.0))
     samples = [BaseDataElement(metainfo=meta) for _ in images]
     if model and teachers:
-        found = trace(student, lambda: student(images, samples, mode='tensor'), 'student', sides)
+        found = trace(student, partial(student, images, samples, mode='tensor'), 'student', sides)
         networks.append(Network('student', type(student).__name__, *found, sides, tapped('student')))
     elif model:  # of any kind that a teacher may be
-        network = Teacher(student, [''])
-        found = trace(student, lambda: network.probe(images, samples), 'teacher', sides)
+        found = trace(student, partial(Teacher(student, ['']).probe, images, samples), 'teacher', sides)
         networks.append(Network('network', type(student).__name__, *found, sides, {}))
     for index, options in enumerate(teachers):
         name = f'teacher {index}' if len(teachers) > 1 else 'teacher'
         teacher = build(name, options, weights)
         own = teacher.input_size(images)
-        found = trace(teacher.model, lambda teacher=teacher: teacher.probe(images, samples), 'teacher', own)
+        found = trace(teacher.model, partial(teacher.probe, images, samples), 'teacher', own)
         networks.append(Network(name, type(teacher.model).__name__, *found, own, tapped('teacher', index)))
-    return networks, tuple(images.shape[1:])
+    return networks, shape
 
 
 def build(name: str, options: Mapping[str, Any], weights: bool) -> Teacher:
@@ -313,7 +310,7 @@ def build(name: str, options: Mapping[str, Any], weights: bool) -> Teacher:
     if not weights and source.get('config') is not None:
         network = build_network(source['config'], source.get('data_preprocessor'))
     elif not weights:
-        random = {} if source.get('build') is not None else dict(weights=None)
+        random: dict[str, Any] = {} if source.get('build') is not None else dict(weights=None)
         network = build_teacher(**source | dict(checkpoint=None) | random)
     else:
         network = build_teacher(**source)
@@ -423,17 +420,15 @@ def pairs_of(student: Network, teacher: Network, size: tuple[int, int]) -> Itera
             name = '_'.join(f'{x:g}' for x in strides) if len(strides) == 1 else own[strides].name.rpartition('.')[2]
             loss, taps = dict(type='kd_plugins.NSTLoss'), (own[strides], others[near])
             term = dict(name=f'nst_{name}', loss=loss, student=taps[0].name, teacher=taps[1].name, weight=50.0)
-            channels = ' and '.join(str(x.maps[0][1]) for x in taps)
+            channels = ' and '.join(str(found[1]) for x in taps for found in x.maps[:1] if found)
             words = [' '.join(f'{x:g}' for x in y) for y in dict.fromkeys([strides, near])]
             yield term, f'stride {" and ".join(words)}, {channels} channels'
-    logits = [
-        max((x for x in network.taps if x.linear and x.feature == 'vectors'), key=lambda x: x.first_run, default=None)
-        for network in (student, teacher)
-    ]
-    if all(logits) and logits[0].shapes == logits[1].shapes:
-        loss = dict(type='kd_plugins.KDLoss', tau=4.0)
-        term = dict(name='kd', loss=loss, student=logits[0].name, teacher=logits[1].name, weight=1.0)
-        yield term, f'{logits[0].shapes[0][-1]} logits, if of the same classes'
+    linear = [[x for x in network.taps if x.linear and x.feature == 'vectors'] for network in (student, teacher)]
+    last = [max(taps, key=lambda x: x.first_run) for taps in linear if taps]
+    if len(last) == 2 and last[0].shapes == last[1].shapes:
+        kd: dict[str, Any] = dict(type='kd_plugins.KDLoss', tau=4.0)
+        term = dict(name='kd', loss=kd, student=last[0].name, teacher=last[1].name, weight=1.0)
+        yield term, f'{last[0].shapes[0][-1]} logits, if of the same classes'
 
 
 def as_code(term: Mapping[str, Any]) -> str:
@@ -451,10 +446,10 @@ def taps(args: argparse.Namespace) -> None:
         MMLogger.get_current_instance().setLevel(logging.ERROR)
     config = load_config(args.config)
     package = args.config.partition('::')[0] if '::' in args.config else 'mmpretrain'  # headless ones state no scope
-    scope = config.get('default_scope') or package
+    init_default_scope(config.get('default_scope') or package)
     shape, origin = (tuple(args.input), '--input') if args.input else input_of(config)
-    networks, (channels, *size) = networks_of(config, scope, shape, args.weights)
-    size = (size[0], size[1])
+    networks, shape = networks_of(config, shape, args.weights)
+    size = shape[1:]
     console = Console(width=max(160, Console().width), soft_wrap=True)
     everything = [tap for network in networks for tap in network.taps]
     if args.filter and not any(shown(tap, args.depth, args.filter, ()) for tap in everything):
@@ -465,7 +460,7 @@ def taps(args: argparse.Namespace) -> None:
         rows = [tap for tap in network.taps if shown(tap, args.depth, args.filter, network.terms)]
         hidden = len(network.taps) - len(rows)
         about = origin if network.size == size else f'resized from {size[0]} x {size[1]}'
-        about = f'{channels} x {network.size[0]} x {network.size[1]} ({about})'
+        about = f'{shape[0]} x {network.size[0]} x {network.size[1]} ({about})'
         console.print(table_of(network, rows, size, f'{network.name}: {network.class_}, input {about}'))
         if hidden:
             print(f'{hidden} more modules, deeper or filtered out: --depth and --filter choose')
@@ -483,10 +478,10 @@ def taps(args: argparse.Namespace) -> None:
         for term, note in pairs:
             print(f'    {as_code(term)},  # {note}')
     if args.json:
-        write_json(args.json, networks, (channels, *size), pairs)
+        write_json(args.json, networks, shape, pairs)
 
 
-def write_json(path: Path, networks: Sequence[Network], shape: Sequence[int], pairs: Sequence[Any]) -> None:
+def write_json(path: Path, networks: Sequence[Network], shape: tuple[int, int, int], pairs: Sequence[Any]) -> None:
     """Write everything, whatever the table shows."""
     content = dict(
         networks=[
@@ -502,7 +497,7 @@ def write_json(path: Path, networks: Sequence[Network], shape: Sequence[int], pa
                         runs=tap.runs,
                         outputs=tap.shapes,
                         maps=tap.maps,
-                        strides=tap.strides((shape[1], shape[2])),
+                        strides=tap.strides(shape[1:]),
                         feature=tap.feature,
                         losses=tap.losses(),
                     )
