@@ -135,25 +135,28 @@ class Layout(NamedTuple):
                     f'give a prefix and a size that make up {count}'
                 )
             return rest, (size[0], size[1])
-        if prefix is not None:
-            prefixes: tuple[int, ...] = (prefix,)
-        elif self.prefix is not None:
-            prefixes = (self.prefix, 0)  # before the class token is added, or after it is taken off
-        else:
-            prefixes = (0, 1)
-        found: set[Size] = set()
-        for grids in (self._patches, _grids):
-            for prefix in prefixes:
-                found = found or grids(count - prefix, input_size)
-                if len(found) == 1:
-                    return prefix, found.pop()
+        # Without the stated ones, too: a tap may be before the class token is added, or after it is taken off.
+        likely = {0, 1 if self.prefix is None else self.prefix}
+        ordered = sorted(likely if prefix is None else {prefix}, reverse=True)
+        found = [(x, size) for x in ordered for size in self._patches(count - x, input_size)]
+        if self.prefix is not None:
+            found = found[:1]
+        found = found or [(x, size) for x in ordered for size in _grids(count - x, input_size)]
+        if len(found) == 1:
+            return found[0]
         height, width = (x // patch for x, patch in zip(input_size, self.patch, strict=True))
         if not 0 < height * width <= count:
             height = width = int(count**0.5)
-        found_ = f'several grids, {" and ".join(map(str, sorted(found)))},' if found else 'no grid'
+        pixels = f'{input_size[0]}x{input_size[1]}'
+        if found:
+            (_, (height, width)), *_ = found
+            sums = ' or '.join(f'{x} + {h}x{w}' for x, (h, w) in found)
+            reason = f'are {sums} for an input of {pixels}'
+        else:
+            numbers = ' or '.join(map(str, ordered))
+            reason = f'fit no grid for an input of {pixels}, with {numbers} before those of the image'
         raise ValueError(
-            f"the {count} tokens of '{self.tap}' ({' or '.join(map(str, prefixes))} before those of the image) fit "
-            f'{found_} of an input of {input_size[0]}x{input_size[1]}; give the real ones, as '
+            f"the {count} tokens of '{self.tap}' {reason}; give the real ones, as "
             f'{self.side}_tokens=dict(prefix={count - height * width}, size=({height}, {width}))'
         )
 
