@@ -308,42 +308,47 @@ def load_loosely(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor]
     )
 
 
-def load_weights(
-    model: torch.nn.Module,
-    path: str | Path,
-    allow_pickle: bool = False,
-    revise_keys: Sequence[tuple[str, str]] = (),
-) -> dict[str, Any]:
+def load_weights(model: torch.nn.Module, path: str | Path, allow_pickle: bool = False) -> dict[str, Any]:
     """Load a checkpoint into a model, all of it into all of the model, see :func:`load_loosely`; return it.
-
-    Args:
-        model: The model.
-        path: As for :func:`read_checkpoint`.
-        allow_pickle: As for :func:`read_checkpoint`.
-        revise_keys: Pairs (pattern, replacement) of regular expressions, applied one after the other to the names in
-            the checkpoint.
 
     Raises:
         UserError: A tensor is missing, left over, or of another shape; or as :func:`read_weights`.
     """
     checkpoint = read_checkpoint(path, 'cpu', allow_pickle)
-    weights = _renamed(weights_of(checkpoint, path), revise_keys)
+    load_exactly(model, weights_of(checkpoint, path), path)
+    return checkpoint
+
+
+def load_exactly(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor], path: str | Path) -> None:
+    """Load weights that were read from ``path``, all of them into all of the model.
+
+    Raises:
+        UserError: A tensor is missing, left over, or of another shape.
+    """
     if misfit := load_loosely(model, weights):
         raise UserError(
             f'{path} does not fit {type(model).__name__}: {misfit}; give the checkpoint of this very config'
         )
-    return checkpoint
 
 
-def _renamed(
+def renamed(
     weights: OrderedDict[str, torch.Tensor], revise_keys: Sequence[tuple[str, str]]
 ) -> OrderedDict[str, torch.Tensor]:
+    """Return weights under other names.
+
+    Args:
+        weights: Tensors by name.
+        revise_keys: Pairs (pattern, replacement) of regular expressions, applied to the names one after the other.
+
+    Raises:
+        UserError: They are no such pairs.
+    """
     try:
         for pattern, replacement in revise_keys:
-            renamed: Any = OrderedDict((re.sub(pattern, replacement, name), value) for name, value in weights.items())
             versions = getattr(weights, '_metadata', {}).items()
-            renamed._metadata = {re.sub(pattern, replacement, f'{name}.').rstrip('.'): x for name, x in versions}
-            weights = renamed
+            changed: Any = OrderedDict((re.sub(pattern, replacement, name), x) for name, x in weights.items())
+            changed._metadata = {re.sub(pattern, replacement, f'{name}.').rstrip('.'): x for name, x in versions}
+            weights = changed
     except (TypeError, ValueError, re.error) as error:
         raise UserError(
             f"revise_keys must be pairs of texts, as [(r'^backbone\\.', '')], got {revise_keys!r} ({error})"

@@ -4,7 +4,9 @@ import copy
 import importlib
 import inspect
 import logging
+import re
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
@@ -19,9 +21,9 @@ import torch
 from mmengine.hub import get_config
 from mmengine.logging import print_log
 from mmengine.model import BaseDataPreprocessor, BaseModel, BaseModule
-from torch import nn
+from torch import Tensor, nn
 
-from kd_plugins.checkpoint import download, load_weights
+from kd_plugins.checkpoint import download, load_exactly, read_weights, renamed
 from kd_plugins.distillation.teacher import RGBImages
 from kd_plugins.errors import UserError
 from kd_plugins.pretrained import check_pretrained
@@ -30,6 +32,7 @@ from kd_plugins.utils.names import first, nearest
 
 _REQUIRED: Any = object()  # config= has to say checkpoint=None: few of those networks load weights themselves
 Statistics = tuple[Sequence[float], Sequence[float]]  # mean and std of RGB pixels of 0 to 255
+Weights = OrderedDict[str, Tensor] | str | None  # read from a checkpoint; a name of the library's own; or random
 
 
 def build_teacher(
@@ -99,35 +102,36 @@ def build_teacher(
         raise UserError(f"a teacher's checkpoint must be a path, an address or None, got {checkpoint!r}")
     if data_preprocessor is not None and not isinstance(data_preprocessor, Mapping):
         raise UserError(f"a teacher's data_preprocessor must be a config dict, got {data_preprocessor!r}")
-    if source in ('config', 'build') and weights != 'DEFAULT':
+    if weights != 'DEFAULT' and source in ('config', 'build'):
         raise UserError(
             f'weights={weights!r} is for timm=, torchvision= and huggingface=: with {source}= give checkpoint='
         )
-    if source in ('timm', 'huggingface') and weights not in ('DEFAULT', None):
+    if weights not in ('DEFAULT', None) and source != 'torchvision':
         raise UserError(f"weights= beside {source}= must be 'DEFAULT' or None (random), got {weights!r}")
-    if source != 'build' and source != 'config' and not isinstance(sources[source], str):
+    if source not in ('config', 'build') and not isinstance(sources[source], str):
         raise UserError(f'{source}= must be a name, got {sources[source]!r}')
-    if source == 'config':
-        network = build_network(config, data_preprocessor)
-        if checkpoint is None:
-            _initialise(network)
+    if revise_keys and checkpoint is None:
+        raise UserError('revise_keys= renames what checkpoint= holds, but there is no checkpoint=')
+    read = None if checkpoint is None else renamed(read_weights(checkpoint, '', allow_pickle), revise_keys)
+    file, statistics = checkpoint or '', None
+    if timm is not None:
+        network, statistics = _from_timm(timm, read or weights, file)
+    elif torchvision is not None:
+        network, statistics = _from_torchvision(torchvision, None if read else weights)
+    elif huggingface is not None:
+        network, statistics = _from_huggingface(huggingface, read or weights, file, allow_pickle)
+    elif build is not None:
+        network = _from_function(build)
     else:
-        own = weights if checkpoint is None else None
-        statistics: Statistics | None = None
-        if timm is not None:
-            network, statistics = _from_timm(timm, own)
-        elif torchvision is not None:
-            network, statistics = _from_torchvision(torchvision, own)
-        elif huggingface is not None:
-            network, statistics = _from_huggingface(huggingface, own, allow_pickle)
-        else:
-            network = _from_function(build)
-            own = 'its own'
-        if checkpoint is None and own is None:
-            _warn(f'the teacher {source}={sources[source]!r} has random weights, as weights=None says')
+        network = build_network(config, data_preprocessor)
+        if read is None:
+            _initialise(network)
+    if config is None:
         _add_preprocessor(network, statistics, data_preprocessor)
-    if checkpoint is not None:
-        load_weights(network, checkpoint, allow_pickle, revise_keys)
+        if read is None and weights is None:
+            _warn(f"the teacher {source}='{sources[source]}' has random weights, as weights=None says")
+    if read is not None and (config or torchvision or build):  # the other libraries have loaded them
+        load_exactly(network, read, file)
     return network
 
 
@@ -167,7 +171,7 @@ def build_network(
     model = copy.deepcopy(dict(model))  # mmdet modifies config dicts while building
     if data_preprocessor is not None:
         model['data_preprocessor'] = data_preprocessor or None
-    with MODELS.switch_scope_and_registry(model.get('_scope_', scope)) as registry:
+    with MODELS.switch_scope_and_registry(model.get('_scope_') or scope) as registry:
         class_ = registry.get(model['type']) if isinstance(model['type'], str) else model['type']
         own = None
         bare = inspect.isclass(class_) and not issubclass(class_, BaseModel)
@@ -183,12 +187,11 @@ def build_network(
     return network
 
 
-def _from_timm(name: str, weights: str | None) -> tuple[nn.Module, Statistics]:
+def _from_timm(name: str, weights: Weights, checkpoint: str | Path) -> tuple[nn.Module, Statistics]:
     timm = _optional('timm', 'timm')
-    if ':' not in name:  # neither hf-hub: nor local-dir:
-        known = {*timm.list_models(), *timm.list_pretrained()}
-        if name not in known:
-            raise UserError(f"timm has no model '{name}'; {nearest(name, sorted(known))}")
+    registered = ':' not in name  # neither hf-hub: nor local-dir:
+    if registered and name not in (known := {*timm.list_models(), *timm.list_pretrained()}):
+        raise UserError(f"timm has no model '{name}'; {nearest(name, sorted(known))}")
 
     def create(**options: Any) -> nn.Module:
         try:
@@ -201,21 +204,29 @@ def _from_timm(name: str, weights: str | None) -> tuple[nn.Module, Statistics]:
 
     try:
         with _quiet('huggingface_hub'):
-            network = create(pretrained=weights is not None)
-    except (OSError, RuntimeError) as error:
-        given = timm.get_pretrained_cfg(name, allow_unregistered=True) if ':' not in name else None
-        where = f'its weights in {name}'
-        if given is not None and given.hf_hub_id:
-            file = given.hf_hub_filename or 'model.safetensors'
-            where = f'https://huggingface.co/{given.hf_hub_id}/resolve/main/{file}'
-        elif given is not None and given.url:
-            where = given.url
-        raise UserError(
-            f"timm='{name}': its weights cannot be loaded ({_line(error)}); fetch {where} and give the file as "
-            'checkpoint=, or weights=None for random ones'
-        ) from error
+            if isinstance(weights, OrderedDict):  # timm renames what files of the networks' authors hold
+                network = create(pretrained=True, pretrained_cfg_overlay=dict(state_dict=weights, source=''))
+            else:
+                network = create(pretrained=weights is not None)
+    except Exception as error:  # of the network, the hub or the files
+        if not isinstance(weights, OrderedDict):
+            where = _address(timm.get_pretrained_cfg(name)) if registered else 'its model.safetensors'
+            raise UserError(
+                f"timm='{name}' cannot be loaded ({_line(error)}): fetch {where} and give its path as checkpoint=, or "
+                'weights=None for random ones'
+            ) from error
+        network = create()
+        load_exactly(network, weights, checkpoint)  # its message is clearer than timm's
     about: Any = network.pretrained_cfg
+    about.pop('state_dict', None)
     return network, ([255 * x for x in about['mean']], [255 * x for x in about['std']])
+
+
+def _address(about: Any) -> str:
+    """Return where the weights of timm's configuration ``about`` are."""
+    if about is None or not about.hf_hub_id:
+        return (about and about.url) or 'weights of it elsewhere (timm has none)'
+    return f'https://huggingface.co/{about.hf_hub_id}/resolve/main/{about.hf_hub_filename or "model.safetensors"}'
 
 
 def _from_torchvision(name: str, weights: str | None) -> tuple[nn.Module, Statistics]:
@@ -240,33 +251,44 @@ def _from_torchvision(name: str, weights: str | None) -> tuple[nn.Module, Statis
     return network, ([255 * x for x in mean], [255 * x for x in std])
 
 
-def _from_huggingface(name: str, weights: str | None, allow_pickle: bool) -> tuple[nn.Module, Statistics | None]:
+def _from_huggingface(
+    name: str, weights: Weights, checkpoint: str | Path, allow_pickle: bool
+) -> tuple[nn.Module, Statistics | None]:
     transformers = _optional('transformers', 'huggingface')
-    missing: list[str] = []
+    folder = Path(name).expanduser()
+    name = str(folder) if folder.is_dir() else name
+    what, report = checkpoint or f"huggingface='{name}'", {}
     try:
-        with _quiet('huggingface_hub', 'transformers'):
+        with _quiet('huggingface_hub', 'transformers', bars=not folder.is_dir()):
+            settings = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
             if weights is None:
-                settings = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
                 network = transformers.AutoModel.from_config(settings)
             else:
-                network, report = transformers.AutoModel.from_pretrained(
-                    name,
+                given = isinstance(weights, OrderedDict)
+                with torch.device('meta'):  # AutoModel itself takes no weights without a folder
+                    class_ = type(transformers.AutoModel.from_config(settings))
+                network, report = class_.from_pretrained(
+                    None if given else name,
+                    config=settings,
+                    state_dict=weights if given else None,
                     output_loading_info=True,
-                    trust_remote_code=False,
+                    ignore_mismatched_sizes=True,  # they are in the report
                     weights_only=not allow_pickle,
                     dtype=torch.float32,
                 )
-                missing = sorted(report['missing_keys'])
     except Exception as error:  # of the hub, the files or the code that reads them
-        raise UserError(
-            f"huggingface='{name}' cannot be loaded ({_line(error)}): fetch config.json, preprocessor_config.json and "
-            f'model.safetensors of https://huggingface.co/{name} into a folder and give that, or correct the name'
-        ) from error
-    # Files of classifiers lack the pooler, which their networks do not have.
+        files = 'config.json, preprocessor_config.json and model.safetensors'
+        remedy = f'fetch {files} of https://huggingface.co/{name} into a folder and give that, or correct the name'
+        if folder.is_dir() or not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', name):
+            remedy = f'expected a folder with {files} of one network'
+        raise UserError(f"huggingface='{name}' cannot be loaded ({_line(error)}): {remedy}") from error
+    if other := sorted(str(key[0]) for key in report.get('mismatched_keys', ())):
+        raise UserError(f'{what}: the shapes of {first(other)} are those of another network')
+    missing = sorted(report.get('missing_keys', ()))
     if lacking := [key for key in missing if 'pooler' not in key]:
-        raise UserError(f"huggingface='{name}': its weights lack {first(lacking)}: they are of another network")
-    if missing:
-        _warn(f"huggingface='{name}' has random weights in {first(missing)}: do not tap them")
+        raise UserError(f'{what}: the weights lack {first(lacking)}: they are of another network')
+    if missing:  # classifiers have no pooler, and lend their weights to networks that have one
+        _warn(f'{what} leaves random weights in {first(missing)}: do not tap them')
     if 'input_ids' in inspect.signature(network.forward).parameters and hasattr(network, 'vision_model'):
         network = network.vision_model
     if 'pixel_values' not in inspect.signature(network.forward).parameters:
@@ -276,9 +298,9 @@ def _from_huggingface(name: str, weights: str | None, allow_pickle: bool) -> tup
             processor = transformers.AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError):  # the folder has none
         return network, None
-    range_ = 1 / processor.rescale_factor if processor.do_rescale else 1.0
+    white = 1 / processor.rescale_factor if processor.do_rescale else 1.0
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
-    return network, ([range_ * x for x in mean], [range_ * x for x in std])
+    return network, ([white * x for x in mean], [white * x for x in std])
 
 
 def _from_function(build: str | Mapping[str, Any] | None) -> nn.Module:
@@ -354,17 +376,27 @@ def _optional(package: str, extra: str) -> Any:
 
 
 @contextmanager
-def _quiet(*libraries: str) -> Iterator[None]:
-    """Silence warnings of libraries, such as one for each of five attempts to connect."""
+def _quiet(*libraries: str, bars: bool = True) -> Iterator[None]:
+    """Silence warnings of libraries, such as one for each of five attempts to connect.
+
+    Args:
+        libraries: Their names.
+        bars: Whether transformers may show how far a download is.
+    """
     loggers = [logging.getLogger(name) for name in libraries]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
+    shown = None if bars else sys.modules['transformers'].utils.logging
+    if shown is not None and (shown := shown if shown.is_progress_bar_enabled() else None):
+        shown.disable_progress_bar()
     try:
         yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+        if shown is not None:
+            shown.enable_progress_bar()
 
 
 def _line(error: BaseException) -> str:

@@ -8,10 +8,12 @@ import pytest
 import torch
 from mmengine.model import BaseDataPreprocessor, ImgDataPreprocessor
 from mmengine.registry import DefaultScope
+from mmengine.structures import BaseDataElement
 from PIL import Image
 from safetensors.torch import save_file
 from tiny import equal
 from torch import nn
+from torchvision.transforms.functional import resize
 
 from kd_plugins.distillation import sources
 from kd_plugins.distillation.sources import build_teacher
@@ -65,6 +67,7 @@ def dinov2(folder):
         (dict(timm=VIT, weights='IMAGENET1K_V1'), "must be 'DEFAULT' or None"),
         (dict(timm=5), 'timm= must be a name, got 5'),
         (dict(timm=VIT, data_preprocessor=5), 'data_preprocessor must be a config dict, got 5'),
+        (dict(timm=VIT, weights=None, revise_keys=[('a', 'b')]), 'revise_keys= renames what checkpoint= holds'),
         (dict(timm='resnet188'), "timm has no model 'resnet188'; nearest names: resnet18"),
         (dict(timm='vit_small_patch14_dinov2.lvd142'), r'nearest names: vit_small_patch14_dinov2\.lvd142m'),
         (dict(torchvision='resnet188'), "torchvision has no model 'resnet188'; nearest names: resnet18"),
@@ -180,6 +183,51 @@ def test_a_folder_of_transformers(tmp_path, log):
     assert torch.equal(features['encoder.layer.1'][0], expected)
 
 
+def test_transformers_weights_of_a_classifier_in_half_precision_and_by_a_file(tmp_path, log):
+    """Their names have a prefix, and there is no pooler; some files hold bfloat16."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, patch_size=8)
+    own = ViTForImageClassification(config).bfloat16()
+    own.save_pretrained(tmp_path)
+    by_folder = build_teacher(huggingface=str(tmp_path))
+    file = (tmp_path / 'model.safetensors').rename(tmp_path / 'weights.safetensors')
+    by_file = build_teacher(huggingface=str(tmp_path), checkpoint=str(file))
+    assert ['random weights in pooler.dense.bias' in line for line in log] == [True, False, True, False]
+    assert 'states no normalisation' in log[1]  # no preprocessor_config.json
+    images = torch.randn(1, 3, 16, 24)  # of another size than the 224 pixels of its position table
+    for network in (by_folder, by_file):
+        weights = {name: x for name, x in network.state_dict().items() if 'pooler' not in name}
+        assert equal(weights, {name: x.float() for name, x in own.vit.state_dict().items()})
+        assert Teacher(network, ['layernorm']).probe(images, None)['layernorm'][0].shape == (1, 7, 16)
+
+
+def test_the_part_for_images_of_a_model_of_images_and_text(tmp_path):
+    from transformers import CLIPConfig, CLIPModel
+
+    part = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    text = part | dict(vocab_size=9, bos_token_id=1, eos_token_id=2)
+    own = CLIPModel(CLIPConfig(text_config=text, vision_config=part | dict(patch_size=8, image_size=16)))
+    own.save_pretrained(tmp_path)
+    network = build_teacher(huggingface=str(tmp_path), data_preprocessor={})
+    assert equal(network.state_dict(), own.vision_model.state_dict())
+
+
+def test_a_file_of_the_networks_authors_is_renamed_by_timm(tmp_path, log):
+    """DINOv2's own file has a mask token and the register tokens under another name."""
+    name = 'vit_small_patch14_reg4_dinov2.lvd142m'
+    own = build_teacher(timm=name, weights=None)
+    weights = own.state_dict()
+    theirs = dict(weights, mask_token=torch.zeros(1, 384), register_tokens=weights['reg_token'])
+    # The class token has a position there, timm's table has none for it.
+    theirs['pos_embed'] = torch.cat([torch.zeros(1, 1, 384), weights['pos_embed']], 1)
+    del theirs['reg_token']
+    torch.save(theirs, tmp_path / 'dinov2.pth')
+    network = build_teacher(timm=name, checkpoint=str(tmp_path / 'dinov2.pth'))
+    assert equal(network.state_dict(), weights)
+    assert 'state_dict' not in network.pretrained_cfg
+
+
 def test_weights_that_lack_layers_are_refused(tmp_path):
     from transformers import Dinov2Config
 
@@ -187,7 +235,7 @@ def test_weights_that_lack_layers_are_refused(tmp_path):
     config = Dinov2Config.from_pretrained(tmp_path)
     config.num_hidden_layers = 3
     config.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r'its weights lack encoder\.layer\.2'):
+    with pytest.raises(UserError, match=r'the weights lack encoder\.layer\.2'):
         build_teacher(huggingface=str(tmp_path))
 
 
@@ -201,9 +249,9 @@ def test_without_a_network_the_line_says_what_to_fetch(tmp_path, monkeypatch):
         build_teacher(torchvision='resnet18')
     monkeypatch.setattr('timm.models._builder.load_state_dict_from_hf', refuse)
     address = rf'https://huggingface\.co/timm/{VIT}/resolve/main/model\.safetensors'
-    with pytest.raises(UserError, match=rf'no network\); fetch {address} and give the file as checkpoint='):
+    with pytest.raises(UserError, match=rf'no network\): fetch {address} and give its path as checkpoint='):
         build_teacher(timm=VIT)
-    monkeypatch.setattr('transformers.AutoModel.from_pretrained', refuse)
+    monkeypatch.setattr('transformers.AutoConfig.from_pretrained', refuse)
     with pytest.raises(UserError, match=r'no network\): fetch config\.json, .* of https://huggingface\.co/a/b into'):
         build_teacher(huggingface='a/b')
 
@@ -290,3 +338,100 @@ def test_a_function_of_a_file_with_arguments(tmp_path):
     network = build_teacher(build=dict(function=f'{tmp_path}/own.py:net', width=5), data_preprocessor={})
     assert network.weight.shape == (5, 3)
     assert sys.path == path
+
+
+# ---- size ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(('size', 'expected'), [(8, (8, 8)), ((12, 20), (12, 20)), ([6, 4], (6, 4))])
+def test_the_batch_is_resized_after_its_conversion(size, expected):
+    """As Pillow's and torchvision's antialiased bilinear filter does."""
+    student = ImgDataPreprocessor([120.0] * 3, [60.0] * 3)
+    network = build_teacher(build='torch.nn:Identity', data_preprocessor=dict(mean=[10.0] * 3, std=[5.0] * 3))
+    pixels = torch.randint(0, 256, (2, 3, 24, 40)).float()
+    batch = student(dict(inputs=pixels), False)['inputs']
+    (seen,) = Teacher(network, [''], student, size=size)(batch, None)['']
+    assert seen.shape[-2:] == expected
+    own = resize(pixels, list(expected), antialias=True)
+    torch.testing.assert_close(seen, (own - 10) / 5, rtol=1e-4, atol=1e-4)
+
+
+def test_padding_is_the_teachers_before_it_is_resized():
+    student, mean = ImgDataPreprocessor([120.0] * 3, [60.0] * 3), dict(mean=[10.0] * 3, std=[5.0] * 3)
+    network = build_teacher(build='torch.nn:Identity', data_preprocessor=mean | dict(pad_value=7))
+    batch = student(dict(inputs=[torch.rand(3, 8, 8) * 255, torch.rand(3, 8, 4) * 255]), False)['inputs']
+    samples = [BaseDataElement(metainfo=dict(img_shape=(8, width))) for width in (8, 4)]
+    (seen,) = Teacher(network, [''], student, size=4)(batch, samples)['']
+    assert (seen[1, :, :, 3] == 7).all()
+
+
+@pytest.mark.parametrize('size', ['224', (1, 2, 3), 0, (4, -1), 2.5, True, (4.0, 4.0)])
+def test_invalid_sizes(size):
+    with pytest.raises(UserError, match=r"a teacher's size must be a number of pixels or \(height, width\), got"):
+        Teacher(nn.Identity(), [], size=size)
+
+
+@pytest.mark.parametrize(
+    ('teacher', 'side', 'options', 'message'),
+    [
+        (dict(timm=VIT), 40, {}, r'patches of 16 x 16 pixels, but gets images of 40 x 40: .* as size=\(32, 32\)'),
+        (dict(timm=VIT), 32, dict(size=(32, 50)), r'gets images of 32 x 50: .* as size=\(32, 48\)'),
+        (
+            dict(
+                timm='vit_base_patch32_clip_224',
+            ),
+            8,
+            {},
+            r'as size=\(32, 32\)',
+        ),
+        (
+            dict(torchvision='vit_b_32'),
+            64,
+            {},
+            r'VisionTransformer, does not run on images of 64 x 64 pixels \(Wrong image',
+        ),
+    ],
+)
+def test_sizes_that_a_teacher_does_not_take(teacher, side, options, message):
+    network = build_teacher(**teacher, weights=None)
+    with pytest.raises(UserError, match=message) as error:
+        Teacher(network, [''], **options).probe(torch.zeros(1, 3, side, side), None)
+    assert '\n' not in str(error.value)
+
+
+def test_networks_of_one_size_are_set_to_the_given_one():
+    network = build_teacher(timm='swin_tiny_patch4_window7_224', weights=None)
+    features = Teacher(network, ['layers.3'], size=(64, 96)).probe(torch.zeros(1, 3, 32, 32), None)
+    assert features['layers.3'][0].shape == (1, 2, 3, 768)
+
+
+def test_networks_that_pad_take_every_size(log):
+    network = build_teacher('mmpretrain::vision_transformer/vit-base-p16_32xb128-mae_in1k.py', None)
+    assert Teacher(network, ['backbone'], size=40).probe(torch.zeros(1, 3, 32, 32), None)['backbone']
+
+
+# ---- what holds for all ----------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_of_another_library_is_frozen_and_cached(tmp_path, log):
+    network = build_teacher(timm=VIT, weights=None)
+    before = {name: x.clone() for name, x in network.state_dict().items()}
+    student = ImgDataPreprocessor([120.0] * 3, [60.0] * 3)
+    images, taps = torch.randn(2, 3, 32, 32), ['blocks.1', 'norm']
+
+    def teacher(**options):
+        return Teacher(network, taps, student, **options)
+
+    plain = teacher(size=48)(images, None)
+    cached = teacher(size=48, cache=str(tmp_path))
+    assert cached(images, None).keys() == plain.keys()
+    cached.features = None  # no further pass
+    assert all(torch.equal(a, b) for tap in taps for a, b in zip(cached(images, None)[tap], plain[tap], strict=True))
+    assert len({teacher(size=size, cache=str(tmp_path))._cache.path for size in (None, 48, (48, 32))}) == 3
+    for tap, (rounded,) in teacher(size=48, bf16=True)(images, None).items():
+        assert 0 < (rounded - plain[tap][0]).norm() < 0.03 * plain[tap][0].norm()
+    assert equal(network.state_dict(), before)
+    assert not any(module.training for module in network.modules())
+    assert not any(p.requires_grad for p in network.parameters())
+    cached.apply(lambda x: x.double() if x.is_floating_point() else x)
+    assert teacher(size=48)(images.double(), None)['norm'][0].dtype == torch.float64
