@@ -206,7 +206,7 @@ def check_runs(study: Any) -> None:
                     try:
                         term = build_term(index, config)
                         Recorder(student, term.student_taps)
-                        Recorder(teacher, term.teacher_taps)
+                        Recorder(teacher, term.teacher_taps, whole=True)
                     except UserError as error:
                         raise UserError(f'{study.name}: {run.name}: {error}') from error
 
