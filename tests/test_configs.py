@@ -271,7 +271,7 @@ def test_all_of_a_pairs_methods_are_there_and_what_is_none_is_reported() -> None
     methods = load(path).methods
     assert set(methods) >= {
         *('kd', 'kd_alpha', 'fitnet', 'at', 'fsp', 'sp', 'rkd_d', 'rkd_a', 'rkd_da', 'bss'),
-        *('nst_linear', 'nst_poly', 'nst_gaussian', 'nst_gan'),
+        *('nst_linear', 'nst_poly', 'nst_gaussian', 'nst_gan', 'cosine'),
     }
     assert [term.name for term in distillation_of(load(path, METHOD='kd+fitnet+nst_poly')).terms] == [
         'kd',
@@ -324,7 +324,11 @@ STEPS = [
     (f'configs/cifar10/{pair}{stage}.py', method)
     for pair in ('resnet8_from_resnet26', 'wrn-16-2_from_wrn-40-2')
     for stage, methods in (
-        ('', 'kd_alpha bss fitnet fsp at sp rkd_da rkd_da_unit nst_linear nst_gaussian nst_gan kd+fitnet+nst_poly'),
+        (
+            '',
+            'kd_alpha bss fitnet fsp at sp rkd_da rkd_da_unit nst_linear nst_gaussian nst_gan cosine '
+            'kd+fitnet+nst_poly',
+        ),
         ('_stage1', 'fitnet fsp'),
     )
     for method in methods.split()

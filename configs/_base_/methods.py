@@ -40,6 +40,8 @@ methods = dict(
     fitnet=[dict(name='fitnet', loss=dict(type='kd_plugins.FitNetLoss'), adapter='auto', **hint, weight=20.0)],
     # beta = 1000, summed over the ends of the three groups, as in szagoruyko/attention-transfer.
     at=[dict(name='at', loss=dict(type='kd_plugins.ATLoss', convention='code'), **ends, weight=1000.0)],
+    # AM-RADIO's 0.9 and 0.1 are in the loss, and its adapter is of this form.
+    cosine=[dict(name='cosine', loss=dict(type='kd_plugins.CosineLoss'), adapter='mlp', **last, weight=1.0)],
     # One matrix a stage, from what enters to what leaves it; with the task, or, in *_stage1.py, alone before it as in
     # the paper, whose weight and learning rate for that stage we do not know. The loss sums over 256 to 2048 entries of
     # a matrix; at a learning rate of 0.1 a weight of 0.1 diverges within five iterations. Alone, in 70 iterations with
