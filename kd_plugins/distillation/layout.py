@@ -93,11 +93,11 @@ class Layout(NamedTuple):
             )
         if self.tokens.take is None:
             return self.as_map(feature, input_size)
-        prefix = self.prefix if self.tokens.prefix is None else self.tokens.prefix
-        if not prefix:
+        stated, count = self.tokens.prefix, feature.shape[1]
+        if not (self._grid(count, input_size)[0] if stated is None else stated):
             raise ValueError(
-                f"the network of '{self.tap}' has no class token that is known; if the first token is one, give "
-                f"{self.side}_tokens=dict(prefix=1, take='cls')"
+                f"'{self.tap}' yields {count} tokens, as many as the grid has, so without a class token; if the first "
+                f"is one, give {self.side}_tokens=dict(prefix=1, take='cls')"
             )
         return feature[:, 0]
 
@@ -176,7 +176,7 @@ def _grids(count: int, input_size: Size) -> set[Size]:
 def _fits(size: Size, input_size: Size) -> bool:
     """Return whether some stride makes a map of this size of the input, both sides rounded down or both up."""
     pairs = list(zip(size, input_size, strict=True))
-    if any(x > total for x, total in pairs):
+    if any(not 0 < x <= total for x, total in pairs):
         return False
     if max(total // (x + 1) for x, total in pairs) < min(total // x for x, total in pairs):
         return True

@@ -23,8 +23,8 @@ def check_batch(name: str, student: Tensor, teacher: Tensor) -> None:
 
 def check_maps(name: str, student: Tensor, teacher: Tensor) -> None:
     """Check for two batches of feature maps (B, C, H, W)."""
-    maps = 'feature maps (B, C, H, W)'
-    check_shapes(student.ndim == teacher.ndim == 4, name, maps, student, teacher, 'tap layers that yield maps')
+    maps, remedy = 'feature maps (B, C, H, W)', "tap layers that yield maps, or a transformer's blocks"
+    check_shapes(student.ndim == teacher.ndim == 4, name, maps, student, teacher, remedy)
     check_batch(name, student, teacher)
 
 

@@ -92,10 +92,12 @@ def test_vectors_stay():
 def test_the_class_token_alone():
     x = torch.randn(2, 17, 3)
     assert torch.equal(layout(1, take='cls').taken(x, (32, 32)), x[:, 0])
-    assert torch.equal(layout(0, take='cls', prefix=1).taken(x, (32, 32)), x[:, 0])
-    for nothing in (layout(take='cls'), layout(0, take='cls')):
-        with pytest.raises(ValueError, match=r"give teacher_tokens=dict\(prefix=1, take='cls'\)"):
-            nothing.taken(x, (32, 32))
+    assert torch.equal(layout(take='cls').taken(x, (32, 32)), x[:, 0])
+    assert torch.equal(layout(0, take='cls', prefix=1).taken(x[:, :9], (32, 32)), x[:, 0])  # no grid is needed
+    for without in (layout(take='cls'), layout(0, take='cls'), layout(1, (8, 8), take='cls')):
+        message = r"yields 16 tokens, as many as the grid has, .* teacher_tokens=dict\(prefix=1, take='cls'\)"
+        with pytest.raises(ValueError, match=message):
+            without.taken(x[:, 1:], (32, 32))
 
 
 @pytest.mark.parametrize(
