@@ -1,9 +1,11 @@
 """How ``mmcv._ext`` is found, and the errors for operators that it lacks."""
 
+import importlib.metadata
 import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,6 +86,33 @@ def test_an_operator_that_a_model_will_lack_is_reported_before_it_is_called(monk
         check(ops.RoIAlign(7, pool_mode='max'))
     monkeypatch.setitem(sys.modules, 'mmcv._ext', torch)  # as a compiled one, another file
     check(ops.RoIAlign(7, pool_mode='max'))
+
+
+@pytest.mark.parametrize(('transformers', 'multimodal'), [('4.57.1', True), ('5.0.0', False), ('5.24.0', False)])
+def test_multimodal_models_are_left_out_beside_transformers_5_alone(monkeypatch, transformers, multimodal):
+    """mmpretrain checks for 4.28 or newer, and knows no 5."""
+    folder = importlib.import_module('mmpretrain.utils').__path__
+    versions = dict(transformers=transformers, pycocotools='2.0.8')
+    monkeypatch.setattr('importlib.metadata.distribution', lambda name: SimpleNamespace(version=versions[name]))
+    finders = [finder for finder in sys.meta_path if getattr(finder, '__name__', '') == '_DependencyFinder']
+    assert len(finders) == 1
+    spec = finders[0].find_spec('mmpretrain.utils.dependency', folder)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.WITH_MULTIMODAL is multimodal
+    assert module.satisfy_requirement('transformers>=4.28.0')  # all else of the module is mmpretrain's
+    assert finders[0].find_spec('mmpretrain.utils.other', []) is None
+
+
+def test_mmpretrain_can_be_imported_beside_transformers_5():
+    if importlib.metadata.version('transformers') < '5':
+        pytest.skip('transformers 4 is installed')
+    code = (
+        'import kd_plugins, mmpretrain.models\n'
+        'from mmpretrain.registry import MODELS\n'
+        "print(MODELS.get('ImageClassifier').__name__, MODELS.get('Blip2VQA').__name__)"
+    )
+    assert run(code).splitlines()[-1] == 'ImageClassifier ask_install'
 
 
 def test_environment_report_is_honest():
