@@ -411,9 +411,9 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
     if scope and scope not in MODELS.children and find_spec(scope) is None:
         raise UserError(f"{where}: default_scope is '{scope}', which is not an installed package")
     _check_optimiser(config, where)
-    check_model(f'{where}: model', config.model, scope)
-    if 'student' in config.model:
-        check_model(f'{where}: model.student', config.model.student, scope)
+    for path, model in (('model', config.model), ('model.student', config.model.get('student'))):
+        if model is not None:
+            check_model(f'{where}: {path}', model, scope)
     for key in _GROUPS[part][:1] + (_GROUPS['val'][:1] if part == 'train' else ()):
         _check_registered(f'{where}: {key}.collate_fn', (config.get(key) or {}).get('collate_fn'), FUNCTIONS)
     for key, hook in (config.get('default_hooks') or {}).items():

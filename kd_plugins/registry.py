@@ -103,8 +103,9 @@ def check_model(what: str, config: Mapping[str, Any], scope: str | None = None) 
         class_ = registry.get(name) if isinstance(name, str) else name
     if class_ is not None and not hasattr(class_, 'train_step'):
         name = name if isinstance(name, str) else class_.__name__
+        key = what.rpartition(' ')[2].rpartition('.')[2]
         raise UserError(
-            f"{what} is a {name}, which is no whole model: for a backbone alone give {what}=dict(type='mmpretrain."
+            f"{what} is a {name}, which is no whole model: for a backbone alone give {key}=dict(type='mmpretrain."
             f"ImageClassifier', backbone=dict(type='{name}', ...)), which learns without a head under a distillation's "
             "task='off'"
         )

@@ -206,3 +206,17 @@ def test_names_that_nothing_answers_to(config, path, value, message):
 def test_a_study_is_sent_to_its_command():
     with pytest.raises(UserError, match=r'is a study: kd-study x\.py'):
         check_config(Config(dict(networks={}, methods={})), where='x.py')
+
+
+@pytest.mark.parametrize('scope', ['mmpretrain', 'mmdet', None])
+def test_a_backbone_is_no_model(config, scope):
+    name = 'ResNet' if scope else 'mmpretrain.ResNet'
+    form = rf"=dict\(type='mmpretrain\.ImageClassifier', backbone=dict\(type='{name}', \.\.\.\)\)"
+    config.default_scope, config.model = scope, dict(type=name, depth=18)
+    with pytest.raises(UserError, match=rf'model is a {name}, which is no whole model: .* give model{form}'):
+        check_config(config)
+    config.model = dict(type='kd_plugins.Distiller', student=config.model)
+    with pytest.raises(UserError, match=rf'model\.student is a {name}, .* give student{form}'):
+        check_config(config)
+    config.model = dict(type='mmpretrain.ImageClassifier', backbone=config.model.student)
+    check_config(config)

@@ -36,8 +36,8 @@ class CheckHook(Hook):
 
     Raises:
         UserError: Before training: as :func:`check_classes`, or the batch size is not that of the sampler's groups, or
-            a pipeline cannot be switched, or a student without a head would be validated; before training or testing:
-            as :func:`kd_plugins.compat.check_operators`.
+            images of unknown sizes would be grouped by them, or a pipeline cannot be switched, or a student without a
+            head would be validated; before training or testing: as :func:`kd_plugins.compat.check_operators`.
     """
 
     def before_run(self, runner: Runner) -> None:
@@ -53,6 +53,12 @@ class CheckHook(Hook):
             raise UserError(
                 f'train_dataloader: batch_size={loader.batch_size} splits the groups of its '
                 f'{type(loader.sampler).__name__}; set batch_size={batch}'
+            )
+        groups = type(loader.batch_sampler).__name__
+        if groups.endswith('AspectRatioBatchSampler') and not {'width', 'height'} <= {*loader.dataset.get_data_info(0)}:
+            raise UserError(
+                f'train_dataloader: {groups} groups images by width and height, which {type(loader.dataset).__name__} '
+                'does not give: set batch_sampler=None'
             )
         for hook in runner.hooks:
             if steps := getattr(hook, 'switch_pipeline', None):

@@ -12,9 +12,9 @@ from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.logging import MMLogger
 from mmpretrain.datasets import CustomDataset
 from tiny import classification_config, coco_folder, image_folder, train
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 
-from kd_plugins.datasets import PKSampler
+from kd_plugins.datasets import PKSampler, UnlabelledImages
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import CheckHook
 from kd_plugins.hooks.check_hook import _categories, check_checkpoint_classes, check_class_count
@@ -54,6 +54,23 @@ def test_class_folders_that_number_the_labels_differently_are_refused(tmp_path, 
     if options:
         with pytest.raises(UserError, match=r"train_dataloader: label 1 is 'class2' there"):
             check(ConcatDataset([train, val]))
+
+
+def test_images_of_unknown_sizes_are_not_grouped_by_them(tmp_path):
+    from mmdet.datasets.samplers import AspectRatioBatchSampler
+
+    images = UnlabelledImages(data_root=str(image_folder(tmp_path)))
+    runner = SimpleNamespace(hooks=(), model=torch.nn.Identity(), val_loop=None)
+    groups = AspectRatioBatchSampler(SequentialSampler(images), 2)
+    runner.train_dataloader = SimpleNamespace(
+        dataset=images, sampler=groups.sampler, batch_sampler=groups, batch_size=None
+    )
+    with pytest.raises(UserError, match='by width and height, which UnlabelledImages does not give: set batch_sampler'):
+        CheckHook().before_train(runner)
+    images = RepeatDataset(images, 2)
+    images.dataset.get_data_info = lambda index: dict(width=3, height=4)
+    runner.train_dataloader.dataset = images
+    CheckHook().before_train(runner)
 
 
 def test_a_shorter_list_is_refused_and_no_list_is_accepted(tmp_path):

@@ -458,6 +458,32 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(command, long_run, sig
     assert not equal(weights, torch.load(folder / 'run/epoch_2.pth', weights_only=False)['state_dict'])
 
 
+def test_a_backbone_learns_from_a_folder_of_images(tmp_path, command, shared):
+    """Without labels, a head and a validation: both ways, and after a kill, leave the same backbone."""
+
+    def make(name):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = distilled(folder, shared, NST, HINT, epochs=3)
+        config.custom_hooks[0].task = 'off'
+        config.model.neck = config.model.head = None
+        config.train_dataloader.dataset.type = 'kd_plugins.UnlabelledImages'
+        config.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
+        return folder, config
+
+    whole, metrics = finish(command, *make('whole'))
+    folder, config = make('stopped')
+    assert interrupt(command, folder, config, signal.SIGKILL) == -9
+    resumed, _ = finish(command, folder, config, '--resume')
+    folder, config = make('model')
+    hook = config.custom_hooks.pop()
+    config.model = hook | dict(type='kd_plugins.Distiller', student=config.model, input_shape=(3, 16, 16))
+    assert equal(whole, resumed)
+    assert equal(whole, finish(command, folder, config)[0])
+    assert all(key.startswith('backbone.') for key in whole)
+    assert metrics == {}
+
+
 def test_a_kill_between_the_last_checkpoint_and_its_note(command, long_run):
     whole = finish(command, *long_run('whole'))
     folder, config = long_run('stopped')
