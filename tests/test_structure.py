@@ -22,7 +22,7 @@ ROOMS = {
     'hooks': (CORE | {'compat', 'evaluation', 'losses', 'functional'}, {'mmengine', 'numpy', 'torch'}),
     'datasets': (
         LEAVES | {'data_files', 'unpickling'},
-        {'PIL', 'cv2', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'numpy', 'torch'},
+        {'PIL', 'cv2', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'numpy', 'rich', 'torch'},
     ),
     'evaluation': (LEAVES | {'functional'}, {'faiss', 'mmengine', 'numpy', 'rich', 'scipy', 'torch'}),
     'studies': (

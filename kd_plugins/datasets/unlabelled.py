@@ -108,6 +108,8 @@ class UnlabelledImages(BaseDataset):
         """
         if self.test_mode:
             return super().__getitem__(idx)
+        if not -len(self) <= idx < len(self):
+            raise IndexError(idx)  # ends a loop over the data set
         for step in range(len(self)):
             sample = self.prepare_data((idx + step) % len(self))
             if sample is not None:

@@ -53,6 +53,7 @@ def test_a_folder_gives_all_its_images_sorted_and_no_label(folder: Path) -> None
     assert sample['inputs'].shape == (3, 8, 8)
     assert (sample['inputs'] == 10).all()
     assert 'gt_label' not in sample['data_samples']
+    assert len(list(data)) == 5
 
 
 def test_every_ending_that_counts_as_an_image_is_read(tmp_path: Path) -> None:
