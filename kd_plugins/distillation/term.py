@@ -207,9 +207,10 @@ class Term(nn.Module):
     def _notice_size(self, student: nn.Module) -> None:
         size, least = (sum(p.numel() for p in module.parameters()) for module in (self.adapters, student))
         if size > least:
+            remedy = "adapter='auto', or a tap with fewer channels," if self._adapter == 'mlp' else 'another tap'
             print_log(
                 f"term '{self.name}': its adapter has {size:,} parameters, more than the student's {least:,}, and may "
-                "learn in the student's place; adapter='auto', or a tap with fewer channels, makes it smaller",
+                f"learn in the student's place; {remedy} makes it smaller",
                 'current',
                 logging.WARNING,
             )
