@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from command_line import CommandLine
+from safetensors.torch import save_file
 from tiny import (
     classification_config,
     classifier,
@@ -117,6 +118,8 @@ def build_assets(root: Path) -> None:
     torch.save({'state_dict': {}, 'meta': {}}, root / 'nothing.pth')
     torch.save({'state_dict': {}, 'payload': _Attack()}, root / 'pickled.pth')
     torch.save({'state_dict': {'head.fc.weight': 'text'}}, root / 'texts.pth')
+    save_file({'blocks.0.weight': torch.zeros(3)}, root / 'other.safetensors')
+    (root / 'transformer.py').write_text(TRANSFORMER)
     np.savez(root / 'features.npz', **features())
     (root / 'study').mkdir()
     write_study(root / 'study', root / 'cifar', FEW)
@@ -126,6 +129,24 @@ FEW = """
 methods = {'Baseline': dict(), 'KD': dict(terms=['kd'])}
 corruptions = {'clean': dict()}
 seeds = [0]
+"""
+
+
+TRANSFORMER = """
+import torch
+from torch import nn
+
+
+class Transformer(nn.Module):
+    def __init__(self, others=0):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.others = nn.Parameter(torch.zeros(1, others, 8))
+        self.patches, self.block, self.unused = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 8), nn.Identity()
+
+    def forward(self, images):
+        x = self.patches(images).flatten(2).mT
+        return self.block(torch.cat([self.cls_token.expand(len(x), -1, -1), self.others.expand(len(x), -1, -1), x], 1))
 """
 
 
@@ -180,12 +201,23 @@ def bases(root: Path) -> dict[str, str]:
     )
     hook = dict(type='kd_plugins.DistillationHook', **distillation)
     model = dict(type='kd_plugins.Distiller', student=classifier(), input_shape=(3, 16, 16), **distillation)
+    unlabelled = dict(
+        teacher=dict(build=f'{root / "transformer.py"}:Transformer', data_preprocessor={}, size=40),
+        terms=[NST | dict(teacher='block')],
+        task='off',
+    )
     classifiers = {
         'classifier': classification_config(root / 'data', 'run', epochs=1),
         'hook': classification_config(root / 'data', 'run', epochs=1, custom_hooks=[hook]),
         'distiller': classification_config(root / 'data', 'run', model=model, epochs=1),
     }
     made = {name: config.to_dict() | scored(config) for name, config in classifiers.items()}
+    config = classification_config(root / 'data', 'run', epochs=1)
+    config.model.head = None
+    config.train_dataloader.dataset.type = 'kd_plugins.UnlabelledImages'
+    config.custom_hooks = [dict(type='kd_plugins.DistillationHook', **unlabelled)]
+    config.experiment_name = None
+    made['unlabelled'] = config.to_dict()
     reid = reid_config(root / 'market', 'run', epochs=1)
     reid.experiment_name = None
     detector = stock_detector(root / 'coco', 'run')
@@ -559,6 +591,101 @@ def teachers() -> Iterator[Mistake]:
                 ],
             ),
         )
+
+
+_NO_PICTURE = described(
+    'every picture is a text',
+    lambda folder, assets: [
+        shutil.copytree(assets / 'data', folder / 'mine'),
+        [path.write_text('no picture') for path in (folder / 'mine').glob('*/*')],
+    ],
+)
+_NETWORK = "dict(function='ASSETS/transformer.py:Transformer', others=3)"
+
+
+def any_teacher() -> Iterator[Mistake]:
+    teacher, term = "custom_hooks[0]['teacher']", "custom_hooks[0]['terms'][0]"
+    data = "train_dataloader['dataset']['data_root']"
+    for change, *words in (
+        (f"{data} = 'ASSETS/empty'", 'ASSETS/empty', 'no image'),
+        (f"{term}['teacher'] = 'layer4'", "'layer4'", 'nearest names', 'block'),
+        (f"{term}['teacher'] = 'unused'", "'unused'", 'no tensor'),
+        (f"{term}['student'] = 'neck'", 'nst', 'neck (2, 16)', 'maps'),
+        (f"{teacher}['build'] = {_NETWORK}", '29 tokens', 'teacher_tokens=dict(prefix=4, size=(5, 5))'),
+        (f"{teacher}['size'] = 36", '36 x 36', '8 x 8', 'size=('),
+        (f"{teacher}['checkpoint'] = 'ASSETS/other.safetensors'", 'other.safetensors', 'Transformer', 'fit'),
+    ):
+        yield edit('unlabelled', change, *words)
+    yield edit('unlabelled', f"{data} = 'mine'", '000.png', 'skip-corrupt', prepare=_NO_PICTURE)
+    for source, *words in (
+        ("timm='vit_tiny_patch16_224'", 'https://huggingface.co/timm/vit_tiny_patch16_224', 'checkpoint='),
+        ("huggingface='nosuch/vit'", 'nosuch/vit', 'config.json', 'folder'),
+    ):
+        yield edit('unlabelled', f'{teacher} = dict({source})', *words)
+
+
+def sources() -> Iterator[Mistake]:
+    hook, data = 'custom_hooks[0]', "train_dataloader['dataset']"
+    teacher, term = f"{hook}['teacher']", f"{hook}['terms'][0]"
+    for change, *words in (
+        (f"{teacher}['build'] = 'nosuch.py:network'", 'nosuch.py', 'exist'),
+        (f"{teacher}['build'] = 'ASSETS/transformer.py:Transfomer'", 'Transfomer', 'Transformer'),
+        (f"{teacher}['build'] = 'ASSETS/transformer.py'", 'build', ':function'),
+        (f"{teacher}['build'] = dict(function='ASSETS/transformer.py:Transformer', other=3)", 'other', 'others'),
+        (f"{teacher}['build'] = 'os:getcwd'", 'os:getcwd', 'nn.Module'),
+        (f"{teacher}['timm'] = 'resnet18'", 'exactly one', 'build', 'timm'),
+        (f'{teacher} = dict(checkpoint=None)', 'exactly one'),
+        (f"{teacher} = dict(timm='vit_tinny_patch16_224')", 'vit_tinny', 'vit_tiny_patch16_224'),
+        (f"{teacher} = dict(torchvision='resnet17')", 'resnet17', 'resnet18'),
+        (f"{teacher} = dict(torchvision='resnet18', weights='V1')", 'V1', 'IMAGENET1K_V1'),
+        (f"{teacher}['weights'] = None", 'weights', 'checkpoint'),
+        (f"{teacher}['checkpoint'] = 'nosuch.safetensors'", 'nosuch.safetensors', 'exist'),
+        (f"{teacher}['checkpoint'] = 'text.safetensors'", 'text.safetensors'),
+        (f"{teacher}['revise_keys'] = 'backbone'", 'revise_keys'),
+        (f"{teacher}['checkpoint'], {teacher}['revise_keys'] = 'ASSETS/other.pth', [('(', '')]", 'revise_keys'),
+        (f"{teacher}['size'] = '18'", 'size', "'18'"),
+        (f"{teacher}['size'] = 0", 'size', '0'),
+        (f"{term}['loss'] = dict(type='kd_plugins.CosineLoss')", 'channels', 'adapter'),
+        (f"{term}['loss'] = dict(type='kd_plugins.KDLoss')", 'nst', 'logits'),
+        (f"{term}['teacher_tokens'] = dict(size=(6, 6))", 'teacher_tokens', '26 tokens'),
+        (f"{term}['teacher_tokens'] = dict(prefix=-1)", 'prefix', '-1'),
+        (f"{term}['teacher_tokens'] = dict(take='class')", 'take', "'cls'"),
+        (f"{term}['teacher_tokens'] = (5, 5)", 'teacher_tokens', 'dict'),
+        (f"{term}['tokens'] = dict(prefix=1)", 'tokens'),
+        (f"{term}['student_tokens'] = dict(prefix=1)", 'student_tokens', '(2, 16, 4, 4)'),
+        (f"{term}['resize'] = 'larger'", 'resize', 'larger', 'smaller'),
+        (f"{term}['adapter'] = 'mpl'", 'adapter', "'mlp'"),
+        (f"{hook}['task'] = 'of'", 'task', "'off'"),
+        (f"{hook}['task'] = 'train'", 'head', "task='off'"),
+        (f"{term}['weight'] = 0.0", 'weight', '0'),
+        ("model = dict(type='mmpretrain.ResNet', depth=18)", 'ImageClassifier'),
+        (f"{data}['data_root'] = 'nosuch'", 'nosuch', 'folder'),
+        (f"{data}['data_root'] = ''", 'data_root'),
+        (f"{data}['data_root'] = ''\n{data}['data_prefix'] = ['ASSETS/data', 'ASSETS/empty']", 'ASSETS/empty'),
+        (f"{data}['data_root'] = ''\n{data}['ann_file'] = 'list.txt'", 'list.txt', 'empty'),
+        (f"{data}['data_root'] = ''\n{data}['dataset'] = dict(type='CustomDatast')", 'CustomDatast'),
+    ):
+        prepare = lambda folder, assets: [  # noqa: E731
+            (folder / 'text.safetensors').write_text('these are no weights'),
+            (folder / 'list.txt').touch(),
+        ]
+        yield edit('unlabelled', change, *words, prepare=described('', prepare))
+    yield edit(
+        'unlabelled',
+        f"{data}['data_root'] = 'mine'",
+        'none of the 24',
+        arguments=['--skip-corrupt'],
+        prepare=_NO_PICTURE,
+    )
+    for arguments, *words in (
+        ('taps nosuch.py', 'nosuch.py', 'exist'),
+        ('taps ASSETS/teacher.py --filter stage9', 'stage9', 'stage3'),
+        ('taps ASSETS/teacher.py --depth 0', 'depth'),
+        ('taps ASSETS/teacher.py --input 3 224', 'input'),
+        ('taps ASSETS/teacher.py --input 5 16 16', 'input', '5'),
+        ('taps ASSETS/teacher.py --json ASSETS/text.txt/x.json', 'text.txt'),
+    ):
+        yield line('visualize', arguments, *words)
 
 
 def terms() -> Iterator[Mistake]:
@@ -1569,6 +1696,8 @@ KINDS = {
     'number': numbers,
     'class count': class_counts,
     'teacher': teachers,
+    'any teacher': any_teacher,
+    'source': sources,
     'term': terms,
     'option': options,
     'data': data,
@@ -1597,7 +1726,12 @@ class Bench:
     Args:
         root: Folder for everything.
         imports: What the fork server imports beside.
+
+    Attributes:
+        last: Folder of the last run.
     """
+
+    last: Path
 
     def __init__(self, root: Path, imports: str = 'mmdet.models, mmdet.datasets, mmdet.evaluation') -> None:
         self._imports = imports
@@ -1612,7 +1746,8 @@ class Bench:
         """Return the fork server of a locale."""
         if ascii_ not in self._servers:
             plain = dict(LC_ALL='C', PYTHONUTF8='0', PYTHONCOERCECLOCALE='0') if ascii_ else {}
-            self._servers[ascii_] = CommandLine(plain, self._imports)
+            # Without a network, the library of the hub would try five times, for half a minute.
+            self._servers[ascii_] = CommandLine(plain | dict(HF_HUB_OFFLINE='1'), self._imports)
         return self._servers[ascii_]
 
     def close(self) -> None:
@@ -1634,7 +1769,7 @@ class Bench:
     def run(self, mistake: Mistake) -> tuple[str, str]:
         """Return how a mistake ends and what is on stderr."""
         self._count += 1
-        folder = self.root / f'{self._count:03}'
+        self.last = folder = self.root / f'{self._count:03}'
         folder.mkdir()
         if mistake.config:
             change = mistake.change.replace('ASSETS', str(self.assets))

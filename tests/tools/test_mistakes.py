@@ -1,7 +1,7 @@
 """One mistake of each kind at the command lines; tests/mistakes.py has hundreds, and measures them."""
 
 import pytest
-from mistakes import KINDS, Bench, Mistake, representatives, verdict
+from mistakes import KINDS, Bench, Mistake, any_teacher, representatives, verdict
 
 
 @pytest.fixture(scope='module')
@@ -15,6 +15,21 @@ def bench(tmp_path_factory):
 def test_a_mistake_of_each_kind_ends_in_one_clear_line(bench, mistake):
     end, said = bench.run(mistake)
     assert end == 'clear', f'{mistake.name}: {said}'
+
+
+@pytest.mark.parametrize('mistake', any_teacher(), ids=lambda mistake: mistake.name)
+def test_a_mistake_in_a_run_without_labels_ends_in_one_clear_line(bench, mistake):
+    end, said = bench.run(mistake)
+    assert end == 'clear', f'{mistake.name}: {said}'
+
+
+def test_an_adapter_larger_than_the_student_is_noticed(bench):
+    adapter = "dict(type='Conv2d', in_channels=16, out_channels=512, kernel_size=3)"
+    change = f"log_level = 'WARNING'\ncustom_hooks[0]['terms'][0]['adapter'] = {adapter}"
+    end, said = bench.run(Mistake('', 'unlabelled', change, ['x']))
+    assert end == 'exit 0', said
+    (line,) = [x for x in (bench.last / 'stdout').read_text().splitlines() + said.splitlines() if 'its adapter' in x]
+    assert "term 'nst': its adapter has 74,240 parameters, more than the student's" in line
 
 
 def test_every_kind_is_here():
