@@ -270,7 +270,12 @@ _VALUES = {
     '*_dataloader.collate_fn': _CONFIG_DICT,
     '*_dataloader.*pipeline': _STEPS,
     '*_dataloader.*.data_root': _or_none(_TEXT),
-    '*_dataloader.*.data_prefix': _or_none(_Kind('a text or a dict of texts', lambda x: isinstance(x, (str, Mapping)))),
+    '*_dataloader.*.data_prefix': _or_none(
+        _Kind(
+            'a text, or a list or dict of texts',
+            lambda x: isinstance(x, (str, Mapping)) or _is_list(x, lambda y: isinstance(y, str), 1),
+        )
+    ),
     '*_dataloader.*.metainfo': _or_none(_DICT),
     '*_dataloader.*.classes': _CLASSES,
     '*_dataloader.*.filter_cfg': _or_none(_DICT),

@@ -93,6 +93,7 @@ def test_scoring_needs_other_parts(config):
     ('path', 'value', 'expected'),
     [
         ('train_dataloader.batch_size', 0, 'a whole number of at least 1'),
+        ('train_dataloader.dataset.data_prefix', ['a', 5], 'a text, or a list or dict of texts'),
         ('train_dataloader.batch_size', True, 'a whole number of at least 1'),
         ('train_cfg.max_epochs', 'ten', 'a whole number of at least 1'),
         ('optim_wrapper.optimizer.lr', float('nan'), 'a finite number of at least 0'),
