@@ -24,7 +24,7 @@ PAGES = [
 ]
 METAFILES = sorted(ROOT.glob('configs/**/metafile.yml'))
 REGISTRIES = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
-FREE = {'cd', 'git', 'ruff'}  # commands of other programs, of which nothing is checked
+FREE = {'cd', 'git', 'ln', 'mkdir', 'ruff'}  # commands of other programs, of which nothing is checked
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:

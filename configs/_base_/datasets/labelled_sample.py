@@ -1,0 +1,31 @@
+# The images of unlabelled_sample.py that have classes, fifty of them, with their labels.
+_base_ = './unlabelled_sample.py'
+
+data_preprocessor = dict(num_classes=50)
+train_dataloader = dict(
+    dataset=dict(
+        _delete_=True,
+        type='CustomDataset',
+        data_root='data/labelled',
+        data_prefix='train',
+        pipeline=_base_.train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=100,
+    num_workers=1,
+    collate_fn=dict(type='default_collate'),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='CustomDataset',
+        data_root='data/labelled',
+        data_prefix='val',
+        pipeline=[
+            dict(type='kd_plugins.LoadImage'),
+            dict(type='ResizeEdge', scale=128),
+            dict(type='CenterCrop', crop_size=128),
+            dict(type='PackInputs'),
+        ],
+    ),
+)
+val_evaluator = dict(type='Accuracy', topk=(1, 5))
