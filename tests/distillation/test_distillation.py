@@ -624,6 +624,29 @@ def test_without_the_task_its_losses_give_no_gradient(student, teacher, images):
         core.with_task_losses(task, losses_of(core, features, images, None))
 
 
+def test_without_the_task_the_student_runs_once_to_its_last_tap(student, teacher, images):
+    """Neither annotations nor the layers behind the tap are needed."""
+    core = Distillation(student, teacher, [HINT | dict(student=STAGES[1], teacher=STAGES[1], weight=3.0)], task='off')
+    core.dry_run(student, images, None)
+    student.backbone.stage3 = student.head = None
+    modes = []
+
+    def run(mode):
+        modes.append(mode)
+        return student(images, None, mode=mode)
+
+    losses = core.losses(run, images, None)
+    assert modes == ['tensor']
+    assert set(losses) == {'loss_hint'}
+    with core.recorder.recording(stop=True) as features:
+        student(images)
+    adapted = core.terms[0].adapters[0](features[STAGES[1]][0])
+    expected = functional.fitnet_loss(adapted, core.teacher(images, None)[STAGES[1]][0])
+    torch.testing.assert_close(losses['loss_hint'], 3 * expected)
+    losses['loss_hint'].backward()
+    assert student.backbone.stage1[0].conv1.weight.grad.abs().sum() > 0
+
+
 @pytest.mark.parametrize(
     ('term', 'static', 'missed'),
     [
