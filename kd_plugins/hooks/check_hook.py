@@ -68,7 +68,7 @@ class CheckHook(Hook):
             if runner.val_loop is not None and getattr(unwrapped(runner.model), 'head', True) is None:
                 raise UserError(
                     'the student has no head, so that it cannot predict in a validation: remove val_dataloader, '
-                    'val_cfg and val_evaluator, or give it a head'
+                    'val_cfg and val_evaluator (KNNHook evaluates its features), or give it a head'
                 )
             return
         trained = [*class_lists(loader.dataset)]

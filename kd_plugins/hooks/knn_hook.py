@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from kd_plugins.distillation.distillation import Distillation
 from kd_plugins.distillation.recorder import Recorder
 from kd_plugins.errors import UserError
-from kd_plugins.hooks.distillation_hook import DistillationHook
+from kd_plugins.hooks.distillation_hook import distillation_of
 from kd_plugins.registry import HOOKS
 from kd_plugins.utils.models import unwrapped
 from kd_plugins.utils.names import first
@@ -124,7 +124,7 @@ class KNNHook(Hook):
                 self._loaders = {name: _loader(runner, config) for name, config in self._configs.items()}
                 _check_classes(self._loaders)
             preprocessor: Any = model.data_preprocessor
-            distillation, student = _distillation(runner), model
+            distillation, student = distillation_of(runner), model
             if isinstance(getattr(model, 'distillation', None), Distillation):
                 student = model.get_submodule('student')
             if distillation is not None and not self._teacher_scores:
@@ -199,12 +199,6 @@ def _averaged(runner: Runner) -> nn.Module:
     """Return the model with the weights that are exported: the averaged ones where there are such."""
     hooks = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
     return hooks[0].ema_model.module if hooks else unwrapped(runner.model)
-
-
-def _distillation(runner: Runner) -> Distillation | None:
-    """Return the run's distillation, of the hook or of the model; None where it has none."""
-    found = [hook.distillation for hook in runner.hooks if isinstance(hook, DistillationHook)]
-    return found[0] if found else getattr(unwrapped(runner.model), 'distillation', None)
 
 
 def _default_tap(distillation: Distillation, index: int) -> str:
