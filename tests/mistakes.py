@@ -761,6 +761,15 @@ def terms() -> Iterator[Mistake]:
         ('adapter', "dict(type='Linear', in_features=99, out_features=4)", 'kd'),
         ('adapter', '[]', 'adapter'),
         ('adapter', 'True', 'adapter'),
+        ('resize', "'larger'", 'resize', 'smaller'),
+        ('resize', 'None', 'resize'),
+        ('resize', "'teacher'", 'resize', 'maps'),
+        ('teacher_tokens', '5', 'teacher_tokens'),
+        ('teacher_tokens', 'dict(prefx=1)', 'prefx', 'prefix'),
+        ('teacher_tokens', 'dict(prefix=-1)', 'prefix'),
+        ('teacher_tokens', 'dict(size=16)', 'size'),
+        ('student_tokens', "dict(take='class')", 'take', 'cls'),
+        ('student_tokens', "dict(take='cls')", 'head.fc', 'student_tokens'),
         ('teachers', '5', 'teachers'),
         ('teachers', '[3]', 'teachers'),
         ('teachers', '[]', 'teachers'),
@@ -770,6 +779,18 @@ def terms() -> Iterator[Mistake]:
         ('loss_weight', '2.0', 'loss_weight'),
     ):
         yield edit('hook', f"{place}['{key}'] = {value}", *words)
+    vit = (  # 1 + 4 x 4 tokens
+        "custom_hooks[0]['teacher'] = dict(checkpoint=None, config=dict(type='mmpretrain.VisionTransformer', img_size=16,"
+        'patch_size=4, arch=dict(embed_dims=8, num_layers=1, num_heads=1, feedforward_channels=8)))\n'
+        "custom_hooks[0]['terms'] = [dict(name='nst', loss=dict(type='kd_plugins.NSTLoss'), student='backbone.stage2', "
+        "teacher='layers.0')]\n"
+    )
+    for change, *words in (
+        ('teacher_tokens=dict(prefix=3)', 'layers.0', 'grid', 'teacher_tokens=dict(prefix=1, size=(4, 4))'),
+        ('teacher_tokens=dict(size=(4, 5))', 'layers.0', '17 tokens'),
+        ("teacher_tokens=dict(take='cls')", 'nst', 'maps'),
+    ):
+        yield edit('hook', f'{vit}{place}.update({change})', *words)
     place = 'custom_hooks[0]'
     for key, value in (
         ('task', "'no'"),
