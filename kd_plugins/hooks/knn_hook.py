@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from kd_plugins.distillation.distillation import Distillation
+from kd_plugins.distillation.layout import Layout, Size, Tokens, layout_of, size_of
 from kd_plugins.distillation.recorder import Recorder
 from kd_plugins.errors import UserError
 from kd_plugins.hooks.distillation_hook import distillation_of
@@ -20,6 +21,17 @@ from kd_plugins.registry import HOOKS
 from kd_plugins.utils.models import unwrapped
 from kd_plugins.utils.names import first
 from kd_plugins.utils.random import preserved_rng
+
+
+class _Side(NamedTuple):
+    """A network, its tap, how to run it, the size of the images that it gets, and whether its pass may end there."""
+
+    name: str
+    network: nn.Module
+    tap: str
+    run: Callable[..., Any]
+    input_size: Callable[[Tensor], Size]
+    stop: bool
 
 
 @HOOKS.register_module()
@@ -39,9 +51,10 @@ class KNNHook(Hook):
             type='kd_plugins.KNNHook', bank=dict(labelled, data_prefix='train', indices=2000),
             queries=dict(labelled, data_prefix='val'))]
 
-    A feature is the mean of the tap's last map (B, C, H, W) over its positions; of tokens (B, N, C) their mean or the
-    first, the class token; a vector (B, C) is taken as it is. Images are normalised as the student's preprocessor does.
-    Under an ``EMAHook`` the averaged weights are evaluated. Several processes share the images, with the result of one.
+    A feature is the mean of the tap's last map over its positions; of tokens (B, N, C) the mean of those behind class
+    and register tokens, or the class token alone; a vector (B, C) is taken as it is. Images are normalised as the
+    student's preprocessor does. Under an ``EMAHook`` the averaged weights are evaluated. Several processes share the
+    images, with the result of one.
 
     Args:
         bank: Config dict of a labelled data set that neighbours are searched in, or of its data loader, whose sampler
@@ -51,7 +64,7 @@ class KNNHook(Hook):
         temperature: Temperature of the weighted vote; None for a plain vote.
         student: Tap of the student.
         teacher: Tap of each teacher; by default ``'backbone'`` where it has such a module, else its last tap in a term.
-        token: ``'mean'`` of all tokens, or ``'class'``, the first.
+        token: ``'mean'`` of the image's tokens, or ``'class'``, the first token.
         interval: Epochs between two evaluations, or iterations in a run by iterations; None: at every validation, and
             in a run without validation after every epoch.
 
@@ -129,65 +142,62 @@ class KNNHook(Hook):
                 student = model.get_submodule('student')
             if distillation is not None and not self._teacher_scores:
                 for index, teacher in enumerate(distillation.teachers):
-                    tap = self._teacher or _default_tap(distillation, index)
-                    features = partial(self._features, preprocessor, teacher.model, tap, teacher.probe, False)
-                    self._teacher_scores[f'knn/teacher{index or ""}'] = self._accuracy(features)
+                    tap = _default_tap(distillation, index) if self._teacher is None else self._teacher
+                    side = _Side('teacher', teacher.model, tap, teacher.probe, teacher.input_size, False)
+                    self._teacher_scores[f'knn/teacher{index or ""}'] = self._accuracy(preprocessor, side)
             modes = {module: module.training for module in student.modules()}
             student.eval()
-            run = partial(student, mode='tensor')
-            accuracy = self._accuracy(partial(self._features, preprocessor, student, self._student, run, True))
+            side = _Side('student', student, self._student, partial(student, mode='tensor'), size_of, True)
+            accuracy = self._accuracy(preprocessor, side)
             for module, mode in modes.items():
                 module.training = mode
         return {'knn/student': accuracy} | self._teacher_scores
 
-    def _accuracy(self, features: Callable[[str], tuple[np.ndarray, np.ndarray] | None]) -> float:
+    def _accuracy(self, preprocessor: nn.Module, side: _Side) -> float:
         from kd_plugins.evaluation import knn_accuracy  # needs faiss
 
-        bank, queries = features('bank'), features('queries')
+        bank, queries = (self._features(preprocessor, side, name) for name in ('bank', 'queries'))
         result = [0.0]
         if bank is not None and queries is not None:  # in the main process
             result = [knn_accuracy(*bank, *queries, k=self._k, temperature=self._temperature)]
         broadcast_object_list(result)
         return result[0]
 
-    def _features(
-        self, preprocessor: nn.Module, network: nn.Module, tap: str, run: Callable[..., Any], stop: bool, name: str
-    ) -> tuple[np.ndarray, np.ndarray] | None:
+    def _features(self, preprocessor: nn.Module, side: _Side, name: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Return features (N, D) and labels (N,) of all images in the order of the data set; None in other processes.
 
         Args:
             preprocessor: The student's data preprocessor.
-            network: Network with the tap.
-            tap: Name of a module.
-            run: Runs the network on images and their data samples.
-            stop: Whether the pass may end at the tap.
+            side: The network.
             name: ``'bank'`` or ``'queries'``.
         """
-        recorder, loader = Recorder(network, [tap]), self._loaders[name]
+        recorder, loader = Recorder(side.network, [side.tap]), self._loaders[name]
+        layout = layout_of(side.name, side.network, side.tap, Tokens())
         dataset: Any = loader.dataset
         rows: list[tuple[np.ndarray, int]] = []
         for batch in loader:
             batch = preprocessor(batch, False)
-            with recorder.recording(stop) if rows else recorder.probing() as features:
-                run(batch['inputs'], batch['data_samples'])
-            vectors = self._pooled(features[tap], tap).float().cpu().numpy()
-            rows += zip(vectors, _labels(batch['data_samples'], name), strict=True)
+            inputs, samples = batch['inputs'], batch.get('data_samples')
+            with recorder.recording(side.stop) if rows else recorder.probing() as features:
+                side.run(inputs, samples)
+            vectors = self._pooled(features[side.tap], layout, side.input_size(inputs)).float().cpu().numpy()
+            rows += zip(vectors, _labels(samples, name), strict=True)
         collected = collect_results(rows, len(dataset), 'gpu')  # by the backend's own gather, without files
         if collected is None:
             return None
         return np.stack([vector for vector, _ in collected]), np.array([label for _, label in collected])
 
-    def _pooled(self, levels: Sequence[Tensor], tap: str) -> Tensor:
+    def _pooled(self, levels: Sequence[Tensor], layout: Layout, input_size: Size) -> Tensor:
         feature = levels[-1] if levels else torch.empty(())
         if feature.dim() == 2:
             return feature
         if feature.dim() == 3:
-            return feature[:, 0] if self._token == 'class' else feature.mean(1)
+            return feature[:, 0] if self._token == 'class' else feature[:, layout.prefix or 0 :].mean(1)
         if feature.dim() == 4:
-            return feature.mean((2, 3))
+            return layout.as_map(feature, input_size).mean((2, 3))
         raise UserError(
-            f"KNNHook: '{tap}' outputs {tuple(feature.shape) if levels else 'no tensor'}, expected maps (B, C, H, W), "
-            'tokens (B, N, C) or vectors (B, C): tap another module'
+            f"KNNHook: '{layout.tap}' outputs {tuple(feature.shape) if levels else 'no tensor'}, expected maps "
+            '(B, C, H, W), tokens (B, N, C) or vectors (B, C): tap another module'
         )
 
 

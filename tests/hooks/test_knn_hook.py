@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmpretrain.datasets import CustomDataset
 from tiny import (
+    PREPROCESSOR,
     classification_config,
     classifier,
     equal,
@@ -22,6 +23,7 @@ from tiny import (
 
 pytest.importorskip('faiss', reason='neighbours are found by faiss')
 
+from kd_plugins.distillation.layout import Tokens, layout_of
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation import knn_accuracy
 from kd_plugins.hooks import KNNHook
@@ -180,15 +182,48 @@ def test_two_processes_find_what_one_does(tmp_path: Path, data: Path, distillati
 
 
 def test_features_of_maps_tokens_and_vectors() -> None:
-    hook = KNNHook({}, {})
-    x = torch.arange(24.0).reshape(2, 3, 2, 2)
-    assert torch.equal(hook._pooled([torch.empty(0), x], 'tap'), x.flatten(2).mean(2))
-    assert torch.equal(hook._pooled([x.flatten(2)], 'tap'), x.flatten(2).mean(1))
-    assert torch.equal(hook._pooled([x[..., 0, 0]], 'tap'), x[..., 0, 0])
-    assert torch.equal(KNNHook({}, {}, token='class')._pooled([x.flatten(2)], 'tap'), x.flatten(2)[:, 0])
+    class Prefixed(torch.nn.Module):
+        num_prefix_tokens = 2
+
+    hook, layout, size = KNNHook({}, {}), layout_of('student', torch.nn.Module(), '', Tokens()), (32, 32)
+    x = torch.arange(48.0).reshape(2, 6, 2, 2)
+    mean = x.flatten(2).mean(2)
+    assert torch.equal(hook._pooled([torch.empty(0), x], layout, size), mean)
+    assert torch.equal(hook._pooled([x.movedim(1, -1)], layout, size), mean)  # channels last, as of Swin
+    tokens = x.flatten(2).mT
+    assert torch.equal(hook._pooled([tokens], layout, size), mean)
+    behind = layout_of('teacher', Prefixed(), '', Tokens())
+    assert torch.equal(hook._pooled([torch.cat([tokens[:, :2] + 9, tokens], 1)], behind, size), mean)
+    assert torch.equal(KNNHook({}, {}, token='class')._pooled([tokens], behind, size), tokens[:, 0])
+    assert torch.equal(hook._pooled([x[..., 0, 0]], layout, size), x[..., 0, 0])
     for levels in ([x[None]], []):
-        with pytest.raises(UserError, match=r"'tap' outputs .*, expected maps"):
-            hook._pooled(levels, 'tap')
+        with pytest.raises(UserError, match=r"'' outputs .*, expected maps"):
+            hook._pooled(levels, layout, size)
+
+
+def test_a_backbone_alone_learns_from_images_without_labels(tmp_path: Path, data: Path, distillation: dict) -> None:
+    """No head, no labels to train on, no validation; and as without the hook, bit for bit."""
+    backbone = classifier()['backbone']
+    model = dict(type='ImageClassifier', backbone=backbone, data_preprocessor=dict(PREPROCESSOR))
+    images = dict(
+        type='kd_plugins.UnlabelledImages',
+        data_root=str(data),
+        pipeline=[dict(type='kd_plugins.LoadImage'), dict(type='PackInputs')],
+    )
+    distillation |= dict(task='off')
+    config = neighbours_config(data, tmp_path / 'run', distillation, model=model, default_hooks=EXPORT)
+    config.train_dataloader.dataset = images
+    runner = train(config)
+    exported = torch.load(tmp_path / 'run/student.pth', weights_only=True)['state_dict']
+    assert exported.keys() == runner.model.state_dict().keys()
+    assert all(key.startswith('backbone.') for key in exported)
+    found = scalars(tmp_path / 'run')
+    assert found[-1]['knn/student'] == pytest.approx(expected(runner.model, data))
+    assert found[0]['knn/teacher'] == pytest.approx(expected(network(distillation['teacher']['checkpoint'], 14), data))
+    config = neighbours_config(data, tmp_path / 'plain', model=model)
+    config.train_dataloader.dataset = images
+    config.custom_hooks = [dict(type='kd_plugins.DistillationHook', **distillation)]
+    assert equal(weights(train(config).model), weights(runner.model))
 
 
 def test_mistakes_end_in_one_line_before_training(
