@@ -82,7 +82,9 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', allow_pickle: b
     path, backbone = _file_of(os.path.expanduser(str(path)))
     allow_pickle = allow_pickle or _pickle_allowed
     if not os.path.isfile(path):
-        raise UserError(f'checkpoint {path} does not exist: give the path of a .pth file, or train it first')
+        raise UserError(
+            f'checkpoint {path} does not exist: give the path of a .pth or .safetensors file, or train it first'
+        )
     if path.endswith('.safetensors'):
         return {'state_dict': _read_safetensors(path, map_location)}
     _check_sums(path)

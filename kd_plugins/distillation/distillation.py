@@ -139,6 +139,11 @@ class Distillation(nn.Module):
         if task not in _TASKS:
             raise UserError(f'task is {task!r}: {did_you_mean(str(task), _TASKS)}')
         self.task = task
+        if self.task != 'off' and getattr(student, 'head', True) is None:
+            raise UserError(
+                f"{type(student).__name__} has no head, and so no loss of the task: give it a head, or task='off', with "
+                'which the terms alone train it'
+            )
         if self.task == 'off' and hasattr(student, 'deployable'):
             raise UserError(
                 f"{type(student).__name__}: its networks learn from each other by the losses that task='off' leaves "

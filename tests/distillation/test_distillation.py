@@ -413,6 +413,13 @@ def test_another_task_is_refused(student, teacher, task, words):
         Distillation(student, teacher, [KD], task=task)
 
 
+def test_a_student_without_a_head_has_no_loss_of_its_task(student, teacher):
+    student.head = None
+    with pytest.raises(UserError, match="ImageClassifier has no head.*give it a head, or task='off'"):
+        Distillation(student, teacher, [KD | dict(student='neck')], task='log')
+    Distillation(student, teacher, [KD | dict(student='neck')], task='off')
+
+
 def test_booleans_must_be_booleans(student, teacher):
     with pytest.raises(UserError, match="bf16 must be True or False, got 'no'"):
         Distillation(student, teacher | dict(bf16='no'), [KD])
