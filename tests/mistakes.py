@@ -119,6 +119,7 @@ def build_assets(root: Path) -> None:
     torch.save({'state_dict': {}, 'payload': _Attack()}, root / 'pickled.pth')
     torch.save({'state_dict': {'head.fc.weight': 'text'}}, root / 'texts.pth')
     save_file({'blocks.0.weight': torch.zeros(3)}, root / 'other.safetensors')
+    (root / 'cut.safetensors').write_bytes((root / 'other.safetensors').read_bytes()[:-4])
     (root / 'transformer.py').write_text(TRANSFORMER)
     np.savez(root / 'features.npz', **features())
     (root / 'study').mkdir()
@@ -677,6 +678,25 @@ def sources() -> Iterator[Mistake]:
         arguments=['--skip-corrupt'],
         prepare=_NO_PICTURE,
     )
+    place, vit = "custom_hooks[0]['teacher']", "timm='test_vit.r160_in1k'"
+    for options, *words in (
+        ("timm='vit_small_patch14_dinov2.lvd142'", 'vit_small_patch14_dinov2.lvd142m'),
+        ('timm=18', 'timm', '18'),
+        ("timn='resnet18'", 'timn', 'timm'),
+        (f"{vit}, checkpoint='ASSETS/other.safetensors'", 'other.safetensors', 'fit'),
+        (f"{vit}, checkpoint='ASSETS/cut.safetensors'", 'cut.safetensors', 'truncated|damaged'),
+        (f"{vit}, checkpoint='ASSETS/pickled.pth'", 'pickled.pth', 'allow'),
+        (f"{vit}, weights='IMAGENET1K_V2'", 'weights', 'IMAGENET1K_V2'),
+        (f"{vit}, weights=None, revise_keys=[('a', 'b')]", 'revise_keys', 'checkpoint'),
+        (f'{vit}, weights=None', 'head.fc', 'head'),
+        ("torchvision='resnet18', checkpoint='ASSETS/teacher.pth'", 'teacher.pth', 'fit'),
+        ("huggingface='ASSETS/empty'", 'ASSETS/empty', 'config.json'),
+        ("huggingface='ASSETS/text.txt'", 'text.txt', 'folder'),
+        ("build='nosuch_module:build'", 'nosuch_module'),
+        ("build=dict(function='torchvision.models:ResNet')", 'block|layers'),
+        ("build='collections:OrderedDict'", 'OrderedDict', 'nn.Module'),
+    ):
+        yield edit('hook', f'{place} = dict({options})', *words)
     for arguments, *words in (
         ('taps nosuch.py', 'nosuch.py', 'exist'),
         ('taps ASSETS/teacher.py --filter stage9', 'stage9', 'stage3'),
