@@ -141,8 +141,8 @@ class Distillation(nn.Module):
         self.task = task
         if self.task != 'off' and getattr(student, 'head', True) is None:
             raise UserError(
-                f"{type(student).__name__} has no head, and so no loss of the task: give it a head, or task='off', with "
-                'which the terms alone train it'
+                f"{type(student).__name__} has no head, and so no loss of its own: give it a head, or task='off', "
+                'which trains on the terms alone'
             )
         if self.task == 'off' and hasattr(student, 'deployable'):
             raise UserError(

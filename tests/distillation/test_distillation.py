@@ -415,7 +415,7 @@ def test_another_task_is_refused(student, teacher, task, words):
 
 def test_a_student_without_a_head_has_no_loss_of_its_task(student, teacher):
     student.head = None
-    with pytest.raises(UserError, match="ImageClassifier has no head.*give it a head, or task='off'"):
+    with pytest.raises(UserError, match=r"ImageClassifier has no head.*give it a head, or task='off'"):
         Distillation(student, teacher, [KD | dict(student='neck')], task='log')
     Distillation(student, teacher, [KD | dict(student='neck')], task='off')
 
