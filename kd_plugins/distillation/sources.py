@@ -65,8 +65,9 @@ def build_teacher(
                     with arguments, ``dict(function='torch.hub:load', repo_or_dir='...', model='...')``.
     =============== ====================================================================================================
 
-    All but ``config`` state their normalisation, of RGB images, themselves, or none (``build``); the student's batch is
-    converted to it.
+    Each states its normalisation itself, but for ``build`` and a bare backbone; the student's batch is converted to it.
+    The other libraries' networks take RGB images. A student with ``to_rgb=False`` is taken to see BGR, unless its mean,
+    more red than blue, is that of a data set of RGB images (CIFAR).
 
     Args:
         config: See the table, as ``timm``, ``torchvision``, ``huggingface`` and ``build``; exactly one is given.
@@ -328,7 +329,10 @@ def _from_function(build: str | Mapping[str, Any] | None) -> nn.Module:
     except ValueError as error:
         if isinstance(error, UserError):
             raise  # else a builtin has no signature
-    network = function(**options)
+    try:
+        network = function(**options)
+    except Exception as error:  # of the user's code
+        raise UserError(f"build='{name}' failed ({type(error).__name__}: {_line(error)})") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"build='{name}' returned a {type(network).__name__}, expected an nn.Module")
     return network

@@ -190,24 +190,26 @@ class Teacher:
         Raises:
             UserError: The teacher cannot run on images of this size.
         """
-        height, width = self._size or inputs.shape[-2:]
-        remedy = "give size=(height, width) in the teacher's config dict"
+        height, width = self.input_size(inputs)
         if (patch := _patch_of(self.model)) and (height % patch[0] or width % patch[1]):
             near = tuple(max(1, round(x / y)) * y for x, y in zip((height, width), patch, strict=True))
             raise UserError(
                 f'the teacher has patches of {patch[0]} x {patch[1]} pixels, but gets images of {height} x {width}: '
-                f'{remedy}, as size={near}'
+                f"give size=(height, width) in the teacher's config dict, as size={near}"
             )
+        # Of another library's network, any error is about what it gets.
+        known = (AssertionError, RuntimeError) if self._takes is None else Exception
         with self.recorder.probing() as features:
             try:
                 self._forward(inputs, data_samples)
             except torch.OutOfMemoryError:
                 raise
-            except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError) as error:
-                reason = ' '.join(str(error).split()) or type(error).__name__
+            except known as error:
+                reason = ' '.join(str(error).split())
                 raise UserError(
                     f'the teacher, {type(self.model).__name__}, does not run on images of {height} x {width} pixels '
-                    f'({reason}): {remedy} that it takes'
+                    f'({type(error).__name__}: {reason}): if it takes another size, give size=(height, width) in its '
+                    'config dict'
                 ) from error
         return features
 
@@ -243,7 +245,7 @@ class Teacher:
 def _arguments_of(model: nn.Module) -> tuple[str, dict[str, Any]] | None:
     """Return how a network of another library takes its images, or None for one of OpenMMLab's."""
     parameters = inspect.signature(model.forward).parameters
-    if isinstance(model, BaseModel) or 'mode' in parameters:
+    if isinstance(model, BaseModel) or parameters.keys() >= {'data_samples', 'mode'}:
         return None
     if 'pixel_values' not in parameters:
         return '', {}

@@ -11,7 +11,7 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement
 from PIL import Image
 from safetensors.torch import save_file
-from tiny import equal
+from tiny import classifier, equal
 from torch import nn
 from torchvision.transforms.functional import resize
 
@@ -19,6 +19,8 @@ from kd_plugins.distillation import sources
 from kd_plugins.distillation.sources import build_teacher
 from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.errors import UserError
+from kd_plugins.models import Distiller
+from kd_plugins.registry import MODELS
 
 VIT = 'test_vit.r160_in1k'  # timm's own network for tests: patches of 16 pixels
 MOBILENET = dict(type='mmpretrain.MobileNetV2', widen_factor=0.25, out_indices=(4, 7))
@@ -79,6 +81,8 @@ def dinov2(folder):
         (dict(build='torchvision.models:resnet181'), "has no 'resnet181'; nearest names: resnet18"),
         (dict(build='torchvision:__version__'), 'is a .*, expected a function'),
         (dict(build=dict(function='torch.nn:Linear', in_feature=2, out_features=2)), "did you mean 'in_features'"),
+        (dict(build='torch.nn.init:constant_'), "needs the option 'tensor'"),
+        (dict(build=dict(function='torch.nn:Conv2d', in_channels=3, out_channels=4, kernel_size='a')), 'failed .Type'),
         (dict(build='collections:OrderedDict'), 'returned a OrderedDict, expected an nn.Module'),
     ],
 )
@@ -226,6 +230,15 @@ def test_a_file_of_the_networks_authors_is_renamed_by_timm(tmp_path, log):
     network = build_teacher(timm=name, checkpoint=str(tmp_path / 'dinov2.pth'))
     assert equal(network.state_dict(), weights)
     assert 'state_dict' not in network.pretrained_cfg
+
+
+def test_transformers_in_bfloat16(tmp_path):
+    dinov2(tmp_path)
+    network = build_teacher(huggingface=str(tmp_path))
+    images = torch.randn(2, 3, 14, 14)
+    (exact,) = Teacher(network, ['layernorm'])(images, None)['layernorm']
+    (rounded,) = Teacher(network, ['layernorm'], bf16=True)(images, None)['layernorm']
+    assert 0 < (rounded - exact).norm() < 0.03 * exact.norm()
 
 
 def test_weights_that_lack_layers_are_refused(tmp_path):
@@ -388,7 +401,7 @@ def test_invalid_sizes(size):
             dict(torchvision='vit_b_32'),
             64,
             {},
-            r'VisionTransformer, does not run on images of 64 x 64 pixels \(Wrong image',
+            r'VisionTransformer, does not run on images of 64 x 64 pixels \(AssertionError: Wrong image',
         ),
     ],
 )
@@ -397,6 +410,12 @@ def test_sizes_that_a_teacher_does_not_take(teacher, side, options, message):
     with pytest.raises(UserError, match=message) as error:
         Teacher(network, [''], **options).probe(torch.zeros(1, 3, side, side), None)
     assert '\n' not in str(error.value)
+
+
+def test_a_network_that_takes_more_than_images():
+    teacher = Teacher(nn.Bilinear(2, 2, 2), [''])
+    with pytest.raises(UserError, match=r'Bilinear, does not run on images of 8 x 8 pixels \(TypeError: .*missing'):
+        teacher.probe(torch.zeros(1, 3, 8, 8), None)
 
 
 def test_networks_of_one_size_are_set_to_the_given_one():
@@ -411,6 +430,31 @@ def test_networks_that_pad_take_every_size(log):
 
 
 # ---- what holds for all ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('teacher', [dict(timm=VIT, weights=None, size=32), dict(build=f'{__name__}:network_of')])
+def test_a_students_training_leaves_a_teacher_of_another_library_alone(teacher, log):
+    tap = 'blocks.1' if 'timm' in teacher else '0'
+    term = dict(name='at', loss=dict(type='kd_plugins.ATLoss'), student='backbone.stage3', teacher=tap)
+    student = classifier()
+    model = Distiller(student, teacher, [term], task='off', input_shape=(3, 24, 24))
+    network = model.distillation.teacher.model
+    before = {name: x.clone() for name, x in network.state_dict().items()}
+    assert model.state_dict().keys() == MODELS.build(student).state_dict().keys()
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(2):
+        losses = model(torch.randn(2, 3, 24, 24), None, mode='loss')
+        losses['loss_at'].backward()
+        optimizer.step()
+    assert equal(network.state_dict(), before)
+    assert not any(module.training for module in network.modules())
+    model.double()
+    assert next(network.parameters()).dtype == torch.float64
+    assert model(torch.randn(2, 3, 24, 24).double(), None, mode='loss')['loss_at'].dtype in (
+        torch.float32,
+        torch.float64,
+    )
 
 
 def test_a_teacher_of_another_library_is_frozen_and_cached(tmp_path, log):

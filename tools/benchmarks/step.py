@@ -94,9 +94,10 @@ def steps_of(
     teacher, terms = terms_of(config)
     torch.manual_seed(0)
     student: BaseModel = stripped(build_network(config.filename)).to(device)
-    network = build_network(teacher['config'], teacher.get('data_preprocessor'))
-    teacher['checkpoint'] = f'{cache}/teacher.pth'  # random weights are enough
-    torch.save(network.state_dict(), teacher['checkpoint'])
+    if 'config' in teacher:
+        network = build_network(teacher['config'], teacher.get('data_preprocessor'))
+        teacher['checkpoint'] = f'{cache}/teacher.pth'  # random weights are enough
+        torch.save(network.state_dict(), teacher['checkpoint'])
     inputs, samples = batch_of(config, size, side, device)
     if args.channels_last:
         inputs = inputs.contiguous(memory_format=torch.channels_last)

@@ -115,7 +115,8 @@ def load_network(config: str, checkpoint: str, allow_pickle: bool) -> torch.nn.M
     """Build a network in evaluation mode from its config, a path or ``package::path``, and its checkpoint."""
     if '::' not in config:
         load_config(config)  # raises where it is wrong
-    network = build_teacher(config, checkpoint, allow_pickle=allow_pickle).eval().requires_grad_(False)
+    network = build_teacher(config, checkpoint, allow_pickle=allow_pickle).requires_grad_(False)
+    network.eval()  # of some networks it returns None
     return network.to('cuda' if torch.cuda.is_available() else 'cpu')
 
 
