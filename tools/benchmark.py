@@ -3,6 +3,7 @@
     python tools/benchmark.py losses --json losses.json
     python tools/benchmark.py reid
     python tools/benchmark.py loader
+    python tools/benchmark.py loader configs/imagenet/resnet18_from_resnet34.py --threads 1
     python tools/benchmark.py step --amp --channels-last
     python tools/benchmark.py teacher
     python tools/benchmark.py losses step reid --device cuda --json all.json
@@ -18,7 +19,8 @@ reid      retrieval on drawn features: the evaluation at the size of Market-1501
           and a loop over the queries); re-ranking, on the CPU, compared with its dense form; and a memory-mapped
           gallery of a million items. The exit status is 1 where the mAPs disagree.
 loader    CIFAR-sized batches, augmented and normalised: a whole batch at once from memory, compared with the stock
-          pipeline.
+          pipeline. With a config, its training images in one process: the first step of the pipeline, which reads and
+          decodes, all steps, and all steps on images that kd_plugins.ResizedImages holds.
 step      training steps: of the student alone, with the teacher's forward pass, with each method's terms, and these
           with the teacher's features from disk; and the three operations on which a distilled step spends most time.
 teacher   a teacher's forward pass by layout and precision, and with --compile compiled, and its features from disk.
@@ -76,8 +78,14 @@ def parser_of() -> argparse.ArgumentParser:
     command.add_argument('--scale', type=float, default=1.0, help='factor of the numbers of items and dimensions')
     command.add_argument('--folder', help="where the drawn features lie meanwhile, some 2 GiB (default: the system's)")
     command.set_defaults(run_command=reid)
-    command = commands.add_parser('loader', help='CIFAR-sized batches compared with the stock pipeline')
-    command.add_argument('--images', type=int, default=50_000, help='images in the drawn set')
+    command = commands.add_parser(
+        'loader', help="CIFAR-sized batches compared with the stock pipeline; or a config's data"
+    )
+    command.add_argument('config', nargs='?', help='measure the training data of this config')
+    command.add_argument(
+        '--images', type=int, default=50_000, help="images in the drawn set; of a config's, at most 300"
+    )
+    command.add_argument('--edge', type=int, default=160, help="shorter side of a config's resized images")
     command.set_defaults(run_command=loader)
     command = commands.add_parser('step', help='training steps with each method')
     command.add_argument('--parts', nargs='+', choices=STEP_PARTS, default=['cifar'], help='(default: cifar)')
@@ -114,7 +122,7 @@ def parser_of() -> argparse.ArgumentParser:
 
 def check_options(args: argparse.Namespace) -> None:
     """Refuse what needs no measurement to be seen wrong."""
-    check_least(args, repeats=1, threads=1, images=1, batch_size=1, limit=0)
+    check_least(args, repeats=1, threads=1, images=1, edge=1, batch_size=1, limit=0)
     check_device(args.device)
     folder, file = getattr(args, 'folder', None), getattr(args, 'json', None)
     if folder and not Path(folder).is_dir():

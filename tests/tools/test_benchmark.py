@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import image_folder
 
 from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.errors import UserError
@@ -154,6 +155,33 @@ def test_the_memory_of_a_run_is_not_what_came_before_it(tmp_path):
     code = f'import subprocess; held = bytearray(2**30); del held; subprocess.run({command})'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)['added_bytes'] < 2**28
+
+
+def test_a_configs_images_are_measured_by_steps_and_resized(tmp_path, capsys):
+    config = tmp_path / 'config.py'
+    image_folder(tmp_path / 'data')
+    pipeline = [dict(type='kd_plugins.LoadImage'), dict(type='RandomResizedCrop', scale=8), dict(type='PackInputs')]
+    data = dict(type='kd_plugins.UnlabelledImages', data_root=str(tmp_path / 'data'), pipeline=pipeline)
+    config.write_text(f'train_dataloader = dict(batch_size=4, dataset={data!r})')
+    options = ['--repeats', '2', '--threads', '1', '--device', 'cpu', '--json', str(tmp_path / 'out.json')]
+    tool.main(['loader', str(config), '--edge', '10', *options])
+    loaders = json.loads((tmp_path / 'out.json').read_text())['loaders']
+    assert list(loaders) == ['first step', 'all steps', 'all steps, resized to 10']
+    assert loaders['all steps']['ratio'] == 1
+    rates = [x['images_per_second'] for x in loaders.values()]
+    for rate, measured in zip(rates, loaders.values(), strict=True):
+        assert measured['ratio'] == pytest.approx(sum(b / s for s, b in zip(rates[1], rate, strict=True)) / 2)
+    assert '24 of 24 images' in capsys.readouterr().out
+    for change, message in (
+        (
+            dict(type='kd_plugins.ResizedImages', edge=8, cache=str(tmp_path / 'cache'), dataset=data),
+            'ResizedImages alr',
+        ),
+        (dict(data, pipeline=[]), 'has no pipeline whose steps'),
+    ):
+        config.write_text(f'train_dataloader = dict(batch_size=4, dataset={change!r})')
+        with pytest.raises(UserError, match=message):
+            tool.main(['loader', str(config), *options])
 
 
 def test_loaders_are_measured_beside_the_stock_one(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Batches of CIFAR-sized images: mmpretrain's pipeline, image by image, and a whole batch at once."""
+"""Loading alone: a config's training images, and CIFAR-sized ones, image by image and a whole batch at once."""
 
 import argparse
 import pickle
@@ -18,9 +18,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.timing import keep, machine_of, peak_memory, seconds
+from kd_plugins.config import load_config
+from kd_plugins.datasets import ResizedImages
+from kd_plugins.errors import UserError
+from kd_plugins.registry import DATASETS
 
-DATASETS = Path(__file__).parents[2] / 'configs/_base_/datasets'
+CONFIGS = Path(__file__).parents[2] / 'configs/_base_/datasets'
 BATCHES = 10  # of one measurement
+IMAGES = 300  # of a config's
 
 
 def draw_cifar(root: Path, images: int) -> None:
@@ -64,7 +69,10 @@ def endless(config: Config, root: Path, device: str) -> Callable[[], None]:
 
 
 def loader(args: argparse.Namespace) -> None:
-    """Measure the number of normalised images a second."""
+    """Measure the number of images a second, of a config's data or of drawn ones."""
+    if args.config:
+        loader_of(args)
+        return
     device = torch.device(args.device)
     # An image's bytes are read once, and written as float32.
     floor = BATCHES * 128 * 3 * 32 * 32 * (1 + 4) / machine_of(device).bandwidth
@@ -73,7 +81,7 @@ def loader(args: argparse.Namespace) -> None:
         draw_cifar(Path(folder), args.images)
         runs = {}
         for name, file in (('stock', 'cifar10.py'), ('batched', 'cifar10_batched.py')):
-            runs[name] = endless(Config.fromfile(DATASETS / file), Path(folder), args.device)
+            runs[name] = endless(Config.fromfile(CONFIGS / file), Path(folder), args.device)
         times: dict[str, list[float]] = {name: [] for name in runs}
         for repeat in range(args.repeats + 1):
             for name, run in runs.items():
@@ -103,5 +111,43 @@ def loader(args: argparse.Namespace) -> None:
             f'{memory[name] / 2**20:.1f}',
             f'{median(values) / floor:.1f}',
         )
+    Console(width=max(100, Console().width)).print(table)
+    keep(args, dict(loaders=results))
+
+
+def loader_of(args: argparse.Namespace) -> None:
+    """Measure a config's training data in this process: reading, all steps, and all steps on resized images."""
+    config = load_config(args.config)
+    DefaultScope.get_instance('loader_of', scope_name=config.get('default_scope') or 'mmpretrain')
+    plain = DATASETS.build(config.train_dataloader.dataset)
+    if isinstance(plain, ResizedImages):
+        raise UserError(f'{args.config}: its training data are ResizedImages already; name the config without them')
+    chosen = np.random.default_rng(0).permutation(len(plain))[: min(args.images, IMAGES)].tolist()
+    steps = getattr(getattr(plain, 'pipeline', None), 'transforms', None)
+    if not steps:
+        raise UserError(f'{args.config}: {type(plain).__name__} has no pipeline whose steps could be measured')
+    with tempfile.TemporaryDirectory() as folder:
+        some = dict(config.train_dataloader.dataset, indices=chosen)
+        resized = ResizedImages(some, args.edge, folder)
+        runs = {
+            'first step': lambda: [steps[0](plain.get_data_info(i)) for i in chosen],
+            'all steps': lambda: [plain[i] for i in chosen],
+            f'all steps, resized to {args.edge}': lambda: [resized[i] for i in range(len(chosen))],
+        }
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for repeat in range(args.repeats + 1):
+            for name, run in runs.items():
+                taken = seconds(run, torch.device('cpu'))
+                if repeat:  # the first one warms up
+                    times[name].append(taken)
+    table = Table(
+        args.config, 'images/s (min–max)', 'times all steps', title=f'{len(chosen)} of {len(plain)} images, one process'
+    )
+    results = {}
+    for name, values in times.items():
+        rates = [len(chosen) / value for value in values]
+        ratio = median(a / b for a, b in zip(times['all steps'], values, strict=True))
+        results[name] = dict(images_per_second=rates, ratio=ratio)
+        table.add_row(name, f'{median(rates):,.0f} ({min(rates):,.0f}–{max(rates):,.0f})', f'{ratio:.1f}')
     Console(width=max(100, Console().width)).print(table)
     keep(args, dict(loaders=results))
