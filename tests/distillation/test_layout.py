@@ -53,6 +53,8 @@ def test_a_network_that_states_nothing_may_have_a_class_token(size, prefix):
 def test_a_tap_before_the_class_token_is_added():
     maps = torch.randn(2, 3, 4, 4)
     assert torch.equal(layout(5, (8, 8)).as_map(tokens_of(maps), (32, 32)), maps)
+    maps = torch.randn(2, 3, 4, 4)  # 20 tokens are also a grid of 5 x 4, the last row padded
+    assert torch.equal(layout(4, (8, 8)).as_map(tokens_of(maps, 4), (36, 32)), maps)
     maps = torch.randn(2, 3, 3, 3)  # 9 tokens are also 5 and a grid of 2 x 2, but not of the network's patches
     assert torch.equal(layout(5, (14, 14)).as_map(tokens_of(maps), (42, 42)), maps)
 
@@ -324,7 +326,10 @@ def test_transformers_teach_every_loss(name, student, images):
     ]
     core, losses, lines = step(student, teacher, terms, images)
     becomes = '' if seen == expected else f' as {(4, *expected)}'
-    assert lines[0] == f'NSTLoss: NSTLoss student backbone.stage2 (4, 8, 16, 16) -> teacher {tap} {(4, *seen)}{becomes}'
+    for term, line in zip(terms, lines, strict=True):
+        whole = becomes if term['name'] != 'SPLoss' else ''
+        assert f'student backbone.stage2 (4, 8, 16, 16) -> teacher {tap} {(4, *seen)}{whole}' in line
+        assert (' as ' in line) == bool(whole)
     assert all(value > 0 for value in losses.values())
     assert all(p.grad.abs().sum() > 0 for p in core.parameters())
     assert student.backbone.stage2[0].conv1.weight.grad.abs().sum() > 0
