@@ -103,6 +103,12 @@ def test_the_terms_that_it_proposes_distil(tmp_path, capsys):
     assert len(distillation.dry_run(student, torch.randn(2, 3, 16, 16), None)) == 3
 
 
+def test_a_stage_is_proposed_before_the_network_around_it(tmp_path, capsys):
+    headless = {**TEACHER, 'config': classifier(14, 8) | dict(neck=None, head=None)}
+    _, content = listed(capsys, write(tmp_path, custom_hooks=hook(headless)))
+    assert [x['teacher'] for x in content['terms']] == ['backbone.stage2', 'backbone.stage3']
+
+
 def test_a_distiller_and_several_teachers(tmp_path, capsys):
     model = dict(
         type='kd_plugins.Distiller',

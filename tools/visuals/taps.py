@@ -394,10 +394,10 @@ def taps_by_stride(network: Network, size: tuple[int, int]) -> dict[tuple[float,
         strides = tuple(tap.strides(size))
         # The levels of a backbone are its stages. What runs at each level is part of a head, which the task shapes.
         once = tap.runs == 1 and all(a < b for a, b in pairwise(strides))
-        if strides and max(strides) > 1 and once and (len(strides) == 1 or tap.name != 'backbone'):
+        if strides and max(strides) > 1 and once and (len(strides) == 1 or tap.name not in ('', 'backbone')):
             found.setdefault(strides, []).append(tap)
     return {
-        strides: min(taps, key=lambda x: (x.name == 'backbone', x.depth, -x.first_run))
+        strides: min(taps, key=lambda x: (x.name in ('', 'backbone'), x.depth, -x.first_run))
         for strides, taps in found.items()
     }
 
