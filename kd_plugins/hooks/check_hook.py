@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd_plugins.compat import check_operators, mend_ssd_head
 from kd_plugins.errors import UserError
@@ -30,9 +31,10 @@ _CATEGORIES = 2**25  # bytes to read of the categories in a file; where they are
 class CheckHook(Hook):
     """Compares the classes of evaluation data with those of the training data, and checks the model's operators.
 
-    A distillation with ``task='off'`` learns no classes, so that none are compared then. A pipeline to which mmdet's
-    ``PipelineSwitchHook`` switches late in training is tried on one sample. The commands add this hook to every run;
-    ``default_hooks=dict(check=None)`` removes it.
+    A distillation with ``task='off'`` learns no classes, so that none are compared then. Parts that keep BatchNorm's
+    statistics without having any are logged. A pipeline to which mmdet's ``PipelineSwitchHook`` switches late in
+    training is tried on one sample. The commands add this hook to every run; ``default_hooks=dict(check=None)`` removes
+    it.
 
     Raises:
         UserError: Before training: as :func:`check_classes`, or the batch size is not that of the sampler's groups, or
@@ -63,6 +65,7 @@ class CheckHook(Hook):
         for hook in runner.hooks:
             if steps := getattr(hook, 'switch_pipeline', None):
                 _try_pipeline(type(hook).__name__, loader.dataset, steps)
+        note_empty_statistics(runner.model)
         distillation = distillation_of(runner)
         if distillation is not None and distillation.task == 'off':  # no label is learned, and no head
             if runner.val_loop is not None and getattr(unwrapped(runner.model), 'head', True) is None:
@@ -85,6 +88,26 @@ class CheckHook(Hook):
         if trained and 'thing_classes' not in getattr(loader.dataset, 'metainfo', {}):
             classes, labels = max(trained, key=itemgetter(1))
             check_class_count(runner.model, classes[:labels])
+
+
+def note_empty_statistics(model: nn.Module) -> None:
+    """Log each part of a model that keeps BatchNorm's statistics (``norm_eval=True``) while they are of no data yet.
+
+    mmdet's backbones do so by default, for pretrained weights; from random weights they would learn without.
+    """
+    start = dict(running_mean=0, running_var=1, bias=0)  # of weights in Caffe's style, the bias alone differs
+    for name, module in model.named_modules():
+        norms = (
+            [x for x in module.modules() if isinstance(x, _BatchNorm)] if getattr(module, 'norm_eval', False) else []
+        )
+        values = [(value, start.get(key)) for norm in norms for key, value in norm.state_dict().items()]
+        if norms and all((value == first).all() for value, first in values if first is not None):
+            print_log(
+                f'{name}: norm_eval=True keeps the statistics of BatchNorm as they are, and they are of no data yet: '
+                'to train from random weights set norm_eval=False',
+                'current',
+                logging.WARNING,
+            )
 
 
 def check_class_count(model: nn.Module, classes: Sequence[str]) -> None:
