@@ -202,7 +202,7 @@ def test_the_table_as_csv_and_what_the_stages_are(here, data):
                 """
 methods['Named'] = dict(first='Baseline', terms=['kd'])
 methods['Plain'] = dict(first=dict())
-methods['Joint'] = dict(first=dict(terms=['kd']))
+methods['Joint'] = dict(first=dict(terms=['kd'], hook=dict(task='train')))
 methods['Online'] = dict(first=dict(wrap=dict(type='kd_plugins.MutualLearning')))
 """,
             )
