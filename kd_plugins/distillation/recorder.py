@@ -56,7 +56,10 @@ class Recorder:
         for tap in self._taps:
             if tap not in modules or not (tap or whole):
                 output = "; '' taps its output" if whole else ''
-                raise UserError(f"{type(model).__name__} has no module '{tap}' to tap; {nearest(tap, modules)}{output}")
+                raise UserError(
+                    f"{type(model).__name__} has no module '{tap}' to tap; {nearest(tap, modules)}{output}; visualize.py "
+                    'taps lists all'
+                )
         self._cloned: set[str] = set()
         self._runs: Counter[str] = Counter()  # of each tap in probing
         self._probed = False

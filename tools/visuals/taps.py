@@ -377,14 +377,14 @@ def loss_lines() -> Iterator[str]:
         needs = ['two taps'] * loss.takes_pairs + ['logits of the same classes'] * (loss.features == 'logits')
         needs += ['labels'] * (loss.needs_labels or issubclass(loss, AdversarialLoss))
         notes[name] = f'{name} ({", ".join(needs)})' if needs else name
+    as_map = (BATCH, 1, 2, 2)
     examples = {
-        'maps': ((BATCH, 1, 2, 2), (BATCH, 1, 2, 2)),
-        'tokens of a grid': ((BATCH, 4, 1), (BATCH, 1, 2, 2)),
+        'maps and tokens of a grid': (as_map, as_map),
         'tokens': ((BATCH, 5, 1), None),
         'vectors': ((BATCH, 1), None),
     }
-    for kind, (shape, as_map) in examples.items():
-        yield f'{kind}: {", ".join(notes[x] for x in Tap("", "", False, shapes=[shape], maps=[as_map]).losses())}'
+    for kind, (shape, found) in examples.items():
+        yield f'{kind}: {", ".join(notes[x] for x in Tap("", "", False, shapes=[shape], maps=[found]).losses())}'
 
 
 def taps_by_stride(network: Network, size: tuple[int, int]) -> dict[tuple[float, ...], Tap]:
