@@ -57,8 +57,8 @@ class Recorder:
             if tap not in modules or not (tap or whole):
                 output = "; '' taps its output" if whole else ''
                 raise UserError(
-                    f"{type(model).__name__} has no module '{tap}' to tap; {nearest(tap, modules)}{output}; visualize.py "
-                    'taps lists all'
+                    f"{type(model).__name__} has no module '{tap}' to tap; {nearest(tap, modules)}{output}; "
+                    'visualize.py taps lists all'
                 )
         self._cloned: set[str] = set()
         self._runs: Counter[str] = Counter()  # of each tap in probing
