@@ -108,6 +108,7 @@ def build_assets(root: Path) -> None:
     (root / 'teacher.py').write_text(f"default_scope = 'mmpretrain'\nmodel = {classifier(14)!r}\n")
     saved_teacher(root)
     (root / 'empty').mkdir()
+    image_folder(root / 'more').joinpath('class0').rename(root / 'more/another')
     (root / 'empty.pth').touch()
     (root / 'text.pth').write_text('these are no weights')
     (root / 'text.txt').write_text('a text')
@@ -623,6 +624,45 @@ def any_teacher() -> Iterator[Mistake]:
         ("huggingface='nosuch/vit'", 'nosuch/vit', 'config.json', 'folder'),
     ):
         yield edit('unlabelled', f'{teacher} = dict({source})', *words)
+
+
+def without_labels() -> Iterator[Mistake]:
+    data, loader = "train_dataloader['dataset']", 'train_dataloader'
+    images = "dict(type='kd_plugins.UnlabelledImages', pipeline=train_dataloader['dataset']['pipeline'], "
+    labelled = "dict(train_dataloader['dataset'], type='CustomDataset')"
+    knn = f"custom_hooks.append(dict(dict(type='kd_plugins.KNNHook', bank={labelled}, queries={labelled}), "
+    resized = f"{loader}['dataset'] = dict(dict(type='kd_plugins.ResizedImages', edge=12, cache='c', dataset={data}), "
+    for change, *words in (
+        (f"{data}['data_root'] = 'nosuch'", 'nosuch', 'no such folder', 'data_root'),
+        (f"{data}['data_prefix'] = ['class0', 'nosuch']", 'nosuch', 'no such folder'),
+        (f"{data}['data_rot'] = 'x'", 'data_rot'),
+        (f"{loader}['dataset'] = {images[:-2]})", 'no images are named', 'data_root'),
+        (f"{data}['ann_file'] = 'nosuch.txt'", 'nosuch.txt', 'no such list'),
+        (f"{data}['ann_file'] = 'ASSETS/text.txt'", 'a text', 'missing'),
+        (f"{data}['ann_file'] = 'ASSETS/features.npz'", 'features.npz', 'path of an image in each line'),
+        (f"{loader}['dataset'] = {images} dataset=dict(type='nosuch.Set'))", 'nosuch.Set'),
+        (
+            f"{loader}['dataset'] = {images} dataset=dict(type='CustomDataset', data_root='ASSETS/empty'))",
+            'ASSETS/empty',
+        ),
+        (f"{loader}['dataset'] = {images} dataset={labelled}, data_prefix='nosuch')", 'nosuch', 'no such folder'),
+        (f'{knn} k=0))', 'k=0', 'at least 1'),
+        (f'{knn} neighbours=3))', 'neighbours'),
+        (f"{knn} student='backbon'))", 'backbon', 'nearest names: backbone'),
+        (f"{knn} teacher='nosuch'))", 'nosuch', 'nearest names'),
+        (f"{knn} token='cls'))", 'cls', "'mean' or 'class'"),
+        (f'{knn} bank={data}))', 'bank', 'gt_label'),
+        (f"{knn} queries=dict({labelled}, data_root='nosuch')))", 'nosuch'),
+        (f"{knn} queries=dict({labelled}, data_root='ASSETS/more')))", 'classes', 'class0', 'bank'),
+        (f'{resized} edge=0)', 'edge=0', 'shorter side'),
+        (f'{resized} size=12)', 'size'),
+        (f"{resized} dataset=dict({data}, pipeline=[dict(type='PackInputs')]))", 'PackInputs', 'kd_plugins.LoadImage'),
+        (f"{resized} cache='ASSETS/text.txt')", 'ASSETS/text.txt', 'expected a folder'),
+    ):
+        yield edit('unlabelled', change, *words)
+    yield edit(
+        'unlabelled', f"{resized} dataset=dict({data}, data_root='mine'))", '000.png', 'skip', prepare=_NO_PICTURE
+    )
 
 
 def sources() -> Iterator[Mistake]:
@@ -1647,6 +1687,8 @@ def benchmarks() -> Iterator[Mistake]:
         ('losses --threads -1', 'threads'),
         ('loader --images 0', 'images'),
         ('loader --images -5', 'images'),
+        ('loader --edge 0', 'edge'),
+        ('loader nosuch.py', 'nosuch.py'),
         ('step --parts nosuch', 'nosuch'),
         ('step --only nosuch', 'nosuch'),
         ('step --batch-size 0', 'batch-size'),
@@ -1738,6 +1780,7 @@ KINDS = {
     'class count': class_counts,
     'teacher': teachers,
     'any teacher': any_teacher,
+    'without labels': without_labels,
     'source': sources,
     'term': terms,
     'option': options,

@@ -166,6 +166,8 @@ def _build(read: _Reader, cache: Path) -> tuple[Path, np.ndarray]:
     """Complete the files of a data set; return that of the pixels, and the shapes (N, 3) of the images."""
     key = read.key()
     pixels, shapes = cache / f'{key}.pixels', cache / f'{key}.shapes'
+    if cache.exists() and not cache.is_dir():
+        raise UserError(f'{cache}: expected a folder for the resized images, found a file; name another as cache')
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / f'{key}.lock').open('w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other processes wait, and then find all images
