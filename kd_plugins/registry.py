@@ -99,8 +99,11 @@ def check_model(what: str, config: Mapping[str, Any], scope: str | None = None) 
         UserError: Its type cannot be trained by itself, as a backbone; the message shows how to make a model of it.
     """
     name = config.get('type')
-    with MODELS.switch_scope_and_registry(config.get('_scope_', scope)) as registry:
-        class_ = registry.get(name) if isinstance(name, str) else name
+    try:
+        with MODELS.switch_scope_and_registry(config.get('_scope_', scope)) as registry:
+            class_ = registry.get(name) if isinstance(name, str) else name
+    except (ImportError, RuntimeError, TypeError, ValueError):  # which the build raises with what it was doing
+        return
     if class_ is not None and not hasattr(class_, 'train_step'):
         name = name if isinstance(name, str) else class_.__name__
         key = what.rpartition(' ')[2].rpartition('.')[2]

@@ -221,3 +221,5 @@ def test_a_backbone_is_no_model(config, scope):
         check_config(config)
     config.model = dict(type='mmpretrain.ImageClassifier', backbone=config.model.student)
     check_config(config)
+    config.model.type = '.'  # no name at all: the build says so
+    check_config(config)
