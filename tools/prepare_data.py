@@ -207,6 +207,29 @@ def not_downloaded(folder: Path, error: Exception) -> UserError:
     )
 
 
+def prepare_images(args: argparse.Namespace) -> None:
+    """Read every image of a folder, at any depth, and name those that are unreadable."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from kd_plugins.datasets import UnlabelledImages
+
+    data = UnlabelledImages(str(args.root), pipeline=[dict(type='kd_plugins.LoadImage')])
+    unreadable = 0
+    for index in track(range(len(data)), 'reading', console=Console(stderr=True), transient=True):
+        try:
+            data[index]
+        except UserError as error:
+            print(str(error).partition(';')[0])
+            unreadable += 1
+    if unreadable:
+        raise UserError(
+            f'{args.root}: {unreadable} of {len(data)} images are unreadable, named above: replace them, or train '
+            'without them (--skip-corrupt)'
+        )
+    print(f'{args.root}: {len(data)} images, all readable')
+
+
 def prepare_drawn(args: argparse.Namespace) -> None:
     """Draw the small detection and classification sets of the configs voc_mini, which need no download."""
     from kd_plugins.datasets.drawing import draw_classification, draw_voc
@@ -228,6 +251,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ('stl10', prepare_stl10, 'data/stl10'),
         ('dtd', prepare_dtd, 'data/dtd'),
         ('market1501', prepare_market1501, f'data/{MARKET1501_NAME}'),
+        ('images', prepare_images, 'data/unlabelled'),
         ('drawn', prepare_drawn, 'data/drawn'),
     ):
         command = commands.add_parser(name, help=prepare.__doc__, description=prepare.__doc__)
