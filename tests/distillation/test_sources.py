@@ -201,6 +201,7 @@ def test_transformers_weights_of_a_classifier_in_half_precision_and_by_a_file(tm
     assert 'states no normalisation' in log[1]  # no preprocessor_config.json
     images = torch.randn(1, 3, 16, 24)  # of another size than the 224 pixels of its position table
     for network in (by_folder, by_file):
+        assert {x.dtype for x in network.parameters()} == {torch.float32}
         weights = {name: x for name, x in network.state_dict().items() if 'pooler' not in name}
         assert equal(weights, {name: x.float() for name, x in own.vit.state_dict().items()})
         assert Teacher(network, ['layernorm']).probe(images, None)['layernorm'][0].shape == (1, 7, 16)
@@ -410,6 +411,12 @@ def test_sizes_that_a_teacher_does_not_take(teacher, side, options, message):
     with pytest.raises(UserError, match=message) as error:
         Teacher(network, [''], **options).probe(torch.zeros(1, 3, side, side), None)
     assert '\n' not in str(error.value)
+
+
+def test_vision_transformers_resize_their_position_table():
+    network = build_teacher(timm='vit_tiny_patch16_224', weights=None)
+    features = Teacher(network, ['blocks.1']).probe(torch.zeros(1, 3, 32, 48), None)
+    assert features['blocks.1'][0].shape == (1, 1 + 2 * 3, 192)
 
 
 def test_a_network_that_takes_more_than_images():
