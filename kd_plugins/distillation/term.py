@@ -237,7 +237,7 @@ class Term(nn.Module):
                 f'{tuple(x.shape)}' + (f' as {tuple(y.shape)}' if x.shape != y.shape else '')
                 for x, y in zip(levels, taken or levels, strict=True)
             ]
-            return f'{"+".join(taps)} {" ".join(shapes)}'
+            return f'{"+".join(tap or "(output)" for tap in taps)} {" ".join(shapes)}'
 
         pairs: Mapping[int, Sides] = taken or dict.fromkeys(self.teachers, ([], []))
         teachers = [

@@ -176,3 +176,14 @@ def test_overwritten_in_training_alone(inplace):
         recorder.recording(),
     ):
         model(x)
+
+
+def test_the_networks_own_output_is_a_tap_where_it_is_asked_for():
+    network, images = nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.randn(4, 2)
+    with Recorder(network, [''], whole=True).recording(stop=True) as features:
+        expected = network(images)
+    assert torch.equal(features[''][0], expected)
+    with pytest.raises(UserError, match=r"has no module 'x' to tap; nearest names: 0, 1; '' taps its output"):
+        Recorder(network, ['x'], whole=True)
+    with pytest.raises(UserError, match="has no module '' to tap; nearest names: 0, 1$"):
+        Recorder(network, [''])
