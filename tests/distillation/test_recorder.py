@@ -185,5 +185,5 @@ def test_the_networks_own_output_is_a_tap_where_it_is_asked_for():
     assert torch.equal(features[''][0], expected)
     with pytest.raises(UserError, match=r"has no module 'x' to tap; nearest names: 0, 1; '' taps its output"):
         Recorder(network, ['x'], whole=True)
-    with pytest.raises(UserError, match="has no module '' to tap; nearest names: 0, 1$"):
+    with pytest.raises(UserError, match=r"has no module '' to tap; nearest names: 0, 1"):
         Recorder(network, [''])
