@@ -5,6 +5,7 @@ from kd_plugins.datasets.cifar import CIFAR10, CIFAR100
 from kd_plugins.datasets.corruption import corrupted
 from kd_plugins.datasets.loading import LoadImage
 from kd_plugins.datasets.market1501 import Market1501
+from kd_plugins.datasets.repeated import RepeatedViews
 from kd_plugins.datasets.resized import ResizedImages
 from kd_plugins.datasets.samplers import PKSampler
 from kd_plugins.datasets.stl10 import STL10
@@ -19,6 +20,7 @@ __all__ = [
     'LoadImage',
     'Market1501',
     'PKSampler',
+    'RepeatedViews',
     'ResizedImages',
     'UnlabelledImages',
     'corrupted',

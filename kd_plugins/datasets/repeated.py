@@ -1,0 +1,65 @@
+"""A few augmentations of each image, again and again."""
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from kd_plugins.errors import UserError
+from kd_plugins.registry import DATASETS
+from kd_plugins.utils.random import preserved_rng
+
+
+@DATASETS.register_module()
+class RepeatedViews:
+    """A data set that augments an image in one of a few ways, so that a teacher's ``cache`` can hold its features.
+
+    With random crops no input comes twice, and a cache is of no use. Here each image has ``views`` augmentations, which
+    follow from its index and ``seed`` alone; each time it is drawn, one of them is chosen::
+
+        train_dataloader = dict(dataset=dict(
+            _delete_=True, type='kd_plugins.RepeatedViews', views=4, dataset=_base_.train_dataloader.dataset))
+
+    Together with ``teacher=dict(..., cache='data/cache')`` the teacher runs ``views`` times on each image, in whichever
+    epochs they are first drawn, and in later runs not at all.
+
+    Args:
+        dataset: Config dict of the data set, with its pipeline.
+        views: Number of augmentations of an image.
+        seed: Seed of the augmentations; the same in all runs that share a cache.
+
+    Raises:
+        UserError: ``views`` or ``seed`` is out of range.
+    """
+
+    def __init__(self, dataset: Mapping[str, Any], views: int, seed: int = 0) -> None:
+        if not isinstance(views, int) or views < 1 or not isinstance(seed, int) or seed < 0:
+            raise UserError(
+                f'RepeatedViews: views={views!r}, seed={seed!r}; expected whole numbers of at least 1 and of at least 0'
+            )
+        self.dataset = DATASETS.build(dataset)
+        self.metainfo = self.dataset.metainfo
+        self._views, self._seed = views, seed
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.dataset)
+
+    def get_data_info(self, idx: int) -> dict[str, Any]:
+        """Return the data set's dict of an image."""
+        return self.dataset.get_data_info(idx)
+
+    def __getitem__(self, idx: int) -> Any:
+        """Return a sample in one of its views."""
+        if not -len(self) <= idx < len(self):
+            raise IndexError(idx)  # ends a loop over the data set
+        idx %= len(self)
+        view = np.random.randint(self._views)
+        with preserved_rng():
+            seed = int(np.random.SeedSequence((self._seed, idx, view)).generate_state(1)[0])
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            return self.dataset[idx]
