@@ -109,6 +109,29 @@ def test_a_stage_is_proposed_before_the_network_around_it(tmp_path, capsys):
     assert [x['teacher'] for x in content['terms']] == ['backbone.stage2', 'backbone.stage3']
 
 
+def test_pyramids_are_proposed_whole_and_the_largest_strides_that_both_have():
+    def network(*strides_by_name: tuple[str, tuple[int, ...]]) -> taps.Network:
+        found = []
+        for order, (name, strides) in enumerate(strides_by_name):
+            shapes = [(2, 4, 256 // x, 256 // x) for x in strides]
+            found.append(taps.Tap(name, 'x', False, runs=1, first_run=order, shapes=shapes, maps=list(shapes)))
+        return taps.Network('x', 'x', found, '', (256, 256), {})
+
+    stages = [(f'backbone.layer{i}', (2**i,)) for i in range(1, 6)]
+    neck = ('neck', (8, 16, 32, 64)), ('neck.extra', (64,))
+    detector = network(('backbone', (4, 8)), *stages, *neck, ('head', (8, 8)))
+
+    def proposed(other: taps.Network) -> list[tuple[str, str, str]]:
+        return [(x['name'], x['student'], x['teacher']) for x, _ in taps.pairs_of(detector, other, (256, 256))]
+
+    same = [(f'nst_{2**i}', f'backbone.layer{i}', f'backbone.layer{i}') for i in range(2, 6)]
+    assert proposed(detector) == [*same, ('nst_neck', 'neck', 'neck')]
+    assert proposed(network(*stages)) == same
+    patches = network(('blocks.0', (14,)), ('blocks.1', (14,)), ('', (14,)))
+    assert proposed(patches) == [('nst_16', 'backbone.layer4', 'blocks.1')]
+    assert proposed(network()) == []
+
+
 def test_a_distiller_and_several_teachers(tmp_path, capsys):
     model = dict(
         type='kd_plugins.Distiller',

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import pairwise
-from math import ceil, log2
+from math import ceil, inf, log2
 from pathlib import Path
 from typing import Any
 
@@ -402,27 +402,28 @@ def taps_by_stride(network: Network, size: tuple[int, int]) -> dict[tuple[float,
     }
 
 
-def distance(strides: Sequence[float], others: Sequence[float]) -> float:
-    """Return by how many factors of two strides differ at most."""
-    return max(abs(log2(x / y)) for x, y in zip(strides, others, strict=True))
-
-
 def pairs_of(student: Network, teacher: Network, size: tuple[int, int]) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield terms of taps of equal stride, or of strides that are close, and for each what its features are."""
     own, others = taps_by_stride(student, size), taps_by_stride(teacher, size)
     pyramids = [strides for strides in own if len(strides) > 1 and strides in others]
     inside = tuple(f'{own[strides].name}.' for strides in pyramids)
-    single = sorted(x for x in own if len(x) == 1 and not own[x].name.startswith(inside or ('.',)))
-    for strides in single[-MOST:] + pyramids:
-        equally_many = [x for x in others if len(x) == len(strides)]
-        near = strides if strides in others else min(equally_many, key=lambda x: distance(x, strides), default=None)
-        if near is not None and distance(near, strides) < CLOSE:
-            name = '_'.join(f'{x:g}' for x in strides) if len(strides) == 1 else own[strides].name.rpartition('.')[2]
-            loss, taps = dict(type='kd_plugins.NSTLoss'), (own[strides], others[near])
-            term = dict(name=f'nst_{name}', loss=loss, student=taps[0].name, teacher=taps[1].name, weight=50.0)
-            channels = ' and '.join(str(found[1]) for x in taps for found in x.maps[:1] if found)
-            words = [' '.join(f'{x:g}' for x in y) for y in dict.fromkeys([strides, near])]
-            yield term, f'stride {" and ".join(words)}, {channels} channels'
+    single = {strides[0]: tap for strides, tap in own.items() if len(strides) == 1 and not tap.name.startswith(inside)}
+    pairs = []
+    for stride in sorted(single):
+        near = min((x[0] for x in others if len(x) == 1), key=lambda x: abs(log2(x / stride)), default=inf)
+        if abs(log2(near / stride)) < CLOSE:
+            words = f'stride {stride:g}' if near == stride else f'strides {stride:g} and {near:g}'
+            pairs.append((f'nst_{stride:g}', single[stride], others[near,], words))
+    pairs = pairs[-MOST:]
+    for strides in pyramids:
+        name = own[strides].name.rpartition('.')[2]
+        words = f'strides {", ".join(f"{x:g}" for x in strides)}'
+        pairs.append((f'nst_{name}', own[strides], others[strides], words))
+    for name, tap, other, words in pairs:
+        loss = dict(type='kd_plugins.NSTLoss')
+        term = dict(name=name, loss=loss, student=tap.name, teacher=other.name, weight=50.0)
+        channels = ' and '.join(str(found[1]) for x in (tap, other) for found in x.maps[:1] if found)
+        yield term, f'{words}; {channels} channels'
     linear = [[x for x in network.taps if x.linear and x.feature == 'vectors'] for network in (student, teacher)]
     last = [max(taps, key=lambda x: x.first_run) for taps in linear if taps]
     if len(last) == 2 and last[0].shapes == last[1].shapes:
