@@ -302,7 +302,7 @@ def images():
 
 def step(student, teacher, terms, images):
     """Return the losses of a step behind a dry run, and its lines."""
-    core = Distillation(student, teacher, terms)
+    core = Distillation(student, teacher, terms, task='off')
     lines = core.dry_run(student, images, None)
     with core.recorder.recording() as features:
         student(images, mode='tensor')
@@ -471,7 +471,7 @@ def test_other_sizes_at_every_step(images):
     """Multi-scale batches, and a teacher that sees another size."""
     student = MODELS.build(VIT)
     teacher = configured('VisionTransformer') | dict(size=(16, 48))
-    core = Distillation(student, teacher, [NST | LAYER])
+    core = Distillation(student, teacher, [NST | LAYER], task='off')
     core.dry_run(student, images, None)
     for size in ((32, 32), (64, 24)):
         inputs = torch.randn(2, 3, *size)
@@ -485,7 +485,7 @@ def test_other_sizes_at_every_step(images):
 
 def test_cached_tokens(student, images, tmp_path):
     teacher = configured('VisionTransformer') | dict(cache=str(tmp_path))
-    core = Distillation(student, teacher, [NST | STAGE])
+    core = Distillation(student, teacher, [NST | STAGE], task='off')
     core.dry_run(student, images, None)
     with core.recorder.recording() as features:
         student(images, mode='tensor')
