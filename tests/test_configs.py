@@ -239,7 +239,8 @@ def test_every_method_of_a_pair_meets_its_networks(path: str) -> None:
     if '_and_' in path:
         config.methods.pop('fsp')  # it compares channels, and the WideResNet has twice as many
     terms = list({str(term): term for term in chain(*config.methods.values())}.values())
-    distillation = Distillation(student, teachers, [dict(term, name=f'term{i}') for i, term in enumerate(terms)])
+    named = [dict(term, name=f'term{i}') for i, term in enumerate(terms)]
+    distillation = Distillation(student, teachers, named, distillation_of(config).get('task', 'train'))
     lines = distillation.dry_run(student, torch.randn(2, 3, *side), None)
     assert len(lines) == len(terms) >= (5 if 'pretrain' in path else 8)
     if 'market1501' in path:  # the last stage does not stride: its maps have a sixteenth of the size

@@ -21,6 +21,7 @@ teacher = dict(
     checkpoint='data/mobilenet_v2.pth',
     data_preprocessor=_base_.data_preprocessor,
     size=256,
+    cache='data/teacher_cache',
 )
 distillation = dict(teacher=teacher, terms=terms_of(_base_.methods, variant), task='off')
 custom_hooks = [dict(type='kd_plugins.DistillationHook', **distillation)]

@@ -10,5 +10,6 @@ teacher = dict(
     checkpoint='data/mobilenet_v2.pth',
     data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True),
     size=256,
+    cache='data/teacher_cache',
 )
 custom_hooks = [dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms_of(_base_.methods, variant))]

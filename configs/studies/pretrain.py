@@ -16,6 +16,7 @@ teachers = {
         )
     )
 }
+teacher_cache = True
 networks = {
     'ResNet-18': dict(
         config='configs/pretrain/resnet18-narrow_from_mobilenet-v2.py',

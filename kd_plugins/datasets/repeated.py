@@ -1,7 +1,7 @@
 """A few augmentations of each image, again and again."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,13 @@ class RepeatedViews:
     """A data set that augments an image in one of a few ways, so that a teacher's ``cache`` can hold its features.
 
     With random crops no input comes twice, and a cache is of no use. Here each image has ``views`` augmentations, which
-    follow from its index and ``seed`` alone; each time it is drawn, one of them is chosen::
+    follow from its index and ``seed`` alone, and epoch e has those of number ``e % views``::
 
         train_dataloader = dict(dataset=dict(
             _delete_=True, type='kd_plugins.RepeatedViews', views=4, dataset=_base_.train_dataloader.dataset))
 
-    Together with ``teacher=dict(..., cache='data/cache')`` the teacher runs ``views`` times on each image, in whichever
-    epochs they are first drawn, and in later runs not at all.
+    With ``teacher=dict(..., cache='data/cache')`` the teacher runs in the first ``views`` epochs, and in later runs not
+    at all. Training needs the ``ReseedHook``.
 
     Args:
         dataset: Config dict of the data set, with its pipeline.
@@ -42,6 +42,11 @@ class RepeatedViews:
         self.dataset = DATASETS.build(dataset)
         self.metainfo = self.dataset.metainfo
         self._views, self._seed = views, seed
+        self._view: int | None = None
+
+    def set_epoch(self, epoch: int, seed: int) -> None:
+        """Take an epoch's augmentations; the run's seed does not matter."""
+        self._view = epoch % self._views
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -52,14 +57,26 @@ class RepeatedViews:
         return self.dataset.get_data_info(idx)
 
     def __getitem__(self, idx: int) -> Any:
-        """Return a sample in one of its views."""
+        """Return a sample, in its first view before :meth:`set_epoch`."""
         if not -len(self) <= idx < len(self):
             raise IndexError(idx)  # ends a loop over the data set
         idx %= len(self)
-        view = np.random.randint(self._views)
         with preserved_rng():
-            seed = int(np.random.SeedSequence((self._seed, idx, view)).generate_state(1)[0])
+            seed = int(np.random.SeedSequence((self._seed, idx, self._view or 0)).generate_state(1)[0])
             random.seed(seed)
             np.random.seed(seed)
             torch.manual_seed(seed)
             return self.dataset[idx]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """Return several samples, as torch's data loader asks for them.
+
+        Raises:
+            UserError: :meth:`set_epoch` was never called.
+        """
+        if self._view is None:
+            raise UserError(
+                'RepeatedViews: no epoch was set, so every epoch would be the same: add '
+                "reseed=dict(type='kd_plugins.ReseedHook') to default_hooks"
+            )
+        return [self[i] for i in indices]

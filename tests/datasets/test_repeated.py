@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader
 
 from kd_plugins.datasets import RepeatedViews
 from kd_plugins.distillation.cache import FeatureCache
@@ -31,23 +32,25 @@ def data(tmp_path: Path) -> dict[str, Any]:
     return dict(type='kd_plugins.UnlabelledImages', data_root=str(tmp_path), pipeline=AUGMENTED)
 
 
-def _drawn(views: RepeatedViews, idx: int, times: int) -> set[bytes]:
-    return {views[idx]['inputs'].numpy().tobytes() for _ in range(times)}
+def _epoch(views: RepeatedViews, epoch: int) -> list[bytes]:
+    views.set_epoch(epoch, seed=epoch)
+    return [sample['inputs'].numpy().tobytes() for sample in views.__getitems__(range(len(views)))]
 
 
-def test_each_image_has_as_many_views_as_stated_and_every_run_the_same(data: dict[str, Any]) -> None:
+def test_epochs_repeat_and_every_run_is_the_same(data: dict[str, Any]) -> None:
     np.random.seed(0)
-    first = [_drawn(RepeatedViews(data, 3), i, 40) for i in range(3)]
-    assert [len(x) for x in first] == [3, 3, 3]
+    first = [_epoch(RepeatedViews(data, 3), epoch) for epoch in range(3)]
+    assert len({view for epoch in first for view in epoch}) == 9
     np.random.seed(1)
-    assert [_drawn(RepeatedViews(data, 3), i, 40) for i in (0, -2, -1)] == first
-    assert not _drawn(RepeatedViews(data, 3, seed=1), 0, 40) & first[0]
+    views = RepeatedViews(data, 3)
+    assert [_epoch(views, epoch) for epoch in (3, 7, 2)] == first
+    assert views[-1]['inputs'].numpy().tobytes() == first[2][-1]
+    assert not {*_epoch(RepeatedViews(data, 3, seed=1), 0)} & {*first[0]}
 
 
-def test_an_image_takes_one_draw_whatever_its_pipeline(data: dict[str, Any]) -> None:
-    views = RepeatedViews(data, 5)
-    states = []
-    for take in (lambda: [views[i] for i in range(3)], lambda: np.random.randint(5, size=3)):
+def test_other_draws_are_as_without_it(data: dict[str, Any]) -> None:
+    views, states = RepeatedViews(data, 5), []
+    for take in (lambda: _epoch(views, 1), lambda: None):
         np.random.seed(7)
         torch.manual_seed(7)
         take()
@@ -55,16 +58,19 @@ def test_an_image_takes_one_draw_whatever_its_pipeline(data: dict[str, Any]) -> 
     assert states[0] == states[1]
 
 
-def test_a_cache_answers_once_every_view_was_drawn(data: dict[str, Any], tmp_path: Path) -> None:
-    views, cache = RepeatedViews(data, 2), FeatureCache(tmp_path / 'cache', nn.Identity(), [])
-    np.random.seed(0)
-    found = []
-    for _ in range(20):
+def test_a_cache_answers_after_as_many_epochs_as_there_are_views(data: dict[str, Any], tmp_path: Path) -> None:
+    views, cache, found = RepeatedViews(data, 2), FeatureCache(tmp_path / 'cache', nn.Identity(), []), []
+    for epoch in range(4):
+        views.set_epoch(epoch, 0)
         batch = torch.stack([views[i]['inputs'] for i in range(3)]).float()
         found.append(cache.get(batch, None) is not None)
         cache.put(batch, None, {'': [batch]})
-    assert not found[0]
-    assert all(found[10:])
+    assert found == [False, False, True, True]
+
+
+def test_a_run_without_epochs_is_refused(data: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r'no epoch was set.*kd_plugins\.ReseedHook'):
+        next(iter(DataLoader(RepeatedViews(data, 2), batch_size=2)))
 
 
 @pytest.mark.parametrize('options', [dict(views=0), dict(views=2.0), dict(views=1, seed=-1)])

@@ -2,15 +2,14 @@
 _base_ = './unlabelled_sample.py'
 
 data_preprocessor = dict(num_classes=50)
-train_dataloader = dict(
-    dataset=dict(
-        _delete_=True,
-        type='CustomDataset',
-        data_root='data/labelled',
-        data_prefix='train',
-        pipeline=_base_.train_pipeline,
-    ),
+images = dict(
+    _delete_=True,
+    type='CustomDataset',
+    data_root='data/labelled',
+    data_prefix='train',
+    pipeline=_base_.train_pipeline,
 )
+train_dataloader = dict(dataset=dict(dataset=images))
 val_dataloader = dict(
     batch_size=100,
     num_workers=1,

@@ -1,5 +1,5 @@
 # About 15,600 images: ten classes of ImageNet at 128 pixels, forty of Tiny-ImageNet and 600 pictures of VOC 2007, all
-# without their labels.
+# without their labels. Each has two augmentations, so that a teacher's cache can hold its features.
 _base_ = './unlabelled.py'
 
 train_pipeline = _base_.train_pipeline
@@ -10,14 +10,16 @@ voc = dict(
     ann_file='VOC2007/ImageSets/Main/trainval.txt',
     data_prefix=dict(sub_data_root='VOC2007/'),
 )
+images = dict(
+    type='kd_plugins.UnlabelledImages',
+    data_root='data',
+    data_prefix=['imagenette-128/train', 'tiny-imagenet-40/train'],
+    dataset=voc,
+    pipeline=train_pipeline,
+)
 train_dataloader = dict(
     num_workers=1,
-    dataset=dict(
-        data_root='data',
-        data_prefix=['imagenette-128/train', 'tiny-imagenet-40/train'],
-        dataset=voc,
-        pipeline=train_pipeline,
-    ),
+    dataset=dict(_delete_=True, type='kd_plugins.RepeatedViews', views=2, dataset=images),
 )
 
 # Progress, on a fifth of the ten classes' training images and their validation images.
