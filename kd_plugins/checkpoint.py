@@ -289,7 +289,7 @@ def load_loosely(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor]
         if not mismatched:  # shape mismatches are raised when all else is loaded
             raise UserError(
                 f'the checkpoint does not fit {type(model).__name__} ({type(error).__name__}: {error}); '
-                'give the checkpoint of this very config'
+                'give the checkpoint of this very network'
             ) from error
     finally:
         handle.remove()
@@ -329,7 +329,7 @@ def load_exactly(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor]
     """
     if misfit := load_loosely(model, weights):
         raise UserError(
-            f'{path} does not fit {type(model).__name__}: {misfit}; give the checkpoint of this very config'
+            f'{path} does not fit {type(model).__name__}: {misfit}; give the checkpoint of this very network'
         )
 
 

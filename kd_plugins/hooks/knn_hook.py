@@ -48,8 +48,8 @@ class KNNHook(Hook):
             dict(type='kd_plugins.LoadImage'), dict(type='ResizeEdge', scale=128),
             dict(type='CenterCrop', crop_size=112), dict(type='PackInputs')])
         custom_hooks = [dict(
-            type='kd_plugins.KNNHook', bank=dict(labelled, data_prefix='train', indices=2000),
-            queries=dict(labelled, data_prefix='val'))]
+            type='kd_plugins.KNNHook', bank=dict(labelled, data_prefix='train', indices=[*range(0, 5000, 5)]),
+            queries=dict(labelled, data_prefix='val'))]  # each fifth image: files are sorted by class
 
     A feature is the mean of the tap's last map over its positions; of tokens (B, N, C) the mean of those behind class
     and register tokens, or the class token alone; a vector (B, C) is taken as it is. Images are normalised as the

@@ -230,7 +230,7 @@ def test_invalid_configs(config, message):
 
 def test_checkpoint_of_another_network(tmp_path):
     teacher_config = saved_teacher(tmp_path)
-    with pytest.raises(UserError, match=r'does not fit ImageClassifier: .*stage1.* is left over.*this very config'):
+    with pytest.raises(UserError, match=r'does not fit ImageClassifier: .*stage1.* is left over.*this very network'):
         build_teacher(classifier(8), teacher_config['checkpoint'])
     with pytest.raises(UserError, match=r'size mismatch for backbone\.stem'):
         build_teacher(classifier(14, width=8), teacher_config['checkpoint'])

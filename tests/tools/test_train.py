@@ -175,7 +175,7 @@ MISTAKES = {
     ),
     'teacher of another shape': (
         lambda c, f: c.custom_hooks[0].teacher.update(config=classifier(depth=14, width=8)),
-        ['teacher.pth does not fit ImageClassifier', 'give the checkpoint of this very config'],
+        ['teacher.pth does not fit ImageClassifier', 'give the checkpoint of this very network'],
     ),
     'unknown tap of the student': (
         lambda c, f: set_term(c, student='backbone.stage9'),
