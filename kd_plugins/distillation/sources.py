@@ -31,7 +31,8 @@ from kd_plugins.registry import MODELS, check_arguments, type_name
 from kd_plugins.utils.names import first, nearest
 
 _REQUIRED: Any = object()  # config= has to say checkpoint=None: few of those networks load weights themselves
-Statistics = tuple[Sequence[float], Sequence[float]]  # mean and std of RGB pixels of 0 to 255
+# Mean and std of RGB pixels of 0 to 255; and whether the network takes BGR, where it does.
+Statistics = tuple[Sequence[float], Sequence[float]] | tuple[Sequence[float], Sequence[float], bool]
 Weights = OrderedDict[str, Tensor] | str | None  # read from a checkpoint; a name of the library's own; or random
 
 
@@ -66,8 +67,9 @@ def build_teacher(
     =============== ====================================================================================================
 
     Each states its normalisation itself, but for ``build`` and a bare backbone; the student's batch is converted to it.
-    The other libraries' networks take RGB images. A student with ``to_rgb=False`` is taken to see BGR, unless its mean,
-    more red than blue, is that of a data set of RGB images (CIFAR).
+    The other libraries' networks take RGB images, unless a processor of transformers says BGR. A student with
+    ``to_rgb=False`` is taken to see BGR, unless its mean, more red than blue, is that of a data set of RGB images
+    (CIFAR).
 
     Args:
         config: See the table, as ``timm``, ``torchvision``, ``huggingface`` and ``build``; exactly one is given.
@@ -118,7 +120,7 @@ def build_teacher(
     if timm is not None:
         network, statistics = _from_timm(timm, read or weights, file)
     elif torchvision is not None:
-        network, statistics = _from_torchvision(torchvision, None if read else weights)
+        network, statistics = _from_torchvision(torchvision, read or weights, file)
     elif huggingface is not None:
         network, statistics = _from_huggingface(huggingface, read or weights, file, allow_pickle)
     elif build is not None:
@@ -131,7 +133,7 @@ def build_teacher(
         _add_preprocessor(network, statistics, data_preprocessor)
         if read is None and weights is None:
             _warn(f"the teacher {source}='{sources[source]}' has random weights, as weights=None says")
-    if read is not None and (config or torchvision or build):  # the other libraries have loaded them
+    if read is not None and (config or build):  # the other libraries have loaded them
         load_exactly(network, read, file)
     return network
 
@@ -204,7 +206,7 @@ def _from_timm(name: str, weights: Weights, checkpoint: str | Path) -> tuple[nn.
             return timm.create_model(name, **options)
 
     try:
-        with _quiet('huggingface_hub'):
+        with _quiet('huggingface_hub'), _no_pickle():
             if isinstance(weights, OrderedDict):  # timm renames what files of the networks' authors hold
                 network = create(pretrained=True, pretrained_cfg_overlay=dict(state_dict=weights, source=''))
             else:
@@ -230,22 +232,33 @@ def _address(about: Any) -> str:
     return f'https://huggingface.co/{about.hf_hub_id}/resolve/main/{about.hf_hub_filename or "model.safetensors"}'
 
 
-def _from_torchvision(name: str, weights: str | None) -> tuple[nn.Module, Statistics]:
+def _from_torchvision(name: str, weights: Weights, checkpoint: str | Path) -> tuple[nn.Module, Statistics]:
     from torchvision import models
 
     if name not in models.list_models():
         raise UserError(f"torchvision has no model '{name}'; {nearest(name, models.list_models())}")
     known = models.get_model_weights(name)
-    if weights is not None and weights not in ('DEFAULT', *known.__members__):
+    given = weights if isinstance(weights, OrderedDict) else None
+    if isinstance(weights, str) and weights not in ('DEFAULT', *known.__members__):
         raise UserError(f"torchvision='{name}' has no weights '{weights}': give one of {', '.join(known.__members__)}")
-    chosen = None if weights is None else known[weights]
+    chosen = None if weights is None else known[weights if isinstance(weights, str) else 'DEFAULT']
     options: dict[str, Any] = {}
     if 'weights_backbone' in inspect.signature(models.get_model_builder(name)).parameters:
         options['weights_backbone'] = None  # else downloaded, too
-    if chosen is not None:
-        download(chosen.url)  # to where torchvision looks for it
-    with mock.patch.dict('os.environ', TORCH_FORCE_WEIGHTS_ONLY_LOAD='1'):
-        network = models.get_model(name, weights=chosen, **options)
+    if given is None:
+        if chosen is not None:
+            download(chosen.url)  # to where torchvision looks for it
+        with _no_pickle():
+            network = models.get_model(name, weights=chosen, **options)
+    else:
+        try:
+            # torchvision renames what its older files hold, and builds some networks otherwise for weights (Inception
+            # with transform_input, segmentation with aux_classifier).
+            with mock.patch.object(known, 'get_state_dict', return_value=copy.copy(given)):
+                network = models.get_model(name, weights=chosen, **options)
+        except Exception:  # the weights are those of a network without all this, or do not fit
+            network = models.get_model(name, weights=None, **options)
+            load_exactly(network, given, checkpoint)
     transforms = (chosen or known['DEFAULT']).transforms()
     # Those of detectors convert to 0..1 and leave the rest to the network.
     mean, std = getattr(transforms, 'mean', [0.0] * 3), getattr(transforms, 'std', [1.0] * 3)
@@ -263,11 +276,11 @@ def _from_huggingface(
         with _quiet('huggingface_hub', 'transformers', bars=not folder.is_dir()):
             settings = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
             if weights is None:
-                network = transformers.AutoModel.from_config(settings)
+                network = transformers.AutoModel.from_config(settings, trust_remote_code=False)
             else:
                 given = isinstance(weights, OrderedDict)
                 with torch.device('meta'):  # AutoModel itself takes no weights without a folder
-                    class_ = type(transformers.AutoModel.from_config(settings))
+                    class_ = type(transformers.AutoModel.from_config(settings, trust_remote_code=False))
                 network, report = class_.from_pretrained(
                     None if given else name,
                     config=settings,
@@ -296,12 +309,13 @@ def _from_huggingface(
         raise UserError(f"huggingface='{name}' is a {type(network).__name__}, which takes no images (pixel_values)")
     try:
         with _quiet('huggingface_hub', 'transformers'):
-            processor = transformers.AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError):  # the folder has none
+            processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError):  # the folder has none, or one with code of its own
         return network, None
     white = 1 / processor.rescale_factor if processor.do_rescale else 1.0
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
-    return network, ([white * x for x in mean], [white * x for x in std])
+    bgr = bool(getattr(processor, 'do_flip_channel_order', False))  # MobileViT
+    return network, ([white * x for x in mean], [white * x for x in std], bgr)
 
 
 def _from_function(build: str | Mapping[str, Any] | None) -> nn.Module:
@@ -377,6 +391,11 @@ def _optional(package: str, extra: str) -> Any:
         raise UserError(
             f"a teacher from {extra}= needs {error.name}, which is not installed: pip install -e '.[{extra}]'"
         ) from error
+
+
+def _no_pickle() -> Any:
+    """Keep libraries from running pickled code in the files that they load, in the block."""
+    return mock.patch.dict('os.environ', TORCH_FORCE_WEIGHTS_ONLY_LOAD='1')
 
 
 @contextmanager

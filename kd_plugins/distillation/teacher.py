@@ -25,12 +25,13 @@ class RGBImages(ImgDataPreprocessor):
     blue.
 
     Args:
-        mean: Mean of the channels R, G and B, of pixels of 0 to 255.
+        mean: Mean of the channels, in the network's order, of pixels of 0 to 255.
         std: Their standard deviation.
+        bgr: Whether the network takes BGR images after all.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__(mean, std, bgr_to_rgb=True)
+    def __init__(self, mean: Sequence[float], std: Sequence[float], bgr: bool = False) -> None:
+        super().__init__(mean, std, bgr_to_rgb=not bgr)
 
 
 class _Renormalise(nn.Module):
@@ -78,7 +79,7 @@ class _Renormalise(nn.Module):
                 f'of {mean_s.numel()}: both get the same images, so give both as many channels'
             )
         if isinstance(teacher, RGBImages) and not flip_s and mean_s.numel() == 3 and mean_s[0] > mean_s[2]:
-            flip_t = False  # the data set gives RGB
+            flip_t = not flip_t  # the data set gives RGB
         self.flip, self.student_pad, self.pad = flip_s != flip_t, pad_s, pad
         if self.flip:
             mean_s, std_s = mean_s.flip(0), std_s.flip(0)

@@ -1,5 +1,6 @@
 """Teachers of other libraries: their networks, weights and normalisation."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -242,6 +243,62 @@ def test_transformers_in_bfloat16(tmp_path):
     assert 0 < (rounded - exact).norm() < 0.03 * exact.norm()
 
 
+def test_code_beside_the_weights_is_not_run(tmp_path, monkeypatch, log):
+    """Nor offered to be run: a folder may name classes of its own, which transformers would ask about."""
+    monkeypatch.setattr('builtins.input', lambda *_: 'y')
+    dinov2(tmp_path)
+    (tmp_path / 'own.py').write_text(
+        f'open({str(tmp_path / "ran")!r}, "w").close()\n'
+        'from transformers import BitImageProcessor, Dinov2Model\n'
+        'class Processor(BitImageProcessor):\n    pass\n'
+        'class Model(Dinov2Model):\n    pass\n'
+    )
+    file = tmp_path / 'preprocessor_config.json'
+    file.write_text('{"image_processor_type": "Processor", "auto_map": {"AutoImageProcessor": "own.Processor"}}')
+    build_teacher(huggingface=str(tmp_path))
+    assert ['states no normalisation' in line for line in log] == [True]
+    (tmp_path / 'config.json').write_text('{"model_type": "rag", "auto_map": {"AutoModel": "own.Model"}}')
+    with pytest.raises(UserError, match='cannot be loaded'):
+        build_teacher(huggingface=str(tmp_path))
+    assert not (tmp_path / 'ran').exists()
+
+
+class Touch:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, 'w')
+
+
+def test_pickled_code_is_not_run_by_timm(tmp_path, monkeypatch):
+    """Its older versions read files of the hub by ``torch.load(..., weights_only=False)``."""
+    import timm
+
+    torch.save(dict(weight=Touch(tmp_path / 'ran')), tmp_path / 'evil.bin')
+    monkeypatch.setattr(timm, 'create_model', lambda *_, **__: torch.load(tmp_path / 'evil.bin', weights_only=False))
+    with pytest.raises(UserError, match=f"timm='{VIT}' cannot be loaded"):
+        build_teacher(timm=VIT)
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_torchvisions_files_are_loaded_as_torchvision_does(tmp_path):
+    """Its densenets have older names in the files, Inception converts its input, and segmenters have a second head."""
+    from torchvision import models
+
+    own = models.densenet121(weights=None)
+    weights = {name: x for name, x in own.state_dict().items() if x.ndim}  # they count no batches
+    theirs = {re.sub(r'(denselayer\d+\.(?:norm|conv))(\d)', r'\1.\2', name): x for name, x in weights.items()}
+    torch.save(theirs, tmp_path / 'densenet.pth')
+    network = build_teacher(torchvision='densenet121', checkpoint=str(tmp_path / 'densenet.pth'))
+    assert equal(network.state_dict(), own.state_dict())
+    saved(models.inception_v3(weights=None, init_weights=False), tmp_path / 'inception.pth')
+    assert build_teacher(torchvision='inception_v3', checkpoint=str(tmp_path / 'inception.pth')).transform_input
+    own = models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3)
+    with pytest.raises(UserError, match=r'other\.pth does not fit LRASPP: size mismatch'):
+        build_teacher(torchvision='lraspp_mobilenet_v3_large', checkpoint=saved(own, tmp_path / 'other.pth'))
+
+
 def test_weights_that_lack_layers_are_refused(tmp_path):
     from transformers import Dinov2Config
 
@@ -312,6 +369,23 @@ def test_the_teacher_sees_what_its_own_transform_gives(tmp_path, source, student
         processor = AutoImageProcessor.from_pretrained(tmp_path)
         expected = processor(image, do_resize=False, do_center_crop=False, return_tensors='pt').pixel_values[0]
     torch.testing.assert_close(seen_by(network, student, pixels), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('student', STUDENTS.values(), ids=STUDENTS)
+def test_a_network_of_transformers_that_takes_bgr(tmp_path, student):
+    from transformers import AutoImageProcessor, MobileViTConfig, MobileViTImageProcessor, MobileViTModel
+
+    sizes = dict(hidden_sizes=[8] * 3, neck_hidden_sizes=[8] * 7, num_attention_heads=2, image_size=32)
+    MobileViTModel(MobileViTConfig(**sizes)).save_pretrained(tmp_path)
+    MobileViTImageProcessor().save_pretrained(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    expected = processor(pixels, do_resize=False, do_center_crop=False, return_tensors='pt').pixel_values[0]
+    network = build_teacher(huggingface=str(tmp_path))
+    torch.testing.assert_close(seen_by(network, student, pixels), expected, rtol=1e-4, atol=1e-4)
+    cifar = ImgDataPreprocessor(mean=[125.3, 123.0, 113.9], std=[63.0, 62.1, 66.7])  # its batch is RGB
+    batch = cifar(dict(inputs=[torch.from_numpy(pixels).permute(2, 0, 1)]), False)['inputs']
+    torch.testing.assert_close(Teacher(network, [], cifar)._convert(batch, None)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 def _statistics_of_timm(network):
