@@ -327,7 +327,8 @@ def _from_function(build: str | Mapping[str, Any] | None) -> nn.Module:
         )
     where, _, path = name.rpartition(':')
     try:
-        module = _module_of(Path(where)) if where.endswith('.py') else importlib.import_module(where)
+        with _beside(where):
+            module = _module_of(Path(where)) if where.endswith('.py') else importlib.import_module(where)
     except Exception as error:  # of the user's code
         raise UserError(
             f"build='{name}': {where} cannot be imported ({type(error).__name__}: {_line(error)})"
@@ -344,7 +345,8 @@ def _from_function(build: str | Mapping[str, Any] | None) -> nn.Module:
         if isinstance(error, UserError):
             raise  # else a builtin has no signature
     try:
-        network = function(**options)
+        with _beside(where):  # it may import when it is called
+            network = function(**options)
     except Exception as error:  # of the user's code
         raise UserError(f"build='{name}' failed ({type(error).__name__}: {_line(error)})") from error
     if not isinstance(network, nn.Module):
@@ -355,12 +357,28 @@ def _from_function(build: str | Mapping[str, Any] | None) -> nn.Module:
 def _module_of(path: Path) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError('it does not exist')
-    spec = spec_from_file_location(path.stem, path)
-    module = module_from_spec(spec)  # type: ignore[arg-type]  # a .py file has a spec and a loader
-    # Its imports find what is beside it, as those of a script do.
-    with mock.patch.object(sys, 'path', [str(path.parent.absolute()), *sys.path]):
-        spec.loader.exec_module(module)  # type: ignore[union-attr]
+    name = f'{path.stem} of {path.parent.absolute()}'.replace('.', '_')  # no name of an installed module
+    spec = spec_from_file_location(name, path)
+    module = sys.modules[name] = module_from_spec(spec)  # type: ignore[arg-type]  # a .py file has a spec and a loader
+    try:
+        spec.loader.exec_module(module)  # type: ignore[union-attr]  # dataclasses look their module up
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
+
+
+@contextmanager
+def _beside(where: str) -> Iterator[None]:
+    """Let imports in the block find what is beside a file, as those of a script do; nothing for a module."""
+    folder = str(Path(where).parent.absolute())
+    if where.endswith('.py'):
+        sys.path.insert(0, folder)
+    try:
+        yield
+    finally:  # what the file itself has added stays
+        if where.endswith('.py') and folder in sys.path:
+            sys.path.remove(folder)
 
 
 def _add_preprocessor(

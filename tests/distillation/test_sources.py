@@ -428,6 +428,21 @@ def test_a_function_of_a_file_with_arguments(tmp_path):
     assert sys.path == path
 
 
+def test_a_file_may_import_in_its_function_and_define_dataclasses(tmp_path):
+    (tmp_path / 'beside_later.py').write_text('WIDTH = 5\n')
+    (tmp_path / 'own.py').write_text(
+        'from __future__ import annotations\n'
+        'from dataclasses import dataclass\n'
+        'from torch.nn import Linear\n\n'
+        '@dataclass\nclass Options:\n    inputs: int = 3\n\n'
+        'def net():\n    from beside_later import WIDTH\n    return Linear(Options().inputs, WIDTH)\n'
+    )
+    path = list(sys.path)
+    network = build_teacher(build=f'{tmp_path}/own.py:net', data_preprocessor={})
+    assert network.weight.shape == (5, 3)
+    assert sys.path == path
+
+
 # ---- size ------------------------------------------------------------------------------------------------------------
 
 
