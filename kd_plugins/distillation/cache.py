@@ -5,7 +5,8 @@ import json
 import logging
 import sqlite3
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from kd_plugins.errors import UserError
 class FeatureCache:
     """A teacher's features, keyed by the bytes of the teacher and of each input, in one SQLite file per teacher.
 
-    The name of the file is a hash of the teacher's weights, structure and taps; the key of an entry is a hash of the
-    input's pixels and the autocast precision. Features of another teacher or another augmentation are therefore never
-    returned, and any number of runs and processes may share a folder. Entries are written whole or not at all, with a
-    checksum over the features, the input and the layout; a damaged entry is computed again.
+    The name of the file is a hash of the teacher's weights, structure, options and taps; the key of an entry is a hash
+    of the input's pixels and the autocast precision. Features of another teacher or another augmentation are therefore
+    never returned, and any number of runs and processes may share a folder. Entries are written whole or not at all,
+    with a checksum over the features, the input and the layout; a damaged entry is computed again.
 
     Inputs repeat where the data set repeats its augmentations, as ``BatchedImages(replay=...)`` does. Logits take a few
     bytes per image, maps their size: 50,000 images times ``replay`` times 32 KiB for 128 maps of 8 x 8.
@@ -38,8 +39,8 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | Path, network: nn.Module, parts: Iterable[str]) -> None:
-        digest = hashlib.sha256('\n'.join([str(network), *parts]).encode())
-        for name, tensor in sorted(network.state_dict().items()):
+        digest = hashlib.sha256('\n'.join([str(network), *_options(network), *parts]).encode())
+        for name, tensor in sorted((network.state_dict() | dict(network.named_buffers())).items()):
             digest.update(name.encode())
             digest.update(_bytes(tensor))
         self.path = Path(folder, f'{digest.hexdigest()[:32]}.sqlite')
@@ -139,6 +140,17 @@ class FeatureCache:
             [(key, value + _checksum(value, key + text.encode())) for key, value in rows],
             many=True,
         )
+
+
+def _options(network: nn.Module) -> Iterator[str]:
+    """Yield the plain attributes of all modules: most are in no text of the network (``out_indices``, heads)."""
+    known = {*vars(nn.Module()), 'init_cfg'}  # torch's own, and the source of weights that are hashed themselves
+    for name, module in network.named_modules():
+        for key, value in vars(module).items():
+            if key in known:
+                continue
+            with suppress(TypeError, ValueError):  # no plain value
+                yield f'{name}.{key}={json.dumps(value)}'
 
 
 def _checksum(value: bytes | memoryview, context: bytes) -> bytes:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from mmengine.structures import BaseDataElement
 from tiny import CLASSES, classification_config, equal, saved_teacher, train, weights
+from torch import nn
 
 from kd_plugins.datasets import BatchedImages
-from kd_plugins.distillation.sources import build_teacher
+from kd_plugins.distillation.sources import build_network, build_teacher
 from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.errors import UserError
 from kd_plugins.registry import DATASETS
@@ -88,6 +89,28 @@ def test_everything_that_changes_the_features_changes_the_key(
     assert len(calls) == 7
     teacher(teacher_config, tmp_path)(images, None)
     assert len(calls) == 7
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: float, shift: float) -> None:
+        super().__init__()
+        self.factor = factor
+        self.register_buffer('shift', torch.tensor(shift), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images * self.factor + self.shift
+
+
+def test_options_of_the_network_change_the_key(tmp_path: Path) -> None:
+    images = torch.ones(2, 3, 4, 4)
+    for factor, shift in ((1.0, 0.0), (2.0, 0.0), (2.0, 1.0)):
+        (features,) = Teacher(Scaled(factor, shift), [''], cache=str(tmp_path))(images, None)['']
+        assert features.unique().tolist() == [factor + shift]
+    backbone = dict(type='mmpretrain.ResNet', depth=18)
+    stages = [build_network(dict(backbone, out_indices=(stage,))) for stage in (2, 3)]
+    stages[1].load_state_dict(stages[0].state_dict())
+    shapes = [Teacher(x, [''], cache=str(tmp_path))(torch.ones(1, 3, 32, 32), None)[''][0].shape for x in stages]
+    assert shapes == [(1, 256, 2, 2), (1, 512, 1, 1)]
 
 
 def test_a_run_that_repeats_its_augmentations_runs_the_teacher_for_the_first_ones_only(
