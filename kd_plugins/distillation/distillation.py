@@ -223,7 +223,7 @@ class Distillation(nn.Module):
         modes = {module: module.training for module in student.modules()}
         with preserved_rng():
             student.eval()
-            with self.recorder.probing() as features:
+            with self.recorder.probing(len(inputs)) as features:
                 student(inputs, data_samples, mode='tensor')
             for module, mode in modes.items():
                 module.training = mode

@@ -62,7 +62,7 @@ class Recorder:
                 )
         self._cloned: set[str] = set()
         self._runs: Counter[str] = Counter()  # of each tap in probing
-        self._probed = False
+        self._probed = self._constant = False
 
     @contextmanager
     def _hooked(self, hook: Callable[[str, list[Tensor]], None]) -> Iterator[None]:
@@ -85,7 +85,7 @@ class Recorder:
 
         Args:
             stop: Whether to end the pass as soon as every tap has run as often as in :meth:`probing`, without the later
-                layers.
+                layers; only where that does not depend on the number of images.
 
         Raises:
             UserError: A later layer overwrites an output in place in training, but did not in :meth:`probing` (a
@@ -101,7 +101,7 @@ class Recorder:
             if watched:
                 versions[tap] += [x._version for x in features[tap][len(versions[tap]) :]]
             missing.subtract([tap])
-            if stop and self._probed and not +missing:
+            if stop and self._constant and not +missing:
                 raise _Complete
 
         with self._hooked(record), suppress(_Complete):
@@ -115,19 +115,26 @@ class Recorder:
                     )
 
     @contextmanager
-    def probing(self) -> Iterator[Features]:
+    def probing(self, images: int | None = None) -> Iterator[Features]:
         """Record one pass like :meth:`recording`, and find out how each tap runs.
 
         An output that the next layer overwrites in place (a BatchNorm before ``ReLU(inplace=True)``) would be recorded
         with the values of that layer; later passes record a copy of it.
 
         The pass may fail after every tap has run: random images have no annotations, which a RoI head may need.
+
+        Args:
+            images: Number of images in the pass. A tap that runs several times, but not on all of them at once, may run
+                once for each image, and more often in a larger batch. None where no tap does so.
         """
         calls: Counter[str] = Counter()
         versions: dict[str, list[int]] = {tap: [] for tap in self._taps}
+        parts = set()
 
         def count(tap: str, tensors: list[Tensor]) -> None:
             calls[tap] += 1
+            if images is not None and any(x.shape[:1] != (images,) for x in tensors):
+                parts.add(tap)
             versions[tap] += [x._version for x in tensors]
 
         with self.recording() as features, self._hooked(count):
@@ -137,4 +144,5 @@ class Recorder:
                 if any(not calls[tap] for tap in self._taps):
                     raise
         self._runs, self._probed = calls, True
+        self._constant = all(calls[tap] == 1 for tap in parts)
         self._cloned = {tap for tap in self._taps if versions[tap] != [x._version for x in features[tap]]}

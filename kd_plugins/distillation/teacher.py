@@ -200,7 +200,7 @@ class Teacher:
             )
         # Of another library's network, any error is about what it gets.
         known = (AssertionError, RuntimeError) if self._takes is None else Exception
-        with self.recorder.probing() as features:
+        with self.recorder.probing(len(inputs)) as features:
             try:
                 self._forward(inputs, data_samples)
             except torch.OutOfMemoryError:

@@ -121,6 +121,23 @@ def test_stops_where_a_tap_has_run_as_often_as_in_probing(net, images):
     assert len(features['head']) == 3
 
 
+def test_does_not_stop_where_the_runs_may_be_one_for_each_image(net, images):
+    each = nn.ModuleDict(dict(net=net))
+    each.forward = lambda images: [net(image[None]) for image in images]
+    recorder = Recorder(each, ['net.conv'])
+    with recorder.probing(len(images)):
+        each(images)
+    with recorder.recording(stop=True) as features:
+        each(torch.cat([images, images]))
+    assert len(features['net.conv']) == 4
+    recorder = Recorder(net, ['head', 'conv'])  # levels
+    with recorder.probing(len(images)):
+        net(images)
+    with recorder.recording(stop=True):
+        net(torch.cat([images, images]))
+        raise AssertionError('the pass should have ended')
+
+
 def test_a_replaced_module_is_recorded(net, images):
     recorder = Recorder(net, ['norm'])
     net.norm = nn.Identity()
