@@ -73,6 +73,7 @@ class ResizedImages:
         self._shapes = shapes
         self._starts = np.append(0, shapes.prod(1, dtype=np.int64).cumsum())
         if unreadable := int((shapes[:, 0] == 0).sum()):
+            _ = self._read[int(shapes[:, 0].argmin())]  # raises where only an earlier run left it out
             print_log(
                 f'ResizedImages: {unreadable} of {len(shapes)} images are unreadable; training takes others instead',
                 'current',

@@ -150,6 +150,8 @@ def test_an_unreadable_image_is_named_or_left_out(photos: Path, tmp_path: Path) 
     MMLogger.get_instance(str(tmp_path), log_file=str(log))
     data = _resized(photos, load=dict(LOAD, skip_corrupt=True))
     assert '1 of 5 images are unreadable' in log.read_text()
+    with pytest.raises(UserError, match=r'1/1\.png: image file cannot be decoded'):  # now that the file is complete
+        _resized(photos)
     assert torch.equal(data[3]['inputs'], data[4]['inputs'])  # sorted: 0/0, 0/2, 0/4, 1/1, 1/3
     for path in photos.rglob('*.png'):
         path.write_text('nothing')
