@@ -1,5 +1,6 @@
 """Progress without labels to train on: nearest neighbours among a few labelled images."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from mmengine.dist import broadcast_object_list, collect_results
 from mmengine.hooks import EMAHook, Hook
+from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -94,10 +96,11 @@ class KNNHook(Hook):
         self._student, self._teacher, self._token, self._interval = student, teacher, token, interval
         self._loaders: dict[str, DataLoader] = {}
         self._teacher_scores: dict[str, float] = {}
+        self._noted = False
 
     def before_train(self, runner: Runner) -> None:
         """Build the data, and evaluate the teachers and the student that training starts with."""
-        self._report(runner, unwrapped(runner.model), runner.epoch if _by_epoch(runner) else runner.iter)
+        self._report(runner, _averaged(runner), runner.epoch if _by_epoch(runner) else runner.iter)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Add the accuracies to the metrics of a validation."""
@@ -159,9 +162,24 @@ class KNNHook(Hook):
         bank, queries = (self._features(preprocessor, side, name) for name in ('bank', 'queries'))
         result = [0.0]
         if bank is not None and queries is not None:  # in the main process
+            self._note_missing(bank[1], queries[1])
             result = [knn_accuracy(*bank, *queries, k=self._k, temperature=self._temperature)]
         broadcast_object_list(result)
         return result[0]
+
+    def _note_missing(self, bank: np.ndarray, queries: np.ndarray) -> None:
+        missing = np.setdiff1d(queries, bank).tolist()
+        if not missing or self._noted:
+            return
+        self._noted = True
+        classes = getattr(self._loaders['bank'].dataset, 'metainfo', {}).get('classes')
+        print_log(
+            f'KNNHook: bank has no image of the classes {first([str(classes[x] if classes else x) for x in missing])}, '
+            'so that no such query can be right: take its images from all classes (indices=1000 are the first 1000, '
+            'in folders of classes those of the first classes)',
+            'current',
+            logging.WARNING,
+        )
 
     def _features(self, preprocessor: nn.Module, side: _Side, name: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Return features (N, D) and labels (N,) of all images in the order of the data set; None in other processes.
@@ -171,7 +189,7 @@ class KNNHook(Hook):
             side: The network.
             name: ``'bank'`` or ``'queries'``.
         """
-        recorder, loader = Recorder(side.network, [side.tap]), self._loaders[name]
+        recorder, loader = Recorder(side.network, [side.tap], whole=True), self._loaders[name]
         layout = layout_of(side.name, side.network, side.tap, Tokens())
         dataset: Any = loader.dataset
         rows: list[tuple[np.ndarray, int]] = []

@@ -159,14 +159,19 @@ def test_intervals_of_epochs_and_iterations(tmp_path: Path, data: Path) -> None:
 
 
 def test_averaged_weights_are_those_that_are_exported(tmp_path: Path, data: Path) -> None:
-    ema = dict(type='EMAHook', momentum=0.3)
-    config = neighbours_config(data, tmp_path / 'run', epochs=4, optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.5)))
+    ema = dict(type='EMAHook', momentum=0.01)
+    config = neighbours_config(data, tmp_path / 'run', epochs=4, optim_wrapper=dict(optimizer=dict(type='SGD', lr=2.0)))
     config.custom_hooks.insert(0, ema)
     runner = train(config)
     # The checkpoint's weights are the averaged ones; BatchNorm's statistics are those of the model.
     averaged = network(tmp_path / 'run/epoch_4.pth')
     assert not equal(weights(averaged), weights(runner.model))
     assert scalars(tmp_path / 'run')[-1]['knn/student'] == pytest.approx(expected(averaged, data))
+    # A resumed run begins with them.
+    config.merge_from_dict(dict(work_dir=str(tmp_path / 'resumed'), resume=True, train_cfg=dict(max_epochs=5)))
+    config.load_from = str(tmp_path / 'run/epoch_4.pth')
+    train(config)
+    assert scalars(tmp_path / 'resumed')[0] == scalars(tmp_path / 'run')[-1]
 
 
 def test_two_processes_find_what_one_does(tmp_path: Path, data: Path, distillation: dict) -> None:
@@ -179,6 +184,22 @@ def test_two_processes_find_what_one_does(tmp_path: Path, data: Path, distillati
     student = MODELS.build(classifier())
     student.load_state_dict(ranks[0]['weights'])
     assert ranks[0]['found']['val/knn/student'][-1] == pytest.approx(expected(student, data))
+
+
+def test_the_output_of_a_teacher_is_a_tap(tmp_path: Path, data: Path) -> None:
+    (tmp_path / 'net.py').write_text('from torch import nn\n\n\ndef net():\n    return nn.Conv2d(3, 8, 3, padding=1)\n')
+    teacher = dict(build=f'{tmp_path}/net.py:net', data_preprocessor={})
+    distillation = dict(teacher=teacher, terms=[dict(TERMS[0], teacher='')])
+    train(neighbours_config(data, tmp_path / 'run', distillation, epochs=1))
+    assert all(0 <= line['knn/teacher'] <= 100 for line in scalars(tmp_path / 'run'))
+
+
+def test_a_bank_without_some_classes_is_noted(tmp_path: Path, data: Path) -> None:
+    config = neighbours_config(data, tmp_path / 'run', epochs=2, log_level='INFO')
+    config.custom_hooks[-1].bank.dataset.indices = 8  # the first two of four folders
+    train(config)
+    log = next((tmp_path / 'run').glob('*/*.log')).read_text()
+    assert log.count('bank has no image of the classes class2, class3, so that no such query can be right') == 1
 
 
 def test_features_of_maps_tokens_and_vectors() -> None:
