@@ -180,21 +180,26 @@ def _file_of(path: str) -> tuple[str, bool]:
     return os.path.join(mmengine_checkpoint._get_mmengine_home(), address), False
 
 
-def download(url: str) -> str:
+def download(url: str, check_hash: bool = False) -> str:
     """Return the file of an address, downloaded once into torch's hub folder.
 
+    Args:
+        url: The address.
+        check_hash: Whether the digest in the name is that of the content, as in torchvision's; others' may not be.
+
     Raises:
-        UserError: It cannot be downloaded.
+        UserError: It cannot be downloaded, or is damaged.
     """
     name = os.path.basename(url.partition('?')[0])
-    if not re.search(r'-[0-9a-f]{8,}\.\w+$', name):  # else with a digest of its content, as torch and mmengine keep it
+    digest = re.search(r'-([0-9a-f]{8,})\.\w+$', name)
+    if not digest:  # else with a digest of its content, as torch and mmengine keep it
         name = f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}'  # several addresses may end in the same name
     target = os.path.join(get_dir(), 'checkpoints', name)
     if not os.path.isfile(target) and is_main_process():
         os.makedirs(os.path.dirname(target), exist_ok=True)
         try:
-            download_url_to_file(url, target)
-        except OSError as error:
+            download_url_to_file(url, target, digest[1] if digest and check_hash else None)
+        except (OSError, RuntimeError) as error:  # the latter of another digest
             raise UserError(f'{url} cannot be downloaded ({error}): download it by hand and give its path') from error
     barrier()
     return target

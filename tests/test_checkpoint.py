@@ -1,3 +1,4 @@
+import hashlib
 import os
 import pickle
 import zipfile
@@ -18,6 +19,7 @@ from tiny import classification_config, equal, image_folder, train
 
 from kd_plugins import checkpoint
 from kd_plugins.checkpoint import (
+    download,
     guard_checkpoints,
     load_loosely,
     load_weights,
@@ -212,6 +214,18 @@ def test_mmengine_reads_through_the_guard(tmp_path, monkeypatch, process, name, 
     (key,) = _load_checkpoint(name)['state_dict']
     assert key == ('x' if name.startswith('mmcls') else 'backbone.x')
     assert marker.exists()
+
+
+def test_a_damaged_download_is_not_kept_under_the_name_of_the_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    content = b'weights'
+    file = tmp_path / f'net-{hashlib.sha256(content).hexdigest()[:8]}.pth'
+    file.write_bytes(content[:-1])
+    with pytest.raises(UserError, match=r'cannot be downloaded .*invalid hash'):
+        download(file.as_uri(), check_hash=True)
+    assert not list(tmp_path.glob('hub/checkpoints/*.pth'))
+    file.write_bytes(content)
+    assert Path(download(file.as_uri(), check_hash=True)).read_bytes() == content
 
 
 def test_no_prefix_of_mmengine_passes_the_guard_by(process):

@@ -247,7 +247,7 @@ def _from_torchvision(name: str, weights: Weights, checkpoint: str | Path) -> tu
         options['weights_backbone'] = None  # else downloaded, too
     if given is None:
         if chosen is not None:
-            download(chosen.url)  # to where torchvision looks for it
+            download(chosen.url, check_hash=True)  # to where torchvision looks for it
         with _no_pickle():
             network = models.get_model(name, weights=chosen, **options)
     else:
