@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from torch import nn
 
 from kd_plugins.config import check_config, one_slip
@@ -178,9 +178,8 @@ def check_runs(study: Any) -> None:
         key = repr([config.get(x) for x in ('model', 'data_preprocessor', 'default_scope')])
         if key not in networks:
             with preserved_rng(), MODELS.switch_scope_and_registry(config.get('default_scope')) as registry:
-                networks[key] = registry.build(
-                    copy.deepcopy({'data_preprocessor': config.get('data_preprocessor'), **config['model']})
-                )
+                model = {'data_preprocessor': config.get('data_preprocessor'), **config['model']}
+                networks[key] = registry.build(ConfigDict(copy.deepcopy(model)))  # mmdet reads them by attributes
         return networks[key]
 
     def given(teacher: Mapping[str, Any]) -> nn.Module:

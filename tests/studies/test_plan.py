@@ -331,6 +331,17 @@ def test_the_checks_leave_the_runs_as_they_are(here, data):
     assert [run.digest for run in study.runs] == digests
 
 
+def test_a_study_of_detectors_is_checked(monkeypatch):
+    """mmdet's models read their config dicts by attributes."""
+    pytest.importorskip('mmdet')
+    monkeypatch.chdir(ROOT)
+    study = plan.load_study('configs/studies/voc_sample.py')
+    check_runs(study)
+    study.students[0].config['model']['backbone']['depth'] = 17
+    with pytest.raises(KeyError, match='invalid depth 17'):
+        check_runs(study)
+
+
 def test_only_names_what_exists(here, data):
     with pytest.raises(UserError, match='no run matches nothing; runs are named as small/clean/baseline/seed0'):
         plan.load_study(str(write_study(here, data))).only(['nothing'])
