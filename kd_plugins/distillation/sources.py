@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import mmengine
+import numpy as np
 import torch
 from mmengine.hub import get_config
 from mmengine.logging import print_log
@@ -312,10 +313,23 @@ def _from_huggingface(
             processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError):  # the folder has none, or one with code of its own
         return network, None
-    white = 1 / processor.rescale_factor if processor.do_rescale else 1.0
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
-    bgr = bool(getattr(processor, 'do_flip_channel_order', False))  # MobileViT
-    return network, ([white * x for x in mean], [white * x for x in std], bgr)
+    return network, _statistics_of(processor)
+
+
+def _statistics_of(processor: Any) -> Statistics | None:
+    """Return what a processor of transformers does to pixels, by its answers; its options differ from class to class.
+
+    EfficientNet's divides by the deviation twice, MobileViT's reverses the channels.
+    """
+    images = np.zeros((3, 32, 32, 3), np.uint8)  # black, white and red
+    images[1], images[2, ..., 0] = 255, 255
+    try:
+        pixels = processor(list(images), return_tensors='pt')['pixel_values']
+        black, white, red = pixels[:, :, pixels.shape[2] // 2, pixels.shape[3] // 2].double()
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError):  # it gives patches or videos
+        return None
+    std = 255 / (white - black)
+    return (-black * std).tolist(), std.tolist(), bool(red[2] != black[2])
 
 
 def _from_function(build: str | Mapping[str, Any] | None) -> nn.Module:

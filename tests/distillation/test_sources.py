@@ -371,6 +371,20 @@ def test_the_teacher_sees_what_its_own_transform_gives(tmp_path, source, student
     torch.testing.assert_close(seen_by(network, student, pixels), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('options', [{}, dict(rescale_factor=1 / 127.5, rescale_offset=True, include_top=False)])
+def test_a_processor_with_options_of_its_own(tmp_path, options):
+    """EfficientNet's normalises twice, or scales to -1..1 before."""
+    from transformers import EfficientNetImageProcessor
+
+    dinov2(tmp_path)
+    processor = EfficientNetImageProcessor(image_mean=[0.5, 0.4, 0.3], image_std=[0.3, 0.2, 0.1], **options)
+    processor.save_pretrained(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    expected = processor(pixels, do_resize=False, do_center_crop=False, return_tensors='pt').pixel_values[0]
+    network = build_teacher(huggingface=str(tmp_path))
+    torch.testing.assert_close(seen_by(network, STUDENTS['RGB'], pixels), expected, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize('student', STUDENTS.values(), ids=STUDENTS)
 def test_a_network_of_transformers_that_takes_bgr(tmp_path, student):
     from transformers import AutoImageProcessor, MobileViTConfig, MobileViTImageProcessor, MobileViTModel
