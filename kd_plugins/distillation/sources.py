@@ -17,7 +17,6 @@ from typing import Any
 from unittest import mock
 
 import mmengine
-import numpy as np
 import torch
 from mmengine.hub import get_config
 from mmengine.logging import print_log
@@ -321,8 +320,8 @@ def _statistics_of(processor: Any) -> Statistics | None:
 
     EfficientNet's divides by the deviation twice, MobileViT's reverses the channels.
     """
-    images = np.zeros((3, 32, 32, 3), np.uint8)  # black, white and red
-    images[1], images[2, ..., 0] = 255, 255
+    images = torch.zeros(3, 3, 32, 32, dtype=torch.uint8)  # black, white and red
+    images[1], images[2, 0] = 255, 255
     try:
         pixels = processor(list(images), return_tensors='pt')['pixel_values']
         black, white, red = pixels[:, :, pixels.shape[2] // 2, pixels.shape[3] // 2].double()
