@@ -426,7 +426,8 @@ def _optional(package: str, extra: str) -> Any:
 
 def _no_pickle() -> Any:
     """Keep libraries from running pickled code in the files that they load, in the block."""
-    return mock.patch.dict('os.environ', TORCH_FORCE_WEIGHTS_ONLY_LOAD='1')
+    # torch refuses both, and many set the other one for OpenMMLab's older files.
+    return mock.patch.dict('os.environ', TORCH_FORCE_WEIGHTS_ONLY_LOAD='1', TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD='0')
 
 
 @contextmanager

@@ -282,6 +282,17 @@ def test_pickled_code_is_not_run_by_timm(tmp_path, monkeypatch):
     assert not (tmp_path / 'ran').exists()
 
 
+def test_torchvisions_weights_load_where_pickles_are_allowed_elsewhere(tmp_path, monkeypatch):
+    from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
+
+    own = squeezenet1_1(weights=None)
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path))
+    (tmp_path / 'checkpoints').mkdir()
+    torch.save(own.state_dict(), tmp_path / 'checkpoints' / Path(SqueezeNet1_1_Weights.DEFAULT.url).name)
+    assert equal(build_teacher(torchvision='squeezenet1_1').state_dict(), own.state_dict())
+
+
 def test_torchvisions_files_are_loaded_as_torchvision_does(tmp_path):
     """Its densenets have older names in the files, Inception converts its input, and segmenters have a second head."""
     from torchvision import models
