@@ -88,6 +88,9 @@ class ResizedImages:
         """Return the number of images."""
         return len(self._shapes)
 
+    def full_init(self) -> None:
+        """Do nothing: mmengine's ``ConcatDataset`` and ``RepeatDataset`` call this, and all is read already."""
+
     def get_data_info(self, idx: int) -> dict[str, Any]:
         """Return the data set's dict of an image, with its pixels as ``img``, (H, W, 3) uint8."""
         if self._pixels is None:

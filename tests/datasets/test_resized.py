@@ -69,6 +69,18 @@ def test_labels_stay(tmp_path: Path) -> None:
         assert data[i]['inputs'].float().mean() == pytest.approx(mean, abs=0.5)  # an area's mean stays
 
 
+def test_it_can_be_joined_with_others(photos: Path) -> None:
+    options = dict(
+        edge=30,
+        cache=str(photos.parent / 'cache'),
+        dataset=dict(type='kd_plugins.UnlabelledImages', data_root=str(photos), pipeline=[LOAD, PACK]),
+    )
+    both = [dict(options, type='kd_plugins.ResizedImages'), options['dataset']]
+    joined = DATASETS.build(dict(type='ConcatDataset', datasets=both))
+    assert len(joined) == 10
+    assert torch.equal(joined[1]['inputs'], _resized(photos)[1]['inputs'])
+
+
 def test_nothing_is_decoded_twice(photos: Path) -> None:
     expected = [x['inputs'] for x in _resized(photos)]
     with patch.object(LoadImage, 'transform', side_effect=AssertionError('decoded again')):
