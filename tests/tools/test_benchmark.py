@@ -172,6 +172,10 @@ def test_a_configs_images_are_measured_by_steps_and_resized(tmp_path, capsys):
     for rate, measured in zip(rates, loaders.values(), strict=True):
         assert measured['ratio'] == pytest.approx(sum(b / s for s, b in zip(rates[1], rate, strict=True)) / 2)
     assert '24 of 24 images' in capsys.readouterr().out
+    views = dict(type='kd_plugins.RepeatedViews', views=2, dataset=data)
+    config.write_text(f'train_dataloader = dict(batch_size=4, dataset={views!r})')
+    tool.main(['loader', str(config), '--edge', '10', *options])
+    assert '24 of 24 images' in capsys.readouterr().out
     for change, message in (
         (
             dict(type='kd_plugins.ResizedImages', edge=8, cache=str(tmp_path / 'cache'), dataset=data),

@@ -21,7 +21,7 @@ from benchmarks.timing import keep, machine_of, peak_memory, seconds
 from kd_plugins.config import load_config
 from kd_plugins.datasets import ResizedImages
 from kd_plugins.errors import UserError
-from kd_plugins.registry import DATASETS
+from kd_plugins.registry import DATASETS, type_name
 
 CONFIGS = Path(__file__).parents[2] / 'configs/_base_/datasets'
 BATCHES = 10  # of one measurement
@@ -119,7 +119,10 @@ def loader_of(args: argparse.Namespace) -> None:
     """Measure a config's training data in this process: reading, all steps, and all steps on resized images."""
     config = load_config(args.config)
     DefaultScope.get_instance('loader_of', scope_name=config.get('default_scope') or 'mmpretrain')
-    plain = DATASETS.build(config.train_dataloader.dataset)
+    source = config.train_dataloader.dataset
+    if type_name(source) == 'RepeatedViews':
+        source = source.dataset
+    plain = DATASETS.build(source)
     if isinstance(plain, ResizedImages):
         raise UserError(f'{args.config}: its training data are ResizedImages already; name the config without them')
     chosen = np.random.default_rng(0).permutation(len(plain))[: min(args.images, IMAGES)].tolist()
@@ -127,7 +130,7 @@ def loader_of(args: argparse.Namespace) -> None:
     if not steps:
         raise UserError(f'{args.config}: {type(plain).__name__} has no pipeline whose steps could be measured')
     with tempfile.TemporaryDirectory() as folder:
-        some = dict(config.train_dataloader.dataset, indices=chosen)
+        some = dict(source, indices=chosen)
         resized = ResizedImages(some, args.edge, folder)
         runs = {
             'first step': lambda: [steps[0](plain.get_data_info(i)) for i in chosen],
