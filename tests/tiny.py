@@ -261,13 +261,15 @@ def two_processes(worker: str, folder: Path) -> None:
         OMP_NUM_THREADS='1',
         PYTHONPATH=os.pathsep.join([str(tests), str(tests.parent)]),
     )
+    # The package first: a worker imports mmpretrain before it.
+    start = "import runpy, sys; import kd_plugins; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
     logs = [folder / f'rank{rank}.log' for rank in range(2)]
     processes = []
     for rank, log in enumerate(logs):
         with log.open('w') as output:
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, str(tests / 'workers' / worker), str(folder)],
+                    [sys.executable, '-c', start, str(tests / 'workers' / worker), str(folder)],
                     stdout=output,
                     stderr=output,
                     env=environment | dict(RANK=str(rank), LOCAL_RANK=str(rank)),
