@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kd_plugins.distillation.adversarial import AdversarialTerm
 from kd_plugins.distillation.recorder import Features, Recorder
-from kd_plugins.distillation.sources import build_teacher
+from kd_plugins.distillation.sources import build_teacher, source_and_options
 from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.distillation.term import Batch, Term
 from kd_plugins.errors import UserError
@@ -181,12 +181,11 @@ class Distillation(nn.Module):
         taps = [tap for term in self.terms if index in term.teachers for tap in term.teacher_taps]
         if several and not taps:
             raise UserError(f'{which}: no term uses it: add its index to the teachers=[...] of a term, or remove it')
-        network = dict(config)
-        options = {name: network.pop(name) for name in ('cache', 'bf16', 'size') if name in network}
-        check_arguments(which, build_teacher, network)
+        source, options = source_and_options(config)
+        check_arguments(which, build_teacher, source)
         try:
             preprocessor = getattr(self.recorder.model, 'data_preprocessor', None)
-            return Teacher(build_teacher(**network), taps, preprocessor, **options)
+            return Teacher(build_teacher(**source), taps, preprocessor, **options)
         except UserError as error:
             if not several:
                 raise

@@ -36,6 +36,12 @@ Statistics = tuple[Sequence[float], Sequence[float]] | tuple[Sequence[float], Se
 Weights = OrderedDict[str, Tensor] | str | None  # read from a checkpoint; a name of the library's own; or random
 
 
+def source_and_options(teacher: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a teacher's config dict in two parts: arguments of :func:`build_teacher`, and options of ``Teacher``."""
+    options = {name: teacher[name] for name in ('cache', 'bf16', 'size') if name in teacher}
+    return {name: value for name, value in teacher.items() if name not in options}, options
+
+
 def build_teacher(
     config: str | Mapping[str, Any] | None = None,
     checkpoint: str | Path | None = _REQUIRED,

@@ -12,10 +12,10 @@ from kd_plugins.config import check_config, one_slip
 from kd_plugins.datasets.corruption import check_options
 from kd_plugins.distillation.distillation import build_term
 from kd_plugins.distillation.recorder import Recorder
-from kd_plugins.distillation.sources import build_teacher
+from kd_plugins.distillation.sources import build_teacher, source_and_options
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import DistillationHook
-from kd_plugins.registry import MODELS
+from kd_plugins.registry import MODELS, check_arguments
 from kd_plugins.utils.random import preserved_rng
 
 # The keys of a study's config dicts; a misspelt one would otherwise be ignored in silence.
@@ -183,10 +183,11 @@ def check_runs(study: Any) -> None:
         return networks[key]
 
     def given(teacher: Mapping[str, Any]) -> nn.Module:
-        options = {name: value for name, value in teacher.items() if name not in ('cache', 'bf16', 'size')}
-        if (key := repr(options)) not in networks:
+        source, _ = source_and_options(teacher)
+        if (key := repr(source)) not in networks:
+            check_arguments(f'{study.name}: the given teacher', build_teacher, source)
             with preserved_rng():
-                networks[key] = build_teacher(**options)
+                networks[key] = build_teacher(**source)
         return networks[key]
 
     seen = set()

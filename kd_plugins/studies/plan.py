@@ -326,7 +326,7 @@ class _Plan:
         if terms:
             if not source.get('teacher'):
                 raise UserError(f"{self._path}: method '{method}' needs a teacher, but network '{network}' names none")
-            if teacher := self._options['teachers'].get(source['teacher'], {}).get('given'):
+            if (teacher := self._options['teachers'].get(source['teacher'], {}).get('given')) is not None:
                 home = self._root / 'teachers' / slug(source['teacher'])
             else:
                 needs = [self._teacher(source['teacher'], corruption, seed)]

@@ -58,6 +58,9 @@ def test_a_given_teacher_is_not_trained(here, data):
     assert not kd.needs
     check_runs(study)
     assert 'one teacher' not in report.caption(study)
+    empty = more.format(terms.format('2')) + 'teachers = dict(big=dict(given=dict()))\n'
+    with pytest.raises(UserError, match='a teacher comes from exactly one of'):
+        check_runs(plan.load_study(str(write_study(here, data, empty))))
     study = plan.load_study(str(write_study(here, data, more.format(terms.format('3')))))
     with pytest.raises(UserError, match="KD / seed 0: Sequential has no module '3' to tap"):
         check_runs(study)

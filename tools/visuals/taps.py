@@ -25,7 +25,7 @@ from torch import nn
 from kd_plugins.config import load_config, walk
 from kd_plugins.distillation.layout import Layout, Tokens, layout_of
 from kd_plugins.distillation.recorder import tensors_in
-from kd_plugins.distillation.sources import build_network, build_teacher
+from kd_plugins.distillation.sources import build_network, build_teacher, source_and_options
 from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.errors import UserError
 from kd_plugins.losses import AdversarialLoss, DistillationLoss
@@ -305,7 +305,7 @@ def build(name: str, options: Mapping[str, Any], weights: bool) -> Teacher:
     """Build a teacher from its config dict, with random weights unless told otherwise."""
     if not isinstance(options, Mapping):
         raise UserError(f'the {name} must be a config dict, as dict(config=..., checkpoint=...), got {options!r}')
-    source = {key: value for key, value in options.items() if key not in ('cache', 'bf16', 'size')}
+    source, _ = source_and_options(options)
     check_arguments(f'the {name}', build_teacher, source)
     if not weights and source.get('config') is not None:
         network = build_network(source['config'], source.get('data_preprocessor'))

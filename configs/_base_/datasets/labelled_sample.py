@@ -15,16 +15,6 @@ val_dataloader = dict(
     num_workers=1,
     collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='CustomDataset',
-        data_root='data/labelled',
-        data_prefix='val',
-        pipeline=[
-            dict(type='kd_plugins.LoadImage'),
-            dict(type='ResizeEdge', scale=128),
-            dict(type='CenterCrop', crop_size=128),
-            dict(type='PackInputs'),
-        ],
-    ),
+    dataset=dict(_base_.labelled, data_root='data/labelled', data_prefix='val'),
 )
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
