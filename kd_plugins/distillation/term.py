@@ -74,6 +74,9 @@ class Term(nn.Module):
             ``dict(prefix=1, size=(16, 16))`` or ``dict(take='cls')``. With a prefix or a size the tokens become a map,
             whatever the loss takes.
         teacher_tokens: Layout of the teacher's tokens, likewise.
+        student_levels: Indices, from 0, of the levels that the term takes of those which the student's taps give, in
+            this order: ``[0, 1, 2]`` for the first three of an FPN's. ``None`` means all.
+        teacher_levels: Indices of the teacher's levels, likewise, as many.
 
     Raises:
         UserError: An option has an invalid value.
@@ -91,6 +94,8 @@ class Term(nn.Module):
         resize: str = 'smaller',
         student_tokens: Mapping[str, Any] | None = None,
         teacher_tokens: Mapping[str, Any] | None = None,
+        student_levels: Sequence[int] | None = None,
+        teacher_levels: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(name, str) or not name:
@@ -127,6 +132,10 @@ class Term(nn.Module):
             'student': self._stated_tokens('student_tokens', student_tokens),
             'teacher': self._stated_tokens('teacher_tokens', teacher_tokens),
         }
+        self._picked = {
+            'student': self._stated_levels('student_levels', student_levels),
+            'teacher': self._stated_levels('teacher_levels', teacher_levels),
+        }
         self._layouts: dict[tuple[int | None, str], Layout] = {}  # of teacher (None: student) and tap
         self._adapter = adapter
         self.adapters = nn.ModuleList()
@@ -155,6 +164,16 @@ class Term(nn.Module):
         stated = Tokens(**tokens)
         stated.check(what)
         return stated
+
+    def _stated_levels(self, option: str, levels: Sequence[int] | None) -> Sequence[int] | None:
+        listed = isinstance(levels, Sequence) and not isinstance(levels, str) and len(levels) > 0
+        if levels is not None and not (
+            listed and all(isinstance(x, int) and not isinstance(x, bool) and x >= 0 for x in levels)
+        ):
+            raise UserError(
+                f"{option} of term '{self.name}' must list indices of levels, from 0, as [0, 1, 2], got {levels!r}"
+            )
+        return levels
 
     def choose_teachers(self, count: int) -> None:
         """Resolve and check the indices of the term's ``teachers``, among ``count`` of them.
@@ -216,12 +235,24 @@ class Term(nn.Module):
             )
 
     def student_levels(self, features: Features) -> list[Tensor]:
-        """Return all levels of the student's taps, in order."""
-        return [x for tap in self.student_taps for x in features[tap]]
+        """Return the levels of the student's taps that the term takes, in order."""
+        return self._of_levels('student', self.student_taps, [x for tap in self.student_taps for x in features[tap]])
 
     def teacher_levels(self, features: Features) -> list[Tensor]:
-        """Return all levels of a teacher's taps, in order."""
-        return [x for tap in self.teacher_taps for x in features[tap]]
+        """Return the levels of a teacher's taps that the term takes, in order."""
+        return self._of_levels('teacher', self.teacher_taps, [x for tap in self.teacher_taps for x in features[tap]])
+
+    def _of_levels(self, side: str, taps: list[str], levels: list[Any]) -> list[Any]:
+        """Return those of a network's levels, or of what belongs to each of them, that the term takes."""
+        picked = self._picked[side]
+        if picked is None or not levels:
+            return levels
+        if max(picked) >= len(levels):
+            raise UserError(
+                f"{side}_levels of term '{self.name}' are {list(picked)}, but {'+'.join(taps)} of the {side} gives "
+                f'{len(levels)} level(s): list indices from 0 to {len(levels) - 1}'
+            )
+        return [levels[index] for index in picked]
 
     def describe(self, student: Features, targets: Sequence[Features], taken: Mapping[int, Sides] | None = None) -> str:
         """Return a line with the taps, the shapes of their features, and the numbers of trained parameters.
@@ -232,17 +263,19 @@ class Term(nn.Module):
             taken: What the loss takes of them for each teacher, where that is known.
         """
 
-        def side(taps: list[str], levels: list[Tensor], taken: list[Tensor]) -> str:
+        def side(which: str, taps: list[str], levels: list[Tensor], taken: list[Tensor]) -> str:
+            picked = self._picked[which]
+            name = '+'.join(tap or '(output)' for tap in taps) + (f' {list(picked)}' if picked else '')
             shapes = [
                 f'{tuple(x.shape)}' + (f' as {tuple(y.shape)}' if x.shape != y.shape else '')
                 for x, y in zip(levels, taken or levels, strict=True)
             ]
-            return f'{"+".join(tap or "(output)" for tap in taps)} {" ".join(shapes)}'
+            return f'{name} {" ".join(shapes)}'
 
         pairs: Mapping[int, Sides] = taken or dict.fromkeys(self.teachers, ([], []))
         teachers = [
             f'teacher{f" {index}" if len(targets) > 1 else ""} '
-            f'{side(self.teacher_taps, self.teacher_levels(targets[index]), pairs[index][1])}'
+            f'{side("teacher", self.teacher_taps, self.teacher_levels(targets[index]), pairs[index][1])}'
             for index in self.teachers
         ]
         sizes = {
@@ -252,7 +285,7 @@ class Term(nn.Module):
         trained = ''.join(f', {name} of {size:,} parameters' for name, size in sizes.items() if size)
         return (
             f'{self.name}: {type(self.loss).__name__} student '
-            f'{side(self.student_taps, self.student_levels(student), pairs[self.teachers[0]][0])} -> '
+            f'{side("student", self.student_taps, self.student_levels(student), pairs[self.teachers[0]][0])} -> '
             f'{", ".join(teachers)}{trained}'
         )
 
@@ -334,7 +367,7 @@ class Term(nn.Module):
         for tap in taps:
             if (index, tap) not in self._layouts:
                 self._layouts[index, tap] = layout_of(side, network, tap, self._tokens[side])
-        return [self._layouts[index, tap] for tap in taps for _ in features[tap]]
+        return self._of_levels(side, taps, [self._layouts[index, tap] for tap in taps for _ in features[tap]])
 
     def _resized(self, levels: list[Tensor], targets: list[Tensor]) -> Sides:
         if any(x.ndim != 4 for x in (*levels, *targets)):
@@ -351,7 +384,8 @@ class Term(nn.Module):
         if len(levels) != len(targets):
             raise UserError(
                 f"term '{self.name}': the student's taps give {len(levels)} feature(s), the teacher's "
-                f'{len(targets)}: give both the same number'
+                f'{len(targets)}: give both the same number, or pick levels of each by student_levels and '
+                'teacher_levels'
             )
         kind = type(self.loss).__name__
         if isinstance(self.loss, AdversarialLoss) and len(levels) != 1:

@@ -78,6 +78,19 @@ def test_report_names_taps_shapes_and_adapter(student, teacher, images):
     ]
 
 
+def test_levels_are_picked_in_the_order_given(student, teacher, images):
+    term = dict(name='at', loss=dict(type='kd_plugins.ATLoss'), student=STAGES, teacher=STAGES[1:])
+    term |= dict(student_levels=[2, 1], teacher_levels=[1, 0])
+    core, features, losses, lines = distil(student, teacher, [term], images)
+    targets = core.teacher(images, None)
+    expected = sum(functional.at_loss(features[tap][0], targets[tap][0]) for tap in STAGES[1:])
+    torch.testing.assert_close(losses['loss_at'], expected)
+    assert lines == [
+        'at: ATLoss student backbone.stage1+backbone.stage2+backbone.stage3 [2, 1] (6, 16, 4, 4) (6, 8, 8, 8) -> '
+        'teacher backbone.stage2+backbone.stage3 [1, 0] (6, 16, 4, 4) (6, 8, 8, 8)'
+    ]
+
+
 def test_dry_run_changes_nothing(student, teacher, images):
     student.train()
     student.backbone.stage2.eval()
@@ -225,6 +238,12 @@ def test_name_that_the_student_uses_already(student, teacher, images):
         (dict(student='neck.gap'), r'student neck.gap \(6, 16, 1, 1\) -> teacher head.fc \(6, 4\): shape mismatch'),
         (dict(student=['head.fc', 'head.fc2']), "no module 'head.fc2'"),
         (dict(student=['head.fc', 'neck']), r"student's taps give 2 feature\(s\), the teacher's 1"),
+        (dict(student_levels=[0, 1]), r"student_levels of term 'kd' are \[0, 1\], but head.fc of the student gives 1"),
+        (dict(teacher_levels=[2]), r"teacher_levels of term 'kd' are \[2\], but head.fc of the teacher gives 1 level"),
+        (dict(teacher_levels=[0, 0]), 'or pick levels of each by student_levels and teacher_levels'),
+        (dict(student_levels=[]), r"student_levels of term 'kd' must list indices of levels, from 0, .* got \[\]"),
+        (dict(student_levels=[-1]), r'must list indices of levels, from 0, as \[0, 1, 2\], got \[-1\]'),
+        (dict(teacher_levels=1), 'must list indices of levels, from 0, .* got 1'),
         (dict(student='head.loss_module'), 'outputs no tensor in a forward pass'),
         (dict(loss=dict(type='kd_plugins.FSPLoss')), 'takes two features'),
     ],
