@@ -113,6 +113,29 @@ def test_resnet_equals_its_formula() -> None:
     torch.testing.assert_close(model(x)[0], resnet_by_hand(model, x), rtol=1e-9, atol=1e-9)
 
 
+def test_shortcut_b_is_a_strided_convolution_with_batchnorm_where_the_shape_changes() -> None:
+    model = CifarResNet(14, width=8, stem_channels=4, shortcut='B').double().eval()
+    projected = {name for name, module in model.named_modules() if getattr(module, 'shortcut', None) is not None}
+    assert projected == {'stage1.0', 'stage2.0', 'stage3.0'}
+    assert CifarResNet(14, shortcut='B').stage1[0].shortcut is None  # as many channels as the stem
+    block, x = model.stage2[0], torch.randn(2, 8, 8, 8, dtype=torch.float64)
+    for norm in (block.norm1, block.norm2, block.shortcut[1]):
+        nn.init.normal_(norm.running_mean)
+    residual = block.norm2(block.conv2(F.relu(block.norm1(block.conv1(x)))))
+    weight = block.shortcut[0].weight[:, :, 0, 0]
+    expected = torch.einsum('oc,bchw->bohw', weight, x[..., ::2, ::2]) - block.shortcut[1].running_mean.view(-1, 1, 1)
+    torch.testing.assert_close(block(x), F.relu(residual + expected / (1 + 1e-5) ** 0.5))
+
+
+def test_a_tap_before_the_activation_is_the_sum() -> None:
+    model, seen = CifarResNet(14, shortcut='B'), {}
+    for name in ('stage2.1.sum', 'stage2'):
+        model.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: seen.update({name: o}))
+    model(torch.randn(2, 3, 8, 8))
+    assert seen['stage2.1.sum'].min() < 0
+    torch.testing.assert_close(seen['stage2'], seen['stage2.1.sum'].clamp(min=0))
+
+
 def test_wide_resnet_stage_is_input_plus_residual() -> None:
     model = WideResNet(16, 1).double().eval()
     x = torch.randn(2, 16, 8, 8, dtype=torch.float64)
@@ -180,6 +203,11 @@ def test_a_wrong_depth_is_one_line(build: object, form: str) -> None:
     message = str(error.value)
     assert form in message
     assert '\n' not in message
+
+
+def test_a_wrong_shortcut_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^CifarResNet: shortcut must be 'A' \(.*\) or 'B' \(.*\), got 'C'$"):
+        CifarResNet(8, shortcut='C')
 
 
 def test_an_image_classifier_of_mmpretrain_takes_it() -> None:
