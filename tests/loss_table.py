@@ -4,6 +4,12 @@ import torch
 
 from kd_plugins import functional as F
 
+
+def with_labels(loss):
+    """Return a loss of logits and labels as one of maps: the classes in order, one an image."""
+    return lambda s, t: loss(s.flatten(1), t.flatten(1), torch.arange(len(s), device=s.device))
+
+
 LOSSES = {
     'fitnet': F.fitnet_loss,
     'cosine': F.cosine_loss,
@@ -22,6 +28,7 @@ LOSSES = {
     'nst-gaussian': lambda s, t: F.nst_loss(s, t, 'gaussian'),
     'fsp': lambda s, t: F.fsp_loss((s, s.roll(1, 1)), (t, t.roll(1, 1))),
     'kd': lambda s, t: F.kd_loss(s.flatten(1), t.flatten(1)),
+    'dkd': with_labels(F.dkd_loss),
     'bss': lambda s, t: F.bss_loss(s.flatten(1), t.flatten(1)),
     'nst-gan': lambda s, t: F.nst_gan_loss(s, t, lambda x: x.pow(3).sum(-1, keepdim=True)),
 }

@@ -279,7 +279,7 @@ def test_all_of_a_pairs_methods_are_there_and_what_is_none_is_reported() -> None
     path = 'configs/cifar10/wrn-16-2_from_wrn-40-2.py'
     methods = load(path).methods
     assert set(methods) >= {
-        *('kd', 'kd_alpha', 'fitnet', 'at', 'fsp', 'sp', 'rkd_d', 'rkd_a', 'rkd_da', 'bss'),
+        *('kd', 'kd_alpha', 'dkd', 'fitnet', 'at', 'fsp', 'sp', 'rkd_d', 'rkd_a', 'rkd_da', 'bss', 'dkd'),
         *('nst_linear', 'nst_poly', 'nst_gaussian', 'nst_gan', 'cosine'),
     }
     assert [term.name for term in distillation_of(load(path, METHOD='kd+fitnet+nst_poly')).terms] == [
@@ -288,7 +288,7 @@ def test_all_of_a_pairs_methods_are_there_and_what_is_none_is_reported() -> None
         'nst',
     ]
     for method, reported in (
-        ('nosuch', r"METHOD=nosuch: there is no method 'nosuch'; methods, .*, are kd, kd_alpha, bss, .*"),
+        ('nosuch', r"METHOD=nosuch: there is no method 'nosuch'; methods, .*, are kd, kd_alpha, dkd, bss, .*"),
         ('kd+dml', "METHOD=kd.dml: there is no method 'dml'; methods"),
         ('kd+', "METHOD=kd.: there is no method ''"),
         ('sp+sp', "METHOD=sp.sp: two of the methods have a term 'sp': give one of them"),

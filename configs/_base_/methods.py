@@ -15,6 +15,16 @@ methods = dict(
     kd=[dict(name='kd', loss=dict(type='kd_plugins.KDLoss', tau=4.0), **logits, weight=1.0)],
     # (1 - alpha) CE + alpha tau^2 KL with alpha = 0.9, as in szagoruyko/attention-transfer; goes with loss_weight=0.1.
     kd_alpha=[dict(name='kd', loss=dict(type='kd_plugins.KDLoss', tau=4.0), **logits, weight=0.9)],
+    # CE + DKD, whose weight rises over the first 20 epochs: epoch by epoch in megvii-research/mdistiller, in a straight
+    # line here. Beta depends on the pair; this is that of ResNet-56 to ResNet-20.
+    dkd=[
+        dict(
+            name='dkd',
+            loss=dict(type='kd_plugins.DKDLoss', alpha=1.0, beta=2.0, tau=4.0),
+            **logits,
+            weight=dict(at=[0, 20], value=[0.0, 1.0]),
+        )
+    ],
     # CE + w_KD KL + w_BSS KL on boundary samples, both at tau 3 without tau^2, as in bhheo/BSS_distillation: w_KD falls
     # from 4 to 1 over training (here a ninth of that, tau^2 being in the loss), w_BSS from 2 to 0 at three quarters of
     # it. That code's batch is 256 and its training 80 epochs long; here both are the pair's. Its step and clamp are for

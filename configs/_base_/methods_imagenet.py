@@ -6,6 +6,8 @@ stages = ['backbone.layer1', 'backbone.layer2', 'backbone.layer3', 'backbone.lay
 ends = dict(student=stages, teacher=stages)
 methods = dict(
     kd=[dict(name='kd', loss=dict(type='kd_plugins.KDLoss', tau=4.0), **logits, weight=1.0)],
+    # As in megvii-research/mdistiller for ResNet-18 from ResNet-34, without a warm-up.
+    dkd=[dict(name='dkd', loss=dict(type='kd_plugins.DKDLoss', alpha=1.0, beta=0.5, tau=1.0), **logits, weight=1.0)],
     # On the same maps as NST, as in NST's tables.
     fitnet=[dict(name='fitnet', loss=dict(type='kd_plugins.FitNetLoss'), adapter='auto', **last, weight=200.0)],
     cosine=[dict(name='cosine', loss=dict(type='kd_plugins.CosineLoss'), adapter='mlp', **last, weight=1.0)],

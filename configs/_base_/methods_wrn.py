@@ -11,6 +11,8 @@ flows = [
 ]
 norm = dict(student='backbone.norm', teacher='backbone.norm')
 methods = dict(
+    # Beta is that of WRN-40-2 to WRN-16-2.
+    dkd=[dict(_base_.methods.dkd[0], loss=dict(_base_.methods.dkd[0].loss, beta=6.0))],
     fitnet=[dict(name='fitnet', loss=dict(type='kd_plugins.FitNetLoss'), adapter='auto', **hint, weight=20.0)],
     fsp=[
         dict(name=f'fsp{i}', loss=dict(type='kd_plugins.FSPLoss'), weight=1e-3, student=taps, teacher=taps)

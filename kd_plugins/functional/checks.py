@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from math import isfinite
 from numbers import Integral, Real
 
+import torch
 from torch import Tensor
 
 
@@ -45,6 +46,32 @@ def check_positions(name: str, student: Tensor, teacher: Tensor) -> None:
     check_channels(name, student, teacher)
     as_many = student.ndim != 3 or student.shape[1] == teacher.shape[1]
     check_shapes(as_many, name, 'the same number of tokens', student, teacher, 'tap layers of equal resolution')
+
+
+def check_logits(name: str, student: Tensor, teacher: Tensor, positions: bool = False) -> None:
+    """Check for non-empty logits (N, K) of one shape, with ``positions`` also (N, L, K)."""
+    alike = student.shape == teacher.shape and student.ndim in (2, 2 + positions) and student.numel() > 0
+    kinds = 'non-empty logits (N, K) or (N, L, K)' if positions else 'non-empty logits (N, K)'
+    remedy = 'give both networks the same images and the same classes'
+    check_shapes(alike, name, f'{kinds} of the same shape', student, teacher, remedy)
+
+
+def check_labels(name: str, logits: Tensor, labels: Tensor) -> None:
+    """Check for a class of each row of logits (N, K), K at least 2."""
+    n, classes = logits.shape
+    if classes < 2:
+        raise ValueError(f'{name}: expected logits of two classes or more, got {tuple(logits.shape)}')
+    if labels.shape != (n,) or labels.dtype != torch.long:
+        raise ValueError(
+            f'{name}: expected labels ({n},) of type int64, one for each row of logits, got {tuple(labels.shape)} of '
+            f'type {str(labels.dtype).removeprefix("torch.")}'
+        )
+    # A GPU, which checks indices itself, would have to be waited for.
+    if labels.is_cpu and not torch.compiler.is_compiling() and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(
+            f'{name}: expected labels from 0 to {classes - 1} for logits of {classes} classes, got labels from '
+            f'{int(labels.min())} to {int(labels.max())}; give both networks the classes of the data'
+        )
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:

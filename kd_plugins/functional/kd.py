@@ -1,11 +1,22 @@
 """Softened logits."""
 
-import torch
 from torch import Tensor
-from torch.nn.functional import kl_div, log_softmax
 
-from .checks import check_number, check_shapes
+from .checks import check_logits, check_number
 from .gram import distillation_loss
+
+
+def expectation(probabilities: Tensor, values: Tensor) -> Tensor:
+    """Return the sum of ``p x`` over all elements, in which a value of probability 0 counts as 0 even if infinite.
+
+    Args:
+        probabilities: Probabilities p, without gradient.
+        values: Values x of the same shape.
+    """
+    terms = probabilities * values
+    # The gradient is 0 there anyway, so that the graph need not record it.
+    terms.detach().masked_fill_(probabilities == 0, 0)
+    return terms.sum()
 
 
 @distillation_loss
@@ -33,16 +44,6 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
         2. github.com/szagoruyko/attention-transfer (tau 4, weight 0.9).
     """
     check_number('tau', tau, 0, strict=True)
-    check_shapes(
-        student.ndim in (2, 3) and student.shape == teacher.shape and student.numel() > 0,
-        'kd_loss',
-        'non-empty logits (N, K) or (N, L, K) of the same shape',
-        student,
-        teacher,
-        'give both networks the same images and the same classes',
-    )
-    student, teacher = (log_softmax(x / tau, -1) for x in (student, teacher))
-    divergence = kl_div(student, teacher, reduction='none', log_target=True)
-    # 0 log 0 = 0. The gradient is 0 there anyway, so that the graph need not record it.
-    divergence.detach().masked_fill_(teacher == -torch.inf, 0)
-    return divergence.sum() * (tau**2 * student.shape[-1] / student.numel())
+    check_logits('kd_loss', student, teacher, positions=True)
+    student, teacher = ((x / tau).log_softmax(-1) for x in (student, teacher))
+    return expectation(teacher.exp(), teacher - student) * (tau**2 * student.shape[-1] / student.numel())

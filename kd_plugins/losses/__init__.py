@@ -7,6 +7,7 @@ from .at import ATLoss
 from .base import AdversarialLoss, DistillationLoss
 from .bss import BSSLoss
 from .cosine import CosineLoss
+from .dkd import DKDLoss
 from .fitnet import FitNetLoss
 from .fsp import FSPLoss
 from .kd import KDLoss
@@ -20,6 +21,7 @@ __all__ = [
     'AdversarialLoss',
     'BSSLoss',
     'CosineLoss',
+    'DKDLoss',
     'DistillationLoss',
     'FSPLoss',
     'FitNetLoss',

@@ -12,11 +12,14 @@ MAPS = (
     torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(2)),
 )
 VECTORS = tuple(x.mean((2, 3)) for x in MAPS)
+LABELLED = (*VECTORS, torch.tensor([2, 0, 1, 2]))
 PAIRS = tuple((x, x.square()) for x in MAPS)
 
 CASES = [
     ('KDLoss', {}, F.kd_loss, VECTORS),
     ('KDLoss', {'tau': 2.0}, F.kd_loss, VECTORS),
+    ('DKDLoss', {}, F.dkd_loss, LABELLED),
+    ('DKDLoss', {'alpha': 0.5, 'beta': 2.0, 'tau': 1.0}, F.dkd_loss, LABELLED),
     ('FitNetLoss', {}, F.fitnet_loss, MAPS),
     ('FitNetLoss', {'reduction': 'sum'}, F.fitnet_loss, MAPS),
     ('ATLoss', {}, F.at_loss, MAPS),
@@ -60,6 +63,7 @@ def test_what_the_losses_declare():
         'AdversarialLoss': ('logits', False, False, False),
         'BSSLoss': ('logits', False, False, False),
         'CosineLoss': ('positions', False, False, False),
+        'DKDLoss': ('logits', False, False, True),
         'DistillationLoss': ('any', False, False, False),
         'FSPLoss': ('maps', True, False, False),
         'FitNetLoss': ('positions', False, False, False),
@@ -79,9 +83,10 @@ def test_losses_take_the_features_that_they_declare(name):
     loss = MODELS.build(dict(type=f'kd_plugins.{name}'))
     for kind, size in dict(maps=(6, 3, 4, 4), logits=(6, 5)).items():
         features = [[torch.randn(size) for _ in range(1 + loss.takes_pairs)] for _ in range(2)]
+        labels = [torch.arange(6) % 3] if loss.needs_labels else []
         expected = loss.features in (kind, 'positions', 'embeddings', 'any')
         with nullcontext() if expected else pytest.raises(ValueError, match='expected'):
-            value = loss(*features) if loss.takes_pairs else loss(features[0][0], features[1][0])
+            value = loss(*features) if loss.takes_pairs else loss(features[0][0], features[1][0], *labels)
             assert value.ndim == 0
 
 
@@ -91,6 +96,9 @@ def test_losses_take_the_features_that_they_declare(name):
         ('KDLoss', {'tau': 0}, 'tau: expected a number above 0, got 0'),
         ('KDLoss', {'tau': float('inf')}, 'tau: expected a number above 0, got inf'),
         ('KDLoss', {'tau': '4'}, "tau: expected a number above 0, got '4'"),
+        ('DKDLoss', {'alpha': -1}, 'alpha: expected a number of at least 0, got -1'),
+        ('DKDLoss', {'alpha': 0, 'beta': 0}, 'alpha + beta: expected a number above 0, got 0'),
+        ('DKDLoss', {'tau': None}, 'tau: expected a number above 0, got None'),
         ('BSSLoss', {'tau': 0}, 'tau: expected a number above 0, got 0'),
         ('BSSLoss', {'attack_size': 0}, 'attack_size: expected a whole number of at least 1, got 0'),
         ('BSSLoss', {'steps': 2.5}, 'steps: expected a whole number of at least 1, got 2.5'),

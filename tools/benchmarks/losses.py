@@ -116,6 +116,27 @@ def kd_reference(student: Tensor, teacher: Tensor) -> Tensor:
     return 16 * (t * (t.log() - s.log())).sum(1).mean()
 
 
+def dkd_reference(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return DKD at temperature 4 from probabilities and masks, as its authors' program does."""
+    label = torch.zeros_like(student).scatter_(1, classes_of(student)[:, None], 1)
+    both = [F.softmax(x / 4, dim=1) for x in (student, teacher)]
+    s, t = (torch.cat([(p * mask).sum(1, keepdim=True) for mask in (label, 1 - label)], 1) for p in both)
+    of_labels = F.kl_div(s.log(), t, reduction='batchmean')
+    t = F.softmax(teacher / 4 - 1000 * label, dim=1)
+    of_others = F.kl_div(F.log_softmax(student / 4 - 1000 * label, dim=1), t, reduction='batchmean')
+    return 16 * (of_labels + 8 * of_others)
+
+
+def classes_of(logits: Tensor) -> Tensor:
+    """Return a label for each row of logits (N, K)."""
+    return torch.arange(len(logits), device=logits.device) % logits.shape[1]
+
+
+def dkd(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return DKD with these labels."""
+    return functional.dkd_loss(student, teacher, classes_of(student))
+
+
 def nst_case(kernel: str, shape: tuple[int, ...]) -> Case:
     """Describe NST; its products are over the channels, for poly over the positions where those are fewer."""
     b, c, positions = shape[0], shape[1], shape[2] * shape[3]
@@ -164,7 +185,11 @@ def vector_cases(shape: tuple[int, int]) -> list[Case]:
 
 def loss_cases(full: bool) -> list[Case]:
     """List the losses to measure: a few of each, or those of CIFAR, ImageNet, an FPN and re-identification."""
-    logits = [Case('KD', (128, classes), functional.kd_loss, kd_reference) for classes in (100, 1000)]
+    logits = [
+        Case(name, (128, classes), loss, reference)
+        for classes in (100, 1000)
+        for name, loss, reference in (('KD', functional.kd_loss, kd_reference), ('DKD', dkd, dkd_reference))
+    ]
     if full:
         maps = [
             (128, 64, 8, 8),
@@ -194,7 +219,7 @@ def loss_cases(full: bool) -> list[Case]:
         *few,
         *vector_cases((64, 128)),
         *(case for case in map_cases((128, 64, 8, 8)) if 'NST' not in case.name),
-        *logits[:1],
+        *logits[:2],
     ]
 
 
