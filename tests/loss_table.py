@@ -18,6 +18,7 @@ LOSSES = {
     'at-code': lambda s, t: F.at_loss(s, t, 'code'),
     'at-1': lambda s, t: F.at_loss(s, t, p=1),
     'sp': F.sp_loss,
+    'pkt': lambda s, t: 3e4 * F.pkt_loss(s, t),  # the authors' weight, without which float16 has no such gradients
     'rkd': F.rkd_loss,
     'rkd-distance': F.rkd_distance_loss,
     'rkd-angle': F.rkd_angle_loss,

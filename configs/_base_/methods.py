@@ -63,6 +63,8 @@ methods = dict(
     ],
     # gamma = 3000, summed over the ends of the three groups.
     sp=[dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), **ends, weight=3000.0)],
+    # The divergence over the batch, weighed with 30000 on the pooled features in HobbitLong/RepDistiller.
+    pkt=[dict(name='pkt', loss=dict(type='kd_plugins.PKTLoss'), **embeddings, weight=30000.0)],
     # 25 and 50 on the pooled features, weights that belong to the means of lenscloth/RKD.
     rkd_d=[
         dict(

@@ -13,6 +13,7 @@ methods = dict(
     cosine=[dict(name='cosine', loss=dict(type='kd_plugins.CosineLoss'), adapter='mlp', **last, weight=1.0)],
     at=[dict(name='at', loss=dict(type='kd_plugins.ATLoss', convention='code'), **ends, weight=1000.0)],
     sp=[dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), **last, weight=3000.0)],
+    pkt=[dict(name='pkt', loss=dict(type='kd_plugins.PKTLoss'), **embeddings, weight=30000.0)],
     rkd_d=[
         dict(
             name='rkd_d',

@@ -13,6 +13,7 @@ from .fsp import FSPLoss
 from .kd import KDLoss
 from .nst import NSTLoss
 from .nst_gan import NSTGANLoss
+from .pkt import PKTLoss
 from .rkd import RKDLoss
 from .sp import SPLoss
 
@@ -28,6 +29,7 @@ __all__ = [
     'KDLoss',
     'NSTGANLoss',
     'NSTLoss',
+    'PKTLoss',
     'RKDLoss',
     'SPLoss',
 ]

@@ -30,6 +30,7 @@ CASES = [
     ('CosineLoss', {'smooth_l1': 0.0}, F.cosine_loss, VECTORS),
     ('FSPLoss', {}, F.fsp_loss, PAIRS),
     ('SPLoss', {}, F.sp_loss, MAPS),
+    ('PKTLoss', {}, F.pkt_loss, MAPS),
     ('RKDLoss', {}, F.rkd_loss, VECTORS),
     (
         'RKDLoss',
@@ -70,6 +71,7 @@ def test_what_the_losses_declare():
         'KDLoss': ('logits', False, False, False),
         'NSTGANLoss': ('maps', False, False, False),
         'NSTLoss': ('maps', False, False, False),
+        'PKTLoss': ('embeddings', False, True, False),
         'RKDLoss': ('embeddings', False, True, False),
         'SPLoss': ('embeddings', False, True, False),
     }

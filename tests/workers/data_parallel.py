@@ -35,6 +35,7 @@ RELATIONAL = {
     for name, d, a in (('rkd-d', 1.0, 0.0), ('rkd-a', 0.0, 1.0), ('rkd-da', 1.0, 2.0))
 }
 RELATIONAL['sp'] = dict(type='kd_plugins.SPLoss')
+RELATIONAL['pkt'] = dict(type='kd_plugins.PKTLoss')
 RELATIONAL['own'] = dict(type='SameClassDistance')
 PER_SAMPLE = {name: dict(type=f'kd_plugins.{name.upper()}Loss') for name in ('kd', 'at', 'nst')}
 ADAPTED = [
@@ -123,12 +124,14 @@ class Watch(Hook):
 
     def __init__(self, one_by_one: bool) -> None:
         self.one_by_one = one_by_one
+        self.weights: list[float] = []
         self.losses: list[dict] = []
         self.states: list[dict] = []
         self.adapters: list[dict] = []
 
     def before_train(self, runner: Runner) -> None:
         self.record(runner)
+        self.weights = [term.weight for term in core_of(runner).terms]
 
     def record(self, runner: Runner) -> None:
         model = getattr(runner.model, 'module', runner.model)
@@ -138,7 +141,7 @@ class Watch(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         if self.one_by_one:
             for i, term in enumerate(core_of(runner).terms):
-                term.weight = float(i == runner.iter)
+                term.weight = self.weights[i] * (i == runner.iter)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self.losses.append({name: value.item() for name, value in outputs.items()})
@@ -180,7 +183,7 @@ def run(
             sampler=dict(type=DefaultSampler, shuffle=False),
             collate_fn=dict(type='default_collate'),
         ),
-        train_cfg=dict(by_epoch=True, max_epochs=1),
+        train_cfg=dict(by_epoch=True, max_epochs=-(-len(terms) // 8) if one_by_one else 1),
         launcher='pytorch' if together else 'none',
         cfg=Config(WRAPPER if together else {}),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9), accumulative_counts=accumulate),
@@ -198,7 +201,7 @@ def run(
 def scenarios(folder: Path, ways: Sequence[str] = WAYS) -> dict:
     """Run everything in which one process and two must agree."""
     every = [
-        dict(name=name, loss=loss, student=tap, teacher=tap)
+        dict(name=name, loss=loss, student=tap, teacher=tap, weight=1e4 if name == 'pkt' else 1.0)
         for name, loss in (RELATIONAL | PER_SAMPLE).items()
         for tap in ['fc' if name == 'kd' else 'maps']
     ]

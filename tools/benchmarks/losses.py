@@ -98,6 +98,19 @@ def sp_reference(student: Tensor, teacher: Tensor) -> Tensor:
     return (s - t).pow(2).sum() / len(s) ** 2
 
 
+def pkt_reference(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return PKT as its authors' program does."""
+
+    def probabilities(x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        x = x / (x.square().sum(1, keepdim=True).sqrt() + 1e-7)
+        similarities = (x @ x.T + 1) / 2
+        return similarities / similarities.sum(1, keepdim=True)
+
+    s, t = probabilities(student), probabilities(teacher)
+    return (t * ((t + 1e-7) / (s + 1e-7)).log()).mean()
+
+
 def at_reference(student: Tensor, teacher: Tensor) -> Tensor:
     """Return AT in the paper's form."""
     s, t = (F.normalize(x.pow(2).sum(1).flatten(1), dim=1) for x in (student, teacher))
@@ -180,6 +193,7 @@ def vector_cases(shape: tuple[int, int]) -> list[Case]:
         relational_case('RKD-A', shape, functional.rkd_angle_loss, rkd_angle_reference, n**3 * d),
         relational_case("RKD-A, authors' form", shape, functional.rkd_angle_loss, rkd_angle_published, n**2 * d),
         relational_case('SP', shape, functional.sp_loss, sp_reference),
+        relational_case('PKT', shape, functional.pkt_loss, pkt_reference),
     ]
 
 
