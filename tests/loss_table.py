@@ -19,6 +19,7 @@ LOSSES = {
     'at-1': lambda s, t: F.at_loss(s, t, p=1),
     'sp': F.sp_loss,
     'pkt': lambda s, t: 3e4 * F.pkt_loss(s, t),  # the authors' weight, without which float16 has no such gradients
+    'vid': lambda s, t: F.vid_loss(s, t, torch.linspace(2, 5, s.shape[1], device=s.device)),
     'rkd': F.rkd_loss,
     'rkd-distance': F.rkd_distance_loss,
     'rkd-angle': F.rkd_angle_loss,

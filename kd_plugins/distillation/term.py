@@ -139,6 +139,7 @@ class Term(nn.Module):
         self._layouts: dict[tuple[int | None, str], Layout] = {}  # of teacher (None: student) and tap
         self._adapter = adapter
         self.adapters = nn.ModuleList()
+        self.copies = nn.ModuleList()  # of a loss per level, for all levels and teachers but the first
         self._chosen = teachers
         self.teachers: Sequence[int] = ()
 
@@ -216,11 +217,16 @@ class Term(nn.Module):
                         else build_part(f"the adapter of term '{self.name}'", copy.deepcopy(self._adapter))
                     )
             self._notice_size(batch.student.model)
+        if self._declared.per_level:
+            count = sum(len(levels) for levels, _ in taken.values())
+            self.copies.extend(copy.deepcopy(self.loss) for _ in range(count - 1))
         self.to(levels[0].device)
-        labels = None
+        labels = indices = None
         if self._declared.needs_labels:
             labels = torch.zeros(len(levels[0]), dtype=torch.long, device=levels[0].device)
-        self.compare(student, targets, batch, labels)
+        if self._declared.needs_indices:
+            indices = torch.arange(len(levels[0]), device=levels[0].device)
+        self.compare(student, targets, batch, labels, indices)
         return self.describe(student, targets, taken)
 
     def _notice_size(self, student: nn.Module) -> None:
@@ -280,7 +286,7 @@ class Term(nn.Module):
         ]
         sizes = {
             name: sum(p.numel() for p in module.parameters())
-            for name, module in (('adapter', self.adapters), ('loss', self.loss))
+            for name, module in (('adapter', self.adapters), ('loss', nn.ModuleList([self.loss, *self.copies])))
         }
         trained = ''.join(f', {name} of {size:,} parameters' for name, size in sizes.items() if size)
         return (
@@ -298,20 +304,36 @@ class Term(nn.Module):
             batch: The batch.
 
         Raises:
-            UserError: The loss does not take the shapes, or needs labels that the batch does not have.
+            UserError: The loss does not take the shapes, or needs labels or indices that the batch does not have.
         """
         labels = self.labels(batch.data_samples) if self._declared.needs_labels else None
-        return self.compare(student, targets, batch, labels)
+        indices = None
+        if self._declared.needs_indices:
+            indices = torch.tensor(self.indices(batch.data_samples), device=batch.inputs.device)
+        return self.compare(student, targets, batch, labels, indices)
 
     def compare(
-        self, student: Features, targets: Sequence[Features], batch: Batch, labels: Tensor | None = None
+        self,
+        student: Features,
+        targets: Sequence[Features],
+        batch: Batch,
+        labels: Tensor | None = None,
+        indices: Tensor | None = None,
     ) -> Tensor:
         """Return the unweighted loss, the mean over the teachers."""
         with self.explain_shape_errors(student, targets):
-            return mean_over_teachers([self.against(x, student, targets[x], batch, labels) for x in self.teachers])
+            return mean_over_teachers(
+                [self.against(x, student, targets[x], batch, labels, indices) for x in self.teachers]
+            )
 
     def against(
-        self, index: int, student: Features, target: Features, batch: Batch, labels: Tensor | None = None
+        self,
+        index: int,
+        student: Features,
+        target: Features,
+        batch: Batch,
+        labels: Tensor | None = None,
+        indices: Tensor | None = None,
     ) -> Tensor:
         """Return the unweighted loss against the teacher with this index.
 
@@ -319,17 +341,22 @@ class Term(nn.Module):
             UserError: The numbers of levels do not match or do not suit the loss, or the loss is no scalar.
         """
         levels, targets = self._taken(index, student, target, batch)
+        start = list(self.teachers).index(index) * len(levels)
         if self.adapters:
-            start = list(self.teachers).index(index) * len(levels)
             adapters = self.adapters[start : start + len(levels)]
             levels = [adapter(level) for adapter, level in zip(adapters, levels, strict=True)]
         if self.resize != 'smaller':
             levels, targets = self._resized(levels, targets)
         if self._declared.batch_relational:
             levels, targets = [gathered(x) for x in levels], [gathered(x) for x in targets]
-            labels = None if labels is None else gathered(labels)
+            labels, indices = (None if x is None else gathered(x) for x in (labels, indices))
         pairs = [(levels, targets)] if self._declared.takes_pairs else list(zip(levels, targets, strict=True))
-        losses = [self.loss(s, t) if labels is None else self.loss(s, t, labels) for s, t in pairs]
+        modules = [self.loss] * len(pairs)
+        if self.copies:
+            modules = [self.loss, *self.copies][start : start + len(pairs)]
+        arguments = [] if labels is None else [labels]
+        options = {} if indices is None else dict(indices=indices)
+        losses = [module(s, t, *arguments, **options) for module, (s, t) in zip(modules, pairs, strict=True)]
         for loss in losses:
             if not isinstance(loss, Tensor) or loss.numel() != 1:
                 raise UserError(
@@ -416,6 +443,54 @@ class Term(nn.Module):
                 )
             labels.append(label.flatten())
         return torch.cat(labels)
+
+    def set_num_samples(self, num_samples: int) -> None:
+        """Give the number of images of the training set to a loss that needs their indices.
+
+        Raises:
+            UserError: The loss was given a smaller number.
+        """
+        if not self._declared.needs_indices:
+            return
+        losses: list[Any] = [self.loss, *self.copies]
+        for loss in losses:
+            if loss.num_samples is None:
+                loss.set_num_samples(num_samples)
+            elif loss.num_samples < num_samples:
+                raise UserError(
+                    f"term '{self.name}': num_samples={loss.num_samples}, but the training set has {num_samples} "
+                    f'images: give num_samples={num_samples}, or leave it out'
+                )
+
+    def indices(self, data_samples: Sequence[Any] | None) -> list[int]:
+        """Return the indices of the images in the training set.
+
+        Raises:
+            UserError: An image has no index or one out of range, is mixed of several, or the number of images of the
+                training set is unknown.
+        """
+        count, kind = self._declared.num_samples, type(self.loss).__name__
+        if count is None:
+            raise UserError(
+                f"term '{self.name}': {kind} needs the number of images of the training set, which only the "
+                "project's commands and DistillationHook find: give loss=dict(num_samples=...)"
+            )
+        indices = []
+        for sample in [None] if data_samples is None else data_samples:
+            index, mixed = getattr(sample, 'sample_idx', None), getattr(sample, 'gt_score', None) is not None
+            if mixed or not isinstance(index, int):
+                raise UserError(
+                    f"term '{self.name}': {kind} needs the index of each image in the training set, sample_idx in the "
+                    f'metainfo of its data sample, got {"a mixed image" if mixed else index}: '
+                    + ('do not mix images' if mixed else 'add it to the meta_keys of the last step of the pipeline')
+                )
+            if not 0 <= index < count:
+                raise UserError(
+                    f"term '{self.name}': the sample_idx of an image is {index}, expected 0 to {count - 1}, the "
+                    f'{kind} being for num_samples={count}: give the size of the training set'
+                )
+            indices.append(index)
+        return indices
 
     @contextmanager
     def explain_shape_errors(self, student: Features, targets: Sequence[Features]) -> Iterator[None]:

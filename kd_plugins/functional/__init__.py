@@ -18,6 +18,7 @@ from .pkt import pkt_loss
 from .rkd import rkd_angle_loss, rkd_distance_loss, rkd_loss
 from .sp import similarity_matrix, sp_loss
 from .triplet import batch_hard_triplet_loss
+from .vid import vid_loss
 
 __all__ = [
     'at_loss',
@@ -41,4 +42,5 @@ __all__ = [
     'rkd_loss',
     'similarity_matrix',
     'sp_loss',
+    'vid_loss',
 ]

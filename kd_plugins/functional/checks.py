@@ -37,13 +37,14 @@ def check_channels(name: str, student: Tensor, teacher: Tensor) -> None:
     check_shapes(equal, name, 'the same number of channels', student, teacher, remedy)
 
 
-def check_positions(name: str, student: Tensor, teacher: Tensor) -> None:
-    """Check for features that are compared position by position: of one kind, the same B, C and N."""
+def check_positions(name: str, student: Tensor, teacher: Tensor, channels: bool = True) -> None:
+    """Check for features that are compared position by position: of one kind, the same B, N and (``channels``) C."""
     kinds = 'two maps (B, C, H, W), two sequences of tokens (B, N, C) or two vectors (B, C)'
     alike = student.ndim == teacher.ndim and student.ndim in (2, 3, 4)
     check_shapes(alike, name, kinds, student, teacher, 'tap layers of the same kind')
     check_batch(name, student, teacher)
-    check_channels(name, student, teacher)
+    if channels:
+        check_channels(name, student, teacher)
     as_many = student.ndim != 3 or student.shape[1] == teacher.shape[1]
     check_shapes(as_many, name, 'the same number of tokens', student, teacher, 'tap layers of equal resolution')
 

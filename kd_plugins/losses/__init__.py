@@ -16,6 +16,7 @@ from .nst_gan import NSTGANLoss
 from .pkt import PKTLoss
 from .rkd import RKDLoss
 from .sp import SPLoss
+from .vid import VIDLoss
 
 __all__ = [
     'ATLoss',
@@ -32,4 +33,5 @@ __all__ = [
     'PKTLoss',
     'RKDLoss',
     'SPLoss',
+    'VIDLoss',
 ]

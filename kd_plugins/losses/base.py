@@ -30,12 +30,24 @@ class DistillationLoss(nn.Module):
             depend on the number of processes.
         takes_pairs: Whether ``student`` and ``teacher`` are pairs of features, the input and the output of a stage.
         needs_labels: Whether the loss is called as ``loss(student, teacher, labels)`` with the classes (B,).
+        needs_indices: Whether the loss is called with ``indices=`` (B,), the index of each image in the training set,
+            from 0 to ``num_samples - 1``.
+        num_samples: Number of images of the training set, where the loss needs indices and knows it yet.
+        per_level: Whether the loss has parameters, or other state, that belong to one level. A term then uses a copy of
+            it for each level and teacher.
     """
 
     features: ClassVar[Literal['maps', 'positions', 'logits', 'embeddings', 'any']] = 'any'
     batch_relational: ClassVar[bool] = False
     takes_pairs: ClassVar[bool] = False
-    needs_labels: ClassVar[bool] = False
+    needs_labels: bool = False
+    needs_indices: ClassVar[bool] = False
+    num_samples: int | None = None
+    per_level: ClassVar[bool] = False
+
+    def set_num_samples(self, num_samples: int) -> None:
+        """Receive the number of images of the training set, before the first step."""
+        self.num_samples = num_samples
 
 
 class AdversarialLoss(DistillationLoss):

@@ -22,6 +22,7 @@ STAGES = ['backbone.stage1', 'backbone.stage2', 'backbone.stage3']
 PAIR = ['backbone.stage1.0.conv1', 'backbone.stage1']
 HINT = dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), adapter='auto')
 BSS = KD | dict(name='bss', loss=dict(type='kd_plugins.BSSLoss', attack_size=4), weight=2.0)
+VID = dict(name='vid', loss=dict(type='kd_plugins.VIDLoss'))
 GAN = dict(name='gan', loss=dict(type='kd_plugins.NSTGANLoss', hidden=8), student=STAGES[2], teacher=STAGES[2])
 
 
@@ -344,6 +345,28 @@ def test_every_teacher_has_adapters_of_its_own(student, tmp_path, images):
         'teacher 0 backbone.stage1+backbone.stage2 (6, 4, 16, 16) (6, 8, 8, 8), '
         'teacher 1 backbone.stage1+backbone.stage2 (6, 6, 16, 16) (6, 12, 8, 8), adapter of 230 parameters'
     ]
+
+
+def test_a_loss_with_parameters_of_its_own_is_copied_for_every_level_and_teacher(student, tmp_path, images):
+    term = VID | dict(student=STAGES[:2], teacher=STAGES[:2])
+    core, features, losses, lines = distil(student, two_teachers(tmp_path, width=6), [term], images)
+    modules = [core.terms[0].loss, *core.terms[0].copies]
+    assert [len(x.scale) for x in modules] == [4, 8, 6, 12]
+    assert len(core.state_dict()) == 16
+    targets = [teacher(images, None) for teacher in core.teachers]
+    expected = (
+        sum(
+            modules[2 * i + j](features[tap][0], target[tap][0])
+            for i, target in enumerate(targets)
+            for j, tap in enumerate(STAGES[:2])
+        )
+        / 2
+    )
+    torch.testing.assert_close(losses['loss_vid'], expected)
+    losses['loss_vid'].backward()
+    assert all(p.grad.abs().sum() > 0 for p in core.parameters())
+    sizes = [4 + 4 * 4 * 3, 8 + 8 * 8 * 3, 6 + 6 * (4 + 6 + 6), 12 + 12 * (8 + 12 + 12)]
+    assert lines[0].endswith(f'loss of {sum(sizes)} parameters')
 
 
 def test_a_term_may_learn_from_some_teachers_only(student, tmp_path, images):

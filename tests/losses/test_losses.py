@@ -1,4 +1,5 @@
 from contextlib import nullcontext
+from math import log
 
 import pytest
 import torch
@@ -74,6 +75,7 @@ def test_what_the_losses_declare():
         'PKTLoss': ('embeddings', False, True, False),
         'RKDLoss': ('embeddings', False, True, False),
         'SPLoss': ('embeddings', False, True, False),
+        'VIDLoss': ('positions', False, False, False),
     }
 
 
@@ -82,8 +84,8 @@ def test_what_the_losses_declare():
 )
 def test_losses_take_the_features_that_they_declare(name):
     torch.manual_seed(0)
-    loss = MODELS.build(dict(type=f'kd_plugins.{name}'))
     for kind, size in dict(maps=(6, 3, 4, 4), logits=(6, 5)).items():
+        loss = MODELS.build(dict(type=f'kd_plugins.{name}'))
         features = [[torch.randn(size) for _ in range(1 + loss.takes_pairs)] for _ in range(2)]
         labels = [torch.arange(6) % 3] if loss.needs_labels else []
         expected = loss.features in (kind, 'positions', 'embeddings', 'any')
@@ -108,6 +110,7 @@ def test_losses_take_the_features_that_they_declare(name):
         ('BSSLoss', {'clamp': None}, 'clamp: expected a number above 0, got None'),
         ('BSSLoss', {'scale': [1.0, 0]}, 'scale: expected a number above 0, got 0'),
         ('NSTGANLoss', {'hidden': 0}, 'hidden: expected a whole number of at least 1, got 0'),
+        ('VIDLoss', {'variance': 1e-5}, 'variance: expected a number above 1e-05, got 1e-05'),
         ('FitNetLoss', {'reduction': 'none'}, "reduction: expected one of 'mean', 'sum', got 'none'"),
         ('ATLoss', {'convention': 'official'}, "convention: expected one of 'paper', 'code', got 'official'"),
         ('CosineLoss', {'smooth_l1': -0.1}, 'smooth_l1: expected a number of at least 0, got -0.1'),
@@ -171,6 +174,23 @@ def test_nst_gan_is_the_function_with_its_critic():
     assert torch.equal(value, F.nst_gan_loss(*MAPS, loss.critic))
     with pytest.raises(ValueError, match='its critic was built for maps of 25 positions, got 16; give each stage a'):
         loss(MAPS[0][..., :4, :4], MAPS[1])
+
+
+def test_vid_is_the_function_with_its_means_and_variances():
+    loss = MODELS.build(dict(type='kd_plugins.VIDLoss', variance=900.0))
+    assert not list(loss.parameters())
+    student, teacher = torch.randn(4, 3, 6, 6), torch.randn(4, 7, 3, 3)
+    value = loss(student, teacher)
+    assert [tuple(p.shape) for p in loss.parameters()] == [(7,), (7, 3, 1, 1), (7, 7, 1, 1), (7, 7, 1, 1)]
+    first, second, third = (x[:, :, 0, 0].detach() for x in loss.mean.parameters())
+    pooled = torch.nn.functional.avg_pool2d(student, 2)  # before the networks, as in the authors' code
+    means = torch.einsum('oc,bchw->bohw', first, pooled).relu()
+    means = torch.einsum('oc,bchw->bohw', third, torch.einsum('oc,bchw->bohw', second, means).relu())
+    torch.testing.assert_close(value, F.vid_loss(means, teacher, torch.full((7,), 900.0)))
+    loss = MODELS.build(dict(type='kd_plugins.VIDLoss'))
+    value = loss(torch.zeros(2, 9, 3), torch.ones(2, 9, 7))  # tokens
+    assert value.item() == pytest.approx((1 / 5 + log(5)) / 2)
+    assert [tuple(p.shape) for p in loss.parameters()] == [(7,), (7, 3), (7, 7), (7, 7)]
 
 
 def test_misspelt_option():

@@ -52,6 +52,7 @@ ADAPTED = [
 ]
 CRITIC = [
     dict(name='gan', loss=dict(type='kd_plugins.NSTGANLoss', hidden=8), student='maps', teacher='maps'),
+    dict(name='vid', loss=dict(type='kd_plugins.VIDLoss'), student='maps', teacher='maps'),
     dict(name='off', loss=dict(type='kd_plugins.NSTGANLoss', hidden=8), student='maps', teacher='maps', weight=0),
 ]
 BSS = [dict(name='bss', loss=dict(type='kd_plugins.BSSLoss'), student='fc', teacher='fc', weight=5.0)]

@@ -111,6 +111,22 @@ def pkt_reference(student: Tensor, teacher: Tensor) -> Tensor:
     return (t * ((t + 1e-7) / (s + 1e-7)).log()).mean()
 
 
+def variances(maps: Tensor) -> Tensor:
+    """Return a variance for each channel."""
+    return torch.linspace(1, 5, maps.shape[1], device=maps.device)
+
+
+def vid(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return VID behind its means."""
+    return functional.vid_loss(student, teacher, variances(student))
+
+
+def vid_reference(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return VID behind its means as its authors' program does."""
+    variance = variances(student).view(1, -1, 1, 1)
+    return (0.5 * ((student - teacher) ** 2 / variance + variance.log())).mean()
+
+
 def at_reference(student: Tensor, teacher: Tensor) -> Tensor:
     """Return AT in the paper's form."""
     s, t = (F.normalize(x.pow(2).sum(1).flatten(1), dim=1) for x in (student, teacher))
@@ -181,6 +197,7 @@ def map_cases(shape: tuple[int, ...]) -> list[Case]:
         relational_case('SP', shape, functional.sp_loss, sp_reference),
         Case('AT', shape, functional.at_loss, at_reference),
         Case('FSP', shape, functional.fsp_loss, fsp_reference, pairs=True, literal=literal, products=8 * literal),
+        Case('VID', shape, vid, vid_reference),
         Case('FitNet', shape, functional.fitnet_loss, lambda s, t: 0.5 * (s - t).pow(2).mean()),
     ]
 
