@@ -28,6 +28,7 @@ LOSSES = {
     'nst-cubic': lambda s, t: F.nst_loss(s, t, degree=3, c=0.5),
     'nst-linear': lambda s, t: F.nst_loss(s, t, 'linear'),
     'nst-gaussian': lambda s, t: F.nst_loss(s, t, 'gaussian'),
+    'pkd': F.pkd_loss,
     'fsp': lambda s, t: F.fsp_loss((s, s.roll(1, 1)), (t, t.roll(1, 1))),
     'kd': lambda s, t: F.kd_loss(s.flatten(1), t.flatten(1)),
     'dkd': with_labels(F.dkd_loss),

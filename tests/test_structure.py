@@ -16,7 +16,7 @@ CORE = LEAVES | {'checkpoint', 'distillation', 'pretrained'}
 # A room, the rooms it may import from, and the packages outside; both beside its own room and the standard library.
 ROOMS = {
     'functional': (set(), {'torch'}),
-    'losses': ({'functional', 'registry'}, {'torch'}),
+    'losses': ({'functional', 'registry', 'utils'}, {'torch'}),
     'distillation': (CORE | {'functional', 'losses'}, {'mmengine', 'torch', 'torchvision'}),
     'models': (CORE | {'losses', 'functional'}, {'mmengine', 'mmpretrain', 'torch'}),
     'hooks': (CORE | {'compat', 'evaluation', 'losses', 'functional'}, {'mmengine', 'numpy', 'torch'}),

@@ -89,6 +89,8 @@ methods = dict(
             **embeddings,
         )
     ],
+    # Made for FPNs, where the authors weigh a level with 6 or 10; no published weight for a classifier's maps.
+    pkd=[dict(name='pkd', loss=dict(type='kd_plugins.PKDLoss'), adapter='auto', **last, weight=6.0)],
     # On the last maps. TuSimple/neuron-selectivity-transfer weighs MMD^2 with 50, without the paper's 1/2; that the
     # Gaussian has twice the weight of the others is recalled from the paper, unverified.
     nst_linear=[dict(name='nst', loss=dict(type='kd_plugins.NSTLoss', kernel='linear'), **last, weight=50.0)],

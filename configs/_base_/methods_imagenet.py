@@ -36,5 +36,7 @@ methods = dict(
             **embeddings,
         )
     ],
+    # The weight is that of an FPN's level.
+    pkd=[dict(name='pkd', loss=dict(type='kd_plugins.PKDLoss'), adapter='auto', **last, weight=6.0)],
     nst_poly=[dict(name='nst', loss=dict(type='kd_plugins.NSTLoss', kernel='poly'), **last, weight=50.0)],
 )

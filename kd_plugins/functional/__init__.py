@@ -14,6 +14,7 @@ from .fsp import fsp_loss
 from .kd import kd_loss
 from .nst import nst_loss
 from .nst_gan import nst_gan_loss
+from .pkd import pkd_loss
 from .pkt import pkt_loss
 from .rkd import rkd_angle_loss, rkd_distance_loss, rkd_loss
 from .sp import similarity_matrix, sp_loss
@@ -36,6 +37,7 @@ __all__ = [
     'matched_attention',
     'nst_gan_loss',
     'nst_loss',
+    'pkd_loss',
     'pkt_loss',
     'rkd_angle_loss',
     'rkd_distance_loss',

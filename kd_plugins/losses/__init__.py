@@ -13,6 +13,7 @@ from .fsp import FSPLoss
 from .kd import KDLoss
 from .nst import NSTLoss
 from .nst_gan import NSTGANLoss
+from .pkd import PKDLoss
 from .pkt import PKTLoss
 from .rkd import RKDLoss
 from .sp import SPLoss
@@ -30,6 +31,7 @@ __all__ = [
     'KDLoss',
     'NSTGANLoss',
     'NSTLoss',
+    'PKDLoss',
     'PKTLoss',
     'RKDLoss',
     'SPLoss',

@@ -1,7 +1,7 @@
 """Communication between the processes of a data-parallel run."""
 
 import torch
-from mmengine.dist import all_gather, get_world_size
+from mmengine.dist import all_gather, all_reduce, get_world_size
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
 
@@ -31,3 +31,12 @@ def gathered(feature: Tensor) -> Tensor:
         )
     gather = all_gather_with_gradient if feature.requires_grad else all_gather
     return torch.cat(gather(feature.contiguous()))
+
+
+def summed(x: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes, without gradient; the tensor itself in a single process."""
+    if get_world_size() == 1:
+        return x
+    x = x.detach().clone()
+    all_reduce(x)
+    return x

@@ -41,6 +41,7 @@ PER_SAMPLE = {name: dict(type=f'kd_plugins.{name.upper()}Loss') for name in ('kd
 ADAPTED = [
     dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student='maps', teacher='maps', adapter='auto'),
     dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), student='maps', teacher='maps', weight=100.0, adapter='auto'),
+    dict(name='pkd', loss=dict(type='kd_plugins.PKDLoss'), student='maps', teacher='maps', adapter='auto'),
     dict(
         name='cosine',
         loss=dict(type='kd_plugins.CosineLoss'),

@@ -139,6 +139,17 @@ def fsp_reference(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tenso
     return (s - t).pow(2).sum((1, 2)).mean()
 
 
+def pkd_reference(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return PKD from its standardised maps, as its authors' program does."""
+
+    def standardised(x: Tensor) -> Tensor:
+        channels = x.movedim(1, 0).flatten(1)
+        channels = (channels - channels.mean(1, keepdim=True)) / (channels.std(1, correction=0, keepdim=True) + 1e-6)
+        return channels.unflatten(1, (len(x), *x.shape[2:])).movedim(0, 1)
+
+    return F.mse_loss(standardised(student), standardised(teacher)) / 2
+
+
 def kd_reference(student: Tensor, teacher: Tensor) -> Tensor:
     """Return 16 KL(teacher || student) at temperature 4, from probabilities."""
     s, t = (F.softmax(x / 4, dim=1) for x in (student, teacher))
@@ -198,6 +209,7 @@ def map_cases(shape: tuple[int, ...]) -> list[Case]:
         Case('AT', shape, functional.at_loss, at_reference),
         Case('FSP', shape, functional.fsp_loss, fsp_reference, pairs=True, literal=literal, products=8 * literal),
         Case('VID', shape, vid, vid_reference),
+        Case('PKD', shape, functional.pkd_loss, pkd_reference),
         Case('FitNet', shape, functional.fitnet_loss, lambda s, t: 0.5 * (s - t).pow(2).mean()),
     ]
 
