@@ -1,0 +1,13 @@
+# ResNet-8x4 from ResNet-32x4 by a method of methods_canonical.py, or the sum of several:
+#
+#     METHOD=dkd python tools/train.py configs/cifar100/canonical/resnet8x4_from_resnet32x4.py
+_base_ = ['./resnet8x4.py', '../../_base_/methods_canonical.py']
+from kd_plugins.config import terms_of, trained
+
+variant = '{{$METHOD:kd}}'
+teacher = trained('configs/cifar100/canonical/resnet32x4.py')
+requires = [teacher]
+methods = _base_.methods
+methods.dkd[0].loss.beta = 8.0
+model = dict(head=dict(loss=dict(loss_weight=0.1 if 'kd_alpha' in variant else 1.0)))
+custom_hooks = [dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms_of(methods, variant))]

@@ -1,0 +1,2 @@
+_base_ = './vgg8.py'
+model = dict(backbone=dict(depth=13))

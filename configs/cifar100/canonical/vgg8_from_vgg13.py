@@ -1,0 +1,13 @@
+# VGG-8 from VGG-13 by a method of methods_canonical_vgg.py, or the sum of several:
+#
+#     METHOD=dkd python tools/train.py configs/cifar100/canonical/vgg8_from_vgg13.py
+_base_ = ['./vgg8.py', '../../_base_/methods_canonical_vgg.py']
+from kd_plugins.config import terms_of, trained
+
+variant = '{{$METHOD:kd}}'
+teacher = trained('configs/cifar100/canonical/vgg13.py')
+requires = [teacher]
+methods = _base_.methods
+methods.dkd[0].loss.beta = 6.0
+model = dict(head=dict(loss=dict(loss_weight=0.1 if 'kd_alpha' in variant else 1.0)))
+custom_hooks = [dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms_of(methods, variant))]

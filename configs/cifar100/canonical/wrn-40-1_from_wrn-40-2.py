@@ -1,0 +1,13 @@
+# WRN-40-1 from WRN-40-2 by a method of methods_canonical_wrn.py, or the sum of several:
+#
+#     METHOD=dkd python tools/train.py configs/cifar100/canonical/wrn-40-1_from_wrn-40-2.py
+_base_ = ['./wrn-40-1.py', '../../_base_/methods_canonical_wrn.py']
+from kd_plugins.config import terms_of, trained
+
+variant = '{{$METHOD:kd}}'
+teacher = trained('configs/cifar100/canonical/wrn-40-2.py')
+requires = [teacher]
+methods = _base_.methods
+methods.pop('fsp')  # half the channels
+model = dict(head=dict(loss=dict(loss_weight=0.1 if 'kd_alpha' in variant else 1.0)))
+custom_hooks = [dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms_of(methods, variant))]

@@ -1,0 +1,2 @@
+_base_ = './wrn-16-2.py'
+model = dict(backbone=dict(depth=40))
