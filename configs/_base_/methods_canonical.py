@@ -1,6 +1,6 @@
 # methods.py as HobbitLong/RepDistiller and megvii-research/mdistiller apply it to the pairs of cifar100/canonical, for
-# networks of three stages; a pair changes what its authors changed. The row KD of their tables is kd_alpha.
-# SP compares the last maps alone there, and NST those of all stages.
+# networks of three stages; a pair changes what its authors changed. The row KD of their tables is kd_alpha. SP compares
+# the last maps alone there, and NST those of all stages.
 _base_ = './methods.py'
 methods = dict(
     sp=[dict(_base_.methods.sp[0], **_base_.last)],

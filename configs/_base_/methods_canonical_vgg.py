@@ -1,10 +1,14 @@
-# methods_canonical.py for networks of four stages.
+# methods_canonical.py for networks of four stages: what compares the ends of all three, or of the last, compares those
+# of four.
 _base_ = './methods_canonical.py'
-stages = ['backbone.stage1', 'backbone.stage2', 'backbone.stage3', 'backbone.stage4']
-flows = [['backbone.stem', stages[0]], stages[:2], stages[1:3], stages[2:]]
+four = [*_base_.stages, 'backbone.stage4']
+flows = [['backbone.stem', four[0]], four[:2], four[1:3], four[2:]]
 methods = _base_.methods
-for name in ('at', 'nst_linear', 'nst_poly', 'nst_gaussian'):
-    methods[name][0].update(student=stages, teacher=stages)
-for name in ('cosine', 'sp', 'nst_gan'):
-    methods[name][0].update(student=stages[-1], teacher=stages[-1])
+for terms in methods.values():
+    for term in terms:
+        for side in ('student', 'teacher'):
+            if term[side] == _base_.stages:
+                term[side] = four
+            elif term[side] == _base_.stages[-1]:
+                term[side] = four[-1]
 methods.fsp = [dict(methods.fsp[0], name=f'fsp{i}', student=taps, teacher=taps) for i, taps in enumerate(flows, 1)]
