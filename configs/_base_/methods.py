@@ -89,6 +89,8 @@ methods = dict(
             **embeddings,
         )
     ],
+    # The setting of a level of an FPN; no published one for a classifier's maps.
+    cwd=[dict(name='cwd', loss=dict(type='kd_plugins.CWDLoss', tau=1.0), adapter='auto', **last, weight=10.0)],
     # Made for FPNs, where the authors weigh a level with 6 or 10; no published weight for a classifier's maps.
     pkd=[dict(name='pkd', loss=dict(type='kd_plugins.PKDLoss'), adapter='auto', **last, weight=6.0)],
     # On the last maps. TuSimple/neuron-selectivity-transfer weighs MMD^2 with 50, without the paper's 1/2; that the

@@ -36,7 +36,8 @@ methods = dict(
             **embeddings,
         )
     ],
-    # The weight is that of an FPN's level.
+    # The weights are those of an FPN's level.
+    cwd=[dict(name='cwd', loss=dict(type='kd_plugins.CWDLoss', tau=1.0), adapter='auto', **last, weight=10.0)],
     pkd=[dict(name='pkd', loss=dict(type='kd_plugins.PKDLoss'), adapter='auto', **last, weight=6.0)],
     nst_poly=[dict(name='nst', loss=dict(type='kd_plugins.NSTLoss', kernel='poly'), **last, weight=50.0)],
 )

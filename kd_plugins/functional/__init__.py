@@ -8,6 +8,7 @@ A distillation loss takes the student first, the teacher second; ``batch_hard_tr
 from .at import at_loss, attention_map, matched_attention
 from .bss import base_samples, boundary_attack, bss_loss, draw_targets
 from .cosine import cosine_loss
+from .cwd import cwd_loss
 from .dkd import dkd_loss
 from .fitnet import fitnet_loss
 from .fsp import fsp_loss
@@ -29,6 +30,7 @@ __all__ = [
     'boundary_attack',
     'bss_loss',
     'cosine_loss',
+    'cwd_loss',
     'dkd_loss',
     'draw_targets',
     'fitnet_loss',

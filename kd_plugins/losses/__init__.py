@@ -7,6 +7,7 @@ from .at import ATLoss
 from .base import AdversarialLoss, DistillationLoss
 from .bss import BSSLoss
 from .cosine import CosineLoss
+from .cwd import CWDLoss
 from .dkd import DKDLoss
 from .fitnet import FitNetLoss
 from .fsp import FSPLoss
@@ -23,6 +24,7 @@ __all__ = [
     'ATLoss',
     'AdversarialLoss',
     'BSSLoss',
+    'CWDLoss',
     'CosineLoss',
     'DKDLoss',
     'DistillationLoss',

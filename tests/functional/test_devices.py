@@ -92,8 +92,8 @@ def test_no_gradient_mixes_devices_or_waits_for_a_gpu(loss, monkeypatch):
 
 @pytest.mark.parametrize(
     'loss',
-    [F.at_loss, F.nst_loss, F.fitnet_loss, F.pkd_loss, lambda s, t: F.fsp_loss((s, s), (s, t))],
-    ids=['at', 'nst', 'fitnet', 'pkd', 'fsp'],
+    [F.at_loss, F.nst_loss, F.fitnet_loss, F.pkd_loss, F.cwd_loss, lambda s, t: F.fsp_loss((s, s), (s, t))],
+    ids=['at', 'nst', 'fitnet', 'pkd', 'cwd', 'fsp'],
 )
 def test_maps_of_a_multiple_of_the_size_have_a_deterministic_gradient(loss, monkeypatch):
     student, teacher = torch.randn(2, 3, 8, 6, requires_grad=True), torch.randn(2, 3, 4, 3)

@@ -150,6 +150,12 @@ def pkd_reference(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(standardised(student), standardised(teacher)) / 2
 
 
+def cwd_reference(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return CWD from its distributions over the positions, as its authors' program does."""
+    s, t = (x.flatten(2).softmax(-1) for x in (student, teacher))
+    return F.kl_div(s.log(), t, reduction='sum') / (len(s) * s.shape[1])
+
+
 def kd_reference(student: Tensor, teacher: Tensor) -> Tensor:
     """Return 16 KL(teacher || student) at temperature 4, from probabilities."""
     s, t = (F.softmax(x / 4, dim=1) for x in (student, teacher))
@@ -209,6 +215,7 @@ def map_cases(shape: tuple[int, ...]) -> list[Case]:
         Case('AT', shape, functional.at_loss, at_reference),
         Case('FSP', shape, functional.fsp_loss, fsp_reference, pairs=True, literal=literal, products=8 * literal),
         Case('VID', shape, vid, vid_reference),
+        Case('CWD', shape, functional.cwd_loss, cwd_reference),
         Case('PKD', shape, functional.pkd_loss, pkd_reference),
         Case('FitNet', shape, functional.fitnet_loss, lambda s, t: 0.5 * (s - t).pow(2).mean()),
     ]
