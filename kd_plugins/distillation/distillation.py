@@ -14,17 +14,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kd_plugins.distillation.adversarial import AdversarialTerm
+from kd_plugins.distillation.crosskd import CrossKDTerm
 from kd_plugins.distillation.recorder import Features, Recorder
 from kd_plugins.distillation.sources import build_teacher, source_and_options
 from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.distillation.term import Batch, Term
 from kd_plugins.errors import UserError
-from kd_plugins.losses import AdversarialLoss
+from kd_plugins.losses import AdversarialLoss, CrossKDLoss
 from kd_plugins.registry import build_part, check_arguments
 from kd_plugins.utils.names import did_you_mean, first
 from kd_plugins.utils.random import preserved_rng
 
 _TASKS = ('train', 'log', 'off')
+_KINDS: dict[type, type[Term]] = {AdversarialLoss: AdversarialTerm, CrossKDLoss: CrossKDTerm}
 
 
 def check_finite(losses: Mapping[str, Any]) -> None:
@@ -171,21 +173,23 @@ class Distillation(nn.Module):
             for name in names:
                 if names.count(name) > 1:
                     raise UserError(f"two terms are named '{name}': give each its own name")
-            self.recorder = Recorder(student, [tap for term in self.terms for tap in term.student_taps])
+            self.recorder = Recorder(student, [tap for term in self.terms for tap in term.taps_in('student', student)])
             self.teachers = [
                 self._build_teacher(index, config, len(configs) > 1) for index, config in enumerate(configs)
             ]
 
     def _build_teacher(self, index: int, config: Mapping[str, Any], several: bool) -> Teacher:
         which = f'teacher {index}' if several else 'the teacher'
-        taps = [tap for term in self.terms if index in term.teachers for tap in term.teacher_taps]
-        if several and not taps:
+        terms = [term for term in self.terms if index in term.teachers]
+        if several and not terms:
             raise UserError(f'{which}: no term uses it: add its index to the teachers=[...] of a term, or remove it')
         source, options = source_and_options(config)
         check_arguments(which, build_teacher, source)
         try:
             preprocessor = getattr(self.recorder.model, 'data_preprocessor', None)
-            return Teacher(build_teacher(**source), taps, preprocessor, **options)
+            network = build_teacher(**source)
+            taps = [tap for term in terms for tap in term.taps_in('teacher', network)]
+            return Teacher(network, taps, preprocessor, **options)
         except UserError as error:
             if not several:
                 raise
@@ -367,4 +371,5 @@ def build_term(index: int, config: Mapping[str, Any]) -> Term:
         options['teachers'] = options.pop('of')
     check_arguments(name, Term, options)
     options['loss'] = build_part(f'the loss of {name}', options['loss'])
-    return (AdversarialTerm if isinstance(options['loss'], AdversarialLoss) else Term)(**options)
+    kind = next((kind for loss, kind in _KINDS.items() if isinstance(options['loss'], loss)), Term)
+    return kind(**options)

@@ -176,6 +176,15 @@ class Term(nn.Module):
             )
         return levels
 
+    def taps_in(self, side: str, network: nn.Module) -> list[str]:
+        """Return the names of the modules whose outputs the term needs of a network.
+
+        Args:
+            side: ``'student'`` or ``'teacher'``.
+            network: The student or a teacher.
+        """
+        return self.student_taps if side == 'student' else self.teacher_taps
+
     def choose_teachers(self, count: int) -> None:
         """Resolve and check the indices of the term's ``teachers``, among ``count`` of them.
 
@@ -341,10 +350,7 @@ class Term(nn.Module):
             UserError: The numbers of levels do not match or do not suit the loss, or the loss is no scalar.
         """
         levels, targets = self._taken(index, student, target, batch)
-        start = list(self.teachers).index(index) * len(levels)
-        if self.adapters:
-            adapters = self.adapters[start : start + len(levels)]
-            levels = [adapter(level) for adapter, level in zip(adapters, levels, strict=True)]
+        levels = self._adapted(index, levels)
         if self.resize != 'smaller':
             levels, targets = self._resized(levels, targets)
         if self._declared.batch_relational:
@@ -353,6 +359,7 @@ class Term(nn.Module):
         pairs = [(levels, targets)] if self._declared.takes_pairs else list(zip(levels, targets, strict=True))
         modules = [self.loss] * len(pairs)
         if self.copies:
+            start = list(self.teachers).index(index) * len(levels)
             modules = [self.loss, *self.copies][start : start + len(pairs)]
         arguments = [] if labels is None else [labels]
         options = {} if indices is None else dict(indices=indices)
@@ -364,6 +371,14 @@ class Term(nn.Module):
                     f'{tuple(loss.shape) if isinstance(loss, Tensor) else loss!r}: a mean or a sum'
                 )
         return sum(losses)
+
+    def _adapted(self, index: int, levels: list[Tensor]) -> list[Tensor]:
+        """Return the student's levels behind the adapters for the teacher with this index."""
+        if not self.adapters:
+            return levels
+        start = list(self.teachers).index(index) * len(levels)
+        adapters = self.adapters[start : start + len(levels)]
+        return [adapter(level) for adapter, level in zip(adapters, levels, strict=True)]
 
     def _taken(self, index: int, student: Features, target: Features, batch: Batch) -> Sides:
         """Return the features as the loss takes them: the tokens that the term states, as maps where they have to be.

@@ -2,12 +2,14 @@
 
 A distillation loss takes the student first, the teacher second; ``batch_hard_triplet_loss`` is a task's loss.
 ``base_samples``, ``draw_targets`` and ``boundary_attack`` make the inputs that ``bss_loss`` compares on;
-``attention_map`` and ``similarity_matrix`` are what ``at_loss`` and ``sp_loss`` compare.
+``attention_map`` and ``similarity_matrix`` are what ``at_loss`` and ``sp_loss`` compare. ``soft_focal_loss``,
+``giou_loss`` and ``box_distribution_loss`` compare the predictions of dense detectors, with a weight for each.
 """
 
 from .at import at_loss, attention_map, matched_attention
 from .bss import base_samples, boundary_attack, bss_loss, draw_targets
 from .cosine import cosine_loss
+from .crosskd import box_distribution_loss, giou_loss, soft_focal_loss
 from .cwd import cwd_loss
 from .dkd import dkd_loss
 from .fitnet import fitnet_loss
@@ -28,6 +30,7 @@ __all__ = [
     'base_samples',
     'batch_hard_triplet_loss',
     'boundary_attack',
+    'box_distribution_loss',
     'bss_loss',
     'cosine_loss',
     'cwd_loss',
@@ -35,6 +38,7 @@ __all__ = [
     'draw_targets',
     'fitnet_loss',
     'fsp_loss',
+    'giou_loss',
     'kd_loss',
     'matched_attention',
     'nst_gan_loss',
@@ -45,6 +49,7 @@ __all__ = [
     'rkd_distance_loss',
     'rkd_loss',
     'similarity_matrix',
+    'soft_focal_loss',
     'sp_loss',
     'vid_loss',
 ]

@@ -7,6 +7,7 @@ from .at import ATLoss
 from .base import AdversarialLoss, DistillationLoss
 from .bss import BSSLoss
 from .cosine import CosineLoss
+from .crosskd import CrossKDLoss
 from .cwd import CWDLoss
 from .dkd import DKDLoss
 from .fitnet import FitNetLoss
@@ -26,6 +27,7 @@ __all__ = [
     'BSSLoss',
     'CWDLoss',
     'CosineLoss',
+    'CrossKDLoss',
     'DKDLoss',
     'DistillationLoss',
     'FSPLoss',

@@ -205,8 +205,8 @@ def check_runs(study: Any) -> None:
                 for index, config in enumerate(hook['terms']):
                     try:
                         term = build_term(index, config)
-                        Recorder(student, term.student_taps)
-                        Recorder(teacher, term.teacher_taps, whole=True)
+                        Recorder(student, term.taps_in('student', student))
+                        Recorder(teacher, term.taps_in('teacher', teacher), whole=True)
                     except UserError as error:
                         raise UserError(f'{study.name}: {run.name}: {error}') from error
 

@@ -16,6 +16,7 @@ CALLS = {
     F.base_samples: (LOGITS, LOGITS, LABELS),
     F.batch_hard_triplet_loss: (VECTORS, LABELS),
     F.boundary_attack: (MAPS, LABELS, LABELS.flip(0), lambda x, indices: x.flatten(1)),
+    F.box_distribution_loss: (torch.ones(4, 4, 3), torch.ones(4, 4, 3), torch.ones(4)),
     F.bss_loss: (LOGITS, LOGITS),
     F.cosine_loss: (VECTORS, VECTORS),
     F.dkd_loss: (LOGITS, LOGITS, LABELS),
@@ -23,6 +24,7 @@ CALLS = {
     F.matched_attention: (MAPS, MAPS),
     F.nst_loss: (MAPS, MAPS),
     F.rkd_loss: (VECTORS, VECTORS),
+    F.soft_focal_loss: (LOGITS, LOGITS, torch.ones(4)),
 }
 ABOVE, NOT_BELOW = (0, -1, nan, inf, True), (-0.1, nan, inf, True)
 WRONG = {
@@ -33,6 +35,7 @@ WRONG = {
     ('boundary_attack', 'step_size'): ABOVE,
     ('boundary_attack', 'clamp'): ABOVE,
     ('boundary_attack', 'scale'): (*ABOVE, [1.0, 0.0, 1.0], [1.0, 1.0]),
+    ('box_distribution_loss', 'tau'): ABOVE,
     ('bss_loss', 'tau'): ABOVE,
     ('cosine_loss', 'smooth_l1'): (*NOT_BELOW, 1.5),
     ('dkd_loss', 'alpha'): NOT_BELOW,
@@ -44,6 +47,7 @@ WRONG = {
     ('nst_loss', 'bandwidth'): (*ABOVE, None),
     ('rkd_loss', 'distance_weight'): NOT_BELOW,
     ('rkd_loss', 'angle_weight'): NOT_BELOW,
+    ('soft_focal_loss', 'beta'): (0, 0.5, nan, inf, True),
 }
 
 

@@ -69,6 +69,7 @@ def test_what_the_losses_declare():
         'BSSLoss': ('logits', False, False, False),
         'CWDLoss': ('maps', False, False, False),
         'CosineLoss': ('positions', False, False, False),
+        'CrossKDLoss': ('any', False, False, False),
         'DKDLoss': ('logits', False, False, True),
         'DistillationLoss': ('any', False, False, False),
         'FSPLoss': ('maps', True, False, False),
@@ -85,7 +86,7 @@ def test_what_the_losses_declare():
 
 
 @pytest.mark.parametrize(
-    'name', [name for name in losses.__all__ if name not in ('AdversarialLoss', 'DistillationLoss')]
+    'name', [name for name in losses.__all__ if name not in ('AdversarialLoss', 'CrossKDLoss', 'DistillationLoss')]
 )
 def test_losses_take_the_features_that_they_declare(name):
     torch.manual_seed(0)
@@ -113,6 +114,9 @@ def test_losses_take_the_features_that_they_declare(name):
         ('BSSLoss', {'attack_size': 0}, 'attack_size: expected a whole number of at least 1, got 0'),
         ('BSSLoss', {'steps': 2.5}, 'steps: expected a whole number of at least 1, got 2.5'),
         ('BSSLoss', {'step_size': 0}, 'step_size: expected a number above 0, got 0'),
+        ('CrossKDLoss', {'layer': 0}, 'layer: expected a whole number of at least 1, got 0'),
+        ('CrossKDLoss', {'beta': 0.5}, 'beta: expected a number of at least 1, got 0.5'),
+        ('CrossKDLoss', {'boxes': -1}, 'boxes: expected a number of at least 0, got -1'),
         ('BSSLoss', {'clamp': None}, 'clamp: expected a number above 0, got None'),
         ('BSSLoss', {'scale': [1.0, 0]}, 'scale: expected a number above 0, got 0'),
         ('NSTGANLoss', {'hidden': 0}, 'hidden: expected a whole number of at least 1, got 0'),
