@@ -93,6 +93,8 @@ methods = dict(
     cwd=[dict(name='cwd', loss=dict(type='kd_plugins.CWDLoss', tau=1.0), adapter='auto', **last, weight=10.0)],
     # Made for FPNs, where the authors weigh a level with 6 or 10; no published weight for a classifier's maps.
     pkd=[dict(name='pkd', loss=dict(type='kd_plugins.PKDLoss'), adapter='auto', **last, weight=6.0)],
+    # yzd-v/MGD's setting for the last maps of a classifier (ResNet-18 from ResNet-34 on ImageNet); the loss is a sum.
+    mgd=[dict(name='mgd', loss=dict(type='kd_plugins.MGDLoss', share=0.15, mask='channels'), **last, weight=7e-5)],
     # On the last maps. TuSimple/neuron-selectivity-transfer weighs MMD^2 with 50, without the paper's 1/2; that the
     # Gaussian has twice the weight of the others is recalled from the paper, unverified.
     nst_linear=[dict(name='nst', loss=dict(type='kd_plugins.NSTLoss', kernel='linear'), **last, weight=50.0)],

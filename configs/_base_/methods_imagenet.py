@@ -39,5 +39,7 @@ methods = dict(
     # The weights are those of an FPN's level.
     cwd=[dict(name='cwd', loss=dict(type='kd_plugins.CWDLoss', tau=1.0), adapter='auto', **last, weight=10.0)],
     pkd=[dict(name='pkd', loss=dict(type='kd_plugins.PKDLoss'), adapter='auto', **last, weight=6.0)],
+    # yzd-v/MGD's setting for ResNet-18 from ResNet-34; the loss is a sum.
+    mgd=[dict(name='mgd', loss=dict(type='kd_plugins.MGDLoss', share=0.15, mask='channels'), **last, weight=7e-5)],
     nst_poly=[dict(name='nst', loss=dict(type='kd_plugins.NSTLoss', kernel='poly'), **last, weight=50.0)],
 )

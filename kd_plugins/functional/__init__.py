@@ -4,6 +4,9 @@ A distillation loss takes the student first, the teacher second; ``batch_hard_tr
 ``base_samples``, ``draw_targets`` and ``boundary_attack`` make the inputs that ``bss_loss`` compares on;
 ``attention_map`` and ``similarity_matrix`` are what ``at_loss`` and ``sp_loss`` compare. ``soft_focal_loss``,
 ``giou_loss`` and ``box_distribution_loss`` compare the predictions of dense detectors, with a weight for each.
+``base_samples``, ``draw_targets`` and ``boundary_attack`` make the inputs that ``bss_loss`` compares on, and
+``draw_mask`` chooses what ``mgd_loss`` hides; ``attention_map`` and ``similarity_matrix`` are what ``at_loss`` and
+``sp_loss`` compare.
 """
 
 from .at import at_loss, attention_map, matched_attention
@@ -15,6 +18,7 @@ from .dkd import dkd_loss
 from .fitnet import fitnet_loss
 from .fsp import fsp_loss
 from .kd import kd_loss
+from .mgd import draw_mask, mgd_loss
 from .nst import nst_loss
 from .nst_gan import nst_gan_loss
 from .pkd import pkd_loss
@@ -35,12 +39,14 @@ __all__ = [
     'cosine_loss',
     'cwd_loss',
     'dkd_loss',
+    'draw_mask',
     'draw_targets',
     'fitnet_loss',
     'fsp_loss',
     'giou_loss',
     'kd_loss',
     'matched_attention',
+    'mgd_loss',
     'nst_gan_loss',
     'nst_loss',
     'pkd_loss',

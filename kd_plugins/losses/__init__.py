@@ -13,6 +13,7 @@ from .dkd import DKDLoss
 from .fitnet import FitNetLoss
 from .fsp import FSPLoss
 from .kd import KDLoss
+from .mgd import MGDLoss
 from .nst import NSTLoss
 from .nst_gan import NSTGANLoss
 from .pkd import PKDLoss
@@ -33,6 +34,7 @@ __all__ = [
     'FSPLoss',
     'FitNetLoss',
     'KDLoss',
+    'MGDLoss',
     'NSTGANLoss',
     'NSTLoss',
     'PKDLoss',

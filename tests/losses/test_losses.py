@@ -75,6 +75,7 @@ def test_what_the_losses_declare():
         'FSPLoss': ('maps', True, False, False),
         'FitNetLoss': ('positions', False, False, False),
         'KDLoss': ('logits', False, False, False),
+        'MGDLoss': ('maps', False, False, False),
         'NSTGANLoss': ('maps', False, False, False),
         'NSTLoss': ('maps', False, False, False),
         'PKTLoss': ('embeddings', False, True, False),
@@ -109,6 +110,9 @@ def test_losses_take_the_features_that_they_declare(name):
         ('DKDLoss', {'alpha': -1}, 'alpha: expected a number of at least 0, got -1'),
         ('DKDLoss', {'alpha': 0, 'beta': 0}, 'alpha + beta: expected a number above 0, got 0'),
         ('DKDLoss', {'tau': None}, 'tau: expected a number above 0, got None'),
+        ('MGDLoss', {'share': 1}, 'share: expected a share of at least 0 and below 1, got 1'),
+        ('MGDLoss', {'share': -0.1}, 'share: expected a number of at least 0, got -0.1'),
+        ('MGDLoss', {'mask': 'pixels'}, "mask: expected one of 'positions', 'channels', got 'pixels'"),
         ('CWDLoss', {'tau': 0}, 'tau: expected a number above 0, got 0'),
         ('BSSLoss', {'tau': 0}, 'tau: expected a number above 0, got 0'),
         ('BSSLoss', {'attack_size': 0}, 'attack_size: expected a whole number of at least 1, got 0'),
@@ -184,6 +188,27 @@ def test_nst_gan_is_the_function_with_its_critic():
     assert torch.equal(value, F.nst_gan_loss(*MAPS, loss.critic))
     with pytest.raises(ValueError, match='its critic was built for maps of 25 positions, got 16; give each stage a'):
         loss(MAPS[0][..., :4, :4], MAPS[1])
+
+
+def test_mgd_is_the_function_of_what_it_generates():
+    loss = MODELS.build(dict(type='kd_plugins.MGDLoss', share=0.5))
+    student, teacher = torch.randn(2, 3, 8, 4, requires_grad=True), torch.randn(2, 5, 4, 4)
+    loss(student, teacher)
+    torch.manual_seed(1)
+    value = loss(student, teacher)
+    torch.manual_seed(1)
+    pooled = torch.nn.functional.avg_pool2d(student, (2, 1))
+    masked = loss.align(pooled) * F.draw_mask(teacher, 0.5)
+    torch.testing.assert_close(value, F.mgd_loss(loss.generation(masked), teacher))
+    value.backward()
+    assert all(p.grad.any() for p in loss.parameters())
+    assert student.grad.any()
+    assert loss(student, teacher) != value
+    with pytest.raises(RuntimeError, match='channels'):
+        loss(student[:, :2], teacher)
+    same = MODELS.build(dict(type='kd_plugins.MGDLoss'))
+    same(teacher, teacher)
+    assert [tuple(x.shape) for x in same.parameters()] == [(5, 5, 3, 3), (5,)] * 2
 
 
 def test_vid_is_the_function_with_its_means_and_variances():

@@ -216,6 +216,7 @@ def map_cases(shape: tuple[int, ...]) -> list[Case]:
         Case('FSP', shape, functional.fsp_loss, fsp_reference, pairs=True, literal=literal, products=8 * literal),
         Case('VID', shape, vid, vid_reference),
         Case('CWD', shape, functional.cwd_loss, cwd_reference),
+        Case('MGD', shape, functional.mgd_loss, lambda s, t: (s - t).pow(2).sum() / len(s)),
         Case('PKD', shape, functional.pkd_loss, pkd_reference),
         Case('FitNet', shape, functional.fitnet_loss, lambda s, t: 0.5 * (s - t).pow(2).mean()),
     ]
