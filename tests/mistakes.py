@@ -1669,6 +1669,7 @@ def preparing() -> Iterator[Mistake]:
         ('voc2012 --root ASSETS/text.txt/x', 'text.txt'),
         ('tiny-imagenet --root ASSETS/text.txt', 'text.txt'),
         ('dtd --root ASSETS/text.txt', 'text.txt'),
+        ('cifar100-teachers --root ASSETS/empty', 'empty'),
     ):
         yield line('prepare_data', arguments, *words)
 

@@ -1,4 +1,4 @@
-"""Fetch or draw a data set into the layout that the configs read, or check one that is there.
+"""Fetch or draw a data set into the layout that the configs read, or check one that is there; convert teachers.
 
     python tools/prepare_data.py cifar10 --root data/cifar10
 
@@ -21,6 +21,21 @@ DTD_SPLITS = range(1, 11)
 MARKET1501_NAME = 'Market-1501-v15.09.15'
 MARKET1501_DRIVE_ID = '0B8-rUzbwVRk0c054eEozWG9COHM'
 MARKET1501_MD5 = '65005ab7d12ec1c44de4eeafe813e68a'
+# RepDistiller's teachers, and how its names of weights become ours. mdistiller's files are the same.
+_RESNET = [(r'^conv1', 'backbone.stem.0'), (r'^bn1', 'backbone.stem.1'), ('^layer', 'backbone.stage')]
+_RESNET += [(r'\.bn', '.norm'), ('downsample', 'shortcut'), ('^fc', 'head.fc')]
+_WRN = [('^conv1', 'backbone.stem'), ('^bn1', 'backbone.norm'), (r'^block(\d)\.layer', r'backbone.stage\1')]
+_WRN += [(r'\.bn', '.norm'), ('convShortcut', 'shortcut'), ('^fc', 'head.fc')]
+_VGG = [('^block0', 'backbone.stem'), ('^block', 'backbone.stage'), ('^classifier', 'head.fc')]
+_RESNET50 = [('^(?=conv1|bn1|layer)', 'backbone.'), ('shortcut', 'downsample'), ('^linear', 'head.fc')]
+TEACHERS = {
+    'resnet56_vanilla': ('resnet56', _RESNET),
+    'resnet110_vanilla': ('resnet110', _RESNET),
+    'resnet32x4_vanilla': ('resnet32x4', _RESNET),
+    'wrn_40_2_vanilla': ('wrn-40-2', _WRN),
+    'vgg13_vanilla': ('vgg13', _VGG),
+    'ResNet50_vanilla': ('resnet50', _RESNET50),
+}
 
 
 def prepare_cifar(args: argparse.Namespace) -> None:
@@ -230,6 +245,29 @@ def prepare_images(args: argparse.Namespace) -> None:
     print(f'{args.root}: {len(data)} images, all readable')
 
 
+def prepare_cifar100_teachers(args: argparse.Namespace) -> None:
+    """Convert the teachers of RepDistiller or mdistiller to where the configs of cifar100/canonical look for theirs."""
+    from kd_plugins.checkpoint import save_weights
+    from kd_plugins.config import located, trained
+    from kd_plugins.distillation.sources import build_teacher
+
+    files = {name: args.root / name / 'ckpt_epoch_240.pth' for name in TEACHERS}
+    if not any(file.is_file() for file in files.values()):
+        raise UserError(
+            f'{args.root}: expected a ckpt_epoch_240.pth in any of the folders {", ".join(TEACHERS)}; fetch them by '
+            'fetch_pretrained_teachers.sh of github.com/HobbitLong/RepDistiller, or unpack the cifar_teachers.tar of '
+            "github.com/megvii-research/mdistiller's releases, and give that folder by --root"
+        )
+    for name, file in files.items():
+        if not file.is_file():
+            continue
+        network, revise_keys = TEACHERS[name]
+        teacher = trained(f'configs/cifar100/canonical/{network}.py')
+        model = build_teacher(located(teacher['config'], ''), file, revise_keys=revise_keys)
+        save_weights(model.state_dict(), teacher['checkpoint'], {})
+        print(f'{file}: converted to {teacher["checkpoint"]}')
+
+
 def prepare_drawn(args: argparse.Namespace) -> None:
     """Draw the small detection and classification sets of the configs voc_mini, which need no download."""
     from kd_plugins.datasets.drawing import draw_classification, draw_voc
@@ -253,6 +291,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ('market1501', prepare_market1501, f'data/{MARKET1501_NAME}'),
         ('images', prepare_images, 'data/unlabelled'),
         ('drawn', prepare_drawn, 'data/drawn'),
+        ('cifar100-teachers', prepare_cifar100_teachers, 'save/models'),
     ):
         command = commands.add_parser(name, help=prepare.__doc__, description=prepare.__doc__)
         command.add_argument('--root', type=Path, default=Path(root), help='folder (default: %(default)s)')

@@ -4,13 +4,17 @@ import pickle
 import shutil
 import subprocess
 import sys
+from itertools import chain, product
 from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
+from kd_plugins.checkpoint import read_weights
+from kd_plugins.distillation.sources import build_teacher
 from kd_plugins.errors import UserError
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'prepare_data.py'
@@ -360,3 +364,82 @@ def test_unreadable_images_of_a_folder_are_all_named(tmp_path, capsys):
         f'{root}/deep/3.png: image file is truncated',
     ]
     assert 'no such folder of images' in refused('images', '--root', str(root / 'none'))
+
+
+def norms(*names: str) -> list[str]:
+    return [f'{name}.{part}' for name in names for part in ('weight', 'bias', 'running_mean', 'running_var')]
+
+
+def names_of_resnet(blocks: int, projected: tuple[int, ...]) -> list[str]:
+    found = ['conv1.weight', *norms('bn1')]
+    for stage, block in product((1, 2, 3), range(blocks)):
+        at = f'layer{stage}.{block}'
+        found += [f'{at}.conv1.weight', *norms(f'{at}.bn1'), f'{at}.conv2.weight', *norms(f'{at}.bn2')]
+        if block == 0 and stage in projected:
+            found += [f'{at}.downsample.0.weight', *norms(f'{at}.downsample.1')]
+    return [*found, 'fc.weight', 'fc.bias']
+
+
+def names_of_wrn() -> list[str]:
+    found = ['conv1.weight']
+    for stage, block in product((1, 2, 3), range(6)):
+        at = f'block{stage}.layer.{block}'
+        found += [*norms(f'{at}.bn1'), f'{at}.conv1.weight', *norms(f'{at}.bn2'), f'{at}.conv2.weight']
+        found += [f'{at}.convShortcut.weight'] if block == 0 else []
+    return [*found, *norms('bn1'), 'fc.weight', 'fc.bias']
+
+
+def names_of_vgg() -> list[str]:
+    layers = [f'block{block}.{i}' for block in range(5) for i in (0, 1, 3, 4)]
+    parts = [[f'{x}.weight', f'{x}.bias'] if x[-1] in '03' else norms(x) for x in layers]
+    return [*chain(*parts), 'classifier.weight', 'classifier.bias']
+
+
+def names_of_resnet50() -> list[str]:
+    found = ['conv1.weight', *norms('bn1')]
+    for stage, blocks in ((1, 3), (2, 4), (3, 6), (4, 3)):
+        for block in range(blocks):
+            at = f'layer{stage}.{block}'
+            for i in (1, 2, 3):
+                found += [f'{at}.conv{i}.weight', *norms(f'{at}.bn{i}')]
+            found += [f'{at}.shortcut.0.weight', *norms(f'{at}.shortcut.1')] if block == 0 else []
+    return [*found, 'linear.weight', 'linear.bias']
+
+
+@pytest.mark.parametrize(
+    ('folder', 'config', 'names'),
+    [
+        ('resnet56_vanilla', 'resnet56', names_of_resnet(9, (2, 3))),
+        ('resnet32x4_vanilla', 'resnet32x4', names_of_resnet(5, (1, 2, 3))),
+        ('wrn_40_2_vanilla', 'wrn-40-2', names_of_wrn()),
+        ('vgg13_vanilla', 'vgg13', names_of_vgg()),
+        ('ResNet50_vanilla', 'resnet50', names_of_resnet50()),
+    ],
+)
+def test_teachers_of_repdistiller_are_where_the_pairs_look(folder, config, names, tmp_path, monkeypatch, capsys):
+    """With the names of its classes, which have their layers in the order of ours."""
+    network = build_teacher(str(TOOL.parents[1] / f'configs/cifar100/canonical/{config}.py'), None)
+    weights = {
+        name: torch.randn_like(x)
+        for name, x in network.state_dict().items()
+        if not name.endswith('num_batches_tracked')
+    }
+    file = tmp_path / 'models' / folder / 'ckpt_epoch_240.pth'
+    file.parent.mkdir(parents=True)
+    theirs = dict(zip(names, weights.values(), strict=True))
+    torch.save({'epoch': 240, 'model': theirs, 'accuracy': torch.tensor([72.0]), 'optimizer': {}}, file)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    tool.main(['cifar100-teachers', '--root', 'models'])
+    path = f'work_dirs/cifar100/canonical/{config}/student.pth'
+    assert capsys.readouterr().out.endswith(f'models/{folder}/ckpt_epoch_240.pth: converted to {path}\n')
+    written = read_weights(path)
+    assert all(torch.equal(written[name], x) for name, x in weights.items())
+
+
+def test_a_folder_without_teachers_is_reported(tmp_path):
+    message = refused('cifar100-teachers', '--root', str(tmp_path))
+    assert message.startswith(f'{tmp_path}: expected a ckpt_epoch_240.pth in any of the folders resnet56_vanilla, ')
+    (tmp_path / 'vgg13_vanilla').mkdir()
+    torch.save({'model': {'fc.weight': torch.zeros(1)}}, tmp_path / 'vgg13_vanilla/ckpt_epoch_240.pth')
+    assert 'does not fit ImageClassifier' in refused('cifar100-teachers', '--root', str(tmp_path))
