@@ -64,7 +64,8 @@ class FeatureCache:
                 "or remove cache from the teacher's config dict"
             ) from error
 
-    def _keys(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> tuple[str, list[bytes]]:
+    def keys(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> tuple[str, list[bytes]]:
+        """Return the key of what all images of a batch share, and the key of each image."""
         device = inputs.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
         kind = f'{tuple(inputs.shape[1:])} {precision}'
@@ -74,9 +75,20 @@ class FeatureCache:
             for image, shape in zip(inputs.detach().cpu(), shapes, strict=True)
         ]
 
-    def get(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features | None:
-        """Return the features of a batch, or None where an image has no entry or a damaged one."""
-        kind, keys = self._keys(inputs, data_samples)
+    def missing(self, keys: Sequence[bytes]) -> list[int]:
+        """Return the positions of the images that have no entry."""
+        placeholders = ', '.join('?' * len(keys))
+        found = {key for (key,) in self._run(f'SELECT key FROM answers WHERE key IN ({placeholders})', keys)}
+        return [i for i, key in enumerate(keys) if key not in found]
+
+    def get(self, kind: str, keys: Sequence[bytes], device: torch.device) -> Features | None:
+        """Return the features of a batch, or None where an image has no entry or a damaged one.
+
+        Args:
+            kind: The first of the :meth:`keys`.
+            keys: Keys of the images.
+            device: Device of the features.
+        """
         layouts = self._run('SELECT layout FROM layouts WHERE kind = ?', (kind,))
         if not layouts:
             return None
@@ -95,7 +107,7 @@ class FeatureCache:
                 features[tap] = []
                 for shape, name, size in levels:
                     level = values[:, start : start + size].contiguous().view(getattr(torch, name))
-                    features[tap].append(level.view(-1, *shape).to(inputs.device))
+                    features[tap].append(level.view(-1, *shape).to(device))
                     start += size
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             print_log(
@@ -106,19 +118,18 @@ class FeatureCache:
             return None
         return features
 
-    def put(self, inputs: Tensor, data_samples: Sequence[Any] | None, features: Features) -> None:
-        """Store the features of a batch.
+    def put(self, kind: str, keys: Sequence[bytes], features: Features) -> None:
+        """Store the features of the images with these keys.
 
         Raises:
             UserError: A feature does not have one entry per image.
         """
-        kind, keys = self._keys(inputs, data_samples)
         layout, columns = [], []
         for tap, levels in features.items():
             for level in levels:
-                if level.shape[:1] != inputs.shape[:1]:
+                if level.shape[:1] != (len(keys),):
                     raise UserError(
-                        f"the teacher's tap '{tap}' outputs {tuple(level.shape)} for {len(inputs)} images, expected "
+                        f"the teacher's tap '{tap}' outputs {tuple(level.shape)} for {len(keys)} images, expected "
                         "one entry per image to cache: remove cache from the teacher's config dict"
                     )
                 columns.append(level.cpu().contiguous().flatten(1).view(torch.uint8))

@@ -218,13 +218,29 @@ class Teacher:
     def __call__(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
         """Return the features at the taps for a batch that the student's preprocessor has normalised."""
         with torch.autocast(inputs.device.type, torch.bfloat16) if self._bf16 else nullcontext():
-            if self._cache is not None and (cached := self._cache.get(inputs, data_samples)) is not None:
-                return cached
-            layout = torch.channels_last if self._bf16 and inputs.dim() == 4 else torch.preserve_format
-            features = self.features(inputs.to(memory_format=layout), data_samples)
-            if self._cache is not None:
-                self._cache.put(inputs, data_samples, features)
-            return features
+            return (
+                self._run(inputs, data_samples)
+                if self._cache is None
+                else self._from(self._cache, inputs, data_samples)
+            )
+
+    def _from(self, cache: FeatureCache, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
+        """Return the features of a batch from the cache, after running the network on the images that it lacks."""
+        kind, keys = cache.keys(inputs, data_samples)
+        missing = cache.missing(keys)
+        if len(missing) < len(keys):
+            if missing:
+                samples = None if data_samples is None else [data_samples[i] for i in missing]
+                cache.put(kind, [keys[i] for i in missing], self._run(inputs[missing], samples))
+            if (features := cache.get(kind, keys, inputs.device)) is not None:
+                return features
+        features = self._run(inputs, data_samples)
+        cache.put(kind, keys, features)
+        return features
+
+    def _run(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
+        layout = torch.channels_last if self._bf16 and inputs.dim() == 4 else torch.preserve_format
+        return self.features(inputs.to(memory_format=layout), data_samples)
 
     def features(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
         """Return the features at the taps, never from the cache, and differentiable in the inputs."""

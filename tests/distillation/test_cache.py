@@ -113,6 +113,21 @@ def test_options_of_the_network_change_the_key(tmp_path: Path) -> None:
     assert shapes == [(1, 256, 2, 2), (1, 512, 1, 1)]
 
 
+def test_the_teacher_runs_on_the_images_alone_that_have_no_entry(
+    teacher_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.randn(6, 3, 16, 16)
+    samples = [BaseDataElement(metainfo=dict(img_shape=(16, 16 - i))) for i in range(6)]
+    expected = teacher(teacher_config, tmp_path / 'other')(images, samples)
+    teacher(teacher_config, tmp_path)(images[[4, 1]], [samples[4], samples[1]])
+    calls = forwards(monkeypatch)
+    for _ in range(2):
+        features = teacher(teacher_config, tmp_path)(images, samples)
+        for tap in TAPS:
+            torch.testing.assert_close(features[tap][0], expected[tap][0], rtol=1e-5, atol=1e-6)
+    assert calls == [4]
+
+
 def test_a_run_that_repeats_its_augmentations_runs_the_teacher_for_the_first_ones_only(
     teacher_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,4 +224,4 @@ def test_errors_are_one_line(teacher_config: dict, tmp_path: Path) -> None:
         cached(torch.randn(2, 3, 16, 16), None)
     assert '\n' not in str(error.value)
     with pytest.raises(UserError, match="tap 'x' outputs \\(3, 4\\) for 2 images"):
-        cached._cache.put(torch.randn(2, 3, 4, 4), None, {'x': [torch.ones(3, 4)]})
+        cached._cache.put('kind', [b'a', b'b'], {'x': [torch.ones(3, 4)]})

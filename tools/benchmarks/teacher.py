@@ -56,9 +56,14 @@ def cached(config: dict[str, Any], inputs: Tensor, taps: list[str]) -> Iterator[
     with torch.no_grad(), recorder.recording() as features, tempfile.TemporaryDirectory() as folder:
         network(inputs, mode='tensor')
         cache = FeatureCache(folder, network, taps)
-        cache.put(inputs, None, features)
-        assert cache.get(inputs, None) is not None
-        yield lambda: cache.get(inputs, None)
+        cache.put(*cache.keys(inputs, None), features)
+
+        def read() -> Any:
+            kind, keys = cache.keys(inputs, None)
+            return None if cache.missing(keys) else cache.get(kind, keys, inputs.device)
+
+        assert read() is not None
+        yield read
 
 
 def teacher(args: argparse.Namespace) -> None:
