@@ -32,7 +32,7 @@ TWO_STAGE = [path for path in WITH_METHOD if path.endswith('_two-stage.py')]
 PAIRS = [
     path
     for path in WITH_METHOD
-    if not re.search(r'_stage1|_two-stage|/transfer/(stl10|tiny_imagenet)/|/voc_sample/', path)
+    if not re.search(r'_stage1|_two-stage|/transfer/(stl10|tiny_imagenet)/|/voc_sample/|retail', path)
 ]
 ONLINE = [(path, {}) for path in ALL if re.search(r'_(dml|one)\.|_quick/(dml|one)\.|_sample/dml\.', path)]
 POSTER = ('resnet8', 'resnet14', 'resnet20', 'resnet26', 'wrn-10-2', 'wrn-16-2', 'wrn-28-2', 'wrn-40-2')
@@ -52,8 +52,8 @@ ONE_METHOD = [
     path for path in ALL if re.match(r'configs/(imagenet|market1501)/.*_from_[a-z]+\d+_(?!kd_distiller)', path)
 ]
 REPDISTILLER = dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=5e-4)
-# Files of other programs, which comments cite.
-ELSEWHERE = {'eval_rep.py', 'train_normal.py'}
+# Files of other programs, and the user's own, which comments and configs name.
+ELSEWHERE = {'eval_rep.py', 'train_normal.py', 'data/reid/retail.py'}
 
 
 @pytest.fixture(autouse=True)
@@ -274,6 +274,28 @@ def test_every_method_of_a_pair_meets_its_networks(path: str) -> None:
     assert len(lines) == len(terms) >= (5 if 'pretrain' in path else 8)
     if 'market1501' in path:  # the last stage does not stride: its maps have a sixteenth of the size
         assert all('8, 4)' in line for line in lines if 'NSTLoss' in line)
+
+
+def test_every_method_meets_a_network_that_a_file_returns(tmp_path: Path) -> None:
+    (tmp_path / 'retail.py').write_text(
+        'from torch import nn\n'
+        'class Retail(nn.Module):\n'
+        '    def __init__(self):\n'
+        '        super().__init__()\n'
+        '        self.maps = nn.Conv2d(3, 5, 16, 16)\n'
+        '        self.embedding = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())\n'
+        '    def forward(self, images): return self.embedding(self.maps(images))\n'
+    )
+    path = 'configs/market1501_sample/retail-0277.py'
+    config = load(path)
+    teacher = dict(distillation_of(config).teacher, build=f'{tmp_path}/retail.py:Retail', cache=None)
+    terms = [term for terms in config.methods.values() for term in terms]
+    student, images = build_teacher(path, None), torch.randn(2, 3, 128, 64)
+    lines = Distillation(student, teacher, terms).dry_run(student, images, None)
+    assert len(lines) == 4
+    assert all('(2, 128)' in line and '(2, 5)' in line for line in lines if 'NST' not in line)
+    assert '(2, 128, 8, 4)' in lines[1]
+    assert '(2, 5, 16, 8)' in lines[1]
 
 
 @pytest.mark.parametrize('path', WITH_METHOD)
@@ -504,7 +526,7 @@ def test_a_reid_config_is_a_whole_run(path: str) -> None:
     assert config.val_dataloader.dataset.split == config.test_dataloader.dataset.split == 'test'
     assert config.val_dataloader.dataset.pipeline[-1].meta_keys == ('img_path', 'identity', 'camera', 'is_query')
     record = config.model if 'terms' in config.model else distillation_of(config)
-    assert (record is not None) == ('requires' in config)
+    assert (record is not None and 'config' in record.teacher) == ('requires' in config)
     for required in config.get('requires', []):
         assert required == record.teacher
         assert required.checkpoint == f'{load(required.config).work_dir}/student.pth'

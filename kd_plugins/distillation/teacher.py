@@ -15,6 +15,7 @@ from kd_plugins.distillation.cache import FeatureCache
 from kd_plugins.distillation.layout import size_of
 from kd_plugins.distillation.recorder import Features, Recorder
 from kd_plugins.errors import UserError
+from kd_plugins.utils.models import to_channels_last
 
 
 class RGBImages(ImgDataPreprocessor):
@@ -154,7 +155,7 @@ class Teacher:
             model.set_input_size(self._size)  # type: ignore[operator]  # of timm's networks that take one size
         self._takes = _arguments_of(model)
         if bf16:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
+            to_channels_last(model)
         self.recorder = Recorder(model, taps := list(taps), whole=True)
         self._convert = _Renormalise(student_preprocessor, getattr(model, 'data_preprocessor', None))
         self._cache = None

@@ -1,10 +1,10 @@
 """Channels-last memory layout."""
 
-import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from kd_plugins.registry import HOOKS
+from kd_plugins.utils.models import to_channels_last
 
 
 @HOOKS.register_module()
@@ -18,4 +18,4 @@ class ChannelsLastHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Convert the model."""
-        runner.model.to(memory_format=torch.channels_last)
+        to_channels_last(runner.model)

@@ -5,7 +5,6 @@ from functools import partial, wraps
 from types import MethodType
 from typing import Any
 
-import torch
 from mmengine.dist import all_reduce, broadcast, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
@@ -17,7 +16,7 @@ from torch import nn
 from kd_plugins.distillation.distillation import Distillation, check_inputs
 from kd_plugins.errors import UserError
 from kd_plugins.registry import HOOKS
-from kd_plugins.utils.models import unwrapped
+from kd_plugins.utils.models import to_channels_last, unwrapped
 from kd_plugins.utils.random import preserved_rng
 
 
@@ -74,8 +73,7 @@ class DistillationHook(Hook):
         self.distillation = Distillation(student, self._teacher, self._terms, self._task)
         self.distillation.to(next(student.parameters()).device)
         if any(p.dim() == 4 and not p.is_contiguous() for p in student.parameters()):
-            # Missing in the stubs of torch: memory_format without dtype.
-            self.distillation.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            to_channels_last(self.distillation)
         loader = runner.train_dataloader
         with preserved_rng():
             batch = loader.collate_fn([loader.dataset[0], loader.dataset[min(1, len(loader.dataset) - 1)]])

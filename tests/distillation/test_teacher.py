@@ -14,6 +14,7 @@ from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.errors import UserError
 from kd_plugins.models import Distiller, MutualLearning, NativeEnsemble
 from kd_plugins.registry import MODELS, TRANSFORMS
+from kd_plugins.utils.models import to_channels_last
 
 
 def build(**preprocessor):
@@ -255,3 +256,26 @@ def test_runs_in_bfloat16_with_bf16_true(tmp_path):
     # Inputs of an attack keep float32: it compares nearly equal logits.
     (logits,) = teacher.features(images, None)['head.fc']
     torch.testing.assert_close(logits, exact['head.fc'][0])
+
+
+@pytest.mark.parametrize('options', [dict(bf16=True), {}])
+def test_a_network_whose_weights_have_five_dimensions_runs_channels_last(options: dict) -> None:
+    """As those of 3-D convolutions do, and of grouped ones in other libraries."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flat, self.deep = nn.Conv2d(3, 4, 3), nn.Conv3d(1, 1, (1, 3, 3))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.deep(self.flat(images)[:, None])[:, 0]
+
+    network, images = Mixed(), torch.randn(2, 3, 9, 9)
+    expected = network(images)
+    teacher = Teacher(network, [''], **options)
+    distilled = nn.Module()
+    distilled._apply = lambda function: teacher.apply(function)  # as Distillation passes it on
+    to_channels_last(distilled)
+    assert network.flat.weight.is_contiguous(memory_format=torch.channels_last)
+    (output,) = teacher(images, None)['']
+    torch.testing.assert_close(output.float(), expected, rtol=0.05, atol=0.05)
