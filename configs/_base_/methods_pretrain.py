@@ -11,7 +11,7 @@ methods = dict(
             loss=dict(type='kd_plugins.NSTLoss', kernel='poly'),
             student='backbone.layer3',
             teacher='backbone.conv2',
-            weight=5.0,
+            weight=0.5,
         )
     ],
     fitnet=[dict(name='fitnet', loss=dict(type='kd_plugins.FitNetLoss'), adapter='auto', **last)],

@@ -1,7 +1,7 @@
 # From labels and the teacher together, on the images that have labels:
 #
 #     METHOD=nst python tools/train.py configs/pretrain/resnet18-narrow_from_mobilenet-v2_labelled.py
-_base_ = ['./resnet18-narrow.py', '../_base_/methods_pretrain.py']
+_base_ = ['./resnet18-narrow.py', '../_base_/methods_pretrain_labelled.py']
 from kd_plugins.config import terms_of
 
 variant = '{{$METHOD:nst}}'
