@@ -3,11 +3,19 @@
 import torch
 
 from kd_plugins import functional as F
+from kd_plugins.functional.gram import as_float, unit
 
 
 def with_labels(loss):
     """Return a loss of logits and labels as one of maps: the classes in order, one an image."""
     return lambda s, t: loss(s.flatten(1), t.flatten(1), torch.arange(len(s), device=s.device))
+
+
+def contrast(student, teacher):
+    """Compare all samples, each of a class of its own, with those of the batch before."""
+    student, teacher = (unit(as_float(x).flatten(1)) for x in (student, teacher))
+    classes = torch.arange(len(student), device=student.device)
+    return F.crd_loss(student, teacher, teacher.roll(1, 0), classes, classes.roll(1), 100)
 
 
 LOSSES = {
@@ -20,6 +28,7 @@ LOSSES = {
     'sp': F.sp_loss,
     'pkt': lambda s, t: 3e4 * F.pkt_loss(s, t),  # the authors' weight, without which float16 has no such gradients
     'vid': lambda s, t: F.vid_loss(s, t, torch.linspace(2, 5, s.shape[1], device=s.device)),
+    'crd': contrast,
     'rkd': F.rkd_loss,
     'rkd-distance': F.rkd_distance_loss,
     'rkd-angle': F.rkd_angle_loss,

@@ -81,6 +81,20 @@ def test_adapters_train_as_in_one_process(ranks, way, name):
 
 
 @BOTH
+def test_banks_are_those_of_one_process(ranks, way):
+    alone, together = runs(ranks, way, 'banks')
+    start, first, *_, last = alone['adapters']
+    for bank in ('student_bank', 'teacher_bank'):
+        rows = [(x[f'terms.0.loss.{bank}'] != start[f'terms.0.loss.{bank}']).all(1) for x in (first, last)]
+        assert [x.sum() for x in rows] == [8, 64]
+    for run in together:
+        assert_close([x['loss_crd'] for x in run['losses']], [x['loss_crd'] for x in alone['losses']])
+        assert_close(run['adapters'], alone['adapters'])
+        assert_close(run['states'], alone['states'])
+    assert all(equal(*pair) for pair in zip(*(run['adapters'] for run in together), strict=True))
+
+
+@BOTH
 def test_a_process_without_samples_to_attack_does_not_hang(ranks, way):
     """Both networks predict class 0, and only rank 0 has images of that class."""
     alone, (first, second) = runs(ranks, way, 'bss')

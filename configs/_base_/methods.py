@@ -65,6 +65,8 @@ methods = dict(
     sp=[dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), **ends, weight=3000.0)],
     # The divergence over the batch, weighed with 30000 on the pooled features in HobbitLong/RepDistiller.
     pkt=[dict(name='pkt', loss=dict(type='kd_plugins.PKTLoss'), **embeddings, weight=30000.0)],
+    # The contrast with 16384 negatives, weighed with 0.8 on the pooled features in HobbitLong/RepDistiller.
+    crd=[dict(name='crd', loss=dict(type='kd_plugins.CRDLoss'), **embeddings, weight=0.8)],
     # At the ends of the three groups with weight 1 each, as in HobbitLong/RepDistiller.
     vid=[dict(name='vid', loss=dict(type='kd_plugins.VIDLoss'), **ends, weight=1.0)],
     # 25 and 50 on the pooled features, weights that belong to the means of lenscloth/RKD.

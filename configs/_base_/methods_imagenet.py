@@ -14,6 +14,7 @@ methods = dict(
     at=[dict(name='at', loss=dict(type='kd_plugins.ATLoss', convention='code'), **ends, weight=1000.0)],
     sp=[dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), **last, weight=3000.0)],
     pkt=[dict(name='pkt', loss=dict(type='kd_plugins.PKTLoss'), **embeddings, weight=30000.0)],
+    crd=[dict(name='crd', loss=dict(type='kd_plugins.CRDLoss'), **embeddings, weight=0.8)],
     vid=[dict(name='vid', loss=dict(type='kd_plugins.VIDLoss'), **last, weight=1.0)],
     rkd_d=[
         dict(

@@ -205,6 +205,15 @@ class Distillation(nn.Module):
             teacher.apply(fn)
         return super()._apply(fn, recurse)
 
+    def set_num_samples(self, num_samples: int) -> None:
+        """Give the number of images of the training set to the terms whose losses need their indices.
+
+        Raises:
+            UserError: A loss was given a smaller number.
+        """
+        for term in self.terms:
+            term.set_num_samples(num_samples)
+
     def dry_run(self, student: nn.Module, inputs: Tensor, data_samples: Sequence[Any] | None) -> list[str]:
         """Run the networks once, build the adapters, check every term, and return a line that describes each.
 

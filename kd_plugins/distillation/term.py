@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -102,7 +103,8 @@ class Term(nn.Module):
             raise UserError(f'the name of a term must be a string that is not empty, got {name!r}')
         self.name = name
         self.loss = build_part(f"the loss of term '{name}'", loss)
-        marks = [x for x in ('batch_relational', 'takes_pairs', 'needs_labels', 'adversaries') if hasattr(self.loss, x)]
+        declared = ('batch_relational', 'takes_pairs', 'needs_labels', 'needs_indices', 'per_level', 'adversaries')
+        marks = [x for x in declared if hasattr(self.loss, x)]
         if marks and not isinstance(self.loss, DistillationLoss):  # version 0.1 read them from any module
             raise UserError(
                 f"term '{name}': {type(self.loss).__name__} has {', '.join(marks)}, which counts only in a subclass of "
@@ -146,6 +148,11 @@ class Term(nn.Module):
     @property
     def _declared(self) -> DistillationLoss | type[DistillationLoss]:
         return self.loss if isinstance(self.loss, DistillationLoss) else DistillationLoss
+
+    @property
+    def needs_indices(self) -> bool:
+        """Whether the loss needs the indices of the images in the training set."""
+        return self._declared.needs_indices
 
     def _taps(self, side: str, taps: Any) -> list[str]:
         names = [taps] if isinstance(taps, str) else taps
@@ -233,7 +240,7 @@ class Term(nn.Module):
         labels = indices = None
         if self._declared.needs_labels:
             labels = torch.zeros(len(levels[0]), dtype=torch.long, device=levels[0].device)
-        if self._declared.needs_indices:
+        if self.needs_indices:
             indices = torch.arange(len(levels[0]), device=levels[0].device)
         self.compare(student, targets, batch, labels, indices)
         return self.describe(student, targets, taken)
@@ -317,7 +324,7 @@ class Term(nn.Module):
         """
         labels = self.labels(batch.data_samples) if self._declared.needs_labels else None
         indices = None
-        if self._declared.needs_indices:
+        if self.needs_indices:
             indices = torch.tensor(self.indices(batch.data_samples), device=batch.inputs.device)
         return self.compare(student, targets, batch, labels, indices)
 
@@ -465,7 +472,7 @@ class Term(nn.Module):
         Raises:
             UserError: The loss was given a smaller number.
         """
-        if not self._declared.needs_indices:
+        if not self.needs_indices:
             return
         losses: list[Any] = [self.loss, *self.copies]
         for loss in losses:
@@ -493,18 +500,18 @@ class Term(nn.Module):
         indices = []
         for sample in [None] if data_samples is None else data_samples:
             index, mixed = getattr(sample, 'sample_idx', None), getattr(sample, 'gt_score', None) is not None
-            if mixed or not isinstance(index, int):
+            if mixed or not isinstance(index, Integral):
                 raise UserError(
                     f"term '{self.name}': {kind} needs the index of each image in the training set, sample_idx in the "
                     f'metainfo of its data sample, got {"a mixed image" if mixed else index}: '
                     + ('do not mix images' if mixed else 'add it to the meta_keys of the last step of the pipeline')
                 )
-            if not 0 <= index < count:
+            if not 0 <= int(index) < count:
                 raise UserError(
                     f"term '{self.name}': the sample_idx of an image is {index}, expected 0 to {count - 1}, the "
                     f'{kind} being for num_samples={count}: give the size of the training set'
                 )
-            indices.append(index)
+            indices.append(int(index))
         return indices
 
     @contextmanager

@@ -12,6 +12,7 @@ A distillation loss takes the student first, the teacher second; ``batch_hard_tr
 from .at import at_loss, attention_map, matched_attention
 from .bss import base_samples, boundary_attack, bss_loss, draw_targets
 from .cosine import cosine_loss
+from .crd import crd_loss
 from .crosskd import box_distribution_loss, giou_loss, soft_focal_loss
 from .cwd import cwd_loss
 from .dkd import dkd_loss
@@ -37,6 +38,7 @@ __all__ = [
     'box_distribution_loss',
     'bss_loss',
     'cosine_loss',
+    'crd_loss',
     'cwd_loss',
     'dkd_loss',
     'draw_mask',

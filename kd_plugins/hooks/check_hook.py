@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kd_plugins.compat import check_operators, mend_ssd_head
 from kd_plugins.errors import UserError
-from kd_plugins.hooks.distillation_hook import distillation_of
+from kd_plugins.hooks.distillation_hook import distillation_of, give_num_samples
 from kd_plugins.hooks.held_out_hook import HeldOutHook
 from kd_plugins.registry import HOOKS
 from kd_plugins.utils.models import unwrapped
@@ -67,6 +67,8 @@ class CheckHook(Hook):
                 _try_pipeline(type(hook).__name__, loader.dataset, steps)
         note_empty_statistics(runner.model)
         distillation = distillation_of(runner)
+        if distillation is not None:
+            give_num_samples(distillation, loader.dataset)  # a Distiller does not know its training data
         if distillation is not None and distillation.task == 'off':  # no label is learned, and no head
             if runner.val_loop is not None and getattr(unwrapped(runner.model), 'head', True) is None:
                 raise UserError(

@@ -5,6 +5,7 @@ from functools import partial, wraps
 from types import MethodType
 from typing import Any
 
+from mmengine.dataset import BaseDataset
 from mmengine.dist import all_reduce, broadcast, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
@@ -12,6 +13,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import Runner
 from torch import nn
+from torch.utils.data import ConcatDataset
 
 from kd_plugins.distillation.distillation import Distillation, check_inputs
 from kd_plugins.errors import UserError
@@ -74,6 +76,7 @@ class DistillationHook(Hook):
         self.distillation.to(next(student.parameters()).device)
         if any(p.dim() == 4 and not p.is_contiguous() for p in student.parameters()):
             to_channels_last(self.distillation)
+        give_num_samples(self.distillation, runner.train_dataloader.dataset)
         loader = runner.train_dataloader
         with preserved_rng():
             batch = loader.collate_fn([loader.dataset[0], loader.dataset[min(1, len(loader.dataset) - 1)]])
@@ -193,6 +196,25 @@ def distillation_of(runner: Runner) -> Distillation | None:
     by_hook = (hook.distillation for hook in runner.hooks if isinstance(hook, DistillationHook))
     by_model = (module for module in unwrapped(runner.model).children() if isinstance(module, Distillation))
     return next(filter(None, (*by_hook, *by_model)), None)
+
+
+def give_num_samples(distillation: Distillation, dataset: Any) -> None:
+    """Give the number of images of the training set to the losses that need their indices.
+
+    Raises:
+        UserError: The data set numbers different images alike, or a loss was given a smaller number.
+    """
+    names = [term.name for term in distillation.terms if term.needs_indices]
+    if not names:
+        return
+    while not isinstance(dataset, BaseDataset) and hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset  # a wrapper, which leaves sample_idx as it is
+    if isinstance(dataset, ConcatDataset):
+        raise UserError(
+            f"term '{names[0]}': its loss needs the index of each image, but {type(dataset).__name__} numbers the "
+            'images of each of its data sets from 0: give one data set of all images'
+        )
+    distillation.set_num_samples(len(dataset))
 
 
 def _arguments(

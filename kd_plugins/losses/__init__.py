@@ -7,6 +7,7 @@ from .at import ATLoss
 from .base import AdversarialLoss, DistillationLoss
 from .bss import BSSLoss
 from .cosine import CosineLoss
+from .crd import CRDLoss
 from .crosskd import CrossKDLoss
 from .cwd import CWDLoss
 from .dkd import DKDLoss
@@ -26,6 +27,7 @@ __all__ = [
     'ATLoss',
     'AdversarialLoss',
     'BSSLoss',
+    'CRDLoss',
     'CWDLoss',
     'CosineLoss',
     'CrossKDLoss',

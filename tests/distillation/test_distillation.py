@@ -255,7 +255,9 @@ def test_errors_are_one_line(student, teacher, images, change, message):
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('mark', ['batch_relational', 'takes_pairs', 'needs_labels', 'adversaries'])
+@pytest.mark.parametrize(
+    'mark', ['batch_relational', 'takes_pairs', 'needs_labels', 'needs_indices', 'per_level', 'adversaries']
+)
 def test_a_plain_module_that_declares_what_only_a_loss_can(student, teacher, images, mark):
     loss = torch.nn.MSELoss()
     setattr(loss, mark, True)

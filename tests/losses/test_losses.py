@@ -68,6 +68,7 @@ def test_what_the_losses_declare():
         'AdversarialLoss': ('logits', False, False, False),
         'BSSLoss': ('logits', False, False, False),
         'CWDLoss': ('maps', False, False, False),
+        'CRDLoss': ('embeddings', False, True, True),
         'CosineLoss': ('positions', False, False, False),
         'CrossKDLoss': ('any', False, False, False),
         'DKDLoss': ('logits', False, False, True),
@@ -95,9 +96,10 @@ def test_losses_take_the_features_that_they_declare(name):
         loss = MODELS.build(dict(type=f'kd_plugins.{name}'))
         features = [[torch.randn(size) for _ in range(1 + loss.takes_pairs)] for _ in range(2)]
         labels = [torch.arange(6) % 3] if loss.needs_labels else []
+        indices = dict(indices=torch.arange(6)) if loss.needs_indices else {}
         expected = loss.features in (kind, 'positions', 'embeddings', 'any')
         with nullcontext() if expected else pytest.raises(ValueError, match='expected'):
-            value = loss(*features) if loss.takes_pairs else loss(features[0][0], features[1][0], *labels)
+            value = loss(*features) if loss.takes_pairs else loss(features[0][0], features[1][0], *labels, **indices)
             assert value.ndim == 0
 
 
@@ -127,6 +129,12 @@ def test_losses_take_the_features_that_they_declare(name):
         ('VIDLoss', {'variance': 1e-5}, 'variance: expected a number above 1e-05, got 1e-05'),
         ('FitNetLoss', {'reduction': 'none'}, "reduction: expected one of 'mean', 'sum', got 'none'"),
         ('ATLoss', {'convention': 'official'}, "convention: expected one of 'paper', 'code', got 'official'"),
+        ('CRDLoss', {'num_samples': 0}, 'num_samples: expected a whole number of at least 1, got 0'),
+        ('CRDLoss', {'dim': 0}, 'dim: expected a whole number of at least 1, got 0'),
+        ('CRDLoss', {'negatives': 0}, 'negatives: expected a whole number of at least 1, got 0'),
+        ('CRDLoss', {'tau': 0}, 'tau: expected a number above 0, got 0'),
+        ('CRDLoss', {'momentum': 1}, 'momentum: expected a number below 1, got 1'),
+        ('CRDLoss', {'exclude': None}, "exclude: expected one of 'class', 'sample', got None"),
         ('CosineLoss', {'smooth_l1': -0.1}, 'smooth_l1: expected a number of at least 0, got -0.1'),
         ('CosineLoss', {'smooth_l1': 1.5}, 'smooth_l1: expected a share between 0 and 1, got 1.5'),
         ('ATLoss', {'p': 0.5}, 'p: expected a number of at least 1, got 0.5'),

@@ -56,6 +56,14 @@ CRITIC = [
     dict(name='vid', loss=dict(type='kd_plugins.VIDLoss'), student='maps', teacher='maps'),
     dict(name='off', loss=dict(type='kd_plugins.NSTGANLoss', hidden=8), student='maps', teacher='maps', weight=0),
 ]
+BANKS = [
+    dict(
+        name='crd',
+        loss=dict(type='kd_plugins.CRDLoss', num_samples=64, dim=8, negatives=20),
+        student='maps',
+        teacher='maps',
+    )
+]
 BSS = [dict(name='bss', loss=dict(type='kd_plugins.BSSLoss'), student='fc', teacher='fc', weight=5.0)]
 WAYS = ('hook', 'model')
 # The runner's own wrapper, without the device index that it would add, which a CPU does not have.
@@ -118,7 +126,10 @@ class Noise(torch.utils.data.Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict:
-        return dict(inputs=self.images[index], data_samples=BaseDataElement(gt_label=torch.tensor([index % 4])))
+        return dict(
+            inputs=self.images[index],
+            data_samples=BaseDataElement(metainfo=dict(sample_idx=index), gt_label=torch.tensor([index % 4])),
+        )
 
 
 class Watch(Hook):
@@ -165,6 +176,7 @@ def run(
     size: int = 7,
     bias: float = 0.0,
     task: str = 'train',
+    epochs: int = 1,
 ) -> dict:
     """Train the small network on global batches of 8; return losses, weights and adapters of each iteration."""
     together = dist.is_initialized()
@@ -185,7 +197,7 @@ def run(
             sampler=dict(type=DefaultSampler, shuffle=False),
             collate_fn=dict(type='default_collate'),
         ),
-        train_cfg=dict(by_epoch=True, max_epochs=-(-len(terms) // 8) if one_by_one else 1),
+        train_cfg=dict(by_epoch=True, max_epochs=-(-len(terms) // 8) if one_by_one else epochs),
         launcher='pytorch' if together else 'none',
         cfg=Config(WRAPPER if together else {}),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9), accumulative_counts=accumulate),
@@ -214,6 +226,7 @@ def scenarios(folder: Path, ways: Sequence[str] = WAYS) -> dict:
             ('terms', every, dict(one_by_one=True)),
             ('adapters', ADAPTED, {}),
             ('critic', CRITIC, {}),
+            ('banks', BANKS, dict(epochs=2)),
             ('bss', BSS, dict(bias=3.0)),
             ('accumulation', ADAPTED, dict(accumulate=2)),
             ('without task', [x for x in every if x['name'] in ('kd', 'sp')], dict(task='off')),
