@@ -1,0 +1,9 @@
+# methods_detection.py and what compares the heads of two RetinaNets.
+_base_ = './methods_detection.py'
+
+heads = dict(student='bbox_head', teacher='bbox_head')
+scores = dict(student='bbox_head.retina_cls', teacher='bbox_head.retina_cls')
+methods = dict(
+    crosskd=[dict(name='crosskd', loss=dict(type='kd_plugins.CrossKDLoss', layer=3), **heads)],
+    cwd_head=[dict(name='cwd_head', loss=dict(type='kd_plugins.CWDLoss', tau=1.0), **scores, weight=10.0)],
+)

@@ -1,0 +1,117 @@
+"""The configs of configs/detection: each builds as it is, meets its teacher by every method, and trains a step."""
+
+import copy
+import re
+from functools import cache, partial
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import ConfigDict
+from mmengine.hub import get_config
+from mmengine.registry import DefaultScope
+
+from kd_plugins.config import check_config, load_config
+from kd_plugins.distillation.distillation import Distillation
+from kd_plugins.registry import MODELS
+
+pytest.importorskip('mmdet.models')
+demo_mm_inputs = pytest.importorskip('mmdet.testing').demo_mm_inputs
+
+ROOT = Path(__file__).parents[1]
+PAIRS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob('configs/detection/*.py'))
+PROOFS = [f'configs/detection/{data}/student_from_teacher.py' for data in ('voc_mini', 'voc_sample')]
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv('METHOD', raising=False)
+
+
+@cache
+def load(path, method=None):
+    with pytest.MonkeyPatch.context() as patch:
+        if method:
+            patch.setenv('METHOD', method)
+        config = load_config(path)
+    check_config(config)
+    return config
+
+
+def hook_of(config):
+    (hook,) = [x for x in config.custom_hooks if x.type == 'kd_plugins.DistillationHook']
+    return hook
+
+
+def teacher_of(config):
+    name = config.teacher.config
+    return (get_config(name) if '::' in name else load(name)).model
+
+
+def build(model):
+    with DefaultScope.overwrite_default_scope('mmdet'), MODELS.switch_scope_and_registry('mmdet'):
+        return MODELS.build(copy.deepcopy(model))
+
+
+def classes_of(network):
+    return getattr(network, 'roi_head', network).bbox_head.num_classes
+
+
+def small(model, widen=0.25):
+    """Return a model's config dict with the smallest backbone of its kind and no weights to download."""
+    model = copy.deepcopy(ConfigDict(model))
+    model.backbone.init_cfg = None
+    if model.backbone.type == 'ResNet':
+        model.backbone.update(depth=18, stem_channels=8, base_channels=8)
+        model.neck.in_channels = [8, 16, 32, 64][-len(model.neck.in_channels) :]
+    elif model.backbone.type == 'CSPNeXt':
+        model.backbone.update(deepen_factor=0.167, widen_factor=widen)
+        model.neck.update(in_channels=[int(x * widen) for x in (256, 512, 1024)], num_csp_blocks=1)
+    return model
+
+
+@pytest.mark.parametrize('path', [x for x in PAIRS if not x.endswith('_ld.py')])
+def test_builds_as_it_is(path):
+    config = load(path)
+    with torch.device('meta'):
+        student, teacher = build(config.model), build(teacher_of(config))
+    assert config.default_hooks.export.type == 'kd_plugins.ExportHook'
+    assert hook_of(config).teacher == config.teacher
+    assert classes_of(student) == classes_of(teacher) == (20 if path.endswith('_voc.py') else 80)
+    sizes = [sum(p.numel() for p in network.parameters()) for network in (student, teacher)]
+    assert sizes[0] < 0.9 * sizes[1]
+    if depths := [int(x) for x in re.findall(r'_r(\d+)', Path(path).stem)]:
+        assert depths == [student.backbone.depth, teacher.backbone.depth]
+    url, name = config.teacher.checkpoint, Path(config.teacher.config).stem.replace('-', '_')
+    assert url.startswith('https://mmassets.onedl.ai/mmdetection/')
+    assert url.rpartition('/')[2].startswith(
+        name[: name.index('_fpn' if '_fpn' in name else '_8xb')].replace('caffe', '')
+    )
+
+
+@pytest.mark.parametrize('path', [*PAIRS, *PROOFS])
+def test_every_method_meets_the_teacher_and_trains_a_step(path):
+    torch.manual_seed(0)
+    methods = load(path).methods
+    assert {'pkd', 'cwd', 'mgd', 'nst_poly', 'at', 'sp', 'fitnet'} <= methods.keys()
+    config = load(path, '+'.join(methods))
+    assert config.work_dir == f'work_dirs/{path[8:-3]}/{"+".join(methods)}'
+    model = small(config.model)
+    if path.endswith('_ld.py'):
+        model.update(teacher_ckpt=None, teacher_config=ConfigDict(model=small(teacher_of(config))))
+    student, terms = build(model), hook_of(config).terms
+    teacher = dict(config=ConfigDict(small(teacher_of(config), 0.5), _scope_='mmdet'), checkpoint=None)
+    distillation = Distillation(student, teacher, terms)
+    data = demo_mm_inputs(2, (3, 64, 64), num_items=[2, 1], num_classes=classes_of(student))
+    data = student.data_preprocessor(data, True)
+    inputs, samples = data['inputs'], data['data_samples']
+    distillation.dry_run(student, inputs, samples)
+    student.train()  # that of LD's detector returns None
+    losses = distillation.losses(partial(student, inputs, samples), inputs, samples)
+    assert {f'loss_{term.name}' for term in terms} | {'loss_cls', 'loss_bbox'} <= losses.keys()
+    assert ('loss_ld' in losses) == path.endswith('_ld.py')
+    student.parse_losses(losses)[0].backward()
+    gradients = [p.grad for p in (*student.parameters(), *distillation.parameters()) if p.grad is not None]
+    assert all(x.isfinite().all() for x in gradients)
+    assert all(losses[f'loss_{term.name}'] > 0 for term in terms)
