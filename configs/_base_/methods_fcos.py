@@ -12,4 +12,7 @@ methods = dict(
         )
     ],
     cwd_head=[dict(name='cwd_head', loss=dict(type='kd_plugins.CWDLoss', tau=1.0), **scores, weight=10.0)],
+    kd_head=[
+        dict(name='kd_head', loss=dict(type='kd_plugins.KDLoss', tau=2.0, anchors=1), **scores, weight=1.0)
+    ],  # not tuned
 )

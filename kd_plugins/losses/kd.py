@@ -14,9 +14,12 @@ class KDLoss(DistillationLoss):
 
     Args:
         tau: Temperature, above 0.
+        anchors: Number A of anchors where the features are maps (B, A * K, H, W), as a dense detector's head predicts
+            them: 9 for RetinaNet, 1 for FCOS or GFL. The softmax is then over the K classes of each anchor at each
+            location, and the mean over all of them. The logits of independent (sigmoid) scores serve as well.
 
     Raises:
-        ValueError: The temperature is out of range.
+        ValueError: An option is out of range.
 
     Example:
         >>> import torch
@@ -28,11 +31,27 @@ class KDLoss(DistillationLoss):
 
     features = 'logits'
 
-    def __init__(self, tau: float = 4.0) -> None:
+    def __init__(self, tau: float = 4.0, anchors: int | None = None) -> None:
         super().__init__()
         check_number('tau', tau, 0, strict=True)
+        if anchors is not None:
+            check_number('anchors', anchors, 1, whole=True)
+            self.features = 'maps'  # type: ignore[assignment,misc]  # of this one
         self.tau = tau
+        self.anchors = anchors
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compare logits (N, K)."""
+        """Compare logits (N, K) or (N, L, K), or with ``anchors`` maps (N, A * K, H, W)."""
+        if self.anchors is not None:
+            student, teacher = (_at_locations(x, self.anchors) for x in (student, teacher))
         return kd_loss(student, teacher, self.tau)
+
+
+def _at_locations(maps: Tensor, anchors: int) -> Tensor:
+    """Return the logits (N, A * H * W, K) in maps (N, A * K, H, W)."""
+    if maps.ndim != 4 or maps.shape[1] % anchors:
+        raise ValueError(
+            f'KDLoss: expected maps (B, {anchors} * K, H, W) with anchors={anchors}, got {tuple(maps.shape)}; tap the '
+            'layer that predicts the classes, or correct anchors'
+        )
+    return maps.unflatten(1, (anchors, -1)).movedim(2, -1).flatten(1, -2)

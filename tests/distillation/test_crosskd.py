@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from tiny import coco_folder, stock_detector, train
 from torch.nn.functional import relu
 
 from kd_plugins.distillation.distillation import Distillation
@@ -246,3 +247,22 @@ def test_heads_that_share_no_layers_or_assign_otherwise_are_refused():
     student, distilled = distillation('RetinaNet', other=detector('FCOS'))
     with pytest.raises(UserError, match=r'assigns targets to 504 positions, the teacher.s predicts at 252: give both'):
         distilled.dry_run(student, *batch(student))
+
+
+def test_a_run_keeps_the_stock_detectors_keys(tmp_path):
+    """Beside another term, under DistillationHook."""
+    config = stock_detector(coco_folder(tmp_path / 'data'), tmp_path / 'run')
+    config.model.bbox_head.update(num_classes=1, feat_channels=32)
+    teacher = dict(config=dict(config.model, _scope_='mmdet'), checkpoint=None)
+    terms = [
+        dict(name='crosskd', loss=dict(type='kd_plugins.CrossKDLoss'), student='bbox_head', teacher='bbox_head'),
+        dict(name='pkd', loss=dict(type='kd_plugins.PKDLoss'), student='neck', teacher='neck'),
+    ]
+    config.custom_hooks = [dict(type='kd_plugins.DistillationHook', teacher=copy.deepcopy(teacher), terms=terms)]
+    runner = train(config)
+    saved = torch.load(tmp_path / 'run/epoch_1.pth', weights_only=False)
+    with MODELS.switch_scope_and_registry('mmdet'):
+        assert saved['state_dict'].keys() == MODELS.build(config.model).state_dict().keys()
+    assert 'distillation' not in saved
+    for name in ('crosskd', 'pkd', 'cls', 'bbox'):
+        assert runner.message_hub.get_scalar(f'train/loss_{name}').data[0].max() > 0

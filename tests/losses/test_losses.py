@@ -120,6 +120,7 @@ def test_losses_take_the_features_that_they_declare(name):
         ('BSSLoss', {'attack_size': 0}, 'attack_size: expected a whole number of at least 1, got 0'),
         ('BSSLoss', {'steps': 2.5}, 'steps: expected a whole number of at least 1, got 2.5'),
         ('BSSLoss', {'step_size': 0}, 'step_size: expected a number above 0, got 0'),
+        ('KDLoss', {'anchors': 0}, 'anchors: expected a whole number of at least 1, got 0'),
         ('CrossKDLoss', {'layer': 0}, 'layer: expected a whole number of at least 1, got 0'),
         ('CrossKDLoss', {'beta': 0.5}, 'beta: expected a number of at least 1, got 0.5'),
         ('CrossKDLoss', {'boxes': -1}, 'boxes: expected a number of at least 0, got -1'),
@@ -239,3 +240,20 @@ def test_vid_is_the_function_with_its_means_and_variances():
 def test_misspelt_option():
     with pytest.raises(TypeError, match='temperature'):
         MODELS.get('kd_plugins.KDLoss')(temperature=4.0)
+
+
+def test_kd_over_the_locations_of_a_dense_head():
+    student, teacher = torch.randn(2, 6, 2, 3), torch.randn(2, 6, 2, 3)
+    loss = MODELS.build(dict(type='kd_plugins.KDLoss', tau=2.0, anchors=2))
+    assert loss.features == 'maps'
+    rows = [
+        torch.stack(
+            [x[n, 3 * a : 3 * a + 3, i, j] for n in range(2) for a in range(2) for i in range(2) for j in range(3)]
+        )
+        for x in (student, teacher)
+    ]
+    torch.testing.assert_close(loss(student, teacher), F.kd_loss(*rows, 2.0))
+    with pytest.raises(
+        ValueError, match=r'KDLoss: expected maps \(B, 4 \* K, H, W\) with anchors=4, got \(2, 6, 2, 3\)'
+    ):
+        MODELS.build(dict(type='kd_plugins.KDLoss', anchors=4))(student, teacher)
