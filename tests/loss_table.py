@@ -40,6 +40,7 @@ LOSSES = {
     'pkd': F.pkd_loss,
     'cwd': F.cwd_loss,
     'mgd': F.mgd_loss,
+    'reviewkd': F.reviewkd_loss,
     'cwd-4': lambda s, t: F.cwd_loss(s, t, 4.0),
     'fsp': lambda s, t: F.fsp_loss((s, s.roll(1, 1)), (t, t.roll(1, 1))),
     'kd': lambda s, t: F.kd_loss(s.flatten(1), t.flatten(1)),

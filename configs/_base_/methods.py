@@ -9,6 +9,7 @@ hint = dict(student='backbone.stage2', teacher='backbone.stage2')
 last = dict(student='backbone.stage3', teacher='backbone.stage3')
 stages = ['backbone.stage1', 'backbone.stage2', 'backbone.stage3']
 ends = dict(student=stages, teacher=stages)
+pooled = 'neck.gap'  # a map of one pixel
 flows = [['backbone.stem', stages[0]], stages[:2], stages[1:]]
 methods = dict(
     # CE + tau^2 KL, as in TuSimple/neuron-selectivity-transfer (weight 16 = tau^2 there; tau^2 is in the loss here).
@@ -97,6 +98,19 @@ methods = dict(
     pkd=[dict(name='pkd', loss=dict(type='kd_plugins.PKDLoss'), adapter='auto', **last, weight=6.0)],
     # yzd-v/MGD's setting for the last maps of a classifier (ResNet-18 from ResNet-34 on ImageNet); the loss is a sum.
     mgd=[dict(name='mgd', loss=dict(type='kd_plugins.MGDLoss', share=0.15, mask='channels'), **last, weight=7e-5)],
+    # The ends of all stages and the pooled features, the teacher's before the activation (sum1 to sum3 of CifarResNet),
+    # as in dvlab-research/ReviewKD, whose weight rises over the first 20 epochs, and is 0.6 to 8 by the pair; 1 is its
+    # program's default.
+    reviewkd=[
+        dict(
+            name='reviewkd',
+            loss=dict(type='kd_plugins.ReviewKDLoss'),
+            adapter='abf',
+            student=[*stages, pooled],
+            teacher=['backbone.sum1', 'backbone.sum2', 'backbone.sum3', pooled],
+            weight=dict(at=[0, 20], value=[0.0, 1.0]),
+        )
+    ],
     # On the last maps. TuSimple/neuron-selectivity-transfer weighs MMD^2 with 50, without the paper's 1/2; that the
     # Gaussian has twice the weight of the others is recalled from the paper, unverified.
     nst_linear=[dict(name='nst', loss=dict(type='kd_plugins.NSTLoss', kernel='linear'), **last, weight=50.0)],

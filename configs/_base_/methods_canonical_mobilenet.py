@@ -9,3 +9,4 @@ for terms in methods.values():
             names = {f'backbone.stage{i}': f'backbone.layer{layer}' for i, layer in enumerate(layers, 1)}
             taps = term[side]
             term[side] = names.get(taps, taps) if isinstance(taps, str) else [names.get(tap, tap) for tap in taps]
+methods.reviewkd[0].teacher = [f'backbone.layer{i}' for i in (1, 2, 3, 4)] + ['neck.gap']

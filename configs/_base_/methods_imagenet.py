@@ -4,6 +4,7 @@ embeddings = dict(student='neck', teacher='neck')
 last = dict(student='backbone.layer4', teacher='backbone.layer4')
 stages = ['backbone.layer1', 'backbone.layer2', 'backbone.layer3', 'backbone.layer4']
 ends = dict(student=stages, teacher=stages)
+pooled = 'neck.gap'  # a map of one pixel
 methods = dict(
     kd=[dict(name='kd', loss=dict(type='kd_plugins.KDLoss', tau=4.0), **logits, weight=1.0)],
     # As in megvii-research/mdistiller for ResNet-18 from ResNet-34, without a warm-up.
@@ -42,5 +43,17 @@ methods = dict(
     pkd=[dict(name='pkd', loss=dict(type='kd_plugins.PKDLoss'), adapter='auto', **last, weight=6.0)],
     # yzd-v/MGD's setting for ResNet-18 from ResNet-34; the loss is a sum.
     mgd=[dict(name='mgd', loss=dict(type='kd_plugins.MGDLoss', share=0.15, mask='channels'), **last, weight=7e-5)],
+    # As in dvlab-research/ReviewKD, which weighs it with 1 (ResNet-18 from ResNet-34); but its maps are those before
+    # the activation, for which mmpretrain's residual blocks have no tap.
+    reviewkd=[
+        dict(
+            name='reviewkd',
+            loss=dict(type='kd_plugins.ReviewKDLoss'),
+            adapter='abf',
+            student=[*stages, pooled],
+            teacher=[*stages, pooled],
+            weight=1.0,
+        )
+    ],
     nst_poly=[dict(name='nst', loss=dict(type='kd_plugins.NSTLoss', kernel='poly'), **last, weight=50.0)],
 )

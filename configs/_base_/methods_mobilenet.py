@@ -3,5 +3,6 @@
 _base_ = './methods_imagenet.py'
 methods = _base_.methods
 methods.at[0].student = ['backbone.layer2', 'backbone.layer3', 'backbone.layer5', 'backbone.conv2']
+methods.reviewkd[0].student = [f'backbone.layer{i}' for i in (2, 3, 5, 7)] + ['neck.gap']
 for name in ('fitnet', 'cwd', 'mgd', 'pkd', 'sp', 'vid', 'nst_poly'):
     methods[name][0].student = 'backbone.conv2'

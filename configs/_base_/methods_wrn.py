@@ -18,6 +18,14 @@ methods = dict(
         dict(name=f'fsp{i}', loss=dict(type='kd_plugins.FSPLoss'), weight=1e-3, student=taps, teacher=taps)
         for i, taps in enumerate(flows, 1)
     ],
+    # The teacher before BN-ReLU's activation, the student's sums, and the weight: as in dvlab-research/ReviewKD.
+    reviewkd=[
+        dict(
+            _base_.methods.reviewkd[0],
+            teacher=['backbone.stage2.0.norm1', 'backbone.stage3.0.norm1', 'backbone.norm', 'neck.gap'],
+            weight=dict(at=[0, 20], value=[0.0, 5.0]),
+        )
+    ],
     nst_linear=[dict(_base_.methods.nst_linear[0], **norm)],
     nst_poly=[dict(_base_.methods.nst_poly[0], **norm)],
     nst_gaussian=[dict(_base_.methods.nst_gaussian[0], **norm)],

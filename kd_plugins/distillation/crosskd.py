@@ -116,7 +116,7 @@ class CrossKDTerm(Term):
             ValueError: Their channels, the sizes of their maps or their positions differ.
         """
         levels, targets = self._taken(index, student, target, batch)
-        levels = self._adapted(index, levels)
+        levels = self._adapted(index, levels, targets)
         for s, t in zip(levels, targets, strict=True):
             if s.shape != t.shape:
                 remedy = (

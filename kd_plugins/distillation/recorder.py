@@ -33,7 +33,7 @@ def tensors_in(output: Any) -> Iterator[Tensor]:
 class Recorder:
     """Records the outputs of chosen submodules.
 
-    A tap is a dotted module name, as in ``dict(model.named_modules())``. Its feature is a list of tensors, the tap's
+    A tap is a dotted module name, as in ``model.named_modules()``. Its feature is a list of tensors, the tap's
     *levels*: one for a plain layer, several for a module that returns a tuple (an FPN) or runs several times in a pass
     (a head shared by pyramid levels), in the order of the calls.
 
@@ -50,7 +50,7 @@ class Recorder:
     """
 
     def __init__(self, model: nn.Module, taps: Iterable[str], whole: bool = False) -> None:
-        modules = dict(model.named_modules())
+        modules = dict(model.named_modules(remove_duplicate=False))  # a module may have several names
         self.model = model
         self._taps = list(dict.fromkeys(taps))
         for tap in self._taps:

@@ -12,7 +12,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from kd_plugins.distillation.adapters import adapter_for
+from kd_plugins.distillation.adapters import ABF, adapter_for
 from kd_plugins.distillation.layout import Layout, Tokens, layout_of, size_of
 from kd_plugins.distillation.recorder import Features, Recorder
 from kd_plugins.distillation.schedule import Schedule
@@ -65,7 +65,8 @@ class Term(nn.Module):
         adapter: ``None``; ``'auto'``, a trainable 1x1 convolution (a linear layer for vectors) from the student's
             channels to the teacher's; ``'mlp'``, two layers with LayerNorm and GELU in between, see
             :class:`~kd_plugins.distillation.adapters.MLPAdapter`; or the config dict of a module. It is built once for
-            each level and teacher.
+            each level and teacher. ``'abf'`` is built once for each teacher: it fuses all levels, from the last to the
+            first, see :class:`~kd_plugins.distillation.adapters.ABF`, to the channels and sizes of the teacher's.
         teachers: Indices, from 0, of the teachers to learn from, where there are several. ``None`` means all.
         resize: Network whose maps keep their size, ``'student'`` or ``'teacher'``; the other's are resized to it,
             behind the adapter, bilinearly where they grow and by area where they shrink. ``'smaller'`` leaves it to the
@@ -123,9 +124,9 @@ class Term(nn.Module):
         values = self.weight.value if isinstance(self.weight, Schedule) else [self.weight]
         if not all(isfinite(x) and x >= 0 for x in values):
             raise UserError(f"the weight of term '{name}' must be finite and not below 0, got {weight!r}")
-        if isinstance(adapter, str) and adapter not in ('auto', 'mlp'):
+        if isinstance(adapter, str) and adapter not in ('auto', 'mlp', 'abf'):
             raise UserError(
-                f"the adapter of term '{name}' must be None, 'auto', 'mlp' or a config dict, got '{adapter}'"
+                f"the adapter of term '{name}' must be None, 'auto', 'mlp', 'abf' or a config dict, got '{adapter}'"
             )
         if resize not in ('smaller', 'student', 'teacher'):
             raise UserError(f"the resize of term '{name}' must be 'smaller', 'student' or 'teacher', got {resize!r}")
@@ -225,13 +226,9 @@ class Term(nn.Module):
         with self.explain_shape_errors(student, targets):
             taken = {index: self._taken(index, student, targets[index], batch) for index in self.teachers}
         if self._adapter is not None:
-            for pair in taken.values():
-                for s, t in zip(*pair, strict=True):
-                    self.adapters.append(
-                        adapter_for(self._adapter, s, t)
-                        if isinstance(self._adapter, str)
-                        else build_part(f"the adapter of term '{self.name}'", copy.deepcopy(self._adapter))
-                    )
+            with self.explain_shape_errors(student, targets):
+                for pair in taken.values():
+                    self.adapters.extend(self._adapters_for(*pair))
             self._notice_size(batch.student.model)
         if self._declared.per_level:
             count = sum(len(levels) for levels, _ in taken.values())
@@ -244,6 +241,25 @@ class Term(nn.Module):
             indices = torch.arange(len(levels[0]), device=levels[0].device)
         self.compare(student, targets, batch, labels, indices)
         return self.describe(student, targets, taken)
+
+    def _adapters_for(self, levels: list[Tensor], targets: list[Tensor]) -> list[nn.Module]:
+        """Build the adapters for the levels of a student and of a teacher.
+
+        Raises:
+            ValueError: The levels are not what the adapter takes.
+        """
+        if self._adapter == 'abf':
+            if len(levels) < 2 or any(x.ndim != 4 for x in (*levels, *targets)):
+                raise ValueError(
+                    "adapter='abf' fuses maps (B, C, H, W) of several levels; list the ends of the stages, and for the "
+                    "pooled features neck.gap, not neck, or give adapter='auto'"
+                )
+            return [ABF([x.shape[1] for x in levels], [x.shape[1] for x in targets])]
+        pairs = zip(levels, targets, strict=True)
+        if isinstance(self._adapter, str):
+            return [adapter_for(self._adapter, s, t) for s, t in pairs]
+        adapter: Any = self._adapter
+        return [build_part(f"the adapter of term '{self.name}'", copy.deepcopy(adapter)) for _ in pairs]
 
     def _notice_size(self, student: nn.Module) -> None:
         size, least = (sum(p.numel() for p in module.parameters()) for module in (self.adapters, student))
@@ -357,7 +373,7 @@ class Term(nn.Module):
             UserError: The numbers of levels do not match or do not suit the loss, or the loss is no scalar.
         """
         levels, targets = self._taken(index, student, target, batch)
-        levels = self._adapted(index, levels)
+        levels = self._adapted(index, levels, targets)
         if self.resize != 'smaller':
             levels, targets = self._resized(levels, targets)
         if self._declared.batch_relational:
@@ -379,12 +395,15 @@ class Term(nn.Module):
                 )
         return sum(losses)
 
-    def _adapted(self, index: int, levels: list[Tensor]) -> list[Tensor]:
+    def _adapted(self, index: int, levels: list[Tensor], targets: list[Tensor]) -> list[Tensor]:
         """Return the student's levels behind the adapters for the teacher with this index."""
         if not self.adapters:
             return levels
-        start = list(self.teachers).index(index) * len(levels)
-        adapters = self.adapters[start : start + len(levels)]
+        position = list(self.teachers).index(index)
+        if self._adapter == 'abf':
+            kept = levels if self.resize == 'student' else targets
+            return self.adapters[position](levels, [size_of(x) for x in kept])
+        adapters = self.adapters[position * len(levels) : (position + 1) * len(levels)]
         return [adapter(level) for adapter, level in zip(adapters, levels, strict=True)]
 
     def _taken(self, index: int, student: Features, target: Features, batch: Batch) -> Sides:

@@ -24,6 +24,7 @@ from .nst import nst_loss
 from .nst_gan import nst_gan_loss
 from .pkd import pkd_loss
 from .pkt import pkt_loss
+from .reviewkd import reviewkd_loss
 from .rkd import rkd_angle_loss, rkd_distance_loss, rkd_loss
 from .sp import similarity_matrix, sp_loss
 from .triplet import batch_hard_triplet_loss
@@ -53,6 +54,7 @@ __all__ = [
     'nst_loss',
     'pkd_loss',
     'pkt_loss',
+    'reviewkd_loss',
     'rkd_angle_loss',
     'rkd_distance_loss',
     'rkd_loss',

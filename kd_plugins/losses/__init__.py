@@ -19,6 +19,7 @@ from .nst import NSTLoss
 from .nst_gan import NSTGANLoss
 from .pkd import PKDLoss
 from .pkt import PKTLoss
+from .reviewkd import ReviewKDLoss
 from .rkd import RKDLoss
 from .sp import SPLoss
 from .vid import VIDLoss
@@ -42,6 +43,7 @@ __all__ = [
     'PKDLoss',
     'PKTLoss',
     'RKDLoss',
+    'ReviewKDLoss',
     'SPLoss',
     'VIDLoss',
 ]

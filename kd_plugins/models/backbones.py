@@ -92,7 +92,7 @@ class CifarResNet(BaseModule):
     initialised as in He et al. 2015.
 
     A tap on ``stem``, ``stage1``, ``stage2`` or ``stage3`` yields **post-ReLU** maps: the activation comes after the
-    sum. The sum itself is ``stage1.<n - 1>.sum`` of the last block, likewise in the other stages. No activation works
+    sum. The sums themselves are ``sum1``, ``sum2`` and ``sum3``, those of each stage's last block. No activation works
     in place, so a recorded map keeps its values.
 
     Args:
@@ -134,9 +134,13 @@ class CifarResNet(BaseModule):
         stem = stem_channels or width
         self.num_features = 4 * width
         self.stem = nn.Sequential(_conv(3, stem), nn.BatchNorm2d(stem), nn.ReLU())
-        self.stage1 = stage(block, n, stem, width, 1)
-        self.stage2 = stage(block, n, width, 2 * width, 2)
-        self.stage3 = stage(block, n, 2 * width, 4 * width, 2)
+        stages = (
+            stage(block, n, stem, width, 1),
+            stage(block, n, width, 2 * width, 2),
+            stage(block, n, 2 * width, 4 * width, 2),
+        )
+        self.sum1, self.sum2, self.sum3 = (x[-1].sum for x in stages)
+        self.stage1, self.stage2, self.stage3 = stages
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         """Return the last stage's map, in a tuple as mmpretrain's necks and heads expect."""

@@ -35,6 +35,8 @@ BSS = KD | dict(
     name='bss', loss=dict(type='kd_plugins.BSSLoss'), weight=dict(at=[0, 0.8], value=[2.0, 0], by='progress')
 )
 VID = dict(name='vid', loss=dict(type='kd_plugins.VIDLoss'), student=STAGES[:2], teacher=STAGES[:2], weight=0.1)
+ENDS = [*STAGES, 'neck.gap']
+REVIEW = dict(name='review', loss=dict(type='kd_plugins.ReviewKDLoss'), student=ENDS, teacher=ENDS, adapter='abf')
 MGD = dict(name='mgd', loss=dict(type='kd_plugins.MGDLoss'), student=STAGES[:2], teacher=STAGES[:2], weight=1e-4)
 GAN = dict(name='gan', loss=dict(type='kd_plugins.NSTGANLoss', hidden=8), student=STAGES[2], teacher=STAGES[2])
 
@@ -308,7 +310,7 @@ def test_every_term_is_logged_and_summed(tmp_path, data, teacher, way, monkeypat
 
 @BOTH
 def test_adapters_learn_are_saved_and_resumed(tmp_path, data, teacher, way):
-    terms = [HINT | dict(student=STAGES, teacher=STAGES), GAN, VID, MGD, BSS | dict(weight=1.0)]
+    terms = [HINT | dict(student=STAGES, teacher=STAGES), GAN, VID, MGD, REVIEW, BSS | dict(weight=1.0)]
     biased(teacher)  # for BSS, which draws random targets, as MGD draws masks
     config = classification_config(data, tmp_path / 'whole', epochs=8, **way(teacher, terms))
     config.train_dataloader.batch_size = 24  # six images per class: enough for two that both networks classify right
@@ -317,7 +319,7 @@ def test_adapters_learn_are_saved_and_resumed(tmp_path, data, teacher, way):
     config.load_from, config.resume = str(tmp_path / 'whole/epoch_4.pth'), True
     resumed = train(config)
     adapters = [core_of(runner).state_dict() for runner in (whole, resumed)]
-    assert len(adapters[0]) == 6 + 4 + 8 + 8
+    assert len(adapters[0]) == 6 + 4 + 8 + 8 + 4 * 3 + 3 * 2 + 4 * 3
     assert whole.message_hub.get_scalar('train/loss_bss').data[0][4:].max() > 0
     assert equal(*adapters)
     assert equal(weights(whole.model), weights(resumed.model))

@@ -31,6 +31,7 @@ CASES = [
     ('CosineLoss', {'smooth_l1': 0.0}, F.cosine_loss, VECTORS),
     ('FSPLoss', {}, F.fsp_loss, PAIRS),
     ('PKDLoss', {}, F.pkd_loss, MAPS),
+    ('ReviewKDLoss', {}, F.reviewkd_loss, MAPS),
     ('CWDLoss', {}, F.cwd_loss, MAPS),
     ('CWDLoss', {'tau': 4.0}, F.cwd_loss, MAPS),
     ('SPLoss', {}, F.sp_loss, MAPS),
@@ -82,6 +83,7 @@ def test_what_the_losses_declare():
         'PKTLoss': ('embeddings', False, True, False),
         'PKDLoss': ('maps', False, False, False),
         'RKDLoss': ('embeddings', False, True, False),
+        'ReviewKDLoss': ('maps', False, False, False),
         'SPLoss': ('embeddings', False, True, False),
         'VIDLoss': ('positions', False, False, False),
     }

@@ -129,11 +129,12 @@ def test_shortcut_b_is_a_strided_convolution_with_batchnorm_where_the_shape_chan
 
 def test_a_tap_before_the_activation_is_the_sum() -> None:
     model, seen = CifarResNet(14, shortcut='B'), {}
-    for name in ('stage2.1.sum', 'stage2'):
+    assert model.stage2[1].sum is model.sum2
+    for name in ('sum2', 'stage2'):
         model.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: seen.update({name: o}))
     model(torch.randn(2, 3, 8, 8))
-    assert seen['stage2.1.sum'].min() < 0
-    torch.testing.assert_close(seen['stage2'], seen['stage2.1.sum'].clamp(min=0))
+    assert seen['sum2'].min() < 0
+    torch.testing.assert_close(seen['stage2'], seen['sum2'].clamp(min=0))
 
 
 def test_wide_resnet_stage_is_input_plus_residual() -> None:

@@ -193,6 +193,15 @@ def crd_reference(student: Tensor, teacher: Tensor) -> Tensor:
     return -((own / (own + noise)).log().sum() + (noise / (drawn + noise)).log().sum()) / n
 
 
+def reviewkd_reference(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return ReviewKD's HCL from both pooled maps, as its authors' program does."""
+    loss, total = F.mse_loss(student, teacher), 1.0
+    for side, weight in ((4, 1 / 2), (2, 1 / 4), (1, 1 / 8)):
+        loss += weight * F.mse_loss(*(F.adaptive_avg_pool2d(x, side) for x in (student, teacher)))
+        total += weight
+    return loss / total
+
+
 def kd_reference(student: Tensor, teacher: Tensor) -> Tensor:
     """Return 16 KL(teacher || student) at temperature 4, from probabilities."""
     s, t = (F.softmax(x / 4, dim=1) for x in (student, teacher))
@@ -255,6 +264,7 @@ def map_cases(shape: tuple[int, ...]) -> list[Case]:
         Case('CWD', shape, functional.cwd_loss, cwd_reference),
         Case('MGD', shape, functional.mgd_loss, lambda s, t: (s - t).pow(2).sum() / len(s)),
         Case('PKD', shape, functional.pkd_loss, pkd_reference),
+        Case('ReviewKD', shape, functional.reviewkd_loss, reviewkd_reference),
         Case('FitNet', shape, functional.fitnet_loss, lambda s, t: 0.5 * (s - t).pow(2).mean()),
     ]
 

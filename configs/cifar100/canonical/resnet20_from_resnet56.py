@@ -7,5 +7,7 @@ from kd_plugins.config import terms_of, trained
 variant = '{{$METHOD:kd}}'
 teacher = trained('configs/cifar100/canonical/resnet56.py')
 requires = [teacher]
+methods = _base_.methods
+methods.reviewkd[0].weight.value = [0.0, 0.6]
 model = dict(head=dict(loss=dict(loss_weight=0.1 if 'kd_alpha' in variant else 1.0)))
-custom_hooks = [dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms_of(_base_.methods, variant))]
+custom_hooks = [dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms_of(methods, variant))]

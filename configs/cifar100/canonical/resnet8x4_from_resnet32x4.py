@@ -9,5 +9,6 @@ teacher = trained('configs/cifar100/canonical/resnet32x4.py')
 requires = [teacher]
 methods = _base_.methods
 methods.dkd[0].loss.beta = 8.0
+methods.reviewkd[0].weight.value = [0.0, 5.0]
 model = dict(head=dict(loss=dict(loss_weight=0.1 if 'kd_alpha' in variant else 1.0)))
 custom_hooks = [dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms_of(methods, variant))]

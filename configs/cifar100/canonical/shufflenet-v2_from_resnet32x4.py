@@ -10,5 +10,6 @@ requires = [teacher]
 methods = _base_.methods
 methods.dkd[0].loss.beta = 8.0
 methods.pop('fsp')  # other channels
+methods.reviewkd[0].weight.value = [0.0, 8.0]
 model = dict(head=dict(loss=dict(loss_weight=0.1 if 'kd_alpha' in variant else 1.0)))
 custom_hooks = [dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms_of(methods, variant))]
