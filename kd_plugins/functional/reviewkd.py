@@ -1,9 +1,11 @@
 """Maps at several resolutions."""
 
+import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool1d
 
 from .checks import check_channels, check_maps
-from .gram import distillation_loss, match_size, resized
+from .gram import distillation_loss, match_size, with_gradient
 
 SIDES = (4, 2, 1)
 
@@ -34,11 +36,24 @@ def reviewkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     check_maps('reviewkd_loss', student, teacher)
     check_channels('reviewkd_loss', student, teacher)
     student, teacher = match_size(student, teacher)
-    difference = student - teacher  # pooling is linear
-    loss, weight, total = difference.square().mean(), 1.0, 1.0
-    for side in SIDES:
-        if side < min(difference.shape[2:]):
-            weight /= 2
-            total += weight
-            loss = loss + weight * resized(difference, (side, side)).square().mean()
-    return loss / total
+    with torch.no_grad():
+        difference = student - teacher
+        sides = [side for side in SIDES if side < min(difference.shape[2:])]
+        weights = [0.5**i for i in range(1 + len(sides))]
+        # What a squared element counts in the loss, at full size and in the cells of each side.
+        full, *parts = (weight / sum(weights) / (student.shape[0] * student.shape[1]) for weight in weights)
+        full /= difference[0, 0].numel()
+        squares = [difference.new_full((n, n), part / n**2) for n, part in zip(sides, parts, strict=True)]
+        # Pooling is linear, and a product with the cells of all sides at once reads the maps a single time.
+        rows, columns = (_cells(difference, axis, sides) for axis in (2, 3))
+        pooled = rows.mT @ difference @ columns
+        weighted = torch.block_diag(*squares) * pooled
+        value = full * difference.square().sum() + (weighted * pooled).sum()
+        gradient = difference.mul_(2 * full).add_(rows @ weighted @ columns.mT, alpha=2)
+    return with_gradient(student, value, gradient)
+
+
+def _cells(maps: Tensor, axis: int, sides: list[int]) -> Tensor:
+    """Return the matrix (N, sum of the sides) that averages N positions into cells, for every number of cells."""
+    eye = torch.eye(maps.shape[axis], dtype=maps.dtype, device=maps.device)
+    return torch.cat([eye[:, :0], *(adaptive_avg_pool1d(eye, side) for side in sides)], 1)
