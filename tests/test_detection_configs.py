@@ -115,3 +115,22 @@ def test_every_method_meets_the_teacher_and_trains_a_step(path):
     gradients = [p.grad for p in (*student.parameters(), *distillation.parameters()) if p.grad is not None]
     assert all(x.isfinite().all() for x in gradients)
     assert all(losses[f'loss_{term.name}'] > 0 for term in terms)
+
+
+@pytest.mark.parametrize(
+    ('name', 'picked'),
+    [('rtmdet/rtmdet_l_8xb32-300e_coco.py', [0, 1, 2]), ('faster_rcnn/faster-rcnn_r101_fpn_2x_coco.py', [1, 2, 3])],
+)
+def test_a_teacher_with_another_neck_teaches_through_its_pyramid(name, picked):
+    """RTMDet's path-aggregating neck and a two-stage detector's, for a GFL with an FPN of 64 channels."""
+    config = load('configs/detection/voc_mini/student_from_teacher.py', 'pkd+cwd+mgd+nst_poly+at+sp+fitnet')
+    student = build(config.model)
+    terms = [dict(term, adapter='auto', teacher_levels=picked) for term in hook_of(config).terms]
+    teacher = dict(config=ConfigDict(small(get_config(f'mmdet::{name}').model), _scope_='mmdet'), checkpoint=None)
+    distillation = Distillation(student, teacher, terms)
+    data = demo_mm_inputs(1, (3, 64, 64), num_items=[1], num_classes=8)
+    data = student.data_preprocessor(data, False)
+    lines = distillation.dry_run(student, data['inputs'], data['data_samples'])
+    levels = [f'(1, {{}}, {side}, {side})' for side in (8, 4, 2)]
+    own, other = (' '.join(levels).format(*3 * [channels]) for channels in (64, 256))
+    assert all(f' student neck {own} -> teacher neck {picked} {other}' in line for line in lines)
