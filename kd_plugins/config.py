@@ -71,6 +71,16 @@ def terms_of(methods: Mapping[str, list[dict[str, Any]]], names: str) -> list[di
     return list(terms.values())
 
 
+def task_weight_of(weights: Mapping[str, float], names: str) -> float:
+    """Return the weight that a method, or the sum of several, gives the task's loss: 1, or the least of those stated.
+
+    Args:
+        weights: Weights by name of the method, as ``task_weights`` in ``configs/_base_/methods.py``.
+        names: One name, or several joined by ``+``.
+    """
+    return min((weights[name] for name in names.split('+') if name in weights), default=1.0)
+
+
 def located(text: str, config: str | Path) -> str:
     """Return where a relative path is that a config names.
 

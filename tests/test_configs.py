@@ -211,10 +211,16 @@ def test_a_classification_config_is_a_whole_run(path: str) -> None:
 
 @pytest.mark.parametrize('path', [x for x in PAIRS if 'kd_alpha' in load(x).methods])
 def test_the_share_that_kd_takes_is_the_one_that_the_task_gives_up(path: str) -> None:
-    """In (1 - alpha) CE + alpha KD."""
-    for method, alpha in (('kd', 0), ('kd_alpha', 0.9), ('at+kd_alpha', 0.9), ('sp', 0)):
+    """In (1 - alpha) CE + alpha KD; standardised KD has a tenth of CE, too."""
+    for method, alpha, task in (
+        ('kd', 0, 1),
+        ('kd_alpha', 0.9, 0.1),
+        ('at+kd_alpha', 0.9, 0.1),
+        ('lskd', 0, 0.1),
+        ('dkd+sp', 0, 1),
+    ):
         config = load(path, METHOD=method)
-        assert config.model.head.loss.loss_weight == pytest.approx(1 - alpha)
+        assert config.model.head.loss.loss_weight == task
         assert sum(x.weight for x in distillation_of(config).terms if x.name == 'kd' and x.weight < 1) == alpha
 
 
@@ -332,7 +338,22 @@ def test_all_of_a_pairs_methods_are_there_and_what_is_none_is_reported() -> None
     path = 'configs/cifar10/wrn-16-2_from_wrn-40-2.py'
     methods = load(path).methods
     assert set(methods) >= {
-        *('kd', 'kd_alpha', 'dkd', 'fitnet', 'at', 'fsp', 'sp', 'rkd_d', 'rkd_a', 'rkd_da', 'bss', 'dkd'),
+        *(
+            'kd',
+            'kd_alpha',
+            'lskd',
+            'dkd',
+            'nkd',
+            'dist',
+            'fitnet',
+            'at',
+            'fsp',
+            'sp',
+            'rkd_d',
+            'rkd_a',
+            'rkd_da',
+            'bss',
+        ),
         *('nst_linear', 'nst_poly', 'nst_gaussian', 'nst_gan', 'cosine'),
     }
     assert [term.name for term in distillation_of(load(path, METHOD='kd+fitnet+nst_poly')).terms] == [
@@ -341,7 +362,7 @@ def test_all_of_a_pairs_methods_are_there_and_what_is_none_is_reported() -> None
         'nst',
     ]
     for method, reported in (
-        ('nosuch', r"METHOD=nosuch: there is no method 'nosuch'; methods, .*, are kd, kd_alpha, dkd, bss, .*"),
+        ('nosuch', r"METHOD=nosuch: there is no method 'nosuch'; methods, .*, are kd, kd_alpha, lskd, dkd, .*"),
         ('kd+dml', "METHOD=kd.dml: there is no method 'dml'; methods"),
         ('kd+', "METHOD=kd.: there is no method ''"),
         ('sp+sp', "METHOD=sp.sp: two of the methods have a term 'sp': give one of them"),
@@ -389,7 +410,7 @@ STEPS = [
         (
             '',
             'kd_alpha bss fitnet fsp at sp rkd_da rkd_da_unit nst_linear nst_gaussian nst_gan cosine '
-            'kd+fitnet+nst_poly',
+            'kd+fitnet+nst_poly lskd+nkd+dist',
         ),
         ('_stage1', 'fitnet fsp'),
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import equal, two_processes
 
-RELATIONAL, PER_SAMPLE = ('rkd-d', 'rkd-a', 'rkd-da', 'sp', 'pkt', 'own'), ('kd', 'at', 'nst')
+RELATIONAL, PER_SAMPLE = ('rkd-d', 'rkd-a', 'rkd-da', 'sp', 'pkt', 'dist', 'own'), ('kd', 'dkd', 'at', 'nst')
 TERMS = RELATIONAL + PER_SAMPLE
 BOTH = pytest.mark.parametrize('way', ['hook', 'model'])
 

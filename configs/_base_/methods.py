@@ -1,5 +1,5 @@
 # Lists of terms to put into a DistillationHook, for backbones with stages stage1 to stage3. A term adds to the task's
-# loss, whose own weight is head.loss.loss_weight: 1 unless a leaf says otherwise.
+# loss, whose own weight is head.loss.loss_weight: 1 unless task_weights, which a leaf reads, says otherwise.
 #
 # A stage of CifarResNet yields post-ReLU maps, one of WideResNet the signed residual sum before BN-ReLU. Each pair here
 # is of one family, so that the two sides of a term are alike. WideResNet has methods_wrn.py.
@@ -14,18 +14,25 @@ flows = [['backbone.stem', stages[0]], stages[:2], stages[1:]]
 methods = dict(
     # CE + tau^2 KL, as in TuSimple/neuron-selectivity-transfer (weight 16 = tau^2 there; tau^2 is in the loss here).
     kd=[dict(name='kd', loss=dict(type='kd_plugins.KDLoss', tau=4.0), **logits, weight=1.0)],
-    # (1 - alpha) CE + alpha tau^2 KL with alpha = 0.9, as in szagoruyko/attention-transfer; goes with loss_weight=0.1.
+    # (1 - alpha) CE + alpha tau^2 KL with alpha = 0.9, as in szagoruyko/attention-transfer.
     kd_alpha=[dict(name='kd', loss=dict(type='kd_plugins.KDLoss', tau=4.0), **logits, weight=0.9)],
-    # CE + DKD, whose weight rises over the first 20 epochs: epoch by epoch in megvii-research/mdistiller, in a straight
+    # 0.1 CE + 9 tau^2 KL of standardised logits, as in sunshangquan/logit-standardization-KD.
+    lskd=[dict(name='lskd', loss=dict(type='kd_plugins.KDLoss', tau=2.0, standardize=True), **logits, weight=9.0)],
+    # CE + DKD, whose weight rises over 20 of 240 epochs: epoch by epoch in megvii-research/mdistiller, in a straight
     # line here. Beta depends on the pair; this is that of ResNet-56 to ResNet-20.
     dkd=[
         dict(
             name='dkd',
             loss=dict(type='kd_plugins.DKDLoss', alpha=1.0, beta=2.0, tau=4.0),
             **logits,
-            weight=dict(at=[0, 20], value=[0.0, 1.0]),
+            weight=dict(at=[0.0, 20 / 240], value=[0.0, 1.0], by='progress'),
         )
     ],
+    # CE + NKD, as in yzd-v/cls_KD for ResNet-18 from ResNet-34 on CIFAR-100.
+    nkd=[dict(name='nkd', loss=dict(type='kd_plugins.NKDLoss', gamma=3.5, tau=3.0), **logits, weight=1.0)],
+    # CE + DIST. Beta and gamma are those of hunto/DIST_KD on ImageNet; that its author advises tau 4 for CIFAR-100 is
+    # recalled, unverified.
+    dist=[dict(name='dist', loss=dict(type='kd_plugins.DISTLoss', tau=4.0), **logits, weight=1.0)],
     # CE + w_KD KL + w_BSS KL on boundary samples, both at tau 3 without tau^2, as in bhheo/BSS_distillation: w_KD falls
     # from 4 to 1 over training (here a ninth of that, tau^2 being in the loss), w_BSS from 2 to 0 at three quarters of
     # it. That code's batch is 256 and its training 80 epochs long; here both are the pair's. Its step and clamp are for
@@ -119,6 +126,8 @@ methods = dict(
     # Experimental: NST's authors name it without an experiment, so the weight is a guess.
     nst_gan=[dict(name='nst_gan', loss=dict(type='kd_plugins.NSTGANLoss', hidden=128), **last, weight=1.0)],
 )
+# Weight of the task's loss beside a method, where it is not 1.
+task_weights = dict(kd_alpha=0.1, lskd=0.1)
 # A quarter of the images attacked: an attack is ten passes of the teacher, forward and back, most of BSS's time.
 methods['bss_quick'] = [
     methods['bss'][0],

@@ -9,6 +9,9 @@ methods = dict(
     kd=[dict(name='kd', loss=dict(type='kd_plugins.KDLoss', tau=4.0), **logits, weight=1.0)],
     # As in megvii-research/mdistiller for ResNet-18 from ResNet-34, without a warm-up.
     dkd=[dict(name='dkd', loss=dict(type='kd_plugins.DKDLoss', alpha=1.0, beta=0.5, tau=1.0), **logits, weight=1.0)],
+    # As in yzd-v/cls_KD for ResNet-18 from ResNet-34, and in hunto/DIST_KD.
+    nkd=[dict(name='nkd', loss=dict(type='kd_plugins.NKDLoss', gamma=1.5, tau=1.0), **logits, weight=1.0)],
+    dist=[dict(name='dist', loss=dict(type='kd_plugins.DISTLoss', tau=1.0), **logits, weight=1.0)],
     # On the same maps as NST, as in NST's tables.
     fitnet=[dict(name='fitnet', loss=dict(type='kd_plugins.FitNetLoss'), adapter='auto', **last, weight=200.0)],
     cosine=[dict(name='cosine', loss=dict(type='kd_plugins.CosineLoss'), adapter='mlp', **last, weight=1.0)],

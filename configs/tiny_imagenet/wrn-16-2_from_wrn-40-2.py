@@ -2,10 +2,10 @@
 #
 #     METHOD=kd+nst_poly python tools/train.py configs/tiny_imagenet/wrn-16-2_from_wrn-40-2.py
 _base_ = ['./wrn-16-2.py', '../_base_/methods_wrn.py']
-from kd_plugins.config import terms_of, trained
+from kd_plugins.config import task_weight_of, terms_of, trained
 
 variant = '{{$METHOD:kd}}'
 teacher = trained('configs/tiny_imagenet/wrn-40-2.py')
 requires = [teacher]
-model = dict(head=dict(loss=dict(loss_weight=0.1 if 'kd_alpha' in variant else 1.0)))
+model = dict(head=dict(loss=dict(loss_weight=task_weight_of(_base_.task_weights, variant))))
 custom_hooks = [dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms_of(_base_.methods, variant))]

@@ -1,6 +1,7 @@
 """Terms whose loss makes inputs of its own (BSS)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.dist import get_world_size
@@ -43,6 +44,14 @@ class AdversarialTerm(Term):
             )
         labels = self.labels(batch.data_samples).to(batch.inputs.device)
         return mean_over_teachers([self._attack(index, student, targets, batch, labels) for index in self.teachers])
+
+    def check_samples(self, data_samples: Sequence[Any] | None) -> None:
+        """Check that each image has one class.
+
+        Raises:
+            UserError: An image has several classes or none.
+        """
+        self.labels(data_samples)
 
     def _attack(
         self, index: int, student: Features, targets: Sequence[Features], batch: Batch, labels: Tensor

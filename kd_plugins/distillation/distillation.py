@@ -311,9 +311,12 @@ class Distillation(nn.Module):
             data_samples: Annotations of the images.
 
         Raises:
-            UserError: A loss is not finite, or a term gives the student no gradient.
+            UserError: A loss is not finite, a term gives the student no gradient, or an image lacks what a loss needs.
         """
         if not self.gradients_checked and torch.is_grad_enabled():
+            for term in self.terms:
+                if term.is_ever_active():
+                    term.check_samples(data_samples)
             self._check_gradients(features)
         batch = Batch(inputs, data_samples, self.recorder, self.teachers)
         losses = {}

@@ -338,8 +338,9 @@ class Term(nn.Module):
         Raises:
             UserError: The loss does not take the shapes, or needs labels or indices that the batch does not have.
         """
-        labels = self.labels(batch.data_samples) if self._declared.needs_labels else None
-        indices = None
+        labels = indices = None
+        if self._declared.needs_labels:
+            labels = self.labels(batch.data_samples).to(batch.inputs.device)
         if self.needs_indices:
             indices = torch.tensor(self.indices(batch.data_samples), device=batch.inputs.device)
         return self.compare(student, targets, batch, labels, indices)
@@ -467,6 +468,17 @@ class Term(nn.Module):
             )
         return levels, targets
 
+    def check_samples(self, data_samples: Sequence[Any] | None) -> None:
+        """Check that a batch has what the loss needs of each image; its weight may be 0 for long.
+
+        Raises:
+            UserError: An image lacks it.
+        """
+        if self._declared.needs_labels:
+            self.labels(data_samples)
+        if self.needs_indices:
+            self.indices(data_samples)
+
     def labels(self, data_samples: Sequence[Any] | None) -> Tensor:
         """Return the class labels (N,) of the images.
 
@@ -477,10 +489,11 @@ class Term(nn.Module):
         for sample in [None] if data_samples is None else data_samples:
             label, mixed = getattr(sample, 'gt_label', None), getattr(sample, 'gt_score', None) is not None
             if mixed or not isinstance(label, Tensor) or label.numel() != 1:
+                found = f'{label.numel()} numbers' if isinstance(label, Tensor) else label
                 raise UserError(
                     f"term '{self.name}': {type(self.loss).__name__} needs images of one class each, a gt_label of one "
-                    f'number in each data sample, got {"a gt_score" if mixed else label}: use it for single-label '
-                    'classification, without mixing images'
+                    f'number in each data sample, got {"a gt_score" if mixed else found}: use it for single-label '
+                    'classification, without mixed images (Mixup, CutMix) or soft labels'
                 )
             labels.append(label.flatten())
         return torch.cat(labels)

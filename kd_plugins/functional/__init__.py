@@ -15,11 +15,13 @@ from .cosine import cosine_loss
 from .crd import crd_loss
 from .crosskd import box_distribution_loss, giou_loss, soft_focal_loss
 from .cwd import cwd_loss
+from .dist import dist_loss
 from .dkd import dkd_loss
 from .fitnet import fitnet_loss
 from .fsp import fsp_loss
 from .kd import kd_loss
 from .mgd import draw_mask, mgd_loss
+from .nkd import nkd_loss
 from .nst import nst_loss
 from .nst_gan import nst_gan_loss
 from .pkd import pkd_loss
@@ -41,6 +43,7 @@ __all__ = [
     'cosine_loss',
     'crd_loss',
     'cwd_loss',
+    'dist_loss',
     'dkd_loss',
     'draw_mask',
     'draw_targets',
@@ -50,6 +53,7 @@ __all__ = [
     'kd_loss',
     'matched_attention',
     'mgd_loss',
+    'nkd_loss',
     'nst_gan_loss',
     'nst_loss',
     'pkd_loss',

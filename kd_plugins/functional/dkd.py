@@ -56,9 +56,9 @@ def dkd_loss(
     check_logits('dkd_loss', student, teacher)
     check_labels('dkd_loss', student, labels)
     (label, others), (sure, rest) = (_decoupled(x / tau, labels) for x in (student, teacher))
-    of_labels = expectation(sure.exp(), sure - label)
-    of_others = expectation(rest.exp().scatter_(1, labels[:, None], 0), rest - others)
-    return (alpha * of_labels + beta * of_others) * (tau**2 / len(student))
+    of_labels = expectation(sure.exp(), label - sure)
+    of_others = expectation(rest.exp().scatter_(1, labels[:, None], 0), others - rest)
+    return (alpha * of_labels + beta * of_others) * (-(tau**2) / len(student))
 
 
 def check_weights(alpha: float, beta: float) -> None:

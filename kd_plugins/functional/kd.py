@@ -1,5 +1,6 @@
 """Softened logits."""
 
+import torch
 from torch import Tensor
 
 from .checks import check_logits, check_number
@@ -19,8 +20,25 @@ def expectation(probabilities: Tensor, values: Tensor) -> Tensor:
     return terms.sum()
 
 
+def standardized(logits: Tensor) -> Tensor:
+    """Shift and scale each row of logits (..., K) to mean 0 and standard deviation 1, that of a sample of K.
+
+    Classes masked by -inf stay so and are left out of both. A row of equal logits becomes 0, without gradient.
+    """
+    masked = logits == -torch.inf
+    count = logits.shape[-1] - masked.sum(-1, keepdim=True)
+    # Around the largest, so that equal logits become exactly 0. What comes after the loss gives a row a gradient of
+    # mean 0, so that the mean itself needs none.
+    largest = logits.detach().amax(-1, keepdim=True)
+    mean = largest + (logits.detach() - largest).masked_fill_(masked, 0).sum(-1, keepdim=True) / count
+    centred = (logits - mean).masked_fill(masked, 0)
+    length = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
+    scale = (count - 1).to(logits.dtype).sqrt() / length.masked_fill(length == 0, torch.inf)
+    return (centred * scale).masked_fill(masked, -torch.inf)
+
+
 @distillation_loss
-def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
+def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0, standardize: bool = False) -> Tensor:
     """Divergence of the student's softened class probabilities from the teacher's.
 
     ``tau^2 KL(softmax(t / tau) || softmax(s / tau))``, summed over the classes and averaged over everything else. The
@@ -28,10 +46,16 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
     ``KLDivLoss(reduction='mean')`` takes it, would be K times smaller. A class that the teacher masks by a logit of
     -inf has probability 0 and adds nothing, also where the student masks it.
 
+    With ``standardize``, both networks' logits are standardised over the classes first: ``(z - mean(z)) / std(z)``, std
+    being that of a sample. The student then learns how the teacher's logits relate, not their size. Of two classes only
+    the order is left, which has no gradient. The authors use it on CIFAR-100 with weight 9 beside a tenth of the
+    cross-entropy, at tau 2, or 3 for VGG-13 to VGG-8 and students of MobileNetV2.
+
     Args:
         student: Logits s, (N, K) or (N, L, K).
         teacher: Logits t of the same shape; they get no gradient.
         tau: Temperature, above 0.
+        standardize: Whether both logits are standardised. A row of equal logits then counts as 0, without gradient.
 
     Returns:
         Scalar, in nats times tau^2.
@@ -42,8 +66,12 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0) -> Tensor:
     References:
         1. Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531.
         2. github.com/szagoruyko/attention-transfer (tau 4, weight 0.9).
+        3. Sun et al.: Logit Standardization in Knowledge Distillation, CVPR 2024, arXiv 2403.01427.
+        4. github.com/sunshangquan/logit-standardization-KD (it adds 1e-7 to the standard deviation).
     """
     check_number('tau', tau, 0, strict=True)
     check_logits('kd_loss', student, teacher, positions=True)
+    if standardize:
+        student, teacher = standardized(student), standardized(teacher)
     student, teacher = ((x / tau).log_softmax(-1) for x in (student, teacher))
-    return expectation(teacher.exp(), teacher - student) * (tau**2 * student.shape[-1] / student.numel())
+    return expectation(teacher.exp(), student - teacher) * (-(tau**2) * student.shape[-1] / student.numel())

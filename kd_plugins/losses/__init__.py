@@ -10,11 +10,13 @@ from .cosine import CosineLoss
 from .crd import CRDLoss
 from .crosskd import CrossKDLoss
 from .cwd import CWDLoss
+from .dist import DISTLoss
 from .dkd import DKDLoss
 from .fitnet import FitNetLoss
 from .fsp import FSPLoss
 from .kd import KDLoss
 from .mgd import MGDLoss
+from .nkd import NKDLoss
 from .nst import NSTLoss
 from .nst_gan import NSTGANLoss
 from .pkd import PKDLoss
@@ -32,12 +34,14 @@ __all__ = [
     'CWDLoss',
     'CosineLoss',
     'CrossKDLoss',
+    'DISTLoss',
     'DKDLoss',
     'DistillationLoss',
     'FSPLoss',
     'FitNetLoss',
     'KDLoss',
     'MGDLoss',
+    'NKDLoss',
     'NSTGANLoss',
     'NSTLoss',
     'PKDLoss',

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kd_plugins import functional
 from kd_plugins.distillation.distillation import Distillation
+from kd_plugins.distillation.schedule import Schedule
 from kd_plugins.distillation.term import Batch, Term
 from kd_plugins.errors import UserError
 from kd_plugins.registry import MODELS
@@ -611,17 +612,41 @@ def test_bss_attacks_every_teacher_on_its_own(sure, tmp_path, images):
     [
         (None, 'got None'),
         ([DataSample()] * 6, 'got None'),
-        ([DataSample().set_gt_label([1, 2])] * 6, r'got tensor\(\[1, 2'),
+        ([DataSample().set_gt_label([1, 2])] * 6, 'got 2 numbers'),
         ([DataSample().set_gt_label(1).set_gt_score(torch.tensor([0.5, 0.5, 0, 0]))] * 6, 'got a gt_score'),
         (torch.zeros(6), 'got None'),
     ],
 )
-def test_bss_needs_one_class_an_image(sure, images, samples, found):
-    core, features, _, _ = distil(*sure, [BSS | dict(weight=0)], images)
-    core.terms[0].weight = 2.0
-    with pytest.raises(UserError, match=f"term 'bss': BSSLoss needs images of one class each.* {found}.*") as error:
+@pytest.mark.parametrize('name', ['BSSLoss', 'DKDLoss'])
+def test_a_loss_of_labels_needs_one_class_an_image(sure, images, name, samples, found):
+    """Said in the first step, even where its weight is 0 there and for long."""
+    later = dict(at=[0, 9], value=[0, 1], by='iter')
+    term = dict(KD, name='term', loss=dict(type=f'kd_plugins.{name}'), weight=0)
+    core, features, losses, _ = distil(*sure, [term], images)
+    assert losses['loss_term'] == 0
+    core.terms[0].weight, core.gradients_checked = Schedule(**later), False
+    with pytest.raises(UserError, match=f"term 'term': {name} needs images of one class each.* {found}.*") as error:
         losses_of(core, features, images, samples)
     assert '\n' not in str(error.value)
+
+
+def test_labels_reach_a_loss_against_each_teacher(student, teacher, images):
+    dkd, dist = (dict(KD, name=x, loss=dict(type=f'kd_plugins.{x.upper()}Loss')) for x in ('dkd', 'dist'))
+    core = Distillation(student, [teacher, teacher], [dkd | dict(weight=2.0), dist])
+    core.dry_run(student, images, None)
+    with torch.no_grad():
+        core.teachers[1].model.head.fc.bias.copy_(torch.tensor([-2.0, 2, 0, 1]))
+    with core.recorder.recording() as features:
+        student(images, mode='tensor')
+    labels = torch.tensor([3, 0, 1, 1, 2, 3])
+    losses = losses_of(core, features, images, labelled(labels))
+    logits = features['head.fc'][0]
+    targets = [x['head.fc'][0] for x in core.teacher_features(images, None)]
+    expected = sum(functional.dkd_loss(logits, t, labels) for t in targets)
+    torch.testing.assert_close(losses['loss_dkd'], expected)
+    torch.testing.assert_close(losses['loss_dist'], sum(functional.dist_loss(logits, t) for t in targets) / 2)
+    with pytest.raises(UserError, match=r'shape mismatch: dkd_loss: expected labels from 0 to 3 .*, got .* 1 to 4; '):
+        losses_of(core, features, images, labelled(labels + 1))
 
 
 def test_bss_takes_one_tap(student, teacher, images):

@@ -1,4 +1,5 @@
 from math import exp, log
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -89,8 +90,80 @@ def test_equal_logits():
     assert student.grad.abs().max() < 1e-6
 
 
+def standardised(rows):
+    """Standardise logits (N, K) over the classes that are not masked, one row at a time."""
+    result = []
+    for row in rows.tolist():
+        kept = [x for x in row if x > -torch.inf]
+        m, deviation = mean(kept), stdev(kept)
+        result.append([(x - m) / deviation for x in row])
+    return torch.tensor(result, dtype=torch.float64)
+
+
+@pytest.mark.parametrize('masks', [(False, False), (False, True), (True, True)])
+def test_standardised_value(masks):
+    mask = torch.tensor([[0, 1, 0, 0, 1], [0, 0, 0, 0, 0], [0, 1, 1, 0, 0]], dtype=torch.bool)
+    student, teacher = (
+        torch.randn(3, 5, dtype=torch.float64).masked_fill(mask & masked, -torch.inf) for masked in masks
+    )
+    expected = by_loops(standardised(student), standardised(teacher), 2.0)
+    student.requires_grad_()
+    loss = kd_loss(student, teacher, 2.0, standardize=True)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    loss.backward()
+    assert student.grad.isfinite().all()
+    torch.testing.assert_close(student.grad.sum(1), torch.zeros(3, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_standardised_gradcheck():
+    student, teacher = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    mask = torch.tensor([[0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]], dtype=torch.bool)
+    for masked in (mask & False, mask):
+
+        def loss(s, masked=masked):
+            return kd_loss(*(x.masked_fill(masked, -torch.inf) for x in (s, teacher)), 1.5, standardize=True)
+
+        assert torch.autograd.gradcheck(loss, (student.clone().requires_grad_(),))
+
+
+def test_standardised_logits_have_no_size():
+    student, teacher = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(2, 3, 4, dtype=torch.float64)
+    expected = kd_loss(student, teacher, standardize=True)
+    assert expected > 0.01
+    size = torch.rand(2, 3, 1, dtype=torch.float64) + 0.5
+    torch.testing.assert_close(kd_loss(3 + size * student, size * teacher - 7, standardize=True), expected)
+    torch.testing.assert_close(kd_loss(1e4 * student, 1e-4 * teacher, standardize=True), expected)
+    assert kd_loss(student, 5 * student + 1, standardize=True).item() == pytest.approx(0, abs=1e-15)
+    flat = kd_loss(student.flatten(0, 1), teacher.flatten(0, 1), standardize=True)
+    torch.testing.assert_close(flat, expected)
+
+
+def test_two_standardised_logits_have_an_order_only():
+    student = torch.tensor([[0.0, 3.0], [2.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    teacher = torch.tensor([[0.0, 0.1], [1.0, 5.0]], dtype=torch.float64)
+    loss = kd_loss(student, teacher, 1.0, standardize=True)
+    loss.backward()
+    # 1/sqrt 2 and -1/sqrt 2; of the second image the other way round.
+    p = 1 / (1 + exp(-(2**0.5)))
+    assert loss.item() == pytest.approx((2 * p - 1) * log(p / (1 - p)) / 2)
+    assert student.grad.abs().max() < 1e-15
+
+
+@pytest.mark.parametrize('value', [0.0, 0.1, 2.3, 1e4])
+def test_equal_logits_of_an_image_have_nothing_to_standardise(value):
+    student = torch.tensor([[value] * 7, [*range(7)]], requires_grad=True)
+    loss = kd_loss(student, torch.arange(14.0).view(2, 7) ** 2, 1.0, standardize=True)
+    loss.backward()
+    assert loss.isfinite()
+    assert not student.grad[0].any()
+    assert student.grad[1].any()
+    assert student.grad.isfinite().all()
+    assert kd_loss(student.detach(), torch.full((2, 7), value), standardize=True).isfinite()
+
+
 @pytest.mark.parametrize(
-    ('student', 'teacher'), [((4, 10), (4, 100)), ((4, 10), (3, 10)), ((4,), (4,)), ((0, 5), (0, 5))]
+    ('student', 'teacher'),
+    [((4, 10), (4, 100)), ((4, 10), (3, 10)), ((4,), (4,)), ((0, 5), (0, 5)), ((4, 10, 2, 2),) * 2],
 )
 def test_mismatch(student, teacher):
     with pytest.raises(ValueError) as error:

@@ -36,8 +36,9 @@ RELATIONAL = {
 }
 RELATIONAL['sp'] = dict(type='kd_plugins.SPLoss')
 RELATIONAL['pkt'] = dict(type='kd_plugins.PKTLoss')
+RELATIONAL['dist'] = dict(type='kd_plugins.DISTLoss')
 RELATIONAL['own'] = dict(type='SameClassDistance')
-PER_SAMPLE = {name: dict(type=f'kd_plugins.{name.upper()}Loss') for name in ('kd', 'at', 'nst')}
+PER_SAMPLE = {name: dict(type=f'kd_plugins.{name.upper()}Loss') for name in ('kd', 'dkd', 'at', 'nst')}
 ADAPTED = [
     dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student='maps', teacher='maps', adapter='auto'),
     dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), student='maps', teacher='maps', weight=100.0, adapter='auto'),
@@ -217,7 +218,7 @@ def scenarios(folder: Path, ways: Sequence[str] = WAYS) -> dict:
     every = [
         dict(name=name, loss=loss, student=tap, teacher=tap, weight=1e4 if name == 'pkt' else 1.0)
         for name, loss in (RELATIONAL | PER_SAMPLE).items()
-        for tap in ['fc' if name == 'kd' else 'maps']
+        for tap in ['fc' if name in ('kd', 'dkd', 'dist') else 'maps']
     ]
     return {
         (way, name): run(way, terms, folder, **options)

@@ -208,15 +208,44 @@ def kd_reference(student: Tensor, teacher: Tensor) -> Tensor:
     return 16 * (t * (t.log() - s.log())).sum(1).mean()
 
 
+def lskd_reference(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return 4 KL(teacher || student) of standardised logits at temperature 2, as its authors' program does."""
+    s, t = ((x - x.mean(-1, keepdim=True)) / (1e-7 + x.std(-1, keepdim=True)) for x in (student, teacher))
+    divergence = F.kl_div(F.log_softmax(s / 2, dim=1), F.softmax(t / 2, dim=1), reduction='none')
+    return 4 * divergence.sum(1).mean()
+
+
 def dkd_reference(student: Tensor, teacher: Tensor) -> Tensor:
     """Return DKD at temperature 4 from probabilities and masks, as its authors' program does."""
-    label = torch.zeros_like(student).scatter_(1, classes_of(student)[:, None], 1)
+    labels = classes_of(student)[:, None]
+    label = torch.zeros_like(student).scatter_(1, labels, 1).bool()
+    others = torch.ones_like(student).scatter_(1, labels, 0).bool()
     both = [F.softmax(x / 4, dim=1) for x in (student, teacher)]
-    s, t = (torch.cat([(p * mask).sum(1, keepdim=True) for mask in (label, 1 - label)], 1) for p in both)
+    s, t = (torch.cat([(p * mask).sum(1, keepdim=True) for mask in (label, others)], 1) for p in both)
     of_labels = F.kl_div(s.log(), t, reduction='batchmean')
     t = F.softmax(teacher / 4 - 1000 * label, dim=1)
     of_others = F.kl_div(F.log_softmax(student / 4 - 1000 * label, dim=1), t, reduction='batchmean')
-    return 16 * (of_labels + 8 * of_others)
+    return 16 * of_labels + 8 * 16 * of_others
+
+
+def nkd_reference(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return NKD, the label's logit taken out of the tensors, as its authors' program does."""
+    labels = classes_of(student)[:, None]
+    of_labels = -(F.softmax(teacher, dim=1).gather(1, labels) * F.log_softmax(student, dim=1).gather(1, labels)).mean()
+    others = torch.ones_like(student).scatter_(1, labels, 0).bool()
+    s, t = (x[others].reshape(len(x), -1) for x in (student, teacher))
+    return of_labels - 1.5 * (F.softmax(t, dim=1) * F.log_softmax(s, dim=1)).sum(1).mean()
+
+
+def dist_reference(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return DIST, the correlation of classes by transposing, as its authors' program does."""
+
+    def correlation(x: Tensor, y: Tensor) -> Tensor:
+        x, y = (z - z.mean(1).unsqueeze(1) for z in (x, y))
+        return (x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1) + 1e-8)
+
+    s, t = (x.softmax(1) for x in (student, teacher))
+    return 1 - correlation(s, t).mean() + 1 - correlation(s.T, t.T).mean()
 
 
 def classes_of(logits: Tensor) -> Tensor:
@@ -224,9 +253,9 @@ def classes_of(logits: Tensor) -> Tensor:
     return torch.arange(len(logits), device=logits.device) % logits.shape[1]
 
 
-def dkd(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return DKD with these labels."""
-    return functional.dkd_loss(student, teacher, classes_of(student))
+def with_labels(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Loss:
+    """Return a loss that takes labels as one of the logits alone."""
+    return lambda student, teacher: loss(student, teacher, classes_of(student))
 
 
 def nst_case(kernel: str, shape: tuple[int, ...]) -> Case:
@@ -299,7 +328,13 @@ def loss_cases(full: bool) -> list[Case]:
     logits = [
         Case(name, (128, classes), loss, reference)
         for classes in (100, 1000)
-        for name, loss, reference in (('KD', functional.kd_loss, kd_reference), ('DKD', dkd, dkd_reference))
+        for name, loss, reference in (
+            ('KD', functional.kd_loss, kd_reference),
+            ('LSKD', partial(functional.kd_loss, tau=2.0, standardize=True), lskd_reference),
+            ('DKD', with_labels(functional.dkd_loss), dkd_reference),
+            ('NKD', with_labels(functional.nkd_loss), nkd_reference),
+            ('DIST', functional.dist_loss, dist_reference),
+        )
     ]
     if full:
         maps = [
@@ -331,7 +366,7 @@ def loss_cases(full: bool) -> list[Case]:
         *few,
         *vector_cases((64, 128)),
         *(case for case in map_cases((128, 64, 8, 8)) if 'NST' not in case.name),
-        *logits[:2],
+        *logits[:5],
         contrast_case(64),
     ]
 
