@@ -44,6 +44,9 @@ def all_terms():
         term('fsp', STAGES[:2], dict(type='FSPLoss'), weight=0.01),
         term('sp', STAGES[1], dict(type='SPLoss')),
         term('rkd', 'neck', dict(type='RKDLoss'), weight=0.1),
+        term('pkt', 'neck', dict(type='PKTLoss'), weight=100.0),
+        term('vid', STAGES[1], dict(type='VIDLoss'), weight=0.1),
+        term('crd', 'neck', dict(type='CRDLoss', dim=8, negatives=16), weight=0.1),
         term('nst', STAGES[2], dict(type='NSTLoss')),
         term('gan', STAGES[2], dict(type='NSTGANLoss', hidden=8)),
         term('gaussian', STAGES[2], dict(type='NSTLoss', kernel='gaussian')),
@@ -94,7 +97,7 @@ def test_scaled_gradients_train_as_plain_ones_do(data, teacher, tmp_path, device
         config.optim_wrapper.update(type='AmpOptimWrapper', dtype=half, loss_scale=scale, clip_grad=dict(max_norm=1.0))
         results.append(trained(train(config)))
     plain, scaled = results
-    assert len([name for name in plain if name.startswith('distillation')]) == 6 + 4
+    assert len([name for name in plain if name.startswith('distillation')]) == 6 + 4 + 4 + 7
     for name in plain:  # a power of 2 does not round in bfloat16; in float16 it keeps small gradients
         torch.testing.assert_close(scaled[name], plain[name], rtol=0.02, atol=1e-6 if half == 'bfloat16' else 2e-3)
 
@@ -110,7 +113,7 @@ def test_a_resumed_run_with_a_gradient_scaler_ends_as_the_straight_one(data, tea
     groups = straight.optim_wrapper.param_groups
     assert {p.device.type for group in groups for p in group['params']} == {device.type}
     assert {x['momentum_buffer'].device.type for x in state.values()} == {device.type}
-    assert len(groups[-1]['params']) == 6 + 4
+    assert len(groups[-1]['params']) == 6 + 4 + 4 + 4
     config.work_dir = str(tmp_path / 'resumed')
     config.load_from, config.resume = str(tmp_path / 'straight/epoch_1.pth'), True
     resumed = train(config)
@@ -266,6 +269,8 @@ def test_a_step_mixes_no_devices_and_synchronises_once_at_most(teacher, model):
     if model['type'].endswith('Distiller'):
         model = model | dict(teacher=teacher, terms=all_terms()[:-1])
     network = MODELS.build(model if model is REID else dict(model, student=classifier()))
+    if hasattr(network, 'distillation'):
+        network.distillation.set_num_samples(24)
     fake = FakeTensorMode()  # tensors with a device and without values
 
     def moved(tensor):
@@ -278,7 +283,9 @@ def test_a_step_mixes_no_devices_and_synchronises_once_at_most(teacher, model):
     with fake, Synchronisations() as synchronisations:
         batch = dict(
             inputs=torch.zeros(4, 3, 16, 16, dtype=torch.uint8),
-            data_samples=[DataSample().set_gt_label(torch.tensor([i])) for i in range(CLASSES)],
+            data_samples=[
+                DataSample(metainfo=dict(sample_idx=i)).set_gt_label(torch.tensor([i])) for i in range(CLASSES)
+            ],
         )
         losses = network(**network.data_preprocessor(batch, True), mode='loss')
         total, _ = network.parse_losses(losses)

@@ -228,11 +228,13 @@ def test_a_loss_is_said_to_fit_what_it_takes(kind):
         loss, features = class_(), (torch.randn(shape), torch.randn(shape))
         if class_.takes_pairs:
             features = tuple((x, x) for x in features)
+        more = [torch.arange(2)] if class_.needs_labels else []
+        options = dict(indices=torch.arange(2)) if class_.needs_indices else {}
         if name in listed:
-            assert loss(*features).numel() == 1, name
+            assert loss(*features, *more, **options).numel() == 1, name
         elif (kind, class_.features) != ('tokens', 'logits'):  # (N, L, K) may be logits of a dense head, too
             with pytest.raises((ValueError, RuntimeError)):
-                loss(*features)
+                loss(*features, *more, **options)
 
 
 @pytest.mark.parametrize(

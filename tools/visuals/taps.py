@@ -376,6 +376,7 @@ def loss_lines() -> Iterator[str]:
     for name, loss in known_losses().items():
         needs = ['two taps'] * loss.takes_pairs + ['logits of the same classes'] * (loss.features == 'logits')
         needs += ['labels'] * (loss.needs_labels or issubclass(loss, AdversarialLoss))
+        needs += ['indices of the images'] * loss.needs_indices
         notes[name] = f'{name} ({", ".join(needs)})' if needs else name
     as_map = (BATCH, 1, 2, 2)
     examples = {
