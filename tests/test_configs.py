@@ -409,7 +409,7 @@ STEPS = [
     for stage, methods in (
         (
             '',
-            'kd_alpha bss fitnet fsp at sp rkd_da rkd_da_unit nst_linear nst_gaussian nst_gan cosine '
+            'kd_alpha bss fitnet fsp at cwd+mgd+pkd sp rkd_da rkd_da_unit nst_linear nst_gaussian nst_gan cosine '
             'kd+fitnet+nst_poly lskd+nkd+dist',
         ),
         ('_stage1', 'fitnet fsp'),
