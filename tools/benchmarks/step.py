@@ -35,6 +35,7 @@ STEP_PARTS = {
     'cifar': ('configs/cifar10/wrn-16-2_from_wrn-40-2.py', 32),
     'imagenet': ('configs/imagenet/resnet18_from_resnet34.py', 224),
     'voc': ('configs/voc/nst_in_detector.py', 320),
+    'pretrain': ('configs/pretrain/resnet18-narrow_from_mobilenet-v2.py', 128),
 }
 
 
@@ -51,11 +52,11 @@ def configs_of(part: str) -> dict[str, Config]:
     return found
 
 
-def terms_of(config: Config) -> tuple[dict[str, Any], Sequence[dict[str, Any]]]:
-    """Return a config's teacher and terms."""
+def terms_of(config: Config) -> tuple[dict[str, Any], Sequence[dict[str, Any]], str]:
+    """Return a config's teacher, terms and task."""
     for hook in config.get('custom_hooks', []):
         if type_name(hook) == 'DistillationHook':
-            return dict(hook.teacher, checkpoint=None), hook.terms
+            return dict(hook.teacher, checkpoint=None, cache=None), hook.terms, hook.get('task', 'train')
     raise UserError(f'{config.filename}: has no DistillationHook; measure a config that distils')
 
 
@@ -69,7 +70,7 @@ def batch_of(config: Config, size: int, side: int, device: torch.device) -> tupl
         for sample in samples:
             sample.set_metainfo(dict(batch_input_shape=(side, side), pad_shape=(side, side)))
     else:
-        classes = config.model.head.num_classes
+        classes = (config.model.head or dict(num_classes=1))['num_classes']
         samples = [DataSample().set_gt_label(i % classes).to(device) for i in range(size)]
     return torch.randn(size, 3, side, side, device=device), samples
 
@@ -91,7 +92,7 @@ def steps_of(
 ) -> dict[str, Callable[[], None]]:
     """Return the four steps of a config, over the same networks and batch."""
     device = torch.device(args.device)
-    teacher, terms = terms_of(config)
+    teacher, terms, task = terms_of(config)
     torch.manual_seed(0)
     student: BaseModel = stripped(build_network(config.filename)).to(device)
     if 'config' in teacher:
@@ -104,7 +105,7 @@ def steps_of(
         student.to(memory_format=torch.channels_last)
 
     def taught_by(teacher: dict[str, Any]) -> Distillation:
-        distillation = Distillation(student, teacher, terms).to(device)
+        distillation = Distillation(student, teacher, terms, task).to(device)
         if args.channels_last:
             distillation.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
         distillation.dry_run(student, inputs, samples)
@@ -124,7 +125,9 @@ def steps_of(
         return run
 
     def alone(mode: str = 'loss') -> dict[str, Any]:
-        return student(inputs, samples, mode=mode)
+        if task != 'off' or mode == 'tensor':
+            return student(inputs, samples, mode=mode)
+        return {'loss': student(inputs, samples, mode='tensor')[-1].square().mean()}  # it has no loss of its own
 
     def beside() -> dict[str, Any]:
         distillation.teacher(inputs, samples)

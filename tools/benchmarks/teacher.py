@@ -72,7 +72,7 @@ def teacher(args: argparse.Namespace) -> None:
     results: dict[str, Any] = {}
     for part in args.parts:
         side = STEP_PARTS[part][1]
-        config, _ = terms_of(next(iter(configs_of(part).values())))
+        config, *_ = terms_of(next(iter(configs_of(part).values())))
         inputs = torch.randn(args.batch_size, 3, side, side, device=device)
         times: dict[str, list[float]] = {}
         first: dict[str, float] = {}
