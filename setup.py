@@ -45,7 +45,7 @@ setup(
         'detection': ['onedl-mmdetection>=3.5,<4'],
         'reid': ['faiss-gpu>=1.8,<2'],
         'timm': ['timm>=1.0.9,<2'],
-        'huggingface': ['transformers>=5,<6', 'safetensors'],
+        'huggingface': ['transformers>=4.57,<5', 'safetensors'],
         'pictures': ['matplotlib', 'scikit-learn'],
         'study-cluster': ['ray'],
         'test': ['mypy>=2.4,<3', 'pytest', 'pytest-xdist', 'ruff', 'types-PyYAML'],

@@ -1,5 +1,7 @@
 """Tokens and maps: transformers as teachers and as students."""
 
+from importlib.metadata import version
+
 import pytest
 import torch
 from tiny import CLASSES, PREPROCESSOR, classifier, saved_teacher
@@ -18,6 +20,7 @@ NST, AT, FIT, SP, COSINE = (
     for name in ('NSTLoss', 'ATLoss', 'FitNetLoss', 'SPLoss', 'CosineLoss')
 )
 WIDTH = 16
+VISION = '' if version('transformers') >= '5' else 'vision_model.'  # where CLIP and SigLIP have their modules
 SHAPE = dict(embed_dim=WIDTH, depth=2, num_heads=2, num_classes=CLASSES)
 HUGGING = dict(hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2)
 EMPTY = Tokens()
@@ -268,8 +271,18 @@ TEACHERS = {  # with its tap, the number of tokens or the shape of the feature, 
         (21, WIDTH),
         (WIDTH, 4, 4),
     ),
-    'transformers SigLIP': (built('huggingface', name='SiglipVision'), 'post_layernorm', (16, WIDTH), (WIDTH, 4, 4)),
-    'transformers CLIP': (built('huggingface', name='CLIPVision'), 'encoder.layers.1', (17, WIDTH), (WIDTH, 4, 4)),
+    'transformers SigLIP': (
+        built('huggingface', name='SiglipVision'),
+        f'{VISION}post_layernorm',
+        (16, WIDTH),
+        (WIDTH, 4, 4),
+    ),
+    'transformers CLIP': (
+        built('huggingface', name='CLIPVision'),
+        f'{VISION}encoder.layers.1',
+        (17, WIDTH),
+        (WIDTH, 4, 4),
+    ),
     'transformers Swin': (built('huggingface_swin'), 'layernorm', (16, 16), (16, 4, 4)),
     'mmpretrain ViT': (configured('VisionTransformer'), 'backbone.layers.1', (17, WIDTH), (WIDTH, 4, 4)),
     'mmpretrain ViT, featmap': (
