@@ -60,7 +60,7 @@ def references(study: Study) -> dict[tuple[str, str, str], str]:
     """Return published values by network, corruption and method.
 
     Each reference has a ``table`` as text: one method a line, columns separated by tabs or two blanks, and named in the
-    first line. Beside it, ``network`` or ``corruption`` gives what is the same for all columns.
+    first line; ``-`` stands for none. Beside it, ``network`` or ``corruption`` gives what is the same for all columns.
 
     Raises:
         UserError: A reference has no table, or lines of different numbers of columns.
@@ -83,7 +83,8 @@ def references(study: Study) -> dict[tuple[str, str, str], str]:
                 raise UserError(f"references: line '{method}' has {len(values)} values for {len(header) - 1} columns")
             for column, value in zip(header[1:], values, strict=True):
                 network, corruption = reference.get('network', column), reference.get('corruption', column)
-                found[network, corruption, method] = re.sub(r'\s*±\s*', ' ± ', value)
+                if value != '-':
+                    found[network, corruption, method] = re.sub(r'\s*±\s*', ' ± ', value)
     return found
 
 
