@@ -1,4 +1,4 @@
-# A small GFL on drawn scenes, without any data, alone and from the same detector with a backbone of four times the
+# A small GFL on drawn scenes, without any data, alone and from the same detector with a backbone of twice the
 # width, by each method.
 #
 #     python tools/study.py configs/studies/detection_mini.py

@@ -1,5 +1,6 @@
 # A GFL for small images and a CPU: a narrow ResNet-18 from random weights, three levels of 64 channels in the pyramid,
-# two convolutions in each branch of the head.
+# two convolutions in each branch of the head. BatchNorm gives the pyramids of all backbones features of one scale, so
+# that a term has one weight for all.
 _base_ = 'mmdet::_base_/models/retinanet_r50_fpn.py'
 
 model = dict(
@@ -13,7 +14,14 @@ model = dict(
         norm_eval=False,
         init_cfg=None,
     ),
-    neck=dict(in_channels=[32, 64, 128], out_channels=64, start_level=0, add_extra_convs=False, num_outs=3),
+    neck=dict(
+        in_channels=[32, 64, 128],
+        out_channels=64,
+        start_level=0,
+        add_extra_convs=False,
+        num_outs=3,
+        norm_cfg=dict(type='BN'),
+    ),
     bbox_head=dict(
         _delete_=True,
         type='GFLHead',

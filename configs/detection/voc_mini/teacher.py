@@ -1,7 +1,7 @@
-# The teacher: the same detector with a backbone of four times the width, trained twice as long.
+# The teacher: the same detector with a backbone of twice the width, trained twice as long.
 _base_ = './student.py'
 
-model = dict(backbone=dict(stem_channels=64, base_channels=64), neck=dict(in_channels=[128, 256, 512]))
+model = dict(backbone=dict(stem_channels=32, base_channels=32), neck=dict(in_channels=[64, 128, 256]))
 max_epochs = 24
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = [
