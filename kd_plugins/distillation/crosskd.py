@@ -23,10 +23,10 @@ _ANCHORS, _POINTS = ('anchor_list', 'valid_flag_list'), ('points', 'batch_gt_ins
 class CrossKDTerm(Term):
     """A term whose loss is a :class:`~kd_plugins.losses.CrossKDLoss`: its two taps are heads of dense detectors.
 
-    What it records are the outputs of the ``layer``-th convolutions of both branches, before the activation, and the
-    teacher's predictions. Each channel of the student's features gets the teacher's mean and standard deviation (over
-    the batch's images and positions, a level at a time), as in the authors' code. Then the later layers of the
-    teacher's head run on them, frozen but differentiable.
+    What it records are the outputs of the ``layer``-th convolutions of both branches, before the activation. Each
+    channel of the student's features gets the teacher's mean and standard deviation (over the positions and the images
+    of the process, a level at a time), as in the authors' code. Then the later layers of the teacher's head run on
+    them, frozen but differentiable, and on the teacher's own.
 
     The heads are those of mmdet whose ``cls_convs`` and ``reg_convs`` are shared by all levels: RetinaNet, FCOS, GFL,
     ATSS and their like. Which positions count and the number of positives (of FCOS the sum of their centerness), at

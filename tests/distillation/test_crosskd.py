@@ -207,6 +207,17 @@ def test_another_number_of_channels_takes_an_adapter():
     assert all(p.grad is not None for p in distilled.parameters())
 
 
+def test_bfloat16_is_near():
+    student, distilled = distillation('GFL')
+    inputs, samples = batch(student)
+    distilled.dry_run(student, inputs, samples)
+    expected = step(student, distilled, inputs, samples)['loss_crosskd']
+    with torch.autocast('cpu', torch.bfloat16):
+        value = step(student, distilled, inputs, samples)['loss_crosskd']
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, expected, rtol=0.05, atol=0)
+
+
 def test_images_without_objects():
     student, distilled = distillation('GFL')
     inputs, samples = batch(student)
