@@ -130,6 +130,14 @@ def test_pyramids_are_proposed_whole_and_the_largest_strides_that_both_have():
     patches = network(('blocks.0', (14,)), ('blocks.1', (14,)), ('', (14,)))
     assert proposed(patches) == [('nst_16', 'backbone.layer4', 'blocks.1')]
     assert proposed(network()) == []
+    # A neck of another detector, whose levels begin and end at other strides.
+    two_stage = network(('neck', (4, 8, 16, 32)))
+    ((term, words),) = taps.pairs_of(detector, two_stage, (256, 256))
+    assert (term['student_levels'], term['teacher_levels']) == ([0, 1, 2], [1, 2, 3])
+    assert words == 'strides 8, 16, 32; 4 and 4 channels'
+    ((term, _),) = taps.pairs_of(two_stage, network(('neck', (8, 16, 32))), (256, 256))
+    assert term['student_levels'] == [1, 2, 3]
+    assert 'teacher_levels' not in term
 
 
 def test_a_distiller_and_several_teachers(tmp_path, capsys):

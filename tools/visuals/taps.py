@@ -406,23 +406,32 @@ def taps_by_stride(network: Network, size: tuple[int, int]) -> dict[tuple[float,
 def pairs_of(student: Network, teacher: Network, size: tuple[int, int]) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield terms of taps of equal stride, or of strides that are close, and for each what its features are."""
     own, others = taps_by_stride(student, size), taps_by_stride(teacher, size)
-    pyramids = [strides for strides in own if len(strides) > 1 and strides in others]
-    inside = tuple(f'{own[strides].name}.' for strides in pyramids)
+    pyramids = {}  # the strides of two pyramids that share some, and which they share
+    for strides in (x for x in own if len(x) > 1):
+        match = max((x for x in others if len(x) > 1), key=lambda x: len({*x} & {*strides}), default=())
+        if len(shared := [x for x in strides if x in match]) > 1:
+            pyramids[strides, match] = shared
+    inside = tuple(f'{own[strides].name}.' for strides, _ in pyramids)
     single = {strides[0]: tap for strides, tap in own.items() if len(strides) == 1 and not tap.name.startswith(inside)}
-    pairs = []
+    pairs: list[tuple[str, Tap, Tap, str, dict[str, list[int]]]] = []
     for stride in sorted(single):
         near = min((x[0] for x in others if len(x) == 1), key=lambda x: abs(log2(x / stride)), default=inf)
         if abs(log2(near / stride)) < CLOSE:
             words = f'stride {stride:g}' if near == stride else f'strides {stride:g} and {near:g}'
-            pairs.append((f'nst_{stride:g}', single[stride], others[near,], words))
+            pairs.append((f'nst_{stride:g}', single[stride], others[near,], words, {}))
     pairs = pairs[-MOST:]
-    for strides in pyramids:
+    for (strides, match), shared in pyramids.items():
         name = own[strides].name.rpartition('.')[2]
-        words = f'strides {", ".join(f"{x:g}" for x in strides)}'
-        pairs.append((f'nst_{name}', own[strides], others[strides], words))
-    for name, tap, other, words in pairs:
+        words = f'strides {", ".join(f"{x:g}" for x in shared)}'
+        levels = {
+            f'{side}_levels': [found.index(x) for x in shared]
+            for side, found in (('student', strides), ('teacher', match))
+            if len(found) > len(shared)
+        }
+        pairs.append((f'nst_{name}', own[strides], others[match], words, levels))
+    for name, tap, other, words, levels in pairs:
         loss = dict(type='kd_plugins.NSTLoss')
-        term = dict(name=name, loss=loss, student=tap.name, teacher=other.name, weight=50.0)
+        term = dict(name=name, loss=loss, student=tap.name, teacher=other.name, **levels, weight=50.0)
         channels = ' and '.join(str(found[1]) for x in (tap, other) for found in x.maps[:1] if found)
         yield term, f'{words}; {channels} channels'
     linear = [[x for x in network.taps if x.linear and x.feature == 'vectors'] for network in (student, teacher)]
