@@ -16,7 +16,7 @@ def _probabilities(features: Tensor) -> Tensor:
     squares = products.diagonal()
     scale = squares.masked_fill(squares <= 1e-24, torch.inf).rsqrt()  # a sample of norm 0 has no direction
     # Rounding may take a cosine below -1.
-    similarities = (1 + scale[:, None] * products * scale).clamp(min=0)
+    similarities = (1 + products * (scale[:, None] * scale)).clamp(min=0)
     return similarities / similarities.sum(1, keepdim=True) + EPS
 
 
@@ -48,8 +48,7 @@ def pkt_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     check_batch('pkt_loss', student, teacher)
     s, t = _probabilities(student), _probabilities(teacher)
-    # Rows of s and t have one sum, so that t - s adds nothing to their divergence. With it, each entry is at least 0,
+    # Rows of s and t have one sum, so that s - t adds nothing to their divergence. With it, each entry is at least 0,
     # and those of nearly equal distributions do not cancel.
-    change = (s - t) / t
-    log_ratio = torch.where(change.abs() < 0.5, change.clamp(min=-0.5).log1p(), s.log() - t.log())
-    return (t * (change - log_ratio)).mean()
+    ratio = s / t
+    return (t * (ratio - 1 - ratio.log())).mean()
