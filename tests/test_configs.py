@@ -354,7 +354,7 @@ def test_all_of_a_pairs_methods_are_there_and_what_is_none_is_reported() -> None
             'rkd_da',
             'bss',
         ),
-        *('nst_linear', 'nst_poly', 'nst_gaussian', 'nst_gan', 'cosine'),
+        *('nst_linear', 'nst_poly', 'nst_gaussian', 'nst_gan', 'cosine', 'cwd', 'mgd', 'pkd', 'reviewkd'),
     }
     assert [term.name for term in distillation_of(load(path, METHOD='kd+fitnet+nst_poly')).terms] == [
         'kd',
