@@ -40,7 +40,8 @@ def soft_focal_loss(student: Tensor, teacher: Tensor, weight: Tensor, beta: floa
     _check_rows('soft_focal_loss', 'logits (P, K) of the same shape', student.ndim == 2, student, teacher, weight)
     target = teacher.sigmoid()
     entropy = binary_cross_entropy_with_logits(student, target, reduction='none')
-    return (weight.to(entropy)[:, None] * (student.sigmoid() - target).abs().pow(beta) * entropy).sum()
+    factor = (student.sigmoid() - target).abs()
+    return (weight.to(entropy)[:, None] * (factor if beta == 1 else factor.pow(beta)) * entropy).sum()
 
 
 @distillation_loss
@@ -68,7 +69,8 @@ def giou_loss(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
     _check_rows('giou_loss', 'boxes (P, 4) of the same number', boxes, student, teacher, weight)
 
     def area(low: Tensor, high: Tensor) -> Tensor:
-        return (high - low).clamp(min=0).prod(-1)
+        width, height = (high - low).clamp(min=0).unbind(-1)
+        return width * height
 
     (s_low, s_high), (t_low, t_high) = student.split(2, -1), teacher.split(2, -1)
     overlap = area(s_low.maximum(t_low), s_high.minimum(t_high))

@@ -158,6 +158,18 @@ def cwd_reference(student: Tensor, teacher: Tensor) -> Tensor:
     return F.kl_div(s.log(), t, reduction='sum') / (len(s) * s.shape[1])
 
 
+def soft_focal(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return CrossKD's comparison of scores, with equal weights."""
+    return functional.soft_focal_loss(student, teacher, student.new_ones(len(student)))
+
+
+def soft_focal_reference(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return CrossKD's comparison of scores as its authors' program does."""
+    weight, target = student.new_ones(len(student))[:, None].repeat(1, student.shape[1]), teacher.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(student, target, reduction='none')
+    return (entropy * (student.sigmoid() - target).abs().pow(1.0) * weight).sum()
+
+
 ENTRIES, NEGATIVES, TAU = 50_000, 16_384, 0.07  # CRD's on CIFAR-100
 
 
@@ -356,6 +368,7 @@ def loss_cases(full: bool) -> list[Case]:
             *(case for shape in vectors for case in vector_cases(shape)),
             *logits,
             *map(contrast_case, (64, 256)),
+            Case('CrossKD, scores', (20_000, 80), soft_focal, soft_focal_reference),
         ]
     few = [
         nst_case(kernel, shape)
@@ -368,6 +381,7 @@ def loss_cases(full: bool) -> list[Case]:
         *(case for case in map_cases((128, 64, 8, 8)) if 'NST' not in case.name),
         *logits[:5],
         contrast_case(64),
+        Case('CrossKD, scores', (2000, 80), soft_focal, soft_focal_reference),
     ]
 
 
