@@ -409,8 +409,8 @@ STEPS = [
     for stage, methods in (
         (
             '',
-            'kd_alpha bss fitnet fsp at cwd+mgd+pkd sp rkd_da rkd_da_unit nst_linear nst_gaussian nst_gan cosine '
-            'kd+fitnet+nst_poly lskd+nkd+dist',
+            'kd_alpha bss fitnet fsp at cwd+mgd+pkd crd+pkt+vid sp rkd_da rkd_da_unit nst_linear nst_gaussian nst_gan '
+            'cosine kd+fitnet+nst_poly lskd+nkd+dist',
         ),
         ('_stage1', 'fitnet fsp'),
     )
@@ -424,13 +424,14 @@ def test_a_method_survives_the_first_steps_of_its_own_learning_rate(path: str, m
     torch.manual_seed(0)
     config, side = load(path, METHOD=method), 64 if 'imagenet' in path else 32
     images = torch.randn(4, 32, 3, side, side)
-    samples = [DataSample().set_gt_label(x) for x in range(8)] * 4
+    samples = [DataSample(metainfo=dict(sample_idx=i)).set_gt_label(i % 8) for i in range(32)]
     student, record = build_teacher(model_of(path), None), distillation_of(config)
     student.init_weights()
     teachers = [{**x, 'config': model_of(x.config), 'checkpoint': None} for x in teachers_of(record)]
     distillation = Distillation(student, teachers, record.terms, record.get('task', 'train'))
     for teacher in distillation.teachers:
         normalise(teacher.model, images[0])
+    distillation.set_num_samples(1000)
     distillation.dry_run(student, images[0], samples)
     options = {key: value for key, value in config.optim_wrapper.optimizer.items() if key not in ('type', '_scope_')}
     optimizer = torch.optim.SGD([*student.parameters(), *distillation.parameters()], **options)
