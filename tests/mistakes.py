@@ -19,6 +19,7 @@ tests/tools/test_mistakes.py runs one of each kind.
 
 import argparse
 import collections
+import json
 import os
 import re
 import shutil
@@ -886,6 +887,53 @@ def terms() -> Iterator[Mistake]:
         'FSPLoss|kd',
         'two|taps',
     )
+
+
+def labels() -> Iterator[Mistake]:
+    """Labels that a loss needs, as DKD does."""
+    hook, data = 'custom_hooks[0]', "train_dataloader['dataset']"
+    dkd = f"{hook}['terms'][0]['loss'] = dict(type='kd_plugins.DKDLoss')\n"
+    images = dict(
+        metainfo=dict(classes=[f'class{i}' for i in range(4)]),
+        data_list=[dict(img_path='ASSETS/data/class0/000.png', gt_label=[0, 2])] * 16,
+    )
+    several = file('many.json', json.dumps(images))
+    listed = (
+        f"train_dataloader['dataset'] = dict(type='MultiLabelDataset', data_root='.', pipeline={data}['pipeline'], "
+    )
+    for change, *words in (
+        ("model['train_cfg'] = dict(augments=dict(type='Mixup', alpha=0.8))", 'DKDLoss', 'Mixup', 'gt_score'),
+        ("model['train_cfg'] = dict(augments=[dict(type='CutMix', alpha=1.0)])", 'DKDLoss', 'CutMix', 'gt_score'),
+        (
+            f"{hook}['terms'][0]['weight'] = dict(at=[0, 1], value=[0, 1])\n"
+            "model['train_cfg'] = dict(augments=dict(type='Mixup', alpha=0.8))",
+            'DKDLoss',
+            'Mixup',
+        ),
+        (f"{hook}['task'], {data}['with_label'] = 'off', False", 'DKDLoss', 'gt_label'),
+        (
+            f"{hook}['task'] = 'off'\ntrain_dataloader['dataset'] = dict(type='kd_plugins.UnlabelledImages', "
+            f"data_root='ASSETS/data', pipeline={data}['pipeline'])",
+            'DKDLoss',
+            'gt_label',
+        ),
+        (f"{hook}['terms'][0]['student'] = {hook}['terms'][0]['teacher'] = 'backbone.stage3'", 'DKDLoss', 'head.fc'),
+        (f"{hook}['terms'][0]['loss']['tau'] = 0", 'tau'),
+        (f"{hook}['terms'][0]['loss']['temperature'] = 4", 'temperature'),
+        (f"{hook}['terms'][0]['loss'].update(alpha=0, beta=0)", 'alpha'),
+        (f"{hook}['terms'][0]['loss'] = dict(type='kd_plugins.DISTLoss', gamma=-1)", 'gamma'),
+        (f"{hook}['terms'][0]['loss'] = dict(type='kd_plugins.NKDLoss', gamma='1')", 'gamma'),
+    ):
+        yield edit('hook', dkd + change, *words)
+    for task in ("'train'", "'off'"):
+        yield edit(
+            'hook',
+            dkd + f"{hook}['task'] = {task}\nmodel['head']['type'] = 'MultiLabelLinearClsHead'\n"
+            f"model['head']['loss']['use_sigmoid'] = True\n{listed}ann_file='many.json')",
+            'DKDLoss',
+            '2 numbers',
+            prepare=several,
+        )
 
 
 def options() -> Iterator[Mistake]:
@@ -1784,6 +1832,7 @@ KINDS = {
     'without labels': without_labels,
     'source': sources,
     'term': terms,
+    'labels': labels,
     'option': options,
     'data': data,
     'score': scores,

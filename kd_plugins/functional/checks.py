@@ -53,7 +53,10 @@ def check_logits(name: str, student: Tensor, teacher: Tensor, positions: bool = 
     """Check for non-empty logits (N, K) of one shape, with ``positions`` also (N, L, K)."""
     alike = student.shape == teacher.shape and student.ndim in (2, 2 + positions) and student.numel() > 0
     kinds = 'non-empty logits (N, K) or (N, L, K)' if positions else 'non-empty logits (N, K)'
-    remedy = 'give both networks the same images and the same classes'
+    if student.shape == teacher.shape:
+        remedy = 'tap the layer that predicts the classes, as head.fc'
+    else:
+        remedy = 'give both networks the same images and the same classes'
     check_shapes(alike, name, f'{kinds} of the same shape', student, teacher, remedy)
 
 
