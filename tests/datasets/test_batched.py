@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmpretrain.datasets.transforms import PackInputs, RandomCrop
 from mmpretrain.registry import TRANSFORMS
-from tiny import classifier, equal, saved_teacher, train, weights
+from tiny import classifier, equal, train, weights
 
 from kd_plugins.checkpoint import read_checkpoint
 from kd_plugins.datasets import CIFAR10, CIFAR100, BatchedImages, whole_batch
@@ -321,16 +321,23 @@ class TestRun:
         assert not equal(first, last)
 
     def test_distillation_accepts_it(self, tmp_path: Path, root: Path) -> None:
-        teacher = saved_teacher(tmp_path)
-        term = dict(name='at', loss=dict(type='kd_plugins.ATLoss'), weight=1.0, student='backbone', teacher='backbone')
-        config = self.config(
-            root,
-            tmp_path / 'run',
-            train_cfg=dict(by_epoch=True, max_epochs=1),
-            custom_hooks=[dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=[term])],
-        )
-        runner = train(config)
-        assert 'loss_at' in ''.join(runner.message_hub.log_scalars)
+        config = self.config(root, tmp_path / 'run', train_cfg=dict(by_epoch=True, max_epochs=1))
+        network = config.model.to_dict()
+        network['backbone']['depth'] = 14
+        terms = [
+            dict(name='at', loss=dict(type='kd_plugins.ATLoss'), student='backbone', teacher='backbone'),
+            dict(name='dkd', loss=dict(type='kd_plugins.DKDLoss'), student='head.fc', teacher='head.fc'),
+        ]
+        config.custom_hooks = [
+            dict(
+                type='kd_plugins.DistillationHook',
+                teacher=[dict(config=network, checkpoint=None)] * 2,
+                terms=terms,
+            )
+        ]
+        found = ''.join(train(config).message_hub.log_scalars)
+        assert 'loss_at' in found
+        assert 'loss_dkd' in found
 
     def test_a_run_that_counts_iterations_is_refused(self, tmp_path: Path, root: Path) -> None:
         config = self.config(root, tmp_path / 'run')
