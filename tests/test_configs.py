@@ -274,6 +274,8 @@ def test_every_method_of_a_pair_meets_its_networks(path: str) -> None:
     ]
     if '_and_' in path:
         config.methods.pop('fsp')  # it compares channels, and the WideResNet has twice as many
+    if path.endswith('_from_resnet50.py') and 'canonical' in path:
+        config.methods.pop('mgd')  # its block of 2048 channels has 75 million weights
     terms = list({str(term): term for term in chain(*config.methods.values())}.values())
     named = [dict(term, name=f'term{i}') for i, term in enumerate(terms)]
     distillation = Distillation(student, teachers, named, distillation_of(config).get('task', 'train'))

@@ -106,8 +106,7 @@ methods = dict(
     # yzd-v/MGD's setting for the last maps of a classifier (ResNet-18 from ResNet-34 on ImageNet); the loss is a sum.
     mgd=[dict(name='mgd', loss=dict(type='kd_plugins.MGDLoss', share=0.15, mask='channels'), **last, weight=7e-5)],
     # The ends of all stages and the pooled features, the teacher's before the activation (sum1 to sum3 of CifarResNet),
-    # as in dvlab-research/ReviewKD, whose weight rises over the first 20 epochs, and is 0.6 to 8 by the pair; 1 is its
-    # program's default.
+    # as in dvlab-research/ReviewKD; its weight rises over 20 of 240 epochs, to 0.6 to 8 by the pair, 1 by default.
     reviewkd=[
         dict(
             name='reviewkd',
@@ -115,7 +114,7 @@ methods = dict(
             adapter='abf',
             student=[*stages, pooled],
             teacher=['backbone.sum1', 'backbone.sum2', 'backbone.sum3', pooled],
-            weight=dict(at=[0, 20], value=[0.0, 1.0]),
+            weight=dict(at=[0.0, 20 / 240], value=[0.0, 1.0], by='progress'),
         )
     ],
     # On the last maps. TuSimple/neuron-selectivity-transfer weighs MMD^2 with 50, without the paper's 1/2; that the

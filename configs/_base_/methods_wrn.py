@@ -23,7 +23,7 @@ methods = dict(
         dict(
             _base_.methods.reviewkd[0],
             teacher=['backbone.stage2.0.norm1', 'backbone.stage3.0.norm1', 'backbone.norm', 'neck.gap'],
-            weight=dict(at=[0, 20], value=[0.0, 5.0]),
+            weight=dict(_base_.methods.reviewkd[0].weight, value=[0.0, 5.0]),
         )
     ],
     nst_linear=[dict(_base_.methods.nst_linear[0], **norm)],

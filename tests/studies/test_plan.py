@@ -358,6 +358,7 @@ def test_shipped_studies_spell_out(path, monkeypatch):
     assert len(study.students) == len(options['networks']) * len(options['methods']) * len(
         options['corruptions']
     ) * len(options['seeds'])
+    assert [run.problem for run in study.runs if run.problem] == []
     published = report.references(study)
     known = {
         (n, c, m) for n in options['networks'] for c in options['corruptions'] for m in [*options['methods'], 'Teacher']
