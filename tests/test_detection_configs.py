@@ -76,7 +76,10 @@ def test_builds_as_it_is(path):
     config = load(path)
     with torch.device('meta'):
         student, teacher = build(config.model), build(teacher_of(config))
-    assert config.default_hooks.export.type == 'kd_plugins.ExportHook'
+    assert [config.default_hooks[x].type for x in ('export', 'reseed')] == [
+        'kd_plugins.ExportHook',
+        'kd_plugins.ReseedHook',
+    ]
     assert hook_of(config).teacher == config.teacher
     assert classes_of(student) == classes_of(teacher) == (20 if path.endswith('_voc.py') else 80)
     sizes = [sum(p.numel() for p in network.parameters()) for network in (student, teacher)]
@@ -111,6 +114,9 @@ def test_every_method_meets_the_teacher_and_trains_a_step(path):
     losses = distillation.losses(partial(student, inputs, samples), inputs, samples)
     assert {f'loss_{term.name}' for term in terms} | {'loss_cls', 'loss_bbox'} <= losses.keys()
     assert ('loss_ld' in losses) == path.endswith('_ld.py')
+    if 'loss_ld' in losses:  # LD's student is a plain GFL
+        plain = build(small(get_config('mmdet::gfl/gfl_r50_fpn_1x_coco.py').model))
+        assert student.state_dict().keys() == plain.state_dict().keys()
     student.parse_losses(losses)[0].backward()
     gradients = [p.grad for p in (*student.parameters(), *distillation.parameters()) if p.grad is not None]
     assert all(x.isfinite().all() for x in gradients)

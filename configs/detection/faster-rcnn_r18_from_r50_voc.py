@@ -6,7 +6,7 @@ _base_ = ['mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py', '../_base_/meth
 from kd_plugins.config import terms_of
 
 custom_imports = dict(imports=['kd_plugins'], allow_failed_imports=False)
-default_hooks = dict(export=dict(type='kd_plugins.ExportHook'))
+default_hooks = dict(export=dict(type='kd_plugins.ExportHook'), reseed=dict(type='kd_plugins.ReseedHook'))
 model = dict(
     backbone=dict(depth=18, init_cfg=dict(checkpoint='torchvision://resnet18')),
     neck=dict(in_channels=[64, 128, 256, 512]),

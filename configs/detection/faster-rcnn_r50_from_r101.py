@@ -6,7 +6,7 @@ _base_ = ['mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', '../_base_/method
 from kd_plugins.config import terms_of
 
 custom_imports = dict(imports=['kd_plugins'], allow_failed_imports=False)
-default_hooks = dict(export=dict(type='kd_plugins.ExportHook'))
+default_hooks = dict(export=dict(type='kd_plugins.ExportHook'), reseed=dict(type='kd_plugins.ReseedHook'))
 variant = '{{$METHOD:pkd}}'
 teacher = dict(
     config='mmdet::faster_rcnn/faster-rcnn_r101_fpn_2x_coco.py',

@@ -5,7 +5,7 @@ _base_ = ['mmdet::fcos/fcos_r50-caffe_fpn_gn-head_ms-640-800-2x_coco.py', '../_b
 from kd_plugins.config import terms_of
 
 custom_imports = dict(imports=['kd_plugins'], allow_failed_imports=False)
-default_hooks = dict(export=dict(type='kd_plugins.ExportHook'))
+default_hooks = dict(export=dict(type='kd_plugins.ExportHook'), reseed=dict(type='kd_plugins.ReseedHook'))
 variant = '{{$METHOD:pkd}}'
 teacher = dict(
     config='mmdet::fcos/fcos_r101-caffe_fpn_gn-head_ms-640-800-2x_coco.py',

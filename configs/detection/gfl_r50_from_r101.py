@@ -5,7 +5,7 @@ _base_ = ['mmdet::gfl/gfl_r50_fpn_1x_coco.py', '../_base_/methods_gfl.py']
 from kd_plugins.config import terms_of
 
 custom_imports = dict(imports=['kd_plugins'], allow_failed_imports=False)
-default_hooks = dict(export=dict(type='kd_plugins.ExportHook'))
+default_hooks = dict(export=dict(type='kd_plugins.ExportHook'), reseed=dict(type='kd_plugins.ReseedHook'))
 variant = '{{$METHOD:pkd}}'
 teacher = dict(
     config='mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py',

@@ -6,7 +6,7 @@ _base_ = ['mmdet::ld/ld_r50-gflv1-r101_fpn_1x_coco.py', '../_base_/methods_gfl.p
 from kd_plugins.config import config_file, terms_of
 
 custom_imports = dict(imports=['kd_plugins'], allow_failed_imports=False)
-default_hooks = dict(export=dict(type='kd_plugins.ExportHook'))
+default_hooks = dict(export=dict(type='kd_plugins.ExportHook'), reseed=dict(type='kd_plugins.ReseedHook'))
 variant = '{{$METHOD:pkd}}'
 teacher = dict(config='mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py', checkpoint=_base_.teacher_ckpt)
 # The stock path leads to mmdet's repository; an installed mmdet has its configs elsewhere.

@@ -5,7 +5,7 @@ _base_ = ['mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py', '../_base_/methods_detect
 from kd_plugins.config import terms_of
 
 custom_imports = dict(imports=['kd_plugins'], allow_failed_imports=False)
-default_hooks = dict(export=dict(type='kd_plugins.ExportHook'))
+default_hooks = dict(export=dict(type='kd_plugins.ExportHook'), reseed=dict(type='kd_plugins.ReseedHook'))
 variant = '{{$METHOD:pkd}}'
 teacher = dict(
     config='mmdet::rtmdet/rtmdet_l_8xb32-300e_coco.py',
