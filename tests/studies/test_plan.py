@@ -393,6 +393,14 @@ def test_shipped_studies_spell_out(path, monkeypatch):
     os.fspath(study.root)
 
 
+def test_a_dash_in_a_published_table_stands_for_no_value(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    published = report.references(plan.load_study('configs/studies/canonical_cifar100.py'))
+    assert published['ResNet-56/20', 'clean', 'KD'] == '70.66'
+    assert published['ResNet-56/20', 'clean', 'DIST'] == '71.75 ± 0.30'
+    assert ('ResNet-110/32', 'clean', 'DIST') not in published
+
+
 @pytest.mark.parametrize('name', ['noise', 'imbalance', 'table3', 'table4'])
 def test_the_posters_studies_follow_its_authors_library(name, monkeypatch):
     monkeypatch.chdir(ROOT)
