@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.losses import ENTRIES
 from benchmarks.timing import keep, machine_of, peak_memory, seconds
 from kd_plugins.config import load_config
 from kd_plugins.distillation.distillation import Distillation
@@ -71,7 +72,7 @@ def batch_of(config: Config, size: int, side: int, device: torch.device) -> tupl
             sample.set_metainfo(dict(batch_input_shape=(side, side), pad_shape=(side, side)))
     else:
         classes = (config.model.head or dict(num_classes=1))['num_classes']
-        samples = [DataSample().set_gt_label(i % classes).to(device) for i in range(size)]
+        samples = [DataSample(metainfo=dict(sample_idx=i)).set_gt_label(i % classes).to(device) for i in range(size)]
     return torch.randn(size, 3, side, side, device=device), samples
 
 
@@ -108,6 +109,7 @@ def steps_of(
         distillation = Distillation(student, teacher, terms, task).to(device)
         if args.channels_last:
             distillation.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
+        distillation.set_num_samples(ENTRIES)
         distillation.dry_run(student, inputs, samples)
         return distillation
 
