@@ -1,4 +1,5 @@
 import copy
+from math import exp
 
 import pytest
 import torch
@@ -42,6 +43,9 @@ def test_start():
     assert norms.mean().item() == pytest.approx(1, abs=0.01)
     assert norms.std() < 0.1
     assert torch.equal(loss.teacher_bank, other.teacher_bank)  # as in another process
+    # Z / M as the authors' code measures it on the first batch.
+    scores = normalize(torch.randn(64, 128)) @ loss.student_bank.T / loss.tau
+    assert scores.exp().mean().item() == pytest.approx(exp(1 / (2 * 128 * loss.tau**2)), rel=0.03)
     assert (loss.student_bank * loss.teacher_bank).sum(1).abs().max() < 0.5
 
 
