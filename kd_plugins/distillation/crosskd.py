@@ -41,6 +41,11 @@ class CrossKDTerm(Term):
             'student': self._one('student', self.student_taps),
             'teacher': self._one('teacher', self.teacher_taps),
         }
+        if self.resize != 'smaller' or any(self._picked.values()):
+            raise UserError(
+                f"term '{name}': CrossKD compares all positions of two heads of equal strides: remove resize, "
+                'student_levels and teacher_levels'
+            )
 
     def _one(self, side: str, taps: list[str]) -> str:
         if len(taps) != 1:

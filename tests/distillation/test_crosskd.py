@@ -218,6 +218,16 @@ def test_bfloat16_is_near():
     torch.testing.assert_close(value, expected, rtol=0.05, atol=0)
 
 
+def test_heads_of_other_kinds_and_classes_agree_on_positions():
+    other = detector('ATSS')
+    other['bbox_head']['num_classes'] = 7
+    student, distilled = distillation('GFL', other=other)
+    inputs, samples = batch(student)
+    distilled.dry_run(student, inputs, samples)
+    step(student, distilled, inputs, samples)['loss_crosskd'].backward()
+    assert student.bbox_head.cls_convs[0].conv.weight.grad.any()
+
+
 def test_images_without_objects():
     student, distilled = distillation('GFL')
     inputs, samples = batch(student)
@@ -232,6 +242,7 @@ def test_images_without_objects():
     [
         (dict(student='bbox_hed'), "has no head 'bbox_hed'; nearest.*bbox_head"),
         (dict(student=['bbox_head', 'neck']), 'student must be the name of one head'),
+        (dict(student_levels=[0], teacher_levels=[0]), 'remove resize, student_levels and teacher_levels'),
         (dict(teacher='neck'), "teacher's FPN has no cls_convs and reg_convs that all levels share"),
         (dict(loss=dict(layer=4)), "layer=4, but the student's cls_convs are 3: give a smaller layer"),
     ],
