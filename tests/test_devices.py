@@ -39,6 +39,10 @@ def term(name, taps, loss, **more):
 def all_terms():
     return [
         term('kd', 'head.fc', dict(type='KDLoss')),
+        term('lskd', 'head.fc', dict(type='KDLoss', standardize=True), weight=0.1),
+        term('dkd', 'head.fc', dict(type='DKDLoss'), weight=0.1),
+        term('nkd', 'head.fc', dict(type='NKDLoss'), weight=0.1),
+        term('dist', 'head.fc', dict(type='DISTLoss'), weight=0.1),
         term('hint', STAGES, dict(type='FitNetLoss'), adapter='auto'),
         term('at', STAGES, dict(type='ATLoss')),
         term('fsp', STAGES[:2], dict(type='FSPLoss'), weight=0.01),
