@@ -1,6 +1,7 @@
-# Lists of terms for the pyramids of two detectors, whatever their heads; methods_retinanet.py, methods_gfl.py and
-# methods_fcos.py add those for heads. A term compares all levels in order and sums them; pyramids of other strides need
-# its student_levels and teacher_levels, and other channels its adapter='auto'. AT, SP and FitNet have not been tuned.
+# Lists of terms for the pyramids of two detectors, whatever their heads; methods_retinanet.py, methods_gfl.py,
+# methods_fcos.py and methods_rtmdet.py add those for heads. A term compares all levels in order and sums them; pyramids
+# of other strides need its student_levels and teacher_levels, and other channels its adapter='auto'. AT, SP and FitNet
+# have not been tuned.
 pyramid = dict(student='neck', teacher='neck')
 methods = dict(
     # The authors' 10 is for RetinaNet, on four of its five levels; they have 6 for Faster R-CNN, and CrossKD's authors
