@@ -38,8 +38,10 @@ def cwd_loss(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
     check_channels('cwd_loss', student, teacher)
     student, teacher = match_size(student, teacher)
     with torch.no_grad():
-        s, t = ((x / tau).flatten(2).log_softmax(-1) for x in (student, teacher))
-        probabilities, scale = t.exp(), tau**2 / (s.shape[0] * s.shape[1])
+        axis = 2 if student.is_contiguous() else 1  # of the positions, as channels-last maps lie in memory
+        s, t = (x / tau if axis == 2 else (x / tau).movedim(1, -1) for x in (student, teacher))
+        s, t = (x.flatten(axis, axis + 1).log_softmax(axis) for x in (s, t))
+        probabilities, scale = t.exp(), tau**2 / (student.shape[0] * student.shape[1])
         value = expectation(probabilities, t.sub_(s)) * scale
-        gradient = s.exp_().sub_(probabilities).mul_(scale / tau)
-    return with_gradient(student, value, gradient.view_as(student))
+        gradient = s.exp_().sub_(probabilities).mul_(scale / tau).unflatten(axis, student.shape[2:])
+    return with_gradient(student, value, gradient if axis == 2 else gradient.movedim(-1, 1))

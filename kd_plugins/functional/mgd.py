@@ -2,10 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from .checks import check_channels, check_choice, check_maps, check_number
-from .gram import distillation_loss, match_size
+from .gram import distillation_loss, match_size, with_gradient
 
 MASKS = ('positions', 'channels')
 
@@ -64,4 +63,8 @@ def mgd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     check_maps('mgd_loss', student, teacher)
     check_channels('mgd_loss', student, teacher)
     student, teacher = match_size(student, teacher)
-    return mse_loss(student, teacher, reduction='sum') / len(student)
+    with torch.no_grad():  # torch's mse_loss is several times as slow on channels-last maps
+        difference = student - teacher
+        value = difference.square().sum() / len(student)
+        gradient = difference.mul_(2 / len(student))
+    return with_gradient(student, value, gradient)
