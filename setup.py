@@ -46,6 +46,7 @@ setup(
         'reid': ['faiss-gpu>=1.8,<2'],
         'timm': ['timm>=1.0.9,<2'],
         'huggingface': ['transformers>=4.57,<5', 'safetensors'],
+        'export': ['onnx>=1.18,<2', 'onnxscript>=0.5', 'onnxruntime>=1.20,<2'],
         'pictures': ['matplotlib', 'scikit-learn'],
         'study-cluster': ['ray'],
         'test': ['mypy>=2.4,<3', 'pytest', 'pytest-xdist', 'ruff', 'types-PyYAML'],

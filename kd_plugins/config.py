@@ -390,7 +390,7 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
 
     Args:
         config: The config.
-        part: What the run does, 'train' or 'test'.
+        part: What the run does, 'train' or 'test', or 'export', which needs the model alone.
         where: Name of the config in messages; by default its file.
 
     Raises:
@@ -429,7 +429,7 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
     for path, model in (('model', config.model), ('model.student', config.model.get('student'))):
         if model is not None:
             check_model(f'{where}: {path}', model, scope)
-    for key in _GROUPS[part][:1] + (_GROUPS['val'][:1] if part == 'train' else ()):
+    for key in _GROUPS.get(part, ())[:1] + (_GROUPS['val'][:1] if part == 'train' else ()):
         _check_registered(f'{where}: {key}.collate_fn', (config.get(key) or {}).get('collate_fn'), FUNCTIONS)
     for key, hook in (config.get('default_hooks') or {}).items():
         if hook is not None and not _is_config_dict(hook) and not callable(hook):
@@ -459,12 +459,10 @@ def _check_registered(where: str, config: Any, registry: Registry) -> None:
 
 
 def _check_parts(config: Config, part: str, where: str) -> None:
-    for key in ('model', *_GROUPS[part]):
+    for key in (needed := ('model', *_GROUPS.get(part, ()))):
         if config.get(key) is None:
-            raise UserError(
-                f'{where} has no {key}: {"train.py" if part == "train" else "scoring"} needs '
-                f'model, {", ".join(_GROUPS[part])}; configs/ has examples'
-            )
+            what = {'train': 'train.py', 'test': 'scoring'}.get(part, part)
+            raise UserError(f'{where} has no {key}: {what} needs {", ".join(needed)}; configs/ has examples')
     if part == 'train' and (given := [key for key in _GROUPS['val'] if config.get(key) is not None]):
         for key in _GROUPS['val']:
             if config.get(key) is None:
@@ -478,7 +476,7 @@ def _check_parts(config: Config, part: str, where: str) -> None:
                     f'{where}: save_best is {hook["save_best"]!r}, but without {", ".join(_GROUPS["val"])} '
                     'nothing is scored: give them, or leave it out'
                 )
-    for key, names in _NEEDED[part].items():
+    for key, names in _NEEDED.get(part, {}).items():
         value = config.get(key)
         for name in names if isinstance(value, Mapping) and not {'constructor', 'batch_sampler'} & {*value} else ():
             if name not in value:

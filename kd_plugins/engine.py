@@ -29,7 +29,7 @@ def load_run(path: str, args: argparse.Namespace, part: str) -> Config:
     Args:
         path: The config.
         args: The options of the command, see :func:`kd_plugins.options.add_run_options`.
-        part: What the run does, 'train' or 'test'.
+        part: What the run does, 'train', 'test' or 'export'.
 
     Raises:
         UserError: As :func:`~kd_plugins.config.load_config`, :func:`~kd_plugins.config.check_config` and
@@ -37,7 +37,7 @@ def load_run(path: str, args: argparse.Namespace, part: str) -> Config:
     """
     config = load_config(path, args.work_dir, args.cfg_options)
     check_config(config, part)
-    if part == 'test':  # the command names the checkpoint
+    if part != 'train':  # the command names the checkpoint
         config.load_from, config.resume = None, False
     prepare_run(config, args.launcher, args.allow_pickle, args.skip_corrupt, args.amp)
     return config

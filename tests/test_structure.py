@@ -25,6 +25,10 @@ ROOMS = {
         {'PIL', 'cv2', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'numpy', 'rich', 'torch'},
     ),
     'evaluation': (LEAVES | {'functional'}, {'faiss', 'mmengine', 'numpy', 'rich', 'scipy', 'torch'}),
+    'export': (
+        CORE | {'config', 'engine', 'kd_plugins', 'models'},
+        {'mmengine', 'numpy', 'rich', 'torch'},
+    ),
     'studies': (
         CORE | {'commands', 'config', 'datasets', 'hooks'},
         {'matplotlib', 'mmengine', 'ray', 'rich', 'scipy', 'torch'},
@@ -115,7 +119,7 @@ def test_classification_and_import_stay_free_of_mmdet():
     assert answer.splitlines()[-1] == '[] False'
 
 
-@pytest.mark.parametrize('tool', ['benchmark', 'eval_reid', 'study', 'test', 'train', 'visualize'])
+@pytest.mark.parametrize('tool', ['benchmark', 'eval_reid', 'export', 'study', 'test', 'train', 'visualize'])
 def test_commands_let_idle_threads_sleep_before_torch_is_imported(tool):
     """A command sets the wait policy, where the user has not, among its imports of the standard library."""
     for node in ast.parse((PACKAGE.parent / 'tools' / f'{tool}.py').read_text()).body[1:]:

@@ -175,9 +175,7 @@ def build_network(
         raise UserError(
             f"a teacher's config must be a path, package::path, or a model's config dict with a 'type', got {config!r}"
         )
-    while type_name(model) in ('Distiller', 'MutualLearning', 'NativeEnsemble'):  # itself distilled
-        model = {'data_preprocessor': model.get('data_preprocessor')} | dict(model['student'])
-    model = copy.deepcopy(dict(model))  # mmdet modifies config dicts while building
+    model = copy.deepcopy(dict(student_of(model)))  # mmdet modifies config dicts while building
     if data_preprocessor is not None:
         model['data_preprocessor'] = data_preprocessor or None
     with MODELS.switch_scope_and_registry(model.get('_scope_') or scope) as registry:
@@ -194,6 +192,13 @@ def build_network(
         if data_preprocessor is None:
             _warn_of_unknown_normalisation()
     return network
+
+
+def student_of(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the config dict of the student alone, where a model holds it together with other networks."""
+    while type_name(model) in ('Distiller', 'MutualLearning', 'NativeEnsemble'):
+        model = {'data_preprocessor': model.get('data_preprocessor')} | dict(model['student'])
+    return model
 
 
 def _from_timm(name: str, weights: Weights, checkpoint: str | Path) -> tuple[nn.Module, Statistics]:

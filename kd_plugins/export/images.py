@@ -1,0 +1,68 @@
+"""Images for an export: of a config's test set, or drawn."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+from torch import Tensor
+
+from kd_plugins.config import walk
+from kd_plugins.errors import UserError
+from kd_plugins.registry import type_name
+
+COUNT = 7
+
+
+def images_for(config: Config, network: Any, size: tuple[int, int] | None) -> tuple[Tensor, str]:
+    """Return normalised images (7, C, H, W) as a network gets them in a test, and in words where they are from.
+
+    They are the first of the config's test set. Where that is not here, they are drawn at random, and take its
+    pipeline; or, where ``size`` is given, they are drawn in that size.
+
+    Raises:
+        UserError: The config has no test pipeline, or one that leaves the size of images as it is.
+    """
+    channels = network.data_preprocessor.mean.numel() if hasattr(network.data_preprocessor, 'mean') else 3
+    generator = torch.Generator().manual_seed(0)
+    if size is not None:
+        return torch.randn(COUNT, channels, *size, generator=generator), 'drawn'
+    pipeline = next((value for path, value in walk(config.get('test_dataloader')) if path.endswith('pipeline')), None)
+    try:
+        if config.get('test_dataloader') is None:
+            raise UserError(f'{config.filename} has no test_dataloader')
+        options = dict(num_workers=0, persistent_workers=False, batch_size=COUNT)
+        batch = next(iter(Runner.build_dataloader(config.test_dataloader | options, seed=0)))
+        source = 'of the test set'
+    except Exception as error:
+        if pipeline is None:
+            raise UserError(
+                f'{config.filename} has no test pipeline, which says how large the images are, and its test set is not '
+                'here: give --size HEIGHT WIDTH'
+            ) from error
+        print_log(f'the test set is not here, images are drawn ({" ".join(str(error).split())[:200]})', 'current')
+        batch, source = pseudo_collate(_drawn(pipeline)), 'drawn'
+    images: Any = network.data_preprocessor(batch, False)['inputs']
+    if not isinstance(images, Tensor):  # a preprocessor that does nothing
+        images = torch.stack([*images]).float()
+    return images[torch.arange(COUNT) % len(images)], source
+
+
+def _drawn(pipeline: list[Any]) -> list[Any]:
+    """Return drawn images after a test pipeline."""
+    steps = [copy.deepcopy(step) for step in pipeline if not type_name(step).startswith('LoadImage')]
+    rng, side = np.random.default_rng(0), (333, 451)
+    known = dict(img_shape=side, ori_shape=side, height=side[0], width=side[1], img_path='', gt_label=0, instances=[])
+    found = []
+    for number in range(COUNT):
+        image = rng.integers(0, 256, (*side, 3), dtype=np.uint8)
+        found.append(Compose(steps)(known | dict(img=image, img_id=number, sample_idx=number)))
+    if found[0]['inputs'].shape[-2:] == side:
+        raise UserError(
+            'the test set is not here, and its pipeline leaves the size of images as it is: give --size HEIGHT WIDTH'
+        )
+    return found

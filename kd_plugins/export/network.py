@@ -1,0 +1,234 @@
+"""What of a network an exported file holds: images in, named tensors out, and what these mean."""
+
+import inspect
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from kd_plugins.errors import UserError
+from kd_plugins.models.reid import ReIDModel
+
+
+class Exportable(nn.Module):
+    """The part of a network that is exported: images (N, C, H, W) in, a tuple of tensors out.
+
+    A subclass states what the tensors are, and makes predictions of them as the network itself does, so that the same
+    metric scores a file and the network.
+
+    Args:
+        network: A whole model of OpenMMLab, with its ``data_preprocessor``.
+        normalize: Whether the images are pixels of 0 to 255, which are normalised here; else they are normalised
+            already.
+    """
+
+    task = ''
+    dynamic_size = False  # whether the height and width of the images may vary, too
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, normalize: bool = False) -> None:
+        super().__init__()
+        self.network, self.normalize = network.eval(), normalize
+        preprocessor: Any = getattr(network, 'data_preprocessor', None)
+        stated = getattr(preprocessor, '_enable_normalize', False)
+        self.register_buffer('mean', preprocessor.mean.flatten()[:, None, None] if stated else torch.zeros(1, 1, 1))
+        self.register_buffer('std', preprocessor.std.flatten()[:, None, None] if stated else torch.ones(1, 1, 1))
+        converts = getattr(preprocessor, '_channel_conversion', getattr(preprocessor, 'to_rgb', False))
+        # As for teachers: without a conversion images are BGR, as OpenMMLab loads them, but of a data set of RGB
+        # arrays (CIFAR), whose mean is more red than blue.
+        self.channels = 'RGB' if converts or self.mean[0] > self.mean[-1] else 'BGR'
+        self.names: list[str] = []
+
+    def compute(self, images: Tensor) -> Any:
+        """Return the network's outputs for normalised images, nested or not."""
+        raise NotImplementedError
+
+    def predict(self, outputs: Sequence[Tensor], data_samples: list[BaseDataElement]) -> list[BaseDataElement]:
+        """Return data samples with what a metric reads, from the outputs."""
+        raise UserError(f'--score: {self.meaning} have no metric; score the network that they become a part of')
+
+    def name_outputs(self, outputs: Any) -> list[str]:
+        """Return a name for each of the outputs."""
+        raise NotImplementedError
+
+    @property
+    def meaning(self) -> str:
+        """What the outputs are, in words."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs; see the class."""
+        outputs = self.compute((images - self.mean) / self.std if self.normalize else images)
+        if not self.names:
+            self.names = self.name_outputs(outputs)
+        return tuple(pytree.tree_leaves(outputs))
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Return normalised images as this module takes them."""
+        return images * self.std + self.mean if self.normalize else images
+
+    def metadata(self, shape: Sequence[int], classes: Sequence[str] | None) -> dict[str, str]:
+        """Return what a program needs to know that runs the file: texts, lists among them as JSON.
+
+        Args:
+            shape: Shape of a batch of images.
+            classes: Names of the classes, where they are known.
+        """
+        stated = {'mean': self.mean.flatten().tolist(), 'std': self.std.flatten().tolist()}
+        return {
+            'task': self.task,
+            'height': str(shape[2]),
+            'width': str(shape[3]),
+            'dynamic_axes': json.dumps(['batch', 'height', 'width'][: 3 if self.dynamic_size else 1]),
+            'channel_order': self.channels,
+            **{name: json.dumps([round(x, 6) for x in values]) for name, values in stated.items()},
+            'normalization': (
+                'inside: give pixels of 0 to 255'
+                if self.normalize
+                else 'outside: give (pixels of 0 to 255 - mean) / std'
+            ),
+            'classes': json.dumps([*map(str, classes or ())], ensure_ascii=False),
+            'outputs': json.dumps(self.names),
+            'meaning': self.meaning,
+        }
+
+
+class Classifier(Exportable):
+    """A classifier of mmpretrain, up to its logits."""
+
+    task = 'classification'
+    meaning = 'logits, one for each class, before the softmax'
+
+    def compute(self, images: Tensor) -> Any:
+        """Return the logits (N, classes)."""
+        return self.network(images, mode='tensor')
+
+    def name_outputs(self, outputs: Any) -> list[str]:
+        """Name the logits."""
+        if not isinstance(outputs, Tensor):
+            head = type(getattr(self.network, 'head', self.network)).__name__
+            raise UserError(f'{head} returns {len(pytree.tree_leaves(outputs))} tensors, expected logits: it is not '
+                            'exported; --backbone exports the backbone alone')  # fmt: skip
+        return ['logits']
+
+    def predict(self, outputs: Sequence[Tensor], data_samples: list[BaseDataElement]) -> list[BaseDataElement]:
+        """Return samples with scores and labels."""
+        owner: Any = self.network if hasattr(self.network, '_get_predictions') else self.network.head
+        return owner._get_predictions(outputs[0], data_samples)
+
+
+class Embedding(Exportable):
+    """A re-identification model, up to the embedding that is retrieved by."""
+
+    task = 're-identification'
+    meaning = 'embedding after the BNNeck, not normalised: compare by cosine similarity'
+
+    def compute(self, images: Tensor) -> Tensor:
+        """Return the embeddings (N, D)."""
+        network: Any = self.network
+        return network.head.embed(network.neck(network.backbone(images)))
+
+    def name_outputs(self, outputs: Any) -> list[str]:
+        """Name the embedding."""
+        return ['embedding']
+
+    def predict(self, outputs: Sequence[Tensor], data_samples: list[BaseDataElement]) -> list[BaseDataElement]:
+        """Return samples with their feature."""
+        for sample, feature in zip(data_samples, outputs[0], strict=True):
+            sample.set_field(feature, 'feature')
+        return data_samples
+
+
+class Backbone(Exportable):
+    """The backbone of a model, or a model without a head."""
+
+    task = 'features'
+    meaning = 'features of the backbone'
+
+    def __init__(self, network: nn.Module, normalize: bool = False) -> None:
+        super().__init__(network, normalize)
+        if not isinstance(getattr(network, 'backbone', None), nn.Module):
+            raise UserError(f'{type(network).__name__} has no backbone to export')
+
+    def compute(self, images: Tensor) -> Any:
+        """Return the features, of each stage that the backbone outputs."""
+        return self.network.backbone(images)  # type: ignore[operator]  # a module, as checked above
+
+    def name_outputs(self, outputs: Any) -> list[str]:
+        """Number the features, where there are several."""
+        count = len(pytree.tree_leaves(outputs))
+        return ['features'] if count == 1 else [f'features_{i}' for i in range(count)]
+
+
+class Headless(Backbone):
+    """A classifier of mmpretrain without a head, up to its last features."""
+
+    def compute(self, images: Tensor) -> Any:
+        """Return the features after the neck, where there is one."""
+        return self.network(images, mode='tensor')
+
+
+class Detector(Exportable):
+    """A one-stage detector of mmdet, up to what its head returns for each level of the pyramid."""
+
+    task = 'detection'
+    dynamic_size = True
+    meaning = "raw outputs of the detector's head at each level, before decoding and NMS"
+
+    def compute(self, images: Tensor) -> Any:
+        """Return the head's outputs, lists of levels."""
+        return self.network(images, mode='tensor')
+
+    def name_outputs(self, outputs: Any) -> list[str]:
+        """Name the outputs as the head's ``predict_by_feat`` does, and number the levels: ``cls_score_0``."""
+        self._structure = pytree.tree_structure(outputs)
+        head: Any = self.network.bbox_head
+        names = [*inspect.signature(head.predict_by_feat).parameters]
+        return [
+            f'{name.removesuffix("s")}_{level}'
+            for name, levels in zip(names, outputs, strict=False)
+            for level in range(len(pytree.tree_leaves(levels)))
+        ]
+
+    def predict(self, outputs: Sequence[Tensor], data_samples: list[BaseDataElement]) -> list[BaseDataElement]:
+        """Return samples with boxes, scores and labels after the head's own decoding and NMS."""
+        network: Any = self.network
+        found = network.bbox_head.predict_by_feat(
+            *pytree.tree_unflatten(list(outputs), self._structure),
+            batch_img_metas=[sample.metainfo for sample in data_samples],
+            rescale=True,
+        )
+        return network.add_pred_to_datasample(data_samples, found)
+
+
+def exportable(network: nn.Module, backbone: bool = False, normalize: bool = False) -> Exportable:
+    """Return the part of a model that is exported.
+
+    Args:
+        network: The model, with its weights.
+        backbone: Whether to export its backbone alone.
+        normalize: As for :class:`Exportable`.
+
+    Raises:
+        UserError: The model is of a kind that is not exported.
+    """
+    kinds = {kind.__name__ for kind in type(network).__mro__}
+    if backbone:
+        return Backbone(network, normalize)
+    if isinstance(network, ReIDModel):
+        return Embedding(network, normalize)
+    if 'BaseClassifier' in kinds:
+        headless = hasattr(network, 'with_head') and not network.with_head
+        return (Headless if headless else Classifier)(network, normalize)
+    if 'SingleStageDetector' in kinds and hasattr(getattr(network, 'bbox_head', None), 'predict_by_feat'):
+        return Detector(network, normalize)
+    what = 'two-stage detector' if hasattr(network, 'roi_head') else 'model'
+    raise UserError(
+        f'{type(network).__name__} is a {what} that is not exported: classifiers, re-ID models and one-stage detectors '
+        "are; mmdeploy exports other models of OpenMMLab's, and --backbone the backbone alone"
+    )
