@@ -140,3 +140,18 @@ def test_a_teacher_with_another_neck_teaches_through_its_pyramid(name, picked):
     levels = [f'(1, {{}}, {side}, {side})' for side in (8, 4, 2)]
     own, other = (' '.join(levels).format(*3 * [channels]) for channels in (64, 256))
     assert all(f' student neck {own} -> teacher neck {picked} {other}' in line for line in lines)
+
+
+def test_a_two_stage_student_learns_from_a_one_stage_teacher():
+    config = load('configs/detection/faster-rcnn_r50_from_r101.py', 'pkd+nst_poly')
+    student = build(small(config.model))
+    levels = dict(student_levels=[1, 2, 3, 4], teacher_levels=[0, 1, 2, 3])
+    one_stage = small(get_config('mmdet::retinanet/retinanet_r101_fpn_2x_coco.py').model)
+    teacher = dict(config=ConfigDict(one_stage, _scope_='mmdet'), checkpoint=None)
+    distillation = Distillation(student, teacher, [dict(term, **levels) for term in hook_of(config).terms])
+    data = student.data_preprocessor(demo_mm_inputs(1, (3, 64, 64), num_items=[1], num_classes=80), True)
+    inputs, samples = data['inputs'], data['data_samples']
+    distillation.dry_run(student, inputs, samples)
+    losses = distillation.losses(partial(student.train(), inputs, samples), inputs, samples)
+    assert losses['loss_pkd'] > 0
+    assert {'loss_rpn_cls', 'loss_cls'} <= losses.keys()
