@@ -236,7 +236,7 @@ def test_name_that_the_student_uses_already(student, teacher, images):
         (dict(teacher=[]), r'teacher must be the name of a module or a list of such names, got \[\]'),
         (dict(loss=dict(type='torch.nn.MSELoss', reduction='none')), r'MSELoss must return a scalar, got \(6, 4\)'),
         (dict(weight=dict(at=[0], values=[1])), "has no option 'values': did you mean 'value'"),
-        (dict(adapter='automatic'), "must be None, 'auto', 'mlp' or a config dict"),
+        (dict(adapter='automatic'), "must be None, 'auto', 'mlp', 'abf' or a config dict"),
         (dict(student='neck.gap'), r'student neck.gap \(6, 16, 1, 1\) -> teacher head.fc \(6, 4\): shape mismatch'),
         (dict(student=['head.fc', 'head.fc2']), "no module 'head.fc2'"),
         (dict(student=['head.fc', 'neck']), r"student's taps give 2 feature\(s\), the teacher's 1"),

@@ -554,7 +554,7 @@ def test_an_adapter_larger_than_the_student_is_reported(student, images, monkeyp
         (dict(student_tokens=dict(size=(4, 0))), r'size must be .* got \(4, 0\)'),
         (dict(teacher_tokens=dict(take='class')), "take must be 'cls' or None, got 'class'"),
         (dict(resize='larger'), "the resize of term 'NSTLoss' must be 'smaller', 'student' or 'teacher', got 'larger'"),
-        (dict(adapter='MLP'), "must be None, 'auto', 'mlp' or a config dict, got 'MLP'"),
+        (dict(adapter='MLP'), "must be None, 'auto', 'mlp', 'abf' or a config dict, got 'MLP'"),
         (dict(teacher_tokens=dict(prefix=2)), r"the 17 tokens of 'backbone.layers.1' fit no grid .* with 2 before"),
         (dict(teacher_tokens=dict(size=(4, 5))), r'teacher_tokens=dict\(size=\(4, 5\)\) are not the 17 tokens of'),
         (

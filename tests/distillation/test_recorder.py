@@ -63,6 +63,17 @@ def test_whole_module_output_is_flattened_to_levels(images):
     assert all(torch.equal(a, b) for a, b in zip(features['0'], expected, strict=True))
 
 
+def test_a_module_of_several_names_is_tapped_by_any(images):
+    shared = nn.Conv2d(3, 4, 1)
+    net = nn.Sequential(shared, nn.ReLU())
+    net.first = nn.ModuleList([shared])
+    with Recorder(net, ['0', 'first.0']).recording() as features:
+        net[1](net[0](images))
+    assert torch.equal(features['0'][0], features['first.0'][0])
+    with pytest.raises(UserError, match="no module 'second' to tap"):
+        Recorder(net, ['second'])
+
+
 def test_no_hook_stays(net, images):
     recorder = Recorder(net, ['head', 'norm'])
     with recorder.probing():
