@@ -13,5 +13,5 @@ teacher = dict(
     'rtmdet_l_8xb32-300e_coco_20220719_112030-5a0be7c4.pth',
 )
 # The pyramids have 128 and 256 channels.
-terms = [dict(x, adapter='auto') if x['student'] == 'neck' else x for x in terms_of(_base_.methods, variant)]
+terms = [dict(dict(adapter='auto'), **x) if x['student'] == 'neck' else x for x in terms_of(_base_.methods, variant)]
 custom_hooks = [*_base_.custom_hooks, dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms)]

@@ -17,7 +17,8 @@ class ReviewKDLoss(DistillationLoss):
 
     Their weights on CIFAR-100, which rise over the first 20 epochs: 0.6 (ResNet-20 from ResNet-56), 1 (32 from 110), 5
     (ResNet-8x4 and ShuffleNetV1 from ResNet-32x4, WRN-16-2 and WRN-40-1 from WRN-40-2) and 8 (ShuffleNetV2 from
-    ResNet-32x4); 1 on ImageNet (ResNet-18 from ResNet-34).
+    ResNet-32x4); 1 on ImageNet (ResNet-18 from ResNet-34). For the levels of the FPNs of Faster R-CNN and RetinaNet: 1
+    (R50 from R101), 1.2 (R18 from R101) and 2 (MobileNetV2 from R50).
 
     Example:
         >>> import torch
