@@ -12,6 +12,7 @@ for terms in methods.values():
             elif term[side] == _base_.stages[-1]:
                 term[side] = four[-1]
 methods.fsp = [dict(methods.fsp[0], name=f'fsp{i}', student=taps, teacher=taps) for i, taps in enumerate(flows, 1)]
+# The authors publish no weight for VGG: 1, their program's default.
 methods.reviewkd[0].update(
     student=[*four, 'neck.gap'],
     teacher=[*(f'{tap}.4' for tap in four), 'neck.gap'],  # the last BatchNorm of two, those of VGG-13

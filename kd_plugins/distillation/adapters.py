@@ -53,7 +53,8 @@ class ABF(nn.Module):
     Every level is reduced to the same number of channels, by a 1x1 convolution and BatchNorm. Each but the last is then
     added to what is fused so far, enlarged to its size by nearest neighbours: two maps of weights, by a 1x1 convolution
     of both and a sigmoid, weigh the two at every position. A 3x3 convolution and BatchNorm make the teacher's channels
-    of each result. BatchNorm uses the batch alone, since an adapter only trains.
+    of each result. BatchNorm keeps no running statistics, since an adapter only trains; under data-parallel each
+    process normalises by its own images, as the student does.
 
     The number of channels in between is that of the student's last level, at most 512, as in the authors' code for
     CIFAR-100. (For MobileNet on ImageNet, and for the FPNs of detectors, they have 256.)
