@@ -23,8 +23,9 @@ class DistillationLoss(nn.Module):
     Attributes:
         features: Kind of the two features: ``'maps'`` (B, C, H, W); ``'positions'``, two maps, two sequences of tokens
             (B, N, C) of one length or two vectors (B, C), compared position by position; ``'logits'`` (B, K);
-            ``'embeddings'`` (B, ...), one for each image; or ``'any'``, where (B, ...) need not mean images. A term
-            turns tokens into maps for the first, and for the second where the two networks' are unlike.
+            ``'embeddings'`` (B, ...), one for each image; ``'heads'``, two heads of dense detectors, which a term of
+            its own parts; or ``'any'``, where (B, ...) need not mean images. A term turns tokens into maps for the
+            first, and for the second where the two networks' are unlike.
         batch_relational: Whether the loss compares the images of a batch with each other. Under data-parallel it then
             gets the features, and labels, of the global batch, gathered with gradient, so that its value does not
             depend on the number of processes.
@@ -37,7 +38,7 @@ class DistillationLoss(nn.Module):
             it for each level and teacher.
     """
 
-    features: ClassVar[Literal['maps', 'positions', 'logits', 'embeddings', 'any']] = 'any'
+    features: ClassVar[Literal['maps', 'positions', 'logits', 'embeddings', 'heads', 'any']] = 'any'
     batch_relational: ClassVar[bool] = False
     takes_pairs: ClassVar[bool] = False
     needs_labels: bool = False

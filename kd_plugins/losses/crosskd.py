@@ -53,6 +53,8 @@ class CrossKDLoss(DistillationLoss):
         2. github.com/jbwang1997/CrossKD
     """
 
+    features = 'heads'
+
     def __init__(
         self,
         layer: int = 3,

@@ -76,7 +76,7 @@ def test_what_the_losses_declare():
         'CWDLoss': ('maps', False, False, False),
         'CRDLoss': ('embeddings', False, True, True),
         'CosineLoss': ('positions', False, False, False),
-        'CrossKDLoss': ('any', False, False, False),
+        'CrossKDLoss': ('heads', False, False, False),
         'DISTLoss': ('logits', False, True, False),
         'DKDLoss': ('logits', False, False, True),
         'DistillationLoss': ('any', False, False, False),

@@ -43,6 +43,7 @@ ACCEPTED = {
     'positions': {'maps', 'tokens of a grid', 'tokens', 'vectors'},
     'logits': {'vectors'},
     'embeddings': {'maps', 'tokens of a grid', 'tokens', 'vectors', 'one for each image'},
+    'heads': set(),
 }
 
 
