@@ -412,12 +412,13 @@ STEPS = [
         (
             '',
             'kd_alpha bss fitnet fsp at cwd+mgd+pkd crd+pkt+vid sp rkd_da rkd_da_unit nst_linear nst_gaussian nst_gan '
-            'cosine kd+fitnet+nst_poly lskd+nkd+dist',
+            'cosine kd+fitnet+nst_poly',
         ),
         ('_stage1', 'fitnet fsp'),
     )
     for method in methods.split()
 ]
+STEPS += [('configs/cifar10/resnet8_from_resnet26.py', method) for method in ('lskd', 'nkd', 'dist')]
 
 
 @pytest.mark.parametrize(('path', 'method'), [*STEPS, ('configs/imagenet/resnet18_from_resnet101.py', 'fitnet')])
