@@ -43,7 +43,7 @@ class CRDLoss(DistillationLoss):
             alone, which needs no labels.
 
     Raises:
-        ValueError: An option is out of range.
+        ValueError: An option is out of range; in a call, the number of training images is unknown.
 
     Example:
         >>> import torch
@@ -108,9 +108,11 @@ class CRDLoss(DistillationLoss):
         check_batch('CRDLoss', student, teacher)
         embeddings = self._embeddings(student, teacher)
         labels = indices if labels is None or not self.needs_labels else labels
-        if self.num_samples is None:  # a dry run, before the training set is known
-            return sum(x.sum() * 0 for x in embeddings)  # type: ignore[return-value]  # not 0
         trains = torch.is_grad_enabled()  # in a dry run the indices are no images'
+        if self.num_samples is None:
+            if trains:
+                raise ValueError('CRDLoss: expected the number of training images, got none; give num_samples')
+            return student.new_zeros(())
         if trains:
             self.labels.index_copy_(0, indices, labels)
         step = max(1, self.num_samples // (_WIDEST * self.negatives))

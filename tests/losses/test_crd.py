@@ -107,7 +107,10 @@ def test_the_size_of_saved_banks_is_taken_over():
     saved = CRDLoss(20, dim=5)
     saved(STUDENT, TEACHER, LABELS, indices=INDICES)
     loss = CRDLoss(dim=5)
-    assert loss(STUDENT, TEACHER, LABELS, indices=INDICES) == 0  # before the training set is known
+    with torch.no_grad():  # a dry run, before the training set is known
+        assert loss(STUDENT, TEACHER, LABELS, indices=INDICES) == 0
+    with pytest.raises(ValueError, match='give num_samples'):
+        loss(STUDENT, TEACHER, LABELS, indices=INDICES)
     loss.load_state_dict(saved.state_dict())
     assert loss.num_samples == 20
     assert torch.equal(loss.student_bank, saved.student_bank)

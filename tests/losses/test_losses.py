@@ -106,6 +106,7 @@ def test_losses_take_the_features_that_they_declare(name):
         features = [[torch.randn(size) for _ in range(1 + loss.takes_pairs)] for _ in range(2)]
         labels = [torch.arange(6) % 3] if loss.needs_labels else []
         indices = dict(indices=torch.arange(6)) if loss.needs_indices else {}
+        loss.set_num_samples(6)
         expected = loss.features in (kind, 'positions', 'embeddings', 'any')
         with nullcontext() if expected else pytest.raises(ValueError, match='expected'):
             value = loss(*features) if loss.takes_pairs else loss(features[0][0], features[1][0], *labels, **indices)
