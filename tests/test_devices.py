@@ -52,6 +52,10 @@ def all_terms():
         term('vid', STAGES[1], dict(type='VIDLoss'), weight=0.1),
         term('crd', 'neck', dict(type='CRDLoss', dim=8, negatives=16), weight=0.1),
         term('nst', STAGES[2], dict(type='NSTLoss')),
+        term('pkd', STAGES, dict(type='PKDLoss'), weight=0.1),
+        term('cwd', STAGES, dict(type='CWDLoss'), weight=0.1),
+        term('mgd', STAGES[2], dict(type='MGDLoss'), weight=1e-4),
+        term('reviewkd', [*STAGES, 'neck.gap'], dict(type='ReviewKDLoss'), adapter='abf', weight=0.1),
         term('gan', STAGES[2], dict(type='NSTGANLoss', hidden=8)),
         term('gaussian', STAGES[2], dict(type='NSTLoss', kernel='gaussian')),
         term('bss', 'head.fc', dict(type='BSSLoss', attack_size=4, steps=2)),
@@ -101,7 +105,7 @@ def test_scaled_gradients_train_as_plain_ones_do(data, teacher, tmp_path, device
         config.optim_wrapper.update(type='AmpOptimWrapper', dtype=half, loss_scale=scale, clip_grad=dict(max_norm=1.0))
         results.append(trained(train(config)))
     plain, scaled = results
-    assert len([name for name in plain if name.startswith('distillation')]) == 6 + 4 + 4 + 7
+    assert len([name for name in plain if name.startswith('distillation')]) == 6 + 4 + 4 + 7 + 4 + 30
     for name in plain:  # a power of 2 does not round in bfloat16; in float16 it keeps small gradients
         torch.testing.assert_close(scaled[name], plain[name], rtol=0.02, atol=1e-6 if half == 'bfloat16' else 2e-3)
 
@@ -117,7 +121,7 @@ def test_a_resumed_run_with_a_gradient_scaler_ends_as_the_straight_one(data, tea
     groups = straight.optim_wrapper.param_groups
     assert {p.device.type for group in groups for p in group['params']} == {device.type}
     assert {x['momentum_buffer'].device.type for x in state.values()} == {device.type}
-    assert len(groups[-1]['params']) == 6 + 4 + 4 + 4
+    assert len(groups[-1]['params']) == 6 + 4 + 4 + 4 + 4 + 30
     config.work_dir = str(tmp_path / 'resumed')
     config.load_from, config.resume = str(tmp_path / 'straight/epoch_1.pth'), True
     resumed = train(config)

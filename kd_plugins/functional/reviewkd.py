@@ -47,7 +47,7 @@ def reviewkd_loss(student: Tensor, teacher: Tensor) -> Tensor:
         # Pooling is linear, and a product with the cells of all sides at once reads the maps a single time.
         rows, columns = (_cells(difference, axis, sides) for axis in (2, 3))
         pooled = rows.mT @ difference @ columns
-        weighted = torch.block_diag(*squares) * pooled
+        weighted = torch.block_diag(difference.new_empty((0, 0)), *squares) * pooled  # maps of one pixel have no sides
         value = full * difference.square().sum() + (weighted * pooled).sum()
         gradient = difference.mul_(2 * full).add_(rows @ weighted @ columns.mT, alpha=2)
     return with_gradient(student, value, gradient)
