@@ -28,7 +28,7 @@ class DistillationLoss(nn.Module):
             first, and for the second where the two networks' are unlike.
         batch_relational: Whether the loss compares the images of a batch with each other. Under data-parallel it then
             gets the features, and labels, of the global batch, gathered with gradient, so that its value does not
-            depend on the number of processes.
+            depend on the number of processes. A loss to which sums are enough exchanges these itself, as PKDLoss.
         takes_pairs: Whether ``student`` and ``teacher`` are pairs of features, the input and the output of a stage.
         needs_labels: Whether the loss is called as ``loss(student, teacher, labels)`` with the classes (B,).
         needs_indices: Whether the loss is called with ``indices=`` (B,), the index of each image in the training set,
