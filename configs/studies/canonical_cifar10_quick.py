@@ -9,7 +9,8 @@ teachers = dict(
     resnet56=dict(_base_.teachers.resnet56, overrides=dict(_base_.teacher_few, **ten)),
     vgg13=dict(_base_.teachers.vgg13, overrides=dict(_base_.teacher_few, **ten)),
 )
-few = dict(train_dataloader=dict(batch_size=64, dataset=dict(seed=0, dataset=dict(indices=4000))), **ten)
+# Each image in two versions, so that the maps of the teachers take about six gigabytes, for all methods and seeds.
+few = dict(train_dataloader=dict(batch_size=64, dataset=dict(seed=0, replay=2, dataset=dict(indices=4000))), **ten)
 networks = {
     '_delete_': True,
     **{name: dict(_base_.networks[name], overrides=few) for name in ('ResNet-56/20', 'VGG-13/8')},
