@@ -26,7 +26,7 @@ ROOMS = {
     ),
     'evaluation': (LEAVES | {'functional'}, {'faiss', 'mmengine', 'numpy', 'rich', 'scipy', 'torch'}),
     'export': (
-        CORE | {'config', 'engine', 'kd_plugins', 'models'},
+        CORE | {'config', 'engine', 'hooks', 'models'},
         {'mmengine', 'numpy', 'rich', 'torch'},
     ),
     'studies': (

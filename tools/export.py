@@ -1,6 +1,7 @@
 """Export a trained network to a file that runs without this package, and check that it computes the same.
 
     python tools/export.py configs/cifar10/resnet8.py work_dirs/cifar10/resnet8/student.pth --to student.onnx
+    python tools/export.py configs/market1501/resnet18.py student.pth --to student.onnx --features features.npz
 
 Classifiers are exported up to their logits, re-identification models up to the embedding that evaluation uses,
 one-stage detectors up to the raw outputs of their heads, models without a head, and with --backbone others, up to the
@@ -8,7 +9,7 @@ backbone's features. A config that distils exports its student; its teacher need
 
 The file ends in .onnx or .pt2 (torch.export). The batch may have any size, and a detector's images, too. The file is
 run at batch 1 and 7 and compared with torch: it is left only where no output differs by more than 1e-4 of the output's
-largest value. Its metadata say what it takes and returns.
+largest value. Its metadata say what it takes and returns. --score evaluates the file as test.py does the checkpoint.
 
 Prints a table and, as the last line, its values as one JSON object.
 """
@@ -39,6 +40,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--size', type=int, nargs=2, metavar=('H', 'W'), help='size of the images (default: that of the test pipeline)'
+    )
+    parser.add_argument('--score', action='store_true', help="evaluate the file with the config's test set and metric")
+    parser.add_argument(
+        '--features',
+        type=Path,
+        metavar='FILE',
+        help='the same of re-ID, and keep the features in a .npz for eval_reid.py',
     )
     add_run_options(parser, 'the log')
     return parser.parse_args(argv)

@@ -46,7 +46,8 @@ class Runtime:
             self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
         else:
             extra = {'metadata.json': ''}
-            self._module = torch.export.load(io.BytesIO(Path(path).read_bytes()), extra_files=extra).module()
+            with _silent():
+                self._module = torch.export.load(io.BytesIO(Path(path).read_bytes()), extra_files=extra).module()
             self.metadata = json.loads(extra['metadata.json'])
 
     def __call__(self, images: Tensor) -> list[Tensor]:
@@ -177,18 +178,19 @@ def _layer_at_work(error: BaseException, network: nn.Module) -> str:
 
 
 def _unsupported(error: BaseException, program: Any) -> tuple[str, str]:
-    """Return the operator that a converter lacks, and a layer that calls it."""
-    text = ''
+    """Return the operator that a converter lacks, and the first layer that calls it."""
     cause: BaseException | None = error
-    while cause is not None:
-        text, cause = f'{text}\n{cause}', cause.__cause__
-    for node in program.graph.nodes:
-        if node.op == 'call_function' and re.search(
-            rf"op='{re.escape(str(node.target))}'|{re.escape(str(node.target))}", text
-        ):
-            name, kind = [*node.meta.get('nn_module_stack', {'': ('', 'Network')}).values()][-1]
-            return str(node.target), _name_of(name, str(kind))
-    return _line(error), 'the network'
+    lacking = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
+    while cause is not None and not (found := lacking.search(str(cause))):
+        cause = cause.__cause__
+    if found is None:
+        return _line(error.__cause__ or error), 'the network'
+    for graph in (program.graph, program.run_decompositions().graph):
+        for node in graph.nodes:
+            if node.op == 'call_function' and str(node.target).startswith(f'{found[1]}.'):
+                *_, (name, kind) = node.meta.get('nn_module_stack', {'': ('', 'the network')}).values()
+                return found[1], _name_of(name, str(kind))
+    return found[1], 'the network'
 
 
 class Parity(NamedTuple):

@@ -1,7 +1,8 @@
 """Images for an export: of a config's test set, or drawn."""
 
 import copy
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +19,16 @@ from kd_plugins.registry import type_name
 COUNT = 7
 
 
-def images_for(config: Config, network: Any, size: tuple[int, int] | None) -> tuple[Tensor, str]:
-    """Return normalised images (7, C, H, W) as a network gets them in a test, and in words where they are from.
+class Images(NamedTuple):
+    """Normalised images (7, C, H, W), in words where they are from, and the names of their classes."""
+
+    images: Tensor
+    source: str
+    classes: Sequence[str] | None
+
+
+def images_for(config: Config, network: Any, size: Sequence[int] | None) -> Images:
+    """Return images as a network gets them in a test.
 
     They are the first of the config's test set. Where that is not here, they are drawn at random, and take its
     pipeline; or, where ``size`` is given, they are drawn in that size.
@@ -30,13 +39,15 @@ def images_for(config: Config, network: Any, size: tuple[int, int] | None) -> tu
     channels = network.data_preprocessor.mean.numel() if hasattr(network.data_preprocessor, 'mean') else 3
     generator = torch.Generator().manual_seed(0)
     if size is not None:
-        return torch.randn(COUNT, channels, *size, generator=generator), 'drawn'
+        return Images(torch.randn(COUNT, channels, *size, generator=generator), 'drawn', None)
+    classes = None
     pipeline = next((value for path, value in walk(config.get('test_dataloader')) if path.endswith('pipeline')), None)
     try:
         if config.get('test_dataloader') is None:
             raise UserError(f'{config.filename} has no test_dataloader')
         options = dict(num_workers=0, persistent_workers=False, batch_size=COUNT)
-        batch = next(iter(Runner.build_dataloader(config.test_dataloader | options, seed=0)))
+        loader = Runner.build_dataloader(config.test_dataloader | options, seed=0)
+        batch, classes = next(iter(loader)), (getattr(loader.dataset, 'metainfo', None) or {}).get('classes')
         source = 'of the test set'
     except Exception as error:
         if pipeline is None:
@@ -49,7 +60,7 @@ def images_for(config: Config, network: Any, size: tuple[int, int] | None) -> tu
     images: Any = network.data_preprocessor(batch, False)['inputs']
     if not isinstance(images, Tensor):  # a preprocessor that does nothing
         images = torch.stack([*images]).float()
-    return images[torch.arange(COUNT) % len(images)], source
+    return Images(images[torch.arange(COUNT) % len(images)], source, classes)
 
 
 def _drawn(pipeline: list[Any]) -> list[Any]:

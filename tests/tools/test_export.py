@@ -1,0 +1,324 @@
+"""``tools/export.py``: files compute what torch does, say what they take, and score the same."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from tiny import (
+    CLASSES,
+    classification_config,
+    classifier,
+    coco_folder,
+    image_folder,
+    market_folder,
+    reid_config,
+    saved_teacher,
+)
+from torch import nn
+
+from kd_plugins.checkpoint import save_weights
+from kd_plugins.errors import UserError
+from kd_plugins.evaluation import load_features, rank_matches
+from kd_plugins.export import files
+from kd_plugins.export.files import Runtime
+from kd_plugins.export.network import Exportable, exportable
+from kd_plugins.registry import MODELS
+
+ROOT = Path(__file__).parents[2]
+TEST = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+
+
+def saved(model, path, scope='mmpretrain', **meta):
+    """Save a network of random weights and random statistics, and return it."""
+    torch.manual_seed(0)
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        network = registry.build(model)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    save_weights(network.state_dict(), path, meta)
+    return network.eval()
+
+
+def with_test_set(config, pipeline=TEST):
+    """Add a test set to a config: its training images, as they are."""
+    loader = dict(config.train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
+    loader['dataset'] = dict(loader['dataset'], pipeline=pipeline)
+    config.merge_from_dict(dict(test_dataloader=loader, test_cfg={}, test_evaluator=[dict(type='Accuracy')]))
+    return config
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Export by the command line; return the file's runtime and the card."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('kd_plugins.export.card.latency_of', lambda *_: 1.0)
+    monkeypatch.setattr('kd_plugins.export.run.latency_of', lambda *_: 1.0)
+    main = runpy.run_path(str(ROOT / 'tools/export.py'))['main']
+
+    def run(*options, to='student.onnx', config='config.py', checkpoint='student.pth'):
+        main([config, checkpoint, '--to', to, *options])
+        return Runtime(to), json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return run
+
+
+@pytest.mark.parametrize('to', ['student.onnx', 'student.pt2'])
+def test_a_classifier_computes_and_scores_what_torch_does_and_says_what_it_takes(run, tmp_path, to):
+    model = classifier()
+    config = with_test_set(classification_config(image_folder(tmp_path / 'data'), tmp_path / 'run', model))
+    config.dump(tmp_path / 'config.py')
+    names = [f'class{i}' for i in range(CLASSES)]
+    network = saved(model, tmp_path / 'student.pth', dataset_meta=dict(classes=names))
+    runtime, card = run('--score', to=to)
+    images = torch.randn(5, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(runtime(images)[0], network(images), atol=1e-5, rtol=1e-5)
+    assert card['difference'] < 1e-5
+    assert card['output'] == 'logits'
+    assert card['student']['parameters'] == sum(x.numel() for x in network.parameters())
+    stem, first = 16 * 16 * 3 * 9 * 4, 2 * 16 * 16 * 4 * 9 * 4
+    second, third = 8 * 8 * 9 * (4 * 8 + 8 * 8), 4 * 4 * 9 * (8 * 16 + 16 * 16)
+    shortcuts = card['student']['macs'] - (stem + first + second + third + 16 * CLASSES)
+    assert shortcuts in (0, 8 * 8 * 4 * 8 + 4 * 4 * 8 * 16)
+    runner = Runner.from_cfg(config)
+    runner.model.load_state_dict(network.state_dict())
+    assert card['student']['metrics'] == runner.test()
+    about = runtime.metadata
+    assert json.loads(about['classes']) == names
+    assert (json.loads(about['mean']), json.loads(about['std'])) == ([120.0] * 3, [60.0] * 3)
+    assert (about['height'], about['width'], about['channel_order']) == ('16', '16', 'BGR')
+    assert (about['config'], about['checkpoint']) == ('config.py', 'student.pth')
+    if to == 'student.onnx':
+        graph = onnx.load(tmp_path / to).graph
+        sizes = [x.dim_param or x.dim_value for x in graph.input[0].type.tensor_type.shape.dim]
+        assert sizes == ['batch', 3, 16, 16]
+        assert [x.dim_param or x.dim_value for x in graph.output[0].type.tensor_type.shape.dim] == ['batch', CLASSES]
+
+
+def test_the_score_of_re_identification_is_that_of_features_by_onnxruntime(run, tmp_path):
+    config = reid_config(market_folder(tmp_path / 'market'), tmp_path / 'run')
+    config.model.data_preprocessor = dict(mean=[123.0, 116.0, 103.0], std=[58.0, 57.0, 56.0], to_rgb=True)
+    config.dump(tmp_path / 'config.py')
+    network = saved(config.model, tmp_path / 'student.pth')
+    runtime, card = run('--features', 'found.npz', '--normalize')
+    config.test_evaluator.update(save_to=str(tmp_path / 'torch.npz'))
+    runner = Runner.from_cfg(config)
+    runner.model.load_state_dict(network.state_dict())
+    expected = runner.test()
+    found, own = load_features(tmp_path / 'found.npz'), load_features(tmp_path / 'torch.npz')
+    assert rank_matches(found).summary()['mAP'] == pytest.approx(expected['reid/mAP'], abs=1e-5)
+    assert card['student']['metrics'] == pytest.approx(expected, abs=1e-5)
+    np.testing.assert_allclose(found.gallery_features, own.gallery_features, atol=1e-4)
+    assert 0 < expected['reid/mAP'] < 1
+    about = runtime.metadata
+    assert (about['channel_order'], about['height'], about['width']) == ('RGB', '32', '16')
+    assert about['normalization'].startswith('inside')
+    assert 'not normalised' in about['meaning']
+    pixels = torch.randint(0, 256, (2, 3, 32, 16)).float()
+    mean, std = (torch.tensor(json.loads(about[name]))[:, None, None] for name in ('mean', 'std'))
+    with torch.no_grad():
+        expected = network.head.bnneck(network.neck(network.backbone((pixels - mean) / std))[-1])
+    torch.testing.assert_close(runtime(pixels)[0], expected, atol=1e-4, rtol=1e-4)
+
+
+DETECTOR = dict(
+    type='RetinaNet',
+    _scope_='mmdet',
+    data_preprocessor=dict(
+        type='DetDataPreprocessor', mean=[120.0] * 3, std=[60.0] * 3, bgr_to_rgb=True, pad_size_divisor=32
+    ),
+    backbone=dict(type='mmpretrain.ResNet', depth=18, base_channels=4, stem_channels=4, out_indices=(2, 3)),
+    neck=dict(type='FPN', in_channels=[16, 32], out_channels=8, num_outs=2),
+    bbox_head=dict(
+        type='RetinaHead',
+        num_classes=1,
+        in_channels=8,
+        feat_channels=8,
+        stacked_convs=1,
+        anchor_generator=dict(
+            type='AnchorGenerator', octave_base_scale=2, scales_per_octave=1, ratios=[1.0], strides=[16, 32]
+        ),
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder'),
+    ),
+    test_cfg=dict(
+        nms_pre=100, min_bbox_size=0, score_thr=0.001, nms=dict(type='nms', iou_threshold=0.5), max_per_img=9
+    ),
+)
+
+
+def test_a_detector_gives_raw_outputs_at_any_size_and_scores_as_torch_does(run, tmp_path):
+    data = coco_folder(tmp_path / 'coco', images=3)
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='Resize', scale=(96, 64), keep_ratio=True),
+        dict(type='LoadAnnotations', with_bbox=True),
+        dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+    ]
+    dataset = dict(
+        type='CocoDataset',
+        data_root=f'{data}/',
+        ann_file='annotations.json',
+        data_prefix=dict(img='images/'),
+        metainfo=dict(classes=('person',)),
+        test_mode=True,
+        pipeline=pipeline,
+    )
+    sampler = dict(type='DefaultSampler', shuffle=False)
+    config = Config(
+        dict(
+            default_scope='mmdet',
+            model=DETECTOR,
+            work_dir=str(tmp_path / 'run'),
+            experiment_name=str(tmp_path).replace('/', '_'),
+            test_dataloader=dict(batch_size=2, num_workers=0, sampler=sampler, dataset=dataset),
+            test_cfg={},
+            test_evaluator=[dict(type='VOCMetric')],
+            log_level='ERROR',
+        )
+    )
+    config.dump(tmp_path / 'config.py')
+    network = saved(config.model, tmp_path / 'student.pth', 'mmdet')
+    runtime, card = run('--score')
+    about = runtime.metadata
+    assert json.loads(about['outputs']) == ['cls_score_0', 'cls_score_1', 'bbox_pred_0', 'bbox_pred_1']
+    images = torch.randn(3, 3, 96, 128)
+    with torch.no_grad():
+        scores, boxes = network(images)
+    for found, expected in zip(runtime(images), [*scores, *boxes], strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    runner = Runner.from_cfg(config)
+    runner.model.load_state_dict(network.state_dict())
+    assert card['student']['metrics'] == pytest.approx(runner.test(), abs=1e-5)
+
+
+@pytest.mark.parametrize('by', ['DistillationHook', 'Distiller', 'MutualLearning', 'NativeEnsemble'])
+def test_the_student_of_a_run_exports_without_what_it_learnt_from(run, tmp_path, by):
+    config = with_test_set(classification_config(image_folder(tmp_path / 'data'), tmp_path / 'run'))
+    teacher = saved_teacher(tmp_path)
+    Path(teacher['checkpoint']).unlink()
+    terms = [dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', teacher='head.fc')]
+    student = config.model.to_dict()
+    network = saved(student, tmp_path / 'student.pth')
+    if by == 'DistillationHook':
+        config.custom_hooks = [dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms)]
+    else:
+        more = {
+            'Distiller': dict(teacher=teacher, terms=terms),
+            'MutualLearning': dict(peers=[classifier(14)]),
+            'NativeEnsemble': {},
+        }[by]
+        config.model = dict(type=f'kd_plugins.{by}', student=student, **more)
+        weights = {f'student.{name}': value for name, value in network.state_dict().items()}
+        torch.save(dict(state_dict=weights), tmp_path / 'all.pth')
+    config.dump(tmp_path / 'config.py')
+    images = torch.randn(2, 3, 16, 16)
+    checkpoint = 'all.pth' if by in ('Distiller', 'NativeEnsemble') else 'student.pth'
+    runtime, card = run(to='student.pt2', checkpoint=checkpoint)
+    with torch.no_grad():
+        torch.testing.assert_close(runtime(images)[0], network(images))
+    assert ('teacher' in card) == (by in ('DistillationHook', 'Distiller'))
+    if 'teacher' in card:
+        assert card['teacher']['parameters'] > card['student']['parameters']
+        assert card['teacher']['macs'] > card['student']['macs']
+
+
+def test_a_backbone_is_exported_from_a_classifier_and_alone(run, tmp_path):
+    model = classifier()
+    Config(dict(default_scope='mmpretrain', model=model)).dump(tmp_path / 'config.py')
+    network = saved(model, tmp_path / 'student.pth')
+    runtime, _ = run('--backbone', '--size', '32', '24', to='student.pt2')
+    images = torch.randn(3, 3, 32, 24)
+    with torch.no_grad():
+        expected = network.backbone(images)
+    torch.testing.assert_close(runtime(images), [*expected])
+    for part in ('head', 'neck'):
+        model.pop(part)
+    Config(dict(default_scope='mmpretrain', model=model)).dump(tmp_path / 'config.py')
+    network = saved(model, tmp_path / 'student.pth')
+    runtime, _ = run('--size', '32', '24', to='alone.pt2')
+    with torch.no_grad():
+        expected = network(images)
+    torch.testing.assert_close(runtime(images), [*expected])
+    assert json.loads(runtime.metadata['outputs']) == ['features']
+
+
+class Layer(nn.Module):
+    """One that torch exports and ONNX lacks, or that torch does not export."""
+
+    def __init__(self, data_dependent):
+        super().__init__()
+        self.data_dependent = data_dependent
+
+    def forward(self, x):
+        if self.data_dependent:
+            return x if x.sum() > 0 else -x
+        return torch.linalg.eigvalsh(x.mean((2, 3))[:, :, None] * torch.eye(3))
+
+
+class Plain(Exportable):
+    """A part that only runs its network."""
+
+    def compute(self, images):
+        return self.network(images)
+
+    def name_outputs(self, outputs):
+        return ['values']
+
+
+@pytest.mark.parametrize(
+    ('data_dependent', 'words'),
+    [(True, r'layer 1 \(Layer\) does not export: '), (False, r'layer 1 \(Layer\) does not export: .*eigh')],
+)
+def test_an_operator_that_does_not_export_is_named_with_its_layer(tmp_path, data_dependent, words):
+    part = Plain(nn.Sequential(nn.Conv2d(3, 3, 1), Layer(data_dependent)))
+    images = torch.randn(2, 3, 4, 4)
+    part(images)
+    with pytest.raises(UserError, match=words):
+        files.write(part, images, tmp_path / 'x.onnx', '.onnx', {})
+
+
+def test_a_missed_parity_names_the_output_and_leaves_no_file(run, tmp_path, monkeypatch):
+    config = with_test_set(classification_config(image_folder(tmp_path / 'data'), tmp_path / 'run'))
+    config.dump(tmp_path / 'config.py')
+    saved(config.model, tmp_path / 'student.pth')
+    exact = Runtime.__call__
+    monkeypatch.setattr(
+        Runtime, '__call__', lambda self, images: [x + 0.01 * x.abs().max() for x in exact(self, images)]
+    )
+    with pytest.raises(UserError, match=r"parity missed: the file's output 'logits' differs from torch's by 0\.01"):
+        run(to='student.pt2')
+    assert not [*tmp_path.glob('student.pt2*')]
+
+
+def test_without_a_test_set_images_are_drawn_through_its_pipeline(run, tmp_path):
+    pipeline = [TEST[0], dict(type='ResizeEdge', scale=40), dict(type='CenterCrop', crop_size=(24, 32)), TEST[1]]
+    config = with_test_set(classification_config(tmp_path / 'nowhere', tmp_path / 'run'), pipeline)
+    config.dump(tmp_path / 'config.py')
+    saved(config.model, tmp_path / 'student.pth')
+    runtime, card = run(to='student.pt2')
+    assert card['student']['size'] == [32, 24] == [int(runtime.metadata[x]) for x in ('height', 'width')]
+    with_test_set(config).dump(tmp_path / 'config.py')
+    with pytest.raises(UserError, match='leaves the size of images as it is: give --size'):
+        run(to='student.pt2')
+
+
+def test_two_stage_detectors_are_refused_in_a_line_that_names_another_tool():
+    network = type('FasterRCNN', (nn.Module,), {})()
+    network.roi_head = nn.Identity()
+    with pytest.raises(UserError, match=r'FasterRCNN is a two-stage detector that is not exported: .*mmdeploy'):
+        exportable(network)
+
+
+def test_without_onnxruntime_the_extra_is_named(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    with pytest.raises(UserError, match=r"needs onnxruntime, which is not installed: pip install -e '\.\[export\]'"):
+        run()
