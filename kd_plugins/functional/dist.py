@@ -21,8 +21,9 @@ def dist_loss(
     nothing: rho is 0, without gradient. With the authors' eps, classes that vary little in both networks count less. Of
     two classes, the first part compares only the order.
 
-    The authors use beta 1 and gamma 1 beside the whole cross-entropy, at tau 1 on ImageNet (ResNet-34 to ResNet-18),
-    where they do not multiply by tau^2; a later version does, and they advise tau 4 for CIFAR-100.
+    The authors use beta 1 and gamma 1 beside the whole cross-entropy, at tau 1 on ImageNet (ResNet-34 to ResNet-18), in
+    a program that does not multiply by tau^2; a later version does. That they advise tau 4 for CIFAR-100 is recalled,
+    unverified. Small logits get large gradients, since the size of p does not count.
 
     Args:
         student: Logits s, (N, K) or (N, L, K), whose N L positions are samples, too.
