@@ -208,7 +208,9 @@ def crd_reference(student: Tensor, teacher: Tensor) -> Tensor:
 def reviewkd_reference(student: Tensor, teacher: Tensor) -> Tensor:
     """Return ReviewKD's HCL from both pooled maps, as its authors' program does."""
     loss, total = F.mse_loss(student, teacher), 1.0
-    for side, weight in ((4, 1 / 2), (2, 1 / 4), (1, 1 / 8)):
+    sides = [side for side in (4, 2, 1) if side < student.shape[2]]
+    for i, side in enumerate(sides, 1):
+        weight = 0.5**i
         loss += weight * F.mse_loss(*(F.adaptive_avg_pool2d(x, side) for x in (student, teacher)))
         total += weight
     return loss / total
