@@ -1,6 +1,6 @@
 # The methods for the two GFLs of gfl_narrow.py. Their heads have two convolutions: CrossKD hands over behind the first.
-# Weights are such that in the first steps on drawn scenes each term of the pyramid has a gradient on backbone and pyramid
-# of norm 2 to 4; CrossKD's is 15, the task's 0.2. MGD's loss is a sum over maps, which are much smaller than COCO's.
+# Weights are such that in the first steps on drawn scenes each term of the pyramid has a gradient of norm 2 to 4 on
+# backbone and pyramid; CrossKD's is 15, the task's 0.2. MGD's loss is a sum over maps, which are smaller than COCO's.
 _base_ = './methods_gfl.py'
 
 pyramid = dict(student='neck', teacher='neck')
