@@ -1545,6 +1545,32 @@ def retrieval() -> Iterator[Mistake]:
         yield edit(base, change, *words, tool='eval_reid', arguments=arguments)
 
 
+def exports() -> Iterator[Mistake]:
+    for change, arguments, *words in (
+        ('', 'ASSETS/teacher.pth --to student.tflite', 'student.tflite', '.onnx'),
+        ('', 'ASSETS/teacher.pth --to student.pt2', 'fit'),
+        ('', 'nosuch.pth --to student.onnx', 'nosuch.pth'),
+        ('', 'ASSETS/pickled.pth --to student.onnx', 'allow'),
+        ('', 'ASSETS/classifier/run/student.pth', '--to'),
+        ('', 'ASSETS/classifier/run/student.pth --to ASSETS/text.txt/student.onnx', 'text.txt', 'written'),
+        ('', 'ASSETS/classifier/run/student.pth --to /proc/student.onnx', '/proc/student.onnx'),
+        ('', 'ASSETS/classifier/run/student.pth --to student.pt2 --size 0 16', '--size'),
+        ('', 'ASSETS/classifier/run/student.pth --to student.pt2 --size 16', '--size'),
+        ('', 'ASSETS/classifier/run/student.pth --to student.pt2 --features found.npz', 'found.npz', 'ReIDMetric'),
+        ('del test_dataloader', 'ASSETS/classifier/run/student.pth --to student.pt2', 'test', '--size'),
+        ('del test_dataloader', 'ASSETS/classifier/run/student.pth --to student.pt2 --score', 'test_dataloader'),
+        ('del model', 'ASSETS/classifier/run/student.pth --to student.pt2', 'model'),
+        ("model['type'] = 'ImageToImageRetriever'", 'ASSETS/classifier/run/student.pth --to student.pt2', 'Retriever'),
+        (
+            "test_dataloader['dataset']['pipeline'][0] = dict(type='Nosuch')",
+            'ASSETS/classifier/run/student.pth --to student.pt2',
+            'Nosuch',
+        ),
+    ):
+        yield edit('classifier', change, *words, arguments=arguments.split(), tool='export')
+    yield edit('reid', '', 'found.txt', arguments=['x.pth', '--to', 'x.pt2', '--features', 'found.txt'], tool='export')
+
+
 def studies() -> Iterator[Mistake]:
     for change, *words in (
         ('del networks', 'networks'),
@@ -1851,6 +1877,7 @@ KINDS = {
     'command option': command_options,
     'test.py': tests,
     'eval_reid.py': retrieval,
+    'export.py': exports,
     'study.py': studies,
     'built on': built_on,
     'prepare_data.py': preparing,

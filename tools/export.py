@@ -23,7 +23,7 @@ from pathlib import Path
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
-from kd_plugins.errors import one_line_errors
+from kd_plugins.errors import UserError, one_line_errors
 from kd_plugins.export.run import export
 from kd_plugins.options import add_run_options
 
@@ -49,7 +49,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='the same of re-ID, and keep the features in a .npz for eval_reid.py',
     )
     add_run_options(parser, 'the log')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.size is not None and min(args.size) < 1:
+        raise UserError(f'--size: expected a height and a width of at least 1, got {args.size[0]} and {args.size[1]}')
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:

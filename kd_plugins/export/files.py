@@ -1,12 +1,14 @@
 """Exported files: written, opened, and compared with the network that they hold."""
 
 import contextlib
+import errno
 import importlib
 import io
 import json
 import math
 import os
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -83,14 +85,15 @@ def check_target(path: Path) -> None:
         for package in ('onnx', 'onnxscript', 'onnxruntime'):
             optional(package)
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         path.parent.mkdir(parents=True, exist_ok=True)
-        reason: str | None = (
-            'it is a folder' if path.is_dir() else '' if os.access(path.parent, os.W_OK) else 'no permission'
-        )
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
     except OSError as error:
-        reason = error.strerror
-    if reason:
-        raise UserError(f'--to {path} cannot be written ({reason}): name a file in a folder of yours')
+        raise UserError(
+            f'--to {path} cannot be written ({error.strerror}): name a file in a folder of yours'
+        ) from error
 
 
 def write(network: Exportable, images: Tensor, path: str | Path, suffix: str, metadata: Mapping[str, str]) -> None:
