@@ -3,7 +3,7 @@
 #     python tools/study.py configs/studies/canonical_cifar100.py --only '*/kd/seed0' '*/student/seed0'
 #
 # A run is 240 epochs. What a pair's terms weigh is in its file of configs/cifar100/canonical. The released teachers are
-# converted by prepare_data.py (cifar100-teachers) and used as dict(given=dict(config=..., checkpoint=...)) in teachers.
+# converted by tools/prepare_data.py and used as dict(given=dict(config=..., checkpoint=...)) in teachers.
 title = 'CIFAR-100, the canonical pairs'
 files = 'configs/cifar100/canonical'
 pairs = {
