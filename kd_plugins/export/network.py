@@ -33,7 +33,9 @@ class Exportable(nn.Module):
 
     def __init__(self, network: nn.Module, normalize: bool = False) -> None:
         super().__init__()
-        self.network, self.normalize = network.eval(), normalize
+        self.normalize, self.network = normalize, self.needed(network)
+        self.eval()
+        self.whole = (network,)  # no submodule: layers that no output needs are in no file
         preprocessor: Any = getattr(network, 'data_preprocessor', None)
         stated = getattr(preprocessor, '_enable_normalize', False)
         self.register_buffer('mean', preprocessor.mean.flatten()[:, None, None] if stated else torch.zeros(1, 1, 1))
@@ -43,6 +45,10 @@ class Exportable(nn.Module):
         # arrays (CIFAR), whose mean is more red than blue.
         self.channels = 'RGB' if converts or self.mean[0] > self.mean[-1] else 'BGR'
         self.names: list[str] = []
+
+    def needed(self, network: Any) -> nn.Module:
+        """Return the part of the network that the outputs need."""
+        return network
 
     def compute(self, images: Tensor) -> Any:
         """Return the network's outputs for normalised images, nested or not."""
@@ -128,10 +134,15 @@ class Embedding(Exportable):
     task = 're-identification'
     meaning = 'embedding after the BNNeck, not normalised: compare by cosine similarity'
 
+    def needed(self, network: Any) -> nn.Module:
+        """Return all but the classifier of identities."""
+        parts = dict(backbone=network.backbone, neck=network.neck, bnneck=network.head.bnneck)
+        return nn.ModuleDict(parts)
+
     def compute(self, images: Tensor) -> Tensor:
         """Return the embeddings (N, D)."""
         network: Any = self.network
-        return network.head.embed(network.neck(network.backbone(images)))
+        return network.bnneck(network.neck(network.backbone(images))[-1])
 
     def name_outputs(self, outputs: Any) -> list[str]:
         """Name the embedding."""
@@ -150,14 +161,15 @@ class Backbone(Exportable):
     task = 'features'
     meaning = 'features of the backbone'
 
-    def __init__(self, network: nn.Module, normalize: bool = False) -> None:
-        super().__init__(network, normalize)
+    def needed(self, network: Any) -> nn.Module:
+        """Return the backbone."""
         if not isinstance(getattr(network, 'backbone', None), nn.Module):
             raise UserError(f'{type(network).__name__} has no backbone to export')
+        return network.backbone
 
     def compute(self, images: Tensor) -> Any:
         """Return the features, of each stage that the backbone outputs."""
-        return self.network.backbone(images)  # type: ignore[operator]  # a module, as checked above
+        return self.network(images)
 
     def name_outputs(self, outputs: Any) -> list[str]:
         """Number the features, where there are several."""
@@ -167,6 +179,10 @@ class Backbone(Exportable):
 
 class Headless(Backbone):
     """A classifier of mmpretrain without a head, up to its last features."""
+
+    def needed(self, network: Any) -> nn.Module:
+        """Return the network."""
+        return network
 
     def compute(self, images: Tensor) -> Any:
         """Return the features after the neck, where there is one."""

@@ -109,7 +109,7 @@ def card_of(name: str, part: Exportable, image: Tensor, path: Path) -> Card:
     height, width = image.shape[2:]
     return Card(
         name,
-        type(part.network).__name__,
+        type(part.whole[0]).__name__,
         (height, width),
         parameters_of(part),
         macs_of(part, image),

@@ -27,7 +27,7 @@ class FileModel(BaseModel):
     """
 
     def __init__(self, part: Exportable, runtime: Runtime) -> None:
-        super().__init__(part.network.data_preprocessor)
+        super().__init__(part.whole[0].data_preprocessor)
         self._parts = part, runtime  # no submodule: it stays on the CPU
 
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = 'predict') -> Any:

@@ -52,11 +52,7 @@ class ReIDHead(BaseModule):
 
     def forward(self, feats: Sequence[Tensor]) -> Tensor:
         """Return the identities' scores (N, num_classes) for the last of the embeddings (N, C)."""
-        return self.fc(self.embed(feats))
-
-    def embed(self, feats: Sequence[Tensor]) -> Tensor:
-        """Return the retrieval features (N, C), not normalised, for the last of the embeddings (N, C)."""
-        return self.bnneck(feats[-1])
+        return self.fc(self.bnneck(feats[-1]))
 
     def loss(self, feats: Sequence[Tensor], data_samples: Sequence[DataSample]) -> dict[str, Tensor]:
         """Return ``loss_id``, ``loss_triplet`` and the accuracy on this batch.
@@ -80,7 +76,7 @@ class ReIDHead(BaseModule):
 
     def predict(self, feats: Sequence[Tensor], data_samples: Sequence[DataSample] | None = None) -> list[DataSample]:
         """Return the samples with their retrieval feature (C,) as ``feature``."""
-        features = self.embed(feats).float()
+        features = self.bnneck(feats[-1]).float()
         samples = data_samples or [DataSample() for _ in features]
         for sample, feature in zip(samples, features, strict=True):
             sample.set_field(feature, 'feature')

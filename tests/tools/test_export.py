@@ -119,6 +119,8 @@ def test_the_score_of_re_identification_is_that_of_features_by_onnxruntime(run, 
     assert card['student']['metrics'] == pytest.approx(expected, abs=1e-5)
     np.testing.assert_allclose(found.gallery_features, own.gallery_features, atol=1e-4)
     assert 0 < expected['reid/mAP'] < 1
+    unused = network.head.fc.weight.numel()  # the identities' classifier
+    assert card['student']['parameters'] == sum(x.numel() for x in network.parameters()) - unused
     about = runtime.metadata
     assert (about['channel_order'], about['height'], about['width']) == ('RGB', '32', '16')
     assert about['normalization'].startswith('inside')
@@ -235,7 +237,8 @@ def test_a_backbone_is_exported_from_a_classifier_and_alone(run, tmp_path):
     model = classifier()
     Config(dict(default_scope='mmpretrain', model=model)).dump(tmp_path / 'config.py')
     network = saved(model, tmp_path / 'student.pth')
-    runtime, _ = run('--backbone', '--size', '32', '24', to='student.pt2')
+    runtime, card = run('--backbone', '--size', '32', '24', to='student.pt2')
+    assert card['student']['parameters'] == sum(x.numel() for x in network.backbone.parameters())
     images = torch.randn(3, 3, 32, 24)
     with torch.no_grad():
         expected = network.backbone(images)
