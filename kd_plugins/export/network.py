@@ -92,7 +92,7 @@ class Exportable(nn.Module):
             'width': str(shape[3]),
             'dynamic_axes': json.dumps(['batch', 'height', 'width'][: 3 if self.dynamic_size else 1]),
             'channel_order': self.channels,
-            **{name: json.dumps([round(x, 6) for x in values]) for name, values in stated.items()},
+            **{name: json.dumps([float(f'{x:.7g}') for x in values]) for name, values in stated.items()},
             'normalization': (
                 'inside: give pixels of 0 to 255'
                 if self.normalize
@@ -239,7 +239,8 @@ def exportable(network: nn.Module, backbone: bool = False, normalize: bool = Fal
     if isinstance(network, ReIDModel):
         return Embedding(network, normalize)
     if 'BaseClassifier' in kinds:
-        headless = hasattr(network, 'with_head') and not network.with_head
+        # mmpretrain's wrappers of other libraries' classifiers have no head of their own.
+        headless = not getattr(network, 'with_head', True) and not hasattr(network, '_get_predictions')
         return (Headless if headless else Classifier)(network, normalize)
     if 'SingleStageDetector' in kinds and hasattr(getattr(network, 'bbox_head', None), 'predict_by_feat'):
         return Detector(network, normalize)

@@ -106,7 +106,7 @@ def test_a_classifier_computes_and_scores_what_torch_does_and_says_what_it_takes
 
 def test_the_score_of_re_identification_is_that_of_features_by_onnxruntime(run, tmp_path):
     config = reid_config(market_folder(tmp_path / 'market'), tmp_path / 'run')
-    config.model.data_preprocessor = dict(mean=[123.0, 116.0, 103.0], std=[58.0, 57.0, 56.0], to_rgb=True)
+    config.model.data_preprocessor = dict(mean=[123.675, 116.28, 103.53], std=[58.0, 57.0, 56.0], to_rgb=True)
     config.dump(tmp_path / 'config.py')
     network = saved(config.model, tmp_path / 'student.pth')
     runtime, card = run('--features', 'found.npz', '--normalize')
@@ -126,6 +126,7 @@ def test_the_score_of_re_identification_is_that_of_features_by_onnxruntime(run, 
     assert about['normalization'].startswith('inside')
     assert 'not normalised' in about['meaning']
     pixels = torch.randint(0, 256, (2, 3, 32, 16)).float()
+    assert json.loads(about['mean']) == [123.675, 116.28, 103.53]
     mean, std = (torch.tensor(json.loads(about[name]))[:, None, None] for name in ('mean', 'std'))
     with torch.no_grad():
         expected = network.head.bnneck(network.neck(network.backbone((pixels - mean) / std))[-1])
