@@ -12,6 +12,7 @@ from mmengine import fileio
 from mmengine.dataset import Compose
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -42,10 +43,15 @@ class CheckHook(Hook):
             head would be validated; before training or testing: as :func:`kd_plugins.compat.check_operators`.
     """
 
+    priority = 'HIGH'  # before an EMAHook copies the model
+
     def before_run(self, runner: Runner) -> None:
         """Check the model."""
         mend_ssd_head()
         check_operators(runner.model)
+        distillation = distillation_of(runner)
+        if distillation is not None and isinstance(runner.optim_wrapper, OptimWrapper):  # not in val() or test()
+            give_num_samples(distillation, runner.train_dataloader.dataset)  # a Distiller does not know its data
 
     def before_train(self, runner: Runner) -> None:
         """Check the data."""
@@ -67,8 +73,6 @@ class CheckHook(Hook):
                 _try_pipeline(type(hook).__name__, loader.dataset, steps)
         note_empty_statistics(runner.model)
         distillation = distillation_of(runner)
-        if distillation is not None:
-            give_num_samples(distillation, loader.dataset)  # a Distiller does not know its training data
         if distillation is not None and distillation.task == 'off':  # no label is learned, and no head
             if runner.val_loop is not None and getattr(unwrapped(runner.model), 'head', True) is None:
                 raise UserError(

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import EMAHook
 from tiny import classification_config, classifier, equal, image_folder, saved_teacher, train, weights
 
 from kd_plugins.errors import UserError
@@ -74,6 +75,16 @@ def test_banks_are_saved_and_resumed(way, data, teacher, tmp_path):
         model = MODELS.build(config.model)
         model.load_state_dict(torch.load(tmp_path / 'whole/epoch_3.pth', weights_only=False)['state_dict'])
         assert equal(model.distillation.state_dict(), states[0])
+
+
+def test_an_average_of_a_model_has_the_banks_too(data, teacher, tmp_path):
+    config = config_of('model', data, tmp_path / 'run', teacher, epochs=1)
+    config.default_hooks = dict(ema=dict(type='EMAHook', momentum=0.2), **CHECKED)
+    runner = train(config)
+    (hook,) = (x for x in runner.hooks if isinstance(x, EMAHook))
+    averaged, loss = hook.ema_model.module.distillation.terms[0].loss, loss_of(runner)
+    assert equal(dict(averaged.named_buffers()), dict(loss.named_buffers()))
+    assert not any(untouched(loss))
 
 
 PIPELINE = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
