@@ -27,6 +27,7 @@ from kd_plugins.checkpoint import save_weights
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation import load_features, rank_matches
 from kd_plugins.export import files
+from kd_plugins.export.card import latency_of
 from kd_plugins.export.files import Runtime
 from kd_plugins.export.network import Exportable, exportable
 from kd_plugins.registry import MODELS
@@ -60,7 +61,6 @@ def with_test_set(config, pipeline=TEST):
 def run(tmp_path, monkeypatch, capsys):
     """Export by the command line; return the file's runtime and the card."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr('kd_plugins.export.card.latency_of', lambda *_: 1.0)
     monkeypatch.setattr('kd_plugins.export.run.latency_of', lambda *_: 1.0)
     main = runpy.run_path(str(ROOT / 'tools/export.py'))['main']
 
@@ -313,6 +313,16 @@ def test_without_a_test_set_images_are_drawn_through_its_pipeline(run, tmp_path)
     with_test_set(config).dump(tmp_path / 'config.py')
     with pytest.raises(UserError, match='leaves the size of images as it is: give --size'):
         run(to='student.pt2')
+
+
+@pytest.mark.parametrize(('durations', 'noticed'), [((2, 3, 3, 4, 2), False), ((1, 9, 8, 7, 9), True)])
+def test_a_latency_is_the_median_and_a_busy_cpu_is_noticed(monkeypatch, durations, noticed):
+    clock = iter([0.0, *(x for duration in durations for x in (5.0, 5.0 + duration / 1000)), 9.0])
+    monkeypatch.setattr('kd_plugins.export.card.time.perf_counter', lambda: next(clock))
+    said = []
+    monkeypatch.setattr('kd_plugins.export.card.print_log', lambda text, *_: said.append(text))
+    assert latency_of(lambda _: None, torch.zeros(1), 0.0) == pytest.approx(sorted(durations)[2])
+    assert ['other programs' in text for text in said] == [True] * noticed
 
 
 def test_two_stage_detectors_are_refused_in_a_line_that_names_another_tool():
