@@ -224,6 +224,16 @@ def test_the_share_that_kd_takes_is_the_one_that_the_task_gives_up(path: str) ->
         assert sum(x.weight for x in distillation_of(config).terms if x.name == 'kd' and x.weight < 1) == alpha
 
 
+@pytest.mark.parametrize('path', [x for x in PAIRS if 'cifar' in x and 'lskd' in load(x).methods])
+def test_standardised_logits_count_from_the_start_only_at_the_authors_learning_rate(path: str) -> None:
+    (term,) = load(path).methods.lskd
+    if 'canonical' in path:
+        assert term.weight == (1.0 if 'mobilenet' in path else 9.0)
+    else:
+        weight = Schedule(**term.weight)
+        assert (weight.by, weight.value_at(0), weight.value_at(1)) == ('progress', 0, 9)
+
+
 @pytest.mark.parametrize('path', [x for x in CLASSIFICATION if '_from_' not in x])
 def test_a_single_network_runs(path: str) -> None:
     config = load(path)
@@ -418,7 +428,7 @@ STEPS = [
     )
     for method in methods.split()
 ]
-STEPS += [('configs/cifar10/resnet8_from_resnet26.py', method) for method in ('lskd', 'nkd', 'dist')]
+STEPS += [('configs/cifar10/resnet8_from_resnet26.py', method) for method in ('nkd', 'dist')]
 
 
 @pytest.mark.parametrize(('path', 'method'), [*STEPS, ('configs/imagenet/resnet18_from_resnet101.py', 'fitnet')])
