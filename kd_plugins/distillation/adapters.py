@@ -81,7 +81,15 @@ class ABF(nn.Module):
         Args:
             levels: Maps (B, C_S, H, W) of the student, the first is the largest.
             sizes: Height and width of each result.
+
+        Raises:
+            ValueError: A batch of one image has a level of one pixel.
         """
+        if len(levels[0]) == 1 and (1, 1) in [*(tuple(x.shape[2:]) for x in levels), *map(tuple, sizes)]:
+            raise ValueError(
+                "adapter='abf' normalises over batch and positions, which needs more than a pixel, but got a batch of "
+                'one image with a level of one pixel: set drop_last=True in train_dataloader, or a larger batch_size'
+            )
         outputs: list[Tensor] = []
         fused = None
         for index in reversed(range(len(levels))):

@@ -67,6 +67,17 @@ def losses(core, student, images):
     return core(features, core.teacher_features(images, None), images, None)
 
 
+@pytest.mark.parametrize(
+    ('side', 'sizes'), [(1, [(4, 4), (1, 1)]), (1, [(4, 4), (2, 2)]), (2, [(4, 4), (1, 1)]), (2, [(1, 1), (2, 2)])]
+)
+def test_a_single_pixel_has_nothing_to_normalise_by(side, sizes):
+    """As the pooled features of the last image of an epoch."""
+    abf, levels = ABF([3, 4], [5, 6]), [torch.randn(2, 3, 4, 4), torch.randn(2, 4, side, side)]
+    assert [x.shape[2:] for x in abf(levels, sizes)] == sizes
+    with pytest.raises(ValueError, match=r'a batch of one image.* set drop_last=True in train_dataloader'):
+        abf([x[:1] for x in levels], sizes)
+
+
 def test_a_term_fuses_all_levels_for_each_teacher(student, tmp_path):
     images = torch.randn(6, 3, 16, 16)
     teachers = []
