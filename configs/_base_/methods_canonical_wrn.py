@@ -2,7 +2,9 @@
 # before it.
 _base_ = './methods_wrn.py'
 methods = dict(
-    lskd=[dict(_base_.methods.lskd[0], weight=9.0)],  # from the start, at the authors' learning rate
+    # From the start, at the authors' learning rate.
+    lskd=[dict(_base_.methods.lskd[0], weight=9.0)],
+    dist=[dict(_base_.methods.dist[0], weight=1.0)],
     sp=[dict(_base_.methods.sp[0], **_base_.last)],
     nst_linear=[dict(_base_.methods.nst_linear[0], **_base_.ends)],
     nst_poly=[dict(_base_.methods.nst_poly[0], **_base_.ends)],
