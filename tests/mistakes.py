@@ -1722,6 +1722,7 @@ def built_on() -> Iterator[Mistake]:
         ("compare = dict(other='ASSETS/text.txt')", 'text.txt'),
         ('compare = dict(other=5)', 'compare'),
         ("compare = dict(other='bad.py')", 'bad.py'),
+        ('note = 5', 'note'),
         ("requires = [dict(config='bad.py', checkpoint='nosuch.pth')]", 'bad.py'),
     ):
         yield edit(

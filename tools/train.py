@@ -2,12 +2,13 @@
 
     python tools/train.py configs/nst_voc.py
 
-Three keys of a config are read by this command and not by mmengine's runner:
+Four keys of a config are read by this command and not by mmengine's runner:
 
 prepare   functions that make the data: dict(type='module.function', ...)
 requires  runs that come first: dict(config='configs/x.py', checkpoint='work_dirs/x/student.pth'), in a config
           kd_plugins.config.trained('configs/x.py'); trained where the checkpoint is missing
 compare   name='configs/y.py': other runs in the table that is printed at the end; trained where their result is missing
+note      a text below that table, as over how many seeds the difference was checked
 """
 
 import argparse
@@ -172,7 +173,10 @@ def print_comparison(config: Config, flags: Sequence[str]) -> None:
         values = [result['metrics'].get(key) for key in metrics]
         values = [f'{value:.4g}' if isinstance(value, (int, float)) else '–' for value in values]
         table.add_row(name, *values, *(os.path.relpath(result[key]) for key in ('checkpoint', 'log')))
-    Console(width=max(160, 80 + 12 * len(metrics), Console().width), soft_wrap=True).print(table)
+    console = Console(width=max(160, 80 + 12 * len(metrics), Console().width), soft_wrap=True)
+    console.print(table)
+    if note := config.get('note'):
+        console.print(note, markup=False)
 
 
 def main() -> None:

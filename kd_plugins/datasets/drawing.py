@@ -234,7 +234,7 @@ def _draw_into(root: str | Path, parameters: dict, draw: Callable[[Path], None])
 
 
 def draw_voc(
-    root: str | Path, train: int = 320, val: int = 160, test: int = 200, size: tuple[int, int] = (96, 96), seed: int = 0
+    root: str | Path, train: int = 64, val: int = 600, test: int = 200, size: tuple[int, int] = (96, 96), seed: int = 0
 ) -> Path:
     """Draw a detection set in PASCAL VOC's layout; do nothing where it is already there.
 

@@ -696,6 +696,17 @@ def test_a_broken_result_counts_as_none_so_that_it_is_made_again(tmp_path):
     assert read_result(tmp_path) == good
 
 
+def test_a_note_stands_below_the_table(tmp_path, capsys):
+    result = dict(metrics={'voc/mAP': 0.25}, checkpoint='c', log='l')
+    (tmp_path / 'result.json').write_text(json.dumps(result))
+    run = dict(compare={}, name='NST', note='ahead in 9 of 10 seeds', work_dir=str(tmp_path))
+    config = Config(run, cfg_text='-', filename='nst.py')
+    runpy.run_path(str(TRAIN))['print_comparison'](config, [])
+    *table, note = capsys.readouterr().out.splitlines()
+    assert any('NST' in line and '0.25' in line for line in table)
+    assert note == 'ahead in 9 of 10 seeds'
+
+
 def test_a_required_run_of_another_variant_is_refused_before_anything_trains(tmp_path, command, config):
     """METHOD holds for required runs too: a student of kd, as the teacher under METHOD=at, would be trained by at."""
     config.requires = [dict(config='b.py', checkpoint='work_dirs/b/kd/student.pth')]
