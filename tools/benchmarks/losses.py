@@ -211,7 +211,8 @@ def reviewkd_reference(student: Tensor, teacher: Tensor) -> Tensor:
     sides = [side for side in (4, 2, 1) if side < student.shape[2]]
     for i, side in enumerate(sides, 1):
         weight = 0.5**i
-        loss += weight * F.mse_loss(*(F.adaptive_avg_pool2d(x, side) for x in (student, teacher)))
+        pooled, target = (F.adaptive_avg_pool2d(x, side) for x in (student, teacher))
+        loss += weight * F.mse_loss(pooled, target)
         total += weight
     return loss / total
 
