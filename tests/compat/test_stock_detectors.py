@@ -76,7 +76,7 @@ def test_trains_and_predicts(name):
             assert any((model.get_parameter(n) != before[n]).any() for n in trainable if n.startswith(part)), part
 
         model.eval()
-        CheckHook().before_run(SimpleNamespace(model=model))  # as tools/train.py and tools/test.py have it
+        CheckHook().before_run(SimpleNamespace(model=model, hooks=()))  # as tools/train.py and tools/test.py have it
         with torch.no_grad():
             (sample,) = model.test_step(data)
 
