@@ -29,6 +29,7 @@ from kd_plugins.distillation.distillation import Distillation
 from kd_plugins.distillation.sources import build_network
 from kd_plugins.errors import UserError
 from kd_plugins.registry import type_name
+from kd_plugins.utils.models import to_channels_last
 
 ROOT = Path(__file__).parents[2]
 # A pair, each of whose methods is measured, or a single config; and the side of its images.
@@ -103,12 +104,12 @@ def steps_of(
     inputs, samples = batch_of(config, size, side, device)
     if args.channels_last:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        student.to(memory_format=torch.channels_last)
+        to_channels_last(student)
 
     def taught_by(teacher: dict[str, Any]) -> Distillation:
         distillation = Distillation(student, teacher, terms, task).to(device)
         if args.channels_last:
-            distillation.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
+            to_channels_last(distillation)
         distillation.set_num_samples(ENTRIES)
         distillation.dry_run(student, inputs, samples)
         return distillation

@@ -18,6 +18,7 @@ from benchmarks.timing import keep, seconds
 from kd_plugins.distillation.cache import FeatureCache
 from kd_plugins.distillation.recorder import Recorder
 from kd_plugins.distillation.sources import build_network
+from kd_plugins.utils.models import to_channels_last
 
 PASSES = {  # channels-last, bfloat16, inference mode, compiled
     'float32': (False, False, False, False),
@@ -35,7 +36,7 @@ def forward(config: dict[str, Any], inputs: Tensor, name: str) -> Callable[[], A
     channels_last, half, inference, compiled = PASSES[name]
     network = stripped(build_network(config['config'])).to(inputs.device).eval().requires_grad_(False)
     if channels_last:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in the stubs
+        to_channels_last(network)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     if compiled:
         network.compile()
