@@ -2,6 +2,9 @@
 
 import os
 
+# Before torch is imported: more threads than cores wait for each other longer than small tensors take.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 import pytest
 import torch
 
