@@ -1,5 +1,6 @@
 """What all tests share: the seed, and the device that some of them run on."""
 
+import gc
 import os
 
 # Before torch is imported: more threads than cores wait for each other longer than small tensors take.
@@ -36,6 +37,12 @@ def pytest_collection_modifyitems(config, items):
     if torch.device(config.getoption('--device')).type != 'cpu':
         config.hook.pytest_deselected(items=[item for item in items if 'device' not in item.fixturenames])
         items[:] = [item for item in items if 'device' in item.fixturenames]
+
+
+def pytest_collection_finish(session):
+    """Keep what has been imported out of every later collection: mmengine collects whenever it builds a data set."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope='session')
