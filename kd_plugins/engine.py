@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.dist import init_dist
 from mmengine.logging import print_log
 
 from kd_plugins.checkpoint import RUN_ID, UnreadableError, guard_checkpoints, read_checkpoint, run_of
@@ -138,12 +139,27 @@ def _check_launcher(launcher: str) -> None:
                 f'{os.environ["WORLD_SIZE"]}'
             )
     if launcher == 'none' and 'TORCHELASTIC_RUN_ID' in os.environ:
-        raise UserError('torchrun has started this process, which would train alone: give --launcher pytorch')
+        raise UserError('torchrun has started this process, which would work alone: give --launcher pytorch')
     if launcher in ('slurm', 'mpi') and not torch.cuda.is_available():
         raise UserError(
             f'--launcher {launcher} needs a GPU for each process, and torch finds none: use torchrun with '
             '--launcher pytorch'
         )
+
+
+def join_group(launcher: str) -> None:
+    """Join the group of processes that a launcher has started, for a command without a runner.
+
+    Raises:
+        UserError: The processes were not started by the launcher.
+    """
+    _check_launcher(launcher)
+    if launcher == 'none':
+        return
+    if torch.cuda.is_available():
+        init_dist(launcher)
+    else:  # mmengine's own set-up asks CUDA for a device
+        torch.distributed.init_process_group('gloo')
 
 
 @contextmanager
@@ -285,9 +301,9 @@ def _check_images(node: Any, skip_corrupt: bool | None) -> None:
 
 
 def _use_cpu(config: Config) -> None:
-    """Let several processes run without a GPU; mmengine's own set-up asks CUDA for one."""
+    """Let several processes train without a GPU."""
     if config.launcher == 'pytorch':
-        torch.distributed.init_process_group('gloo')
+        join_group(config.launcher)
         config.model_wrapper_cfg = dict(
             type='MMDistributedDataParallel',
             broadcast_buffers=False,

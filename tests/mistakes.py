@@ -1527,6 +1527,7 @@ def retrieval() -> Iterator[Mistake]:
         ('ASSETS/features.npz --ap mean', 'mean'),
         ('ASSETS/features.npz --rerank --k1 -3', 'k1'),
         ('ASSETS/features.npz --rerank --k1 x', 'k1'),
+        ('ASSETS/features.npz --launcher pytorch', 'torchrun'),
     ):
         yield line('eval_reid', arguments, *words)
     for base, arguments, change, *words in (

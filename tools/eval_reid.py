@@ -7,7 +7,8 @@ Features come from an .npz file with query_features, query_ids, query_cams, gall
 gallery_cams, from a folder with one .npy for each, which is memory-mapped, or from a config and a checkpoint; then they
 are extracted once and kept beside the run. Identity -1 is junk (ignored), 0 a distractor (stays in the gallery, never a
 match). Items of a query's own identity and camera are left out of its ranking. Queries without a match are left out and
-counted. Ties count against the query. The scores are exact: every gallery item counts.
+counted. Ties count against the query. The scores are exact: every gallery item counts. Several processes share the
+gallery (torchrun --nproc_per_node 2 tools/eval_reid.py features/ --launcher pytorch), to the same scores.
 
 Prints a table and, as the last line, its values as one JSON object. Keys of scores after query expansion begin with
 expand_, after re-ranking (of the expanded queries, where both are given) with rerank_, of an approximate search with
@@ -21,11 +22,13 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 # Before torch is imported: idle threads that wait by spinning slow down what runs beside.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from rich.console import Console
@@ -34,10 +37,10 @@ from rich.table import Table
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
 from kd_plugins import evaluation
 from kd_plugins.checkpoint import load_weights
-from kd_plugins.engine import load_run
+from kd_plugins.engine import join_group, leave_group, load_run
 from kd_plugins.errors import UserError, one_line_errors
 from kd_plugins.evaluation import ReIDFeatures, load_features, rank_matches, rank_rows
-from kd_plugins.options import add_run_options, check_device, check_least
+from kd_plugins.options import add_launcher, add_run_options, check_device, check_least
 from kd_plugins.registry import DATASETS
 
 RANKS = (1, 5, 10, 20)
@@ -75,6 +78,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('--device', help='where similarities are computed (default: a GPU where there is one)')
     add_run_options(parser, 'the extracted features')
+    add_launcher(parser)
     args = parser.parse_args(argv)
     if Path(args.source).suffix == '.py' and args.checkpoint is None:
         raise UserError(f'{args.source} is a config: give the checkpoint to score after it')
@@ -123,12 +127,14 @@ def extract(args: argparse.Namespace) -> ReIDFeatures:
     load_weights(runner.model, args.checkpoint, args.allow_pickle)
     runner.test()
     print_log(f'features are kept in {kept}', 'current')
+    del runner
     return load_features(kept)
 
 
 def score(features: ReIDFeatures, args: argparse.Namespace) -> dict[str, float | int | str]:
-    """Return the scores that the options name."""
-    exact = rank_matches(features, args.metric, args.device, progress=True)
+    """Return the scores that the options name; the first process alone has those that no others can help with."""
+    rank = partial(rank_matches, metric=args.metric, device=args.device, progress=is_main_process(), distributed=True)
+    exact = rank(features)
     scores: dict[str, float | int | str] = {
         **exact.summary(RANKS, args.ap),
         'queries': len(exact.queries),
@@ -140,7 +146,7 @@ def score(features: ReIDFeatures, args: argparse.Namespace) -> dict[str, float |
     }
     if args.expand is not None or args.rerank or args.approximate:
         features = features.without_junk()
-    if args.approximate:
+    if args.approximate and is_main_process():
         found, recall = evaluation.rank_approximately(features, args.approximate, args.top, args.metric)
         scores |= {f'approximate_{name}': value for name, value in found.summary(RANKS, args.ap).items()}
         scores |= {'approximate_index': args.approximate, f'approximate_recall{args.top}': recall}
@@ -149,9 +155,9 @@ def score(features: ReIDFeatures, args: argparse.Namespace) -> dict[str, float |
             features.query_features, features.gallery_features, args.expand, args.alpha
         )
         features = replace(features, query_features=expanded)
-        found = rank_matches(features, args.metric, args.device, progress=True)
+        found = rank(features)
         scores |= {f'expand_{name}': value for name, value in found.summary(RANKS, args.ap).items()}
-    if args.rerank:
+    if args.rerank and is_main_process():
         reranked = evaluation.KReciprocal(
             features.query_features, features.gallery_features, args.k1, args.k2, args.lambda_value, args.metric
         )
@@ -183,8 +189,15 @@ def print_scores(scores: dict[str, float | int | str]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     args = parse_args(argv)
-    features = load_features(args.source) if args.checkpoint is None else extract(args)
-    print_scores(score(features, args))
+    if args.checkpoint is None:
+        join_group(args.launcher)
+        features = load_features(args.source)
+    else:
+        features = extract(args)
+    scores = score(features, args)
+    if is_main_process():
+        print_scores(scores)
+    leave_group()
 
 
 if __name__ == '__main__':

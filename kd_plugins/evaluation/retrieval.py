@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from mmengine.dist import all_reduce, get_dist_info
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -290,7 +291,11 @@ def _count_in_float64(
 
 
 def rank_matches(
-    features: ReIDFeatures, metric: Metric = 'cosine', device: str | None = None, progress: bool = False
+    features: ReIDFeatures,
+    metric: Metric = 'cosine',
+    device: str | None = None,
+    progress: bool = False,
+    distributed: bool = False,
 ) -> Retrieval:
     """Rank the matches of every query in the gallery by similarity, exactly.
 
@@ -309,6 +314,9 @@ def rank_matches(
         metric: ``'cosine'`` or ``'euclidean'``.
         device: Device that computes the products; None for a GPU where there is one.
         progress: Whether to show a progress bar.
+        distributed: Whether the processes of a group share the gallery: every one calls this with the same features,
+            compares the queries with its part, and returns the whole outcome, equal to that of one process. On GPUs
+            each takes its current one.
 
     Raises:
         UserError: No query has a match, the metric is unknown, or products are set to a lower precision.
@@ -351,8 +359,10 @@ def rank_matches(
     similarities = _Similarities(features, metric, device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     rounding = (16 + 2 * gallery.shape[1] ** 0.5) * 2.0**-24
     underflow = gallery.shape[1] * 2.0**-124  # products that float32 rounds to 0
+    rank, processes = get_dist_info() if distributed else (0, 1)
+    first, end = (len(gallery) * i // processes for i in (rank, rank + 1))
     step = min(max(1, BLOCK // gallery.shape[1]), 2**16)
-    parts = [slice(start, start + step) for start in range(0, len(gallery), step)]
+    parts = [slice(start, min(start + step, end)) for start in range(first, end, step)]
     for part in track(parts, 'ranking', console=Console(stderr=True), transient=True, disable=not progress):
         junk = torch.from_numpy(np.flatnonzero(features.gallery_ids[part] == -1))
         inside = (pairs.gallery >= part.start) & (pairs.gallery < part.stop)
@@ -373,6 +383,8 @@ def rank_matches(
 
             counts += _count_in_float64(block, windows, own_tied, query[rows], gallery[part], metric)
             wrong[matches] += counts[cells]
+    if distributed:
+        all_reduce(torch.from_numpy(wrong))  # shares its memory
     return retrieval_of(pairs, wrong + position + 1, len(query))
 
 

@@ -1,5 +1,9 @@
 """The metric in real test loops."""
 
+import json
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +11,7 @@ from mmengine.runner import Runner
 from tiny import market_folder, reid_config, train, two_processes
 
 from kd_plugins.errors import UserError
-from kd_plugins.evaluation import ReIDMetric, load_features, rank_matches
+from kd_plugins.evaluation import ReIDFeatures, ReIDMetric, load_features, rank_matches, save_features
 
 
 @pytest.fixture(scope='module')
@@ -20,6 +24,14 @@ def folder(tmp_path_factory, faiss):
     config = reid_config(folder / 'data', folder / 'alone', load_from=str(folder / 'model.pth'))
     config.test_evaluator.update(save_to=str(folder / 'alone.npz'), rerank=dict(k1=4, k2=2))
     metrics = Runner.from_cfg(config).test()
+    rng = np.random.default_rng(0)
+    for name, items in (('drawn', 60), ('one_item', 1)):
+        sides = (rng.standard_normal((n, 8)) for n in (9, items))
+        meta = ((1 + np.arange(n) % 5, np.full(n, camera)) for n, camera in ((9, 1), (items, 2)))
+        save_features(
+            ReIDFeatures(*(x for side, own in zip(sides, meta, strict=True) for x in (side, *own))),
+            folder / f'{name}.npz',
+        )
     two_processes('reid_parallel.py', folder)
     torch.save(metrics, folder / 'alone.pth')
     return folder
@@ -48,6 +60,16 @@ def test_two_processes_score_as_one(folder) -> None:
     for rank in range(2):
         own = torch.load(folder / f'rank{rank}.pth', weights_only=False)['metrics']
         assert own == pytest.approx({k: v for k, v in metrics.items() if 'rerank' not in k}, abs=1e-12)
+
+
+def test_two_processes_that_share_the_gallery_find_the_scores_of_one(folder, capsys) -> None:
+    results = [torch.load(folder / f'rank{rank}.pth', weights_only=False)['scores'] for rank in range(2)]
+    assert results[1] == [None, None]  # only the first prints
+    main = runpy.run_path(str(Path(__file__).parents[2] / 'tools' / 'eval_reid.py'))['main']
+    options = ['--expand', '2', '--rerank', '--k1', '4', '--k2', '2']
+    for scores, name, more in zip(results[0], ('drawn', 'one_item'), (options, []), strict=True):
+        main([str(folder / f'{name}.npz'), *more])
+        assert scores == json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
 def test_two_processes_validate_the_model_that_they_save(folder) -> None:

@@ -1,10 +1,15 @@
-"""Re-identification in two processes: training, the evaluation of an odd number of images, the triplet loss.
+"""Re-identification in two processes: the command line that scores features, training, the evaluation of an odd number
+of images, the triplet loss.
 
-Started once per rank with torch's usual environment variables and a folder that holds ``data`` and ``model.pth``;
-leaves ``rank<r>.pth``.
+Started once per rank with torch's usual environment variables and a folder that holds ``data``, ``model.pth``,
+``drawn.npz`` and ``one_item.npz``; leaves ``rank<r>.pth``.
 """
 
+import contextlib
+import io
+import json
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -17,7 +22,21 @@ from tiny import reid_config
 
 from kd_plugins.models import ReIDHead
 
-RUNTIME = Path(__file__).parents[2] / 'configs/_base_/default_runtime.py'
+ROOT = Path(__file__).parents[2]
+RUNTIME = ROOT / 'configs/_base_/default_runtime.py'
+
+
+def printed_scores(folder: Path) -> list[dict | None]:
+    """Return the scores that the command line prints in this process, if it does; the group stays for what follows."""
+    main = runpy.run_path(str(ROOT / 'tools' / 'eval_reid.py'))['main']
+    main.__globals__['leave_group'] = lambda: None
+    scores = []
+    for name, *options in (['drawn', '--expand', '2', '--rerank', '--k1', '4', '--k2', '2'], ['one_item']):
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            main([str(folder / f'{name}.npz'), *options, '--launcher', 'pytorch'])
+        scores.append(json.loads(output.getvalue().splitlines()[-1]) if output.getvalue() else None)
+        main.__globals__['join_group'] = lambda launcher: None
+    return scores
 
 
 def triplet_gradient(rank: int, together: bool) -> torch.Tensor:
@@ -40,8 +59,8 @@ def triplet_gradient(rank: int, together: bool) -> torch.Tensor:
 def main(folder: Path) -> None:
     rank = int(os.environ['RANK'])
     alone = triplet_gradient(rank, together=False)
-    dist.init_process_group('gloo')
-    results = dict(alone=alone, together=triplet_gradient(rank, together=True))
+    scores = printed_scores(folder)
+    results = dict(scores=scores, alone=alone, together=triplet_gradient(rank, together=True))
     config = reid_config(folder / 'data', folder / 'run', load_from=str(folder / 'model.pth'), launcher='pytorch')
     config.model_wrapper_cfg = dict(type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None)
     config.test_evaluator.save_to = str(folder / 'together.npz')
