@@ -76,6 +76,7 @@ def parser_of() -> argparse.ArgumentParser:
     command = commands.add_parser('reid', help='retrieval compared with the usual way')
     command.add_argument('--parts', nargs='+', choices=REID_PARTS, help='(default: all that is installed for)')
     command.add_argument('--scale', type=float, default=1.0, help='factor of the numbers of items and dimensions')
+    command.add_argument('--processes', type=int, default=1, help='also evaluate by so many, which share the threads')
     command.add_argument('--folder', help="where the drawn features lie meanwhile, some 2 GiB (default: the system's)")
     command.set_defaults(run_command=reid)
     command = commands.add_parser(
@@ -109,6 +110,7 @@ def parser_of() -> argparse.ArgumentParser:
     command.add_argument('names', nargs='+', choices=REID)
     command.add_argument('--resident', action='store_true')
     command.add_argument('--repeats', type=int, default=1)
+    command.add_argument('--launcher', choices=['none', 'pytorch'], default='none')
     command.set_defaults(run_command=reid_run)
     for command in commands.choices.values():
         command.add_argument('--threads', type=int, default=torch.get_num_threads(), help='number of CPU threads')
@@ -122,7 +124,7 @@ def parser_of() -> argparse.ArgumentParser:
 
 def check_options(args: argparse.Namespace) -> None:
     """Refuse what needs no measurement to be seen wrong."""
-    check_least(args, repeats=1, threads=1, images=1, edge=1, batch_size=1, limit=0)
+    check_least(args, repeats=1, processes=1, threads=1, images=1, edge=1, batch_size=1, limit=0)
     check_device(args.device)
     folder, file = getattr(args, 'folder', None), getattr(args, 'json', None)
     if folder and not Path(folder).is_dir():

@@ -6,7 +6,9 @@ before each match: a similarity product, a block at a time, and a count of what 
 """
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -187,8 +189,11 @@ class _Similarities:
 
 def _ordered(values: Tensor) -> Tensor:
     """Sort every row of values, ascending."""
-    if values.device.type == 'cpu':  # vectorised, some ten times faster than torch's
-        return torch.from_numpy(np.sort(values.numpy(), axis=1))
+    if values.device.type == 'cpu':  # NumPy's is vectorised, some ten times faster than torch's, and leaves the lock
+        ordered, threads = values.numpy().copy(), torch.get_num_threads()
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(partial(np.ndarray.sort, axis=1), np.array_split(ordered, threads)))
+        return torch.from_numpy(ordered)
     return values.sort(dim=1).values
 
 

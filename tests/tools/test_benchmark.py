@@ -142,6 +142,29 @@ def test_disagreeing_retrieval_is_an_error(monkeypatch, tmp_path):
         tool.main(['reid', '--parts', 'rerank', '--scale', '0.01'])
 
 
+def test_processes_that_share_the_gallery_are_measured_beside_one(monkeypatch):
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        names = [name for name in reid.REID if name in command]
+        answer = {name: dict(seconds=[4.0 / (1 + ('pytorch' in command))], mAP=0.5) for name in names}
+        line = json.dumps(dict(runs=answer, peak_bytes=2, added_bytes=1))
+        return type('Done', (), dict(returncode=0, stdout=line))
+
+    monkeypatch.setattr(reid.subprocess, 'run', run)
+    found = {}
+    monkeypatch.setattr(reid, 'keep', lambda args, results: found.update(results['parts']))
+    tool.main(['reid', '--parts', 'million', '--scale', '0.001', '--threads', '4', '--processes', '2'])
+    assert {name: result['ratio'] for name, result in found['million']['results'].items()} == {
+        **dict.fromkeys(reid.REID_PARTS['million'][3], 1),
+        '2 processes': 0.5,
+    }
+    assert commands[-1][1:5] == ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node']
+    threads = [command[command.index('--threads') + 1] for command in commands]
+    assert threads == [*['4'] * (len(commands) - 1), '2']
+
+
 @pytest.mark.usefixtures('faiss')
 def test_a_process_that_fails_is_reported(monkeypatch):
     monkeypatch.setitem(reid.REID, 're-ranking', None)

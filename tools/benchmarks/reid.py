@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import is_main_process
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
 from benchmarks.timing import keep
 from kd_plugins import evaluation
+from kd_plugins.engine import join_group, leave_group
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation import ReIDFeatures, Retrieval, load_features, rank_matches, rank_rows
 from kd_plugins.evaluation.features import BLOCK
@@ -71,7 +73,7 @@ def usual_way(features: ReIDFeatures, device: str) -> dict[str, float]:
 
 def evaluation_of(features: ReIDFeatures, device: str, progress: bool = False) -> Retrieval:
     """Score the package's way."""
-    return rank_matches(features, device=device, progress=progress)
+    return rank_matches(features, device=device, progress=progress and is_main_process(), distributed=True)
 
 
 def similarity_product(features: ReIDFeatures, device: str, library: bool = False) -> None:
@@ -151,6 +153,7 @@ def resident(which: str) -> int:
 
 def reid_run(args: argparse.Namespace) -> None:
     """Run some of the measurements in turn, in this process, and print their times and memory."""
+    join_group(args.launcher)
     features = load_features(args.features)
     if args.resident:
         features = replace(
@@ -175,7 +178,9 @@ def reid_run(args: argparse.Namespace) -> None:
     memory = dict(peak_bytes=peak, added_bytes=peak - held)
     if args.device != 'cpu':
         memory |= dict(device_bytes=torch.cuda.max_memory_allocated(args.device))
-    print(json.dumps(dict(runs=results) | memory))
+    if is_main_process():
+        print(json.dumps(dict(runs=results) | memory))
+    leave_group()
 
 
 def reid(args: argparse.Namespace) -> None:
@@ -189,20 +194,15 @@ def reid(args: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             reid_features(queries, gallery, dimensions, Path(folder))
 
-            def run(names: Sequence[str], repeats: int, folder: str = folder, part: str = part) -> dict[str, Any]:
-                command = [
-                    sys.executable,
-                    str(TOOL),
-                    'reid-run',
-                    folder,
-                    *names,
-                    '--repeats',
-                    str(repeats),
-                    '--threads',
-                    str(args.threads),
-                    '--device',
-                    args.device,
-                ]
+            def run(
+                names: Sequence[str], repeats: int, processes: int = 1, folder: str = folder, part: str = part
+            ) -> dict[str, Any]:
+                command = [sys.executable, str(TOOL), 'reid-run', folder, *names, '--repeats', str(repeats)]
+                command += ['--threads', str(max(1, args.threads // processes)), '--device', args.device]
+                if processes > 1:
+                    start = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)]
+                    command[1:1] = start
+                    command += ['--launcher', 'pytorch']
                 command += ['--resident'] * (part != 'million')
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
                 if done.returncode:
@@ -212,6 +212,9 @@ def reid(args: argparse.Namespace) -> None:
             results = run(names, repeats)['runs']
             for name in names:
                 results[name] |= {k: v for k, v in run([name], 1).items() if k != 'runs'}
+            if args.processes > 1 and part != 'rerank':
+                shared = run(names[:1], repeats, args.processes)
+                results[f'{args.processes} processes'] = shared.pop('runs')[names[0]] | shared
         own = results[names[0]]
         memory = {'peak_bytes': 'MiB at its peak', 'added_bytes': 'MiB added'}
         if args.device != 'cpu':
