@@ -6,8 +6,9 @@ import gc
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,11 @@ def load_run(path: str, args: argparse.Namespace, part: str) -> Config:
             :func:`prepare_run`.
     """
     config = load_config(path, args.work_dir, args.cfg_options)
+    if (backends := getattr(args, 'watch', None)) is not None:
+        watch(config, backends)
     check_config(config, part)
+    if part != 'export':
+        _check_backends(config)
     if part != 'train':  # the command names the checkpoint
         config.load_from, config.resume = None, False
     prepare_run(config, args.launcher, args.allow_pickle, args.skip_corrupt, args.amp)
@@ -87,6 +92,51 @@ def prepare_run(
     _check_launcher(launcher)
     if not torch.cuda.is_available():
         _use_cpu(config)
+
+
+def watch(config: Config, backends: Sequence[str]) -> None:
+    """Add a :class:`~kd_plugins.hooks.WatchHook` to a config, and visual back-ends beside those that it has.
+
+    Nothing leaves this machine unless the variables of W&B and MLflow in the environment name a server.
+
+    Args:
+        config: The config, changed in place.
+        backends: Their names, of ``BACKENDS``.
+    """
+    hooks = config.get('default_hooks') or {}
+    config.default_hooks = {**hooks, 'watch': dict(type='kd_plugins.WatchHook') | (hooks.get('watch') or {})}
+    options: dict[str, dict[str, Any]] = dict(
+        tensorboard={},
+        wandb=dict(init_kwargs=dict(mode=os.environ.get('WANDB_MODE', 'offline'), name=config.work_dir)),
+        mlflow=dict(
+            tracking_uri=os.environ.get('MLFLOW_TRACKING_URI', 'sqlite:///mlflow.db'),  # what `mlflow ui` shows
+            exp_name=os.environ.get('MLFLOW_EXPERIMENT_NAME'),
+            run_name=config.work_dir,
+        ),
+    )
+    visualizer = config.get('visualizer') or dict(type='Visualizer')
+    found = visualizer.get('vis_backends') or [dict(type='LocalVisBackend')]
+    kinds = {type_name(backend) for backend in found}
+    new = [dict(type=BACKENDS[name]) | options[name] for name in backends if BACKENDS[name] not in kinds]
+    config.visualizer = {**visualizer, 'vis_backends': [*found, *new]}
+
+
+BACKENDS = dict(tensorboard='TensorboardVisBackend', wandb='WandbVisBackend', mlflow='MLflowVisBackend')
+# The packages that mmengine's visual back-ends import, by the name that pip knows.
+_PACKAGES = {kind: name for name, kind in BACKENDS.items()} | {
+    f'{kind}VisBackend': kind.lower() for kind in ('ClearML', 'Neptune', 'DVCLive', 'Aim')
+}
+
+
+def _check_backends(config: Config) -> None:
+    backends = (config.get('visualizer') or {}).get('vis_backends') or []
+    for backend in [backends] if isinstance(backends, Mapping) else backends:
+        package = _PACKAGES.get(kind := type_name(backend) if isinstance(backend, Mapping) else '')
+        needed = [package] if package else []
+        if package == 'mlflow' and str(backend.get('tracking_uri')).startswith('sqlite:'):
+            needed.append('sqlalchemy')  # which mlflow-skinny leaves out
+        if any(find_spec(name) is None for name in needed):
+            raise UserError(f'{kind} needs the package {package}: pip install {package}, or remove this back-end')
 
 
 def scope_of(config: Config) -> str:

@@ -81,6 +81,17 @@ def test_adapters_train_as_in_one_process(ranks, way, name):
 
 
 @BOTH
+def test_norms_of_gradients_are_those_of_the_global_batch(ranks, way):
+    alone, together = runs(ranks, way, 'watched')
+    assert alone['norms'].keys() == {f'train/gradient/{name}' for name in ('kd', 'sp', 'task')}
+    for name, norms in alone['norms'].items():
+        assert min(norms) > 1e-3
+        for run in together:
+            assert run['norms'][name] == pytest.approx(norms, rel=1e-5)
+            assert_close(run['states'], alone['states'])
+
+
+@BOTH
 def test_banks_are_those_of_one_process(ranks, way):
     alone, together = runs(ranks, way, 'banks')
     start, first, *_, last = alone['adapters']

@@ -1,8 +1,12 @@
 """What every command does between reading a config and running it."""
 
+import argparse
 import os
 import signal
+import sys
 import time
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import pytest
 import torch
@@ -10,11 +14,11 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmpretrain.datasets import CustomDataset
-from tiny import classification_config, image_folder, train
+from tiny import classification_config, image_folder, saved_teacher, train
 
 from kd_plugins import engine
 from kd_plugins.checkpoint import save_weights
-from kd_plugins.engine import alone_in, latest_checkpoint, prepare_run, scope_of
+from kd_plugins.engine import alone_in, latest_checkpoint, load_run, prepare_run, scope_of, watch
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import CheckHook
 
@@ -174,6 +178,101 @@ def test_a_data_set_of_which_nothing_is_left_says_so(tmp_path):
     assert len(data) == 2
     with pytest.raises(UserError, match=r'CustomDataset: no image is left of .*, filter_cfg=None and indices=0 keep'):
         CustomDataset(data_root=str(tmp_path), indices=0)
+
+
+class StandIn(ModuleType):
+    """A package that notes what its functions are called with."""
+
+    def __init__(self, name, **more):
+        super().__init__(name)
+        self.__spec__, self.calls = ModuleSpec(name, None), []
+        vars(self).update(more)
+
+    def __getattr__(self, name):
+        if name.startswith('__'):
+            raise AttributeError(name)
+        return lambda *args, **options: self.calls.append((name, args, options))
+
+    def logged(self, name):
+        """Return the first arguments of the calls of a function."""
+        return [args[0] for called, args, _ in self.calls if called == name]
+
+
+def test_back_ends_get_what_is_watched(tmp_path, monkeypatch):
+    for variable in ('WANDB_MODE', 'MLFLOW_TRACKING_URI'):
+        monkeypatch.delenv(variable, raising=False)
+    writer, run = StandIn('writer'), StandIn('run')
+    packages = dict(
+        tensorboard=StandIn('tensorboard'),
+        wandb=StandIn('wandb', run=run, config=run),
+        mlflow=StandIn('mlflow'),
+        sqlalchemy=StandIn('sqlalchemy'),
+    )
+    packages['torch.utils.tensorboard'] = StandIn('torch.utils.tensorboard', SummaryWriter=lambda folder: writer)
+    for name, package in packages.items():
+        monkeypatch.setitem(sys.modules, name, package)
+    kd = dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', teacher='head.fc')
+    hook = dict(type='kd_plugins.DistillationHook', teacher=saved_teacher(tmp_path), terms=[kd])
+    config = classification_config(image_folder(tmp_path / 'data'), tmp_path / 'run', epochs=1, custom_hooks=[hook])
+    config.default_hooks.logger = dict(type='LoggerHook', interval=3)
+    config.default_hooks.watch = dict(gradients=3)
+    watch(config, ['tensorboard', 'wandb', 'mlflow'])
+    watch(config, ['wandb'])  # is there already
+    assert [backend.type for backend in config.visualizer.vis_backends] == [
+        'LocalVisBackend',
+        'TensorboardVisBackend',
+        'WandbVisBackend',
+        'MLflowVisBackend',
+    ]
+    train(config)
+    expected = {
+        'loss_kd',
+        'raw_loss/kd',
+        'weight/kd',
+        'loss_share/kd',
+        'loss_share/task',
+        'gradient/kd',
+        'teacher_time',
+    }
+    assert expected <= {*writer.logged('add_scalar')}
+    for package, call in (('wandb', 'log'), ('mlflow', 'log_metrics')):
+        (found,) = packages[package].logged(call)
+        assert expected <= found.keys()
+        assert found['loss_share/kd'] + found['loss_share/task'] == pytest.approx(1)
+    (options,) = [options for name, _, options in packages['wandb'].calls if name == 'init']
+    assert options['mode'] == 'offline'
+    assert packages['mlflow'].logged('set_tracking_uri') == ['sqlite:///mlflow.db']
+
+
+def test_servers_are_those_of_the_environment(monkeypatch):
+    monkeypatch.setenv('WANDB_MODE', 'online')
+    monkeypatch.setenv('MLFLOW_TRACKING_URI', 'http://there')
+    config = Config(dict(work_dir='work_dirs/a', visualizer=dict(type='DetLocalVisualizer', name='visualizer')))
+    watch(config, ['wandb', 'mlflow'])
+    local, wandb, mlflow = config.visualizer.vis_backends
+    assert (config.visualizer.type, config.visualizer.name, local.type) == (
+        'DetLocalVisualizer',
+        'visualizer',
+        'LocalVisBackend',
+    )
+    assert wandb.init_kwargs == dict(mode='online', name='work_dirs/a')
+    assert mlflow.tracking_uri == 'http://there'
+
+
+@pytest.mark.parametrize('missing', ['tensorboard', 'wandb', 'mlflow', 'sqlalchemy'])
+def test_the_package_of_a_back_end_is_named_where_it_is_absent(tmp_path, monkeypatch, missing):
+    for name in ('tensorboard', 'wandb', 'mlflow', 'sqlalchemy'):
+        monkeypatch.setitem(sys.modules, name, None if name == missing else StandIn(name))
+    monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
+    config = classification_config(tmp_path, tmp_path / 'run')
+    config.dump(tmp_path / 'config.py')
+    backend = 'mlflow' if missing == 'sqlalchemy' else missing
+    args = argparse.Namespace(
+        work_dir=None, cfg_options=None, launcher='none', allow_pickle=False, skip_corrupt=False, amp=False
+    )
+    load_run(str(tmp_path / 'config.py'), argparse.Namespace(**vars(args)), 'train')
+    with pytest.raises(UserError, match=f'VisBackend needs the package {backend}: pip install {backend}, or remove'):
+        load_run(str(tmp_path / 'config.py'), argparse.Namespace(**vars(args), watch=[backend]), 'train')
 
 
 @pytest.fixture

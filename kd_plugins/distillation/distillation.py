@@ -3,9 +3,10 @@
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from math import isfinite
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from mmengine.dist import all_reduce
@@ -97,6 +98,16 @@ def _are_dicts(value: Any) -> bool:
     return isinstance(value, Sequence) and len(value) > 0 and all(isinstance(x, Mapping) for x in value)
 
 
+class Observer(Protocol):
+    """What looks at every training step, as :class:`kd_plugins.hooks.WatchHook` does."""
+
+    def during_teachers(self) -> AbstractContextManager[None]:
+        """Return a block that the teachers run in."""
+
+    def before_backward(self, losses: Mapping[str, Any]) -> None:
+        """Look at all losses of the step, whose graph is still there."""
+
+
 class Distillation(nn.Module):
     """Teachers, terms and adapters of a student, and the losses of a training step.
 
@@ -152,6 +163,7 @@ class Distillation(nn.Module):
                 "out: give a plain network as the student, or task='train'"
             )
         self.gradients_checked = False  # whether every term gives the student a gradient
+        self.observer: Observer | None = None
         self._coverage_checked = False  # whether all terms together give every parameter one, see _check_data_parallel
         configs = [teacher] if isinstance(teacher, Mapping) else teacher
         if not _are_dicts(configs):
@@ -174,6 +186,7 @@ class Distillation(nn.Module):
                 if names.count(name) > 1:
                     raise UserError(f"two terms are named '{name}': give each its own name")
             self.recorder = Recorder(student, [tap for term in self.terms for tap in term.taps_in('student', student)])
+            self.teacher_configs = [dict(config) for config in configs]
             self.teachers = [
                 self._build_teacher(index, config, len(configs) > 1) for index, config in enumerate(configs)
             ]
@@ -279,7 +292,8 @@ class Distillation(nn.Module):
         Raises:
             UserError: The batch has several views per image, a loss is not finite, or no loss has a gradient.
         """
-        targets = self.teacher_features(inputs, data_samples)
+        with nullcontext() if self.observer is None else self.observer.during_teachers():
+            targets = self.teacher_features(inputs, data_samples)
         task: dict[str, Any] = {}
         # Layers after the last tap would get no gradient, and a detector's need annotations.
         with self.recorder.recording(stop=self.task == 'off') as features:
@@ -287,7 +301,10 @@ class Distillation(nn.Module):
                 run_student(mode='tensor')
             else:
                 task = run_student(mode='loss')
-        return self.with_task_losses(task, self(features, targets, inputs, data_samples))
+        losses = self.with_task_losses(task, self(features, targets, inputs, data_samples))
+        if self.observer is not None:
+            self.observer.before_backward(losses)
+        return losses
 
     def teacher_features(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> list[Features]:
         """Return the features at each teacher's taps for a batch, or ``{}`` where all of its terms have weight 0."""

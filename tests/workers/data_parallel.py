@@ -25,7 +25,7 @@ from tiny import classification_config, classifier, image_folder, saved_teacher,
 from torch import nn
 
 from kd_plugins.errors import UserError
-from kd_plugins.hooks import DistillationHook
+from kd_plugins.hooks import DistillationHook, WatchHook
 from kd_plugins.losses import DistillationLoss
 from kd_plugins.models import Distiller
 from kd_plugins.registry import MODELS
@@ -178,8 +178,12 @@ def run(
     bias: float = 0.0,
     task: str = 'train',
     epochs: int = 1,
+    watched: bool = False,
 ) -> dict:
-    """Train the small network on global batches of 8; return losses, weights and adapters of each iteration."""
+    """Train the small network on global batches of 8; return losses, weights and adapters of each iteration.
+
+    Where it is ``watched``, also return the norms of the terms' gradients.
+    """
     together = dist.is_initialized()
     teacher = dict(config=dict(type=Net, width=6), checkpoint=str(folder / f'teacher{bias:.0f}.pth'))
     distillation = dict(teacher=teacher, terms=terms, task=task)
@@ -209,8 +213,11 @@ def run(
         custom_hooks=[dict(type=DistillationHook, **distillation)] if way == 'hook' else None,
     )
     runner.register_hook(watch, 'LOWEST')
+    if watched:
+        runner.register_hook(WatchHook(gradients=1))
     runner.train()
-    return dict(losses=watch.losses, states=watch.states, adapters=watch.adapters)
+    norms = {name: x.data[0].tolist() for name, x in runner.message_hub.log_scalars.items() if 'gradient' in name}
+    return dict(losses=watch.losses, states=watch.states, adapters=watch.adapters, norms=norms)
 
 
 def scenarios(folder: Path, ways: Sequence[str] = WAYS) -> dict:
@@ -230,6 +237,7 @@ def scenarios(folder: Path, ways: Sequence[str] = WAYS) -> dict:
             ('banks', BANKS, dict(epochs=2)),
             ('bss', BSS, dict(bias=3.0)),
             ('accumulation', ADAPTED, dict(accumulate=2)),
+            ('watched', [x for x in every if x['name'] in ('kd', 'sp')], dict(watched=True)),
             ('without task', [x for x in every if x['name'] in ('kd', 'sp')], dict(task='off')),
         )
     }
