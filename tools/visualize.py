@@ -2,6 +2,7 @@
 
     python tools/visualize.py taps configs/cifar10_quick/student_from_teacher.py
     python tools/visualize.py ranking features.npz --out pictures
+    python tools/visualize.py curves work_dirs/cifar10_quick/student_from_teacher/* --out curves.png
     python tools/visualize.py tsne --tap backbone.stage3 --out tsne.png \\
         --teacher configs/cifar10_quick/teacher.py work_dirs/cifar10_quick/teacher/student.pth \\
         --student configs/cifar10_quick/student.py work_dirs/cifar10_quick/student/student.pth plain \\
@@ -14,6 +15,8 @@ tsne        the channels of teacher and students, which NST makes alike: a point
             panel, and only the students' differ.
 attention   where the activations of teacher and students are strong on some images, which AT makes alike.
 similarity  the similarities that teacher and students see between the images of a batch, which SP preserves.
+
+curves      the losses of up to eight runs, what part of the sum each is, and the metric, as mmengine has logged them.
 
 taps        the modules of a config's student and teachers: the shapes that they return, their strides, the losses that
             fit, and pairs of taps to distil. It needs neither data nor weights.
@@ -31,6 +34,7 @@ from pathlib import Path
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 from visuals.attention import attention
+from visuals.curves import curves
 from visuals.networks import add_network_options
 from visuals.ranking import ranking
 from visuals.similarity import similarity
@@ -63,6 +67,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=10,
         help='number of classes of the images, evenly spread over all (default: %(default)s)',
     )
+    command = commands.add_parser('curves', help=curves.__doc__, description=curves.__doc__)
+    command.add_argument('folders', type=Path, nargs='+', metavar='WORK_DIR', help='folder of a run')
+    command.add_argument('--metric', metavar='NAME', help='metric to draw (default: the first that most runs have)')
+    command.add_argument(
+        '--out', type=Path, default='curves.png', metavar='FILE', help='.png .pdf or .svg (default: %(default)s)'
+    )
+    command.set_defaults(run=curves)
     command = commands.add_parser('taps', help=taps.__doc__, description=taps.__doc__)
     command.add_argument('config', help='a run that distils, or one network alone: a path, or package::path')
     command.add_argument(

@@ -5,6 +5,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from scipy import stats
@@ -37,15 +38,19 @@ def centre_of(average: str) -> Callable[[Iterable[float]], float]:
 
 def scalars(run: Run) -> list[dict[str, Any]]:
     """Return the numbers in the lines of a run's ``scalars.json``, its sessions in order."""
+    return [line for path in sorted(run.folder.glob('*/vis_data/scalars.json')) for line in lines_of(path)]
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """Return the numbers in the lines of a ``scalars.json``."""
     lines = []
-    for path in sorted(run.folder.glob('*/vis_data/scalars.json')):
-        for line in path.read_text(errors='replace').splitlines():
-            try:
-                values = json.loads(line)
-            except ValueError:  # the last line of a killed run can be incomplete
-                continue
-            if isinstance(values, dict):
-                lines.append({key: value for key, value in values.items() if isinstance(value, (int, float))})
+    for line in path.read_text(errors='replace').splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:  # the last line of a killed run can be incomplete
+            continue
+        if isinstance(values, dict):
+            lines.append({key: value for key, value in values.items() if isinstance(value, (int, float))})
     return lines
 
 

@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import pickle
 import subprocess
 import sys
@@ -24,7 +25,7 @@ sys.path.append(str(TOOL.parent))  # last, since tools/test.py must not hide the
 _spec = importlib.util.spec_from_file_location('visualize', TOOL)
 tool = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tool)
-from visuals import attention, networks, ranking, similarity, tsne  # noqa: E402
+from visuals import attention, curves, networks, ranking, similarity, tsne  # noqa: E402
 
 
 def along_a_line(
@@ -582,3 +583,153 @@ def test_a_mistake_in_a_picture_of_networks_ends_in_one_line(argv: list[str]):
     assert run.returncode == 1
     assert run.stderr.strip().splitlines()[-1].startswith("error: ImageClassifier has no module 'backbon' to tap")
     assert 'Traceback' not in run.stderr
+
+
+def logged_run(folder, lines, session='20260101_000000'):
+    """Write the scalars of a session as mmengine does."""
+    file = folder / session / 'vis_data' / 'scalars.json'
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
+    return folder
+
+
+def logged(iteration, epoch, **losses):
+    """Return the line of a training iteration; ``loss`` is the sum, where it is not given."""
+    found = dict(loss=sum(losses.values())) | losses
+    return dict(lr=0.1, **found, time=1.0, epoch=epoch, iter=iteration, step=iteration)
+
+
+def scored(epoch, **metrics):
+    return metrics | dict(data_time=0.1, time=0.1, step=epoch)
+
+
+def test_courses_are_what_was_logged(tmp_path):
+    detector = [logged(i, i // 2, loss_cls=3.0 / i, loss_nst=1.0 / i) for i in (2, 4, 6)]
+    detector += [
+        scored(1, mAP=0.1),
+        scored(2, mAP=0.3, note='text'),
+        3,
+        {'loss_cls': float('nan'), 'iter': 8, 'epoch': 4},
+    ]
+    classifier = [logged(2, 1, loss=0.9, loss_kd=0.3), logged(4, 2, loss=0.6, loss_kd=0.6)]  # the task's own loss
+    watched = [logged(1, 1, loss=2.0, loss_kd=1.0) | {'loss_share/kd': 1.0, 'raw_loss/kd': 5.0, 'weight/kd': 0.2}]
+    found = [
+        curves.course_of(logged_run(tmp_path / name, lines), name)
+        for name, lines in (('a', detector), ('b', classifier), ('c', watched))
+    ]
+    assert found[0].losses == dict(cls={2: 1.5, 4: 0.75, 6: 0.5}, nst={2: 0.5, 4: 0.25, 6: pytest.approx(1 / 6)})
+    assert found[0].shares == {
+        name: pytest.approx(dict.fromkeys((2, 4, 6), x)) for name, x in (('cls', 0.75), ('nst', 0.25))
+    }
+    assert found[0].metrics == dict(mAP={1: 0.1, 2: 0.3})
+    assert found[1].losses == dict(task={2: 0.9, 4: 0.6}, kd={2: 0.3, 4: 0.6})
+    assert found[1].shares == dict(task={2: pytest.approx(0.75), 4: 0.5}, kd={2: pytest.approx(0.25), 4: 0.5})
+    assert found[2].shares == dict(kd={1: 1.0})  # of WatchHook: the task's loss does not train
+    assert [*found[2].losses] == ['task', 'kd']
+
+
+def test_a_resumed_run_takes_the_place_of_what_it_repeats(tmp_path):
+    first = [logged(i, i // 2, loss_cls=1.0) for i in (2, 4, 6)] + [
+        scored(1, mAP=0.1),
+        scored(2, mAP=0.2),
+        scored(3, mAP=9),
+    ]
+    second = [logged(i, i // 2, loss_cls=0.5) for i in (6, 8)] + [scored(3, mAP=0.3), scored(4, mAP=0.4)]
+    logged_run(tmp_path, first, '20260101_000000')
+    logged_run(tmp_path, second, '20260102_000000')
+    logged_run(tmp_path, [scored(0, mAP=7)], '20260103_000000')  # a validation alone
+    found = curves.course_of(tmp_path, 'run')
+    assert found.losses == dict(cls={2: 1.0, 4: 1.0, 6: 0.5, 8: 0.5})
+    assert found.metrics == dict(mAP={1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4})
+
+
+def test_curves_of_runs_by_iterations(tmp_path):
+    lines = [
+        {'train/loss': 3.0, 'train/loss_a': 1.0, 'train/loss_b': 2.0, 'iter': 5, 'step': 5},
+        {'val/mAP': 0.2, 'step': 5},
+    ]
+    found = curves.course_of(logged_run(tmp_path, lines), 'run')  # with log_with_hierarchy, too
+    assert (found.losses, found.metrics, found.by_epoch) == (dict(a={5: 1.0}, b={5: 2.0}), dict(mAP={5: 0.2}), False)
+    assert 'at iteration 5' in next(curves.summaries([found], 'mAP'))
+
+
+def test_of_many_losses_those_of_few_runs_are_drawn_as_one():
+    many = {f'd{i}.loss_cls': {1: 1.0 + i} for i in range(9)}
+    course = curves.Course('a', dict(cls={1: 0.1}) | many, dict(cls={1: 0.1}) | many, {}, True)
+    other = curves.Course('b', dict(cls={1: 0.1}), dict(cls={1: 1.0}), {}, True)
+    (found, same), colours = curves.grouped([course, other])
+    assert [*found.losses] == ['cls', *(f'd{i}.loss_cls' for i in range(4, 9)), 'others']
+    assert found.losses['others'] == found.shares['others'] == {1: 1 + 2 + 3 + 4}
+    assert same.losses == other.losses
+    assert colours.keys() == found.losses.keys()
+    assert len({*colours.values()}) == len(colours)
+
+
+@pytest.fixture
+def logged_runs(tmp_path):
+    for name, scale in (('plain', 1.0), ('a method with a name that is much too long', 0.5), ('nst', 0.01)):
+        losses = dict(loss_cls=1.0) if name == 'plain' else dict(loss_cls=1.0, loss_nst=scale)
+        lines = [logged(i, i // 2, **{key: x / i for key, x in losses.items()}) for i in range(2, 13, 2)]
+        logged_run(
+            tmp_path / 'runs' / name, lines + [scored(i, **{'a/mAP': i / 9, 'a/AP50': i / 8}) for i in range(1, 7)]
+        )
+    return sorted((tmp_path / 'runs').iterdir())
+
+
+def test_the_picture_of_curves_shows_every_run_without_overlaps(tmp_path, logged_runs):
+    names = curves.names_of(logged_runs)
+    assert names == ['a method with a name that is much too long', 'nst', 'plain']
+    courses = [curves.course_of(folder, name) for folder, name in zip(logged_runs, names, strict=True)]
+    figure = curves.draw_curves(courses, 'a/mAP')
+    figure.draw_without_rendering()
+    *parts, metric = figure.axes
+    assert len(parts) == 6
+    assert parts[0].get_yscale() == 'log'  # 1 beside 0.01
+    assert [line.get_ydata()[-1] for line in metric.lines] == [6 / 9] * 3
+    assert len({to_hex(line.get_color()) for line in metric.lines}) == 3
+    legends = [legend for axes in figure.axes if (legend := axes.get_legend())]
+    assert [[text.get_text() for text in legend.get_texts()] for legend in legends] == [
+        ['cls', 'nst'],
+        [f'…{names[0][-29:]}', 'nst', 'plain'],
+    ]
+    boxes = [axes.title.get_window_extent() for axes in parts[::2]] + [x.get_window_extent() for x in legends]
+    boxes += [label.get_window_extent() for axes in figure.axes for label in (axes.xaxis.label, axes.yaxis.label)]
+    boxes = [box for box in boxes if box.width]
+    for i, box in enumerate(boxes):
+        assert figure.bbox.containsx(box.x0)
+        assert figure.bbox.containsx(box.x1)
+        assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+@pytest.mark.parametrize('ending', ['png', 'svg'])
+def test_curves_are_written_and_summarised(tmp_path, logged_runs, capsys, ending):
+    out = tmp_path / f'curves.{ending}'
+    tool.main(['curves', *map(str, logged_runs), '--out', str(out), '--metric', 'a/AP50'])
+    assert out.stat().st_size > 1000
+    assert 'nst a/AP50 0.75 at epoch 6; plain a/AP50 0.75 at epoch 6' in capsys.readouterr().out
+
+
+CURVES_REFUSED = {
+    'no run': (['empty'], 'expected the folder of a run, with scalars of training'),
+    'no folder': (['nowhere'], 'expected the folder of a run, with scalars of training'),
+    'twice': (['runs/nst', 'runs/../runs/nst'], 'is given twice'),
+    'ending': (['runs/nst', '--out', 'a.gif'], r'expected a file ending in .png, .pdf, .svg'),
+    'metric': (['runs/nst', '--metric', 'a/mAp'], "no run has scored 'a/mAp'; nearest names: a/mAP"),
+    'too many': (['runs/nst'] * 9, 'expected at most 8 runs in a picture, got 9'),
+}
+
+
+@pytest.mark.parametrize('name', CURVES_REFUSED)
+def test_curves_refused(tmp_path, logged_runs, monkeypatch, name):
+    arguments, message = CURVES_REFUSED[name]
+    (tmp_path / 'empty').mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        tool.main(['curves', *arguments])
+
+
+def test_runs_without_scores_have_losses_alone(tmp_path):
+    course = curves.course_of(logged_run(tmp_path, [logged(i, i, loss=1.0 / i) for i in (1, 2)]), 'run')
+    assert curves.metric_of([course], None) is None
+    assert len(curves.draw_curves([course], None).axes) == 1  # one loss has no shares
+    assert [*curves.summaries([course], None)] == ['run task 0.5']
