@@ -13,10 +13,16 @@ networks      name=dict(config='configs/...py', teacher=<name of a teacher>, ter
               methods=dict(<name of a method>=dict(...))); the last adds to those methods on this network
 teachers      name=dict(config='configs/...py', overrides=dict(...)); trained first. Or name=dict(given=dict(...)): one
               that is there, the hook's config dict of a teacher, as dict(timm='...')
-methods       name=dict(terms=[...], hook=dict(...), wrap=dict(type=...), overrides=dict(...), first=dict(...)); a term
+methods       name=dict(terms=[...], hook=dict(...), wrap=dict(type=...), overrides=dict(...), first=dict(...),
+              search=dict(...)); a term
               is a key of terms_from (configs/_base_/methods.py, or what a network names) or a config dict; hook has
               more options of the DistillationHook; wrap makes the model dict(wrap, student=<the network>); first is
-              a method that trains the weights from which this one starts, or the name of a method above it
+              a method that trains the weights from which this one starts, or the name of a method above it;
+              search=dict(weight=[0.3, 1.0, 3.0]) chooses the weight of the method's term by successive halving: all
+              train to an epoch, the better half goes on to the next, and the best weight is that of the method's runs.
+              It scores on the images of validation, never on the test set. epochs=[15, 30] are the ends of the rounds
+              (by default the whole training is the last, and each ends at half the next); terms=['nst'] names the
+              terms that get the weight, where there are several
 corruptions   name=dict(label_noise=..., imbalance=..., common=..., teacher_common=...): options of the training data;
               common and teacher_common add to the study's, and win. clean=dict() by default
 seeds         whole numbers below 1000; a teacher's seed is 1000 more than its students'. '{seed}' in a text of the
@@ -49,6 +55,24 @@ from kd_plugins.studies.checks import check_runs
 from kd_plugins.studies.execute import Execution, LocalLauncher, RayLauncher, check_unchanged
 from kd_plugins.studies.plan import load_study
 from kd_plugins.studies.report import references, report
+from kd_plugins.studies.run import Run
+
+
+def state_of(run: Run) -> str:
+    """Describe a run in a word, of seven characters."""
+    return 'waits  ' if run.waits else 'changed' if run.changed else 'done   ' if run.finished else 'missing'
+
+
+def cost(runs: Sequence[Run]) -> str:
+    """Describe how much some runs train from an empty folder, and how much of it is the search for weights."""
+    searches = list(dict.fromkeys(run.search for run in runs if run.search is not None))
+    others = [run for run in runs if run.part != 'search']
+    epochs = sum((run.config.get('train_cfg') or {}).get('max_epochs') or 0 for run in others)
+    text = f'{len(others)} runs, {epochs} epochs'
+    if searches:
+        count, spent = sum(len(x.runs) for x in searches), sum(x.cost for x in searches)
+        text += f'; before them the search for {len(searches)} weight(s): {count} runs, {spent} epochs in all'
+    return text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -67,7 +91,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument('--table', action='store_true', help='train nothing, only make tables and figures')
     parser.add_argument(
-        '--list', action='store_true', help='train nothing, only list which runs are done, missing, or changed since'
+        '--list',
+        action='store_true',
+        help='train nothing, only list which runs are done, missing, changed since, or wait for the weight that a '
+        'search finds; and what runs and searches cost',
     )
     parser.add_argument('--root', help='folder of runs and tables (default: work_dirs/studies/<study>)')
     parser.add_argument(
@@ -86,8 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = study.only(args.only) if args.only else study.runs
     if args.list:
         for run in runs:
-            state = 'changed' if run.changed else 'done   ' if run.finished else 'missing'
-            print(state, run.folder.relative_to(study.root).as_posix())
+            print(state_of(run), run.folder.relative_to(study.root).as_posix())
+        print(cost(runs))
         return
     failed = {}
     if args.table and not any(run.finished for run in study.runs):
@@ -99,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         threads = args.threads or max(len(os.sched_getaffinity(0)) // args.jobs, 1)
         with alone_in(study.root):
             check_unchanged(runs, args.changed)
+            print(cost(runs))
             launcher = (
                 RayLauncher(threads, args.gpus)
                 if args.launcher == 'ray'
@@ -106,6 +134,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
             execution = Execution(study, runs, launcher, args.jobs)
             execution.run()
+            if args.changed == 'stop':  # searches may have found other weights than runs were made with
+                check_unchanged(runs, args.changed)
         failed = execution.failed
     report(study, args.changed == 'keep')
     if failed:

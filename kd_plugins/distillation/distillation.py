@@ -26,6 +26,7 @@ from kd_plugins.registry import build_part, check_arguments
 from kd_plugins.utils.names import did_you_mean, first
 from kd_plugins.utils.random import preserved_rng
 
+DIVERGED = 'training stops, the last good checkpoint is kept'
 _TASKS = ('train', 'log', 'off')
 _KINDS: dict[type, type[Term]] = {AdversarialLoss: AdversarialTerm, CrossKDLoss: CrossKDTerm}
 
@@ -55,8 +56,8 @@ def check_finite(losses: Mapping[str, Any]) -> None:
         ]
         iteration = MessageHub.get_current_instance().get_info('iter', 0) + 1
         raise UserError(
-            f'{", ".join(bad_losses)} at iteration {iteration}: training stops, the last good checkpoint is '
-            "kept; lower the term's weight or the learning rate"
+            f"{', '.join(bad_losses)} at iteration {iteration}: {DIVERGED}; lower the term's weight or the learning "
+            'rate'
         )
 
 

@@ -10,6 +10,7 @@ from kd_plugins.hooks.integrity_hook import IntegrityHook
 from kd_plugins.hooks.knn_hook import KNNHook
 from kd_plugins.hooks.pretrained_check_hook import HandoverHook, PretrainedCheckHook
 from kd_plugins.hooks.reseed_hook import ReseedHook
+from kd_plugins.hooks.stop_hook import StopHook
 from kd_plugins.hooks.watch_hook import WatchHook
 
 __all__ = [
@@ -26,5 +27,6 @@ __all__ = [
     'KNNHook',
     'PretrainedCheckHook',
     'ReseedHook',
+    'StopHook',
     'WatchHook',
 ]

@@ -16,13 +16,14 @@ from kd_plugins.distillation.sources import build_teacher, source_and_options
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import DistillationHook
 from kd_plugins.registry import MODELS, check_arguments
+from kd_plugins.studies.search import check_search
 from kd_plugins.utils.random import preserved_rng
 
 # The keys of a study's config dicts; a misspelt one would otherwise be ignored in silence.
 _KEYS = {
     'networks': {'config', 'teacher', 'terms_from', 'replace', 'overrides', 'methods'},
     'teachers': {'config', 'replace', 'overrides', 'given'},
-    'methods': {'terms', 'wrap', 'overrides', 'first', 'hook', 'teacher_cache'},
+    'methods': {'terms', 'wrap', 'overrides', 'first', 'hook', 'teacher_cache', 'search'},
     'corruptions': {'label_noise', 'imbalance', 'common', 'teacher_common'},
 }
 _CHOICES = dict(
@@ -74,14 +75,17 @@ def check_study(path: str, options: Mapping[str, Any]) -> None:
                 if first not in list(options[part])[: list(options[part]).index(name)]:
                     raise UserError(f"{where}: first is '{first}', expected a method above it, or a config dict")
             else:
-                _check_dict(f"{where}['first']", first, allowed - {'first'})
+                _check_dict(f"{where}['first']", first, allowed - {'first', 'search'})
+            check_search(where, config, options['validation'])
     for name, config in options['networks'].items():
         own, where = config.get('methods', {}), f"{path}: networks['{name}']['methods']"
         _check_dict(where, own, options['methods'])
         for method in own:
             if not isinstance(own[method], Mapping):
                 raise UserError(f"{where}['{method}'] is {own[method]!r}, expected a dict")
-            _check_dict(f"{where}['{method}']", method_on(name, method, options), _KEYS['methods'])
+            merged = method_on(name, method, options)
+            _check_dict(f"{where}['{method}']", merged, _KEYS['methods'])
+            check_search(f"{where}['{method}']", merged, options['validation'])
     for name, config in options['methods'].items():
         if 'first' in config and 'wrap' in config:
             raise UserError(

@@ -29,6 +29,20 @@ def data_options(condition: Mapping[str, Any]) -> dict[str, Any]:
 
 def hold_out(config: dict[str, Any], options: Mapping[str, Any], metric: str) -> None:
     """Score a run on its held-out training data, beside the test set, under the name of :func:`held_out`."""
+    loader = _held_out_loader(config, options)
+    given, prefix = config['val_evaluator'], held_out(metric).partition('/')[0]
+    evaluator = [dict(x, prefix=prefix) for x in (given if isinstance(given, (list, tuple)) else [given])]
+    hook = dict(type='kd_plugins.HeldOutHook', dataloader=loader, evaluator=evaluator)
+    config['default_hooks'] = dict(config.get('default_hooks', {}), held_out=hook)
+
+
+def hide_test_set(config: dict[str, Any], options: Mapping[str, Any]) -> None:
+    """Score a run on its held-out training data alone: its config names no test set."""
+    config['val_dataloader'] = _held_out_loader(config, options)
+    config.update(dict.fromkeys(('test_dataloader', 'test_cfg', 'test_evaluator')))
+
+
+def _held_out_loader(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     if not config.get('val_dataloader') or not config.get('val_evaluator'):
         raise UserError('validation: the config has no val_dataloader or no val_evaluator: give it both')
     loader = copy.deepcopy(config['val_dataloader'])
@@ -41,10 +55,7 @@ def hold_out(config: dict[str, Any], options: Mapping[str, Any], metric: str) ->
         )
     holder['dataset'] = source | {key: holder['dataset'][key] for key in ('pipeline',) if key in holder['dataset']}
     corrupt(loader, dict(validation=dict(options, part='val')))
-    given, prefix = config['val_evaluator'], held_out(metric).partition('/')[0]
-    evaluator = [dict(x, prefix=prefix) for x in (given if isinstance(given, (list, tuple)) else [given])]
-    hook = dict(type='kd_plugins.HeldOutHook', dataloader=loader, evaluator=evaluator)
-    config['default_hooks'] = dict(config.get('default_hooks', {}), held_out=hook)
+    return loader
 
 
 def held_out(metric: str) -> str:

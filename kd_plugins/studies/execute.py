@@ -19,9 +19,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from kd_plugins.distillation.distillation import DIVERGED
 from kd_plugins.errors import UserError
-from kd_plugins.studies.plan import Run, Study
+from kd_plugins.studies.plan import Study
 from kd_plugins.studies.results import metrics_of, shown
+from kd_plugins.studies.run import Run
 from kd_plugins.studies.worker import PRELOAD, TRAIN, train
 from kd_plugins.utils.files import write_text
 
@@ -185,7 +187,7 @@ def check_unchanged(runs: Sequence[Run], changed: str) -> None:
     Raises:
         UserError: There are such folders, and ``changed`` is 'stop'.
     """
-    others = [run for run in runs if run.changed]
+    others = [run for run in runs if run.changed]  # one that waits for its weight may be
     if others and changed == 'stop':
         raise UserError(
             f'{len(others)} runs were made with another config than the study now has, the first in '
@@ -194,9 +196,9 @@ def check_unchanged(runs: Sequence[Run], changed: str) -> None:
         )
     for run in runs:
         if run.record and (
-            run.changed
+            run.changed or run.waits
             if changed == 'redo'
-            else not run.finished and run.record.get('digest', run.actual_digest) != run.actual_digest
+            else not run.waits and not run.finished and run.record.get('digest', run.actual_digest) != run.actual_digest
         ):
             _clear(run)
 
@@ -224,7 +226,9 @@ class Execution:
     def __init__(self, study: Study, runs: Sequence[Run], launcher: Launcher, jobs: int) -> None:
         self._study, self._launcher, self._jobs = study, launcher, jobs
         self._runs = runs
-        self._waiting = [run for run in runs if not run.finished]
+        self._searches = list(dict.fromkeys(run.search for run in runs if run.search is not None))
+        # The runs of a search wait from round to round.
+        self._waiting = [run for run in runs if run.part != 'search' and (run.waits or not run.finished)]
         self._active: dict[Any, tuple[Run, float]] = {}
         self._versions = versions()
         self._console = Console(soft_wrap=True)
@@ -248,8 +252,13 @@ class Execution:
             TextColumn('{task.fields[left]}'),
         )
         with Progress(*columns, console=self._console) as progress:
+            others = sum(run.part != 'search' for run in self._runs)
+            scores = [x for search in self._searches for scored in search.rounds for x in scored.values()]
             bar = progress.add_task(
-                self._study.name, total=len(self._runs), left='', completed=len(self._runs) - len(self._waiting)
+                self._study.name,
+                total=others + sum(sum(search.sizes) for search in self._searches),
+                left='',
+                completed=others - len(self._waiting) + sum(x is not None for x in scores),
             )
             before = signal.signal(signal.SIGTERM, signal.default_int_handler)
             try:
@@ -269,17 +278,28 @@ class Execution:
                 signal.signal(signal.SIGTERM, before)
 
     def _start_ready(self) -> None:
+        known = {*self._waiting, *(run for run, _ in self._active.values()), *self.failed}
+        self._waiting[:0] = [run for search in self._searches for run in search.due() if run not in known]
         for run in list(self._waiting):
             if len(self._active) >= self._jobs:
                 return
+            searched = [*run.search.runs.values()] if run.search is not None and run.waits else []
             if run.problem:
                 self._waiting.remove(run)
                 self.failed[run] = run.problem
-            elif lost := [needed for needed in run.needs if needed in self.failed]:
+            elif lost := [needed for needed in (*run.needs, *searched) if needed in self.failed]:
                 self._waiting.remove(run)
                 self.failed[run] = f'not started, since {lost[0].name} failed'
-            elif all(needed.finished for needed in run.needs):
+            elif run.search is not None and run.search.diverged:
                 self._waiting.remove(run)
+                self.failed[run] = 'not started, since every weight of its search diverged: give it smaller ones'
+            elif not run.waits and all(needed.finished for needed in run.needs):
+                self._waiting.remove(run)
+                if run.part == 'student' and run.search is not None:
+                    run.take_weight()
+                    if run.finished:  # with the same weight, or, as the next call says, with another one
+                        continue
+                    check_unchanged([run], 'keep')
                 run.folder.mkdir(parents=True, exist_ok=True)
                 write_text(run.folder / 'config.py', run.text)
                 write_text(
@@ -312,10 +332,17 @@ class Execution:
     def _finish(self, run: Run, status: int, seconds: float, progress: Progress) -> None:
         if not status and not run.finished:
             status = 1
+        if status and run.part == 'search' and DIVERGED in (reason := last_error(run, status)):
+            self._record(run, 'diverged', seconds)
+            progress.console.print(f'{run.name}: left out: {reason}', markup=False, highlight=False)
+            return
         self._record(run, 'failed' if status else 'finished', seconds)
         if status:
             self.failed[run] = last_error(run, status)
             progress.console.print(f'{run.name}: failed: {self.failed[run]}', markup=False, highlight=False)
+            return
+        if run.part == 'search' and run.search is not None and run.search.score(run, run.until) is None:
+            self.failed[run] = f"its scalars.json has no '{run.search.metric}': a search needs a LoggerHook"
             return
         value = (
             ''
@@ -332,14 +359,16 @@ class Execution:
         """Estimate the time left from the finished runs of the same network, or else from all."""
         seconds: dict[tuple[str, str], list[float]] = {}
         for run in self._study.runs:
-            if run.finished and (sessions := run.record.get('sessions')):
-                seconds.setdefault((run.network, run.part), []).append(sum(x['seconds'] for x in sessions))
+            if run.finished and run.seconds:
+                share = run.epoch if run.part == 'search' else 1  # of one epoch, where a run has rounds
+                seconds.setdefault((run.network, run.part), []).append(run.seconds / share)
         if not seconds:
             return ''
         overall = statistics.fmean(x for values in seconds.values() for x in values)
 
         def expected(run: Run) -> float:
-            return statistics.fmean(seconds.get((run.network, run.part), [overall]))
+            share = (run.until or 0) - run.epoch if run.part == 'search' else 1
+            return share * statistics.fmean(seconds.get((run.network, run.part), [overall]))
 
         now = time.time()
         left = sum(map(expected, self._waiting))

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from kd_plugins.studies.data import data_options
-from kd_plugins.studies.plan import Run, Study
-from kd_plugins.studies.results import Gain, Result, centre_of, scalars, shown
+from kd_plugins.studies.plan import Study
+from kd_plugins.studies.results import Gain, Result, centre_of, shown
+from kd_plugins.studies.run import Run
 
 # The axis of a data option: its key, label and file, and the position of clean data.
 _AXES = {
@@ -36,7 +37,7 @@ def curves(study: Study, run: Run) -> tuple[dict[int, float], dict[int, float]]:
     metric = study.options['metric']
     test: dict[int, float] = {}
     train: dict[int, float] = {}
-    for line in scalars(run):
+    for line in run.scalars:
         if metric in line:
             test[line['step']] = shown(study, line[metric])
         elif 'epoch' in line:

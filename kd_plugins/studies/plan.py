@@ -2,12 +2,9 @@
 
 import copy
 import difflib
-import hashlib
-import json
-import pprint
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,9 @@ from mmengine.config import Config
 from kd_plugins.config import load_config, located
 from kd_plugins.errors import UserError
 from kd_plugins.studies.checks import TEACHER_SEED, check_spelling, check_study, method_on
-from kd_plugins.studies.data import corrupt, data_options, filled, hold_out
+from kd_plugins.studies.data import corrupt, data_options, filled, hide_test_set, hold_out
+from kd_plugins.studies.run import Run
+from kd_plugins.studies.search import SEARCH_SEED, Search, rounds_of, searched_terms
 
 # Options of a study and their values where it states none.
 DEFAULTS: dict[str, Any] = dict(
@@ -45,81 +44,6 @@ DEFAULTS: dict[str, Any] = dict(
 )
 
 
-@dataclass(eq=False)
-class Run:
-    """One training.
-
-    Attributes:
-        network: Name of the trained network; for a teacher, the teacher's name.
-        corruption: Name of the condition of its training data.
-        method: Name of the method, ``'teacher'`` for a teacher.
-        seed: Seed of the run; a teacher's is that of its first student, and its config has ``TEACHER_SEED`` more.
-        folder: Folder of its files.
-        config: Its complete config, plain values.
-        needs: The runs whose ``student.pth`` it reads.
-        part: 'student', 'teacher' or 'first' (the first of two stages).
-        problem: Why it cannot run, where the study names something that does not exist.
-    """
-
-    network: str
-    corruption: str
-    method: str
-    seed: int
-    folder: Path
-    config: dict[str, Any]
-    needs: list['Run'] = field(default_factory=list)
-    part: str = 'student'
-    problem: str = ''
-
-    @property
-    def name(self) -> str:
-        """The run's name in messages."""
-        stage = ' (first stage)' if self.part == 'first' else ''
-        return f'{self.network} / {self.corruption} / {self.method} / seed {self.seed}{stage}'
-
-    @property
-    def text(self) -> str:
-        """The config as a Python file."""
-        return ''.join(
-            f'{key} = {pprint.pformat(value, width=119, sort_dicts=False)}\n' for key, value in self.config.items()
-        )
-
-    @property
-    def digest(self) -> str:
-        """A short digest of the config and of the runs that it builds on."""
-        return self._digest_on(run.digest for run in self.needs)
-
-    @property
-    def actual_digest(self) -> str:
-        """The digest of a run started now: where older runs of what it needs were kept, it builds on these."""
-        return self._digest_on(run.record.get('digest') or run.actual_digest for run in self.needs)
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The content of ``run.json``; empty before the first start, and where the file is damaged."""
-        record = _json(self.folder / 'run.json')
-        return record if isinstance(record.get('sessions', []), list) else {}
-
-    @property
-    def finished(self) -> bool:
-        """Whether it has a whole result, of this config or an older one."""
-        return self.metrics is not None
-
-    @property
-    def metrics(self) -> dict[str, Any] | None:
-        """The metrics in ``result.json``; None before the end, and where the file is damaged."""
-        metrics = _json(self.folder / 'result.json').get('metrics')
-        return metrics if isinstance(metrics, dict) else None
-
-    @property
-    def changed(self) -> bool:
-        """Whether the folder holds a run of another config."""
-        return self.record.get('digest', self.digest) != self.digest
-
-    def _digest_on(self, needs: Iterable[str]) -> str:
-        return hashlib.sha256((self.text + ''.join(needs)).encode()).hexdigest()[:16]
-
-
 @dataclass
 class Study:
     """A study file, expanded to its runs.
@@ -142,6 +66,11 @@ class Study:
         return [run for run in self.runs if run.part == 'student']
 
     @property
+    def searches(self) -> list[Search]:
+        """The searches for weights."""
+        return list(dict.fromkeys(run.search for run in self.runs if run.search is not None))
+
+    @property
     def teachers(self) -> list[Run]:
         """The teachers' runs."""
         return [run for run in self.runs if run.part == 'teacher']
@@ -161,7 +90,7 @@ class Study:
             wanted |= chosen
         for run in reversed(self.runs):
             if run in wanted:
-                wanted.update(run.needs)
+                wanted.update(run.needs, run.search.runs.values() if run.search else ())
         return [run for run in self.runs if run in wanted]
 
 
@@ -213,16 +142,19 @@ class _Plan:
         self._teachers: dict[Path, Run] = {}
         self._split: dict[Path, bool] = {}
         self._students: dict[tuple[str, str, str, int], Run] = {}
+        self._searches: dict[tuple[str, str, str], Search] = {}
 
     def runs(self) -> list[Run]:
         """Return all runs, the first seed of every method before the second of any."""
-        students = []
+        students: dict[Run, None] = {}
         for seed in self._options['seeds']:
             for corruption in self._options['corruptions']:
                 for network in self._options['networks']:
                     for method in self._options['methods']:
                         run = self._student(network, corruption, method, seed)
-                        students += [*(r for r in run.needs if r.part == 'first'), run]
+                        firsts = [needed for needed in run.needs if needed.part == 'first']
+                        searched = run.search.runs.values() if run.search else []
+                        students |= dict.fromkeys([*firsts, *searched, run])
         return [*self._teachers.values(), *students]
 
     def _base(self, source: Mapping[str, Any], corruption: str, *parts: str) -> Config:
@@ -254,17 +186,21 @@ class _Plan:
         folder: Path,
         corruption: str,
         seed: int,
-        randomness: int | None = None,
+        later: int = 0,
+        searching: bool = False,
     ) -> dict[str, Any]:
         plain = filled(_plain(config), seed)
         if not plain.get('train_dataloader'):
             raise UserError(f'{self._path}: the config that is to be trained in {folder} has no train_dataloader')
         data = data_options(self._options['corruptions'].get(corruption, {}))
         if validation := self._options['validation']:
-            hold_out(plain, validation, self._options['metric'])
+            if searching:
+                hide_test_set(plain, validation)
+            else:
+                hold_out(plain, validation, self._options['metric'])
             data['validation'] = dict(validation)
         corrupt(plain['train_dataloader'], data)
-        plain['randomness'] = dict(plain.get('randomness', {}), seed=seed if randomness is None else randomness)
+        plain['randomness'] = dict(plain.get('randomness', {}), seed=later + seed)
         plain['work_dir'] = folder.as_posix()
         return plain
 
@@ -282,7 +218,7 @@ class _Plan:
         if folder not in self._teachers:
             config = self._base(self._options['teachers'][name], corruption, 'common', 'teacher_common')
             self._split[folder] = _has_splits(config)
-            config = self._complete(config, folder, corruption, seed, TEACHER_SEED + seed)
+            config = self._complete(config, folder, corruption, seed, TEACHER_SEED)
             self._teachers[folder] = Run(name, corruption, 'teacher', seed, folder, config, part='teacher')
         return self._teachers[folder]
 
@@ -291,16 +227,50 @@ class _Plan:
         folder = self._root / slug(network) / slug(corruption) / slug(method) / f'seed{seed}'
         run = self._stage(network, corruption, method, options, seed, folder)
         self._students[network, corruption, method, seed] = run
+        first = None
         if 'first' in options:
             if isinstance(options['first'], str):
                 first = self._students[network, corruption, options['first'], seed]
             else:
                 first = self._stage(network, corruption, method, options['first'], seed, folder / 'first')
                 first.part = 'first'
-            run.needs.append(first)
-            run.config['load_from'] = (first.folder / 'student.pth').as_posix()
-            run.config['requires'] = [*run.config.get('requires', []), _required(first)]
+            _start_from(run, first)
+        if 'search' in options and not run.problem:
+            key = network, corruption, method
+            if key not in self._searches:
+                self._searches[key] = self._search(*key, options, run, first)
+            run.search = self._searches[key]
+            run.take_weight()
         return run
+
+    def _search(
+        self,
+        network: str,
+        corruption: str,
+        method: str,
+        options: Mapping[str, Any],
+        student: Run,
+        first: Run | None,
+    ) -> Search:
+        where, given = f"{self._path}: methods['{method}']", options['search']
+        names = searched_terms(where, student.config['custom_hooks'][-1]['terms'], given.get('terms'))
+        whole = student.config.get('train_cfg', {}).get('max_epochs')
+        epochs = rounds_of(where, len(given['weight']), given.get('epochs'), whole)
+        search = Search(self._options['metric'], epochs, list(names), max(names.values()))
+        for weight in given['weight']:
+            folder = student.folder.parent / 'search' / f'{weight:g}'
+            run = self._stage(network, corruption, method, options, student.seed, folder, searching=True)
+            if first is not None:
+                _start_from(run, first)
+            search.weigh(run.config, weight)
+            # A round may end between two of the training's own checkpoints.
+            hooks = run.config.get('default_hooks', {})
+            checkpoint = (hooks.get('checkpoint') or dict(type='CheckpointHook')) | dict(interval=1, by_epoch=True)
+            run.config['default_hooks'] = dict(hooks, checkpoint=checkpoint)
+            run.part, run.search, run.until = 'search', search, epochs[0]
+            search.runs[weight] = run
+        search.due()  # which one has come how far
+        return search
 
     def _stage(
         self,
@@ -310,12 +280,13 @@ class _Plan:
         options: Mapping[str, Any],
         seed: int,
         folder: Path,
+        searching: bool = False,
     ) -> Run:
         source = self._options['networks'][network]
         config = self._base(source, corruption, 'common')
         self._merge(config, options.get('overrides', {}), 'overrides')
         split = _has_splits(config)
-        config = self._complete(config, folder, corruption, seed)
+        config = self._complete(config, folder, corruption, seed, SEARCH_SEED if searching else 0, searching)
         needs, problem = [], ''
         try:
             terms = self._terms_of(options.get('terms', []), source.get('terms_from', self._options['terms_from']))
@@ -364,21 +335,19 @@ class _Plan:
         return found
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file; empty where it is missing or damaged."""
-    try:
-        found = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def _plain(config: Config) -> dict[str, Any]:
     return config.to_dict()  # classes, which a config by read_base has, as their names
 
 
 def _required(run: Run) -> dict[str, str]:
     return dict(config=(run.folder / 'config.py').as_posix(), checkpoint=(run.folder / 'student.pth').as_posix())
+
+
+def _start_from(run: Run, first: Run) -> None:
+    """Let a run start from the weights of another."""
+    run.needs.append(first)
+    run.config['load_from'] = (first.folder / 'student.pth').as_posix()
+    run.config['requires'] = [*run.config.get('requires', []), _required(first)]
 
 
 def _has_splits(config: Config) -> bool:

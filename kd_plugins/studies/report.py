@@ -6,6 +6,7 @@ import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from kd_plugins.errors import UserError
 from kd_plugins.studies.checks import TEACHER_SEED
 from kd_plugins.studies.data import data_options
 from kd_plugins.studies.figures import figures
-from kd_plugins.studies.plan import Run, Study
-from kd_plugins.studies.results import Gain, Result, centre_of, gains, result_of
+from kd_plugins.studies.plan import Study
+from kd_plugins.studies.results import Gain, Result, centre_of, gains, result_of, shown
+from kd_plugins.studies.run import Run
+from kd_plugins.studies.search import SEARCH_SEED
 from kd_plugins.utils.files import write_text
 
 
@@ -244,7 +247,11 @@ def markdown(study: Study, tables: Sequence[Grid]) -> str:
                 fields.append(text + (f' [{cell.reference}]' if cell is not None and cell.reference else ''))
             lines.append(f'| {row} | {" | ".join(fields)} |')
         blocks.append('\n'.join(lines))
-    return '\n\n'.join([*blocks, caption(study)]) + '\n'
+    blocks.append(caption(study))
+    if study.searches:
+        header, *rows = (f'| {" | ".join(row)} |' for row in search_table(study))
+        blocks += ['\n'.join([header, '|---' * 6 + '|', *rows]), search_caption(study)]
+    return '\n\n'.join(blocks) + '\n'
 
 
 _LATEX = {
@@ -346,6 +353,56 @@ def tidy(study: Study, tables: Sequence[Grid]) -> str:
     return text.getvalue()
 
 
+def searched(study: Study) -> str:
+    """Return the scores of the searches as CSV, one a line; that of a weight whose loss diverged is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['network', 'corruption', 'method', 'weight', 'epoch', 'score', 'found'])
+    for search in study.searches:
+        for epoch, scores in zip(search.epochs, search.rounds, strict=False):
+            for weight, score in scores.items():
+                run = search.runs[weight]
+                value = '' if score is None or score == -inf else f'{shown(study, score):.4f}'
+                row = [run.network, run.corruption, run.method, f'{weight:g}', epoch, value, weight == search.best]
+                writer.writerow(row)
+    return text.getvalue()
+
+
+def search_table(study: Study) -> list[list[str]]:
+    """Return the searches as a table, its header first: what each has found, and what that has cost."""
+
+    def scored(scores: Mapping[float, float | None]) -> str:
+        values = {None: 'missing', -inf: 'diverged'}
+        return ', '.join(
+            f'{weight:g}: ' + (values.get(score) or f'{shown(study, score or 0.0):.1f}')
+            for weight, score in scores.items()
+        )
+
+    rows = [['search', 'found', 'default', 'weight: score on the held-out part', 'epochs', 'seconds']]
+    for search in study.searches:
+        run = next(iter(search.runs.values()))
+        rounds = zip(search.epochs, search.rounds, strict=False)
+        rows.append(
+            [
+                f'{run.network} / {run.corruption} / {run.method}',
+                '—' if search.best is None else f'weight={search.best:g}',
+                f'{search.default:g}',
+                '; '.join(f'epoch {epoch}: {scored(scores)}' for epoch, scores in rounds),
+                f'{sum(run.epoch for run in search.runs.values())} of {search.cost}',
+                f'{sum(run.seconds for run in search.runs.values()):.0f}',
+            ]
+        )
+    return rows
+
+
+def search_caption(study: Study) -> str:
+    """Describe the values of the table of searches."""
+    return (
+        f'Searches: {study.options["metric"]} on {study.options["validation"]["size"]} training images held out, never '
+        f'on the test set; one run for each weight, of seed {study.options["seeds"][0] + SEARCH_SEED}.'
+    )
+
+
 def paired(found: Sequence[Gain]) -> str:
     """Return the gains as CSV, one method a line."""
     text = io.StringIO()
@@ -381,6 +438,13 @@ def show(study: Study, tables: Sequence[Grid], console: Console) -> None:
             table.add_row(row, *fields)
         console.print(table)
     console.print(caption(study), markup=False, highlight=False)
+    if study.searches:
+        header, *rows = search_table(study)
+        table = Table(*header)
+        for fields in rows:
+            table.add_row(*map(escape, fields))
+        console.print(table)
+        console.print(search_caption(study), markup=False, highlight=False)
 
 
 def _written(root: Path, files: dict[str, str]) -> Iterator[Path]:
@@ -400,7 +464,9 @@ def report(study: Study, keep_changed: bool) -> None:
     results = {
         run: result
         for run in study.runs
-        if run.part != 'first' and (keep_changed or not run.changed) and (result := result_of(study, run)) is not None
+        if run.part not in ('first', 'search')
+        and (keep_changed or not (run.changed or run.waits))
+        and (result := result_of(study, run)) is not None
     }
     tables = grids(study, results)
     console = Console(width=max(120, 22 * (1 + len(tables[0].columns)), Console().width), soft_wrap=True)
@@ -413,7 +479,8 @@ def report(study: Study, keep_changed: bool) -> None:
             'table.csv': tidy(study, tables),
             'runs.csv': long_form(study, results),
             'gains.csv': paired(found := gains(study, results)),
-        },
+        }
+        | ({'search.csv': searched(study)} if study.searches else {}),
     ):
         console.print(path.as_posix(), highlight=False)
     for path in figures(study, results, found):

@@ -1,18 +1,16 @@
 """Results of the runs of a study."""
 
 import itertools
-import json
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from scipy import stats
 
 from kd_plugins.errors import UserError
 from kd_plugins.studies.data import held_out
-from kd_plugins.studies.plan import Run, Study
+from kd_plugins.studies.plan import Study
+from kd_plugins.studies.run import Run
 
 
 @dataclass(frozen=True)
@@ -34,24 +32,6 @@ class Result:
 def centre_of(average: str) -> Callable[[Iterable[float]], float]:
     """Return the function for a study's ``average``, 'mean' or 'median'."""
     return statistics.median if average == 'median' else statistics.fmean
-
-
-def scalars(run: Run) -> list[dict[str, Any]]:
-    """Return the numbers in the lines of a run's ``scalars.json``, its sessions in order."""
-    return [line for path in sorted(run.folder.glob('*/vis_data/scalars.json')) for line in lines_of(path)]
-
-
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    """Return the numbers in the lines of a ``scalars.json``."""
-    lines = []
-    for line in path.read_text(errors='replace').splitlines():
-        try:
-            values = json.loads(line)
-        except ValueError:  # the last line of a killed run can be incomplete
-            continue
-        if isinstance(values, dict):
-            lines.append({key: value for key, value in values.items() if isinstance(value, (int, float))})
-    return lines
 
 
 def metrics_of(study: Study, run: Run) -> dict[str, float]:
@@ -80,9 +60,9 @@ def result_of(study: Study, run: Run) -> Result | None:
     metric = study.options['metric']
     metrics = metrics_of(study, run)
     chosen_by = held_out(metric) if study.options['validation'] else metric
-    lines = [line for line in (*scalars(run), metrics) if metric in line and chosen_by in line]
+    lines = [line for line in (*run.scalars, metrics) if metric in line and chosen_by in line]
     best = max(lines, key=lambda line: line[chosen_by])[metric] if lines else None
-    seconds = sum(session['seconds'] for session in run.record.get('sessions', []))
+    seconds = run.seconds
     return Result(shown(study, metrics[metric]), None if best is None else shown(study, best), seconds)
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from kd_plugins.errors import UserError
-from kd_plugins.studies.results import lines_of
+from kd_plugins.studies.run import lines_of
 from kd_plugins.utils.names import nearest
 
 from . import networks as nets
