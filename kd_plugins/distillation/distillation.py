@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kd_plugins.distillation.adversarial import AdversarialTerm
 from kd_plugins.distillation.crosskd import CrossKDTerm
+from kd_plugins.distillation.first_values import FirstValues
 from kd_plugins.distillation.recorder import Features, Recorder
 from kd_plugins.distillation.sources import build_teacher, source_and_options
 from kd_plugins.distillation.teacher import Teacher
@@ -186,6 +187,7 @@ class Distillation(nn.Module):
             for name in names:
                 if names.count(name) > 1:
                     raise UserError(f"two terms are named '{name}': give each its own name")
+            self._first_values = FirstValues(self.terms)
             self.recorder = Recorder(student, [tap for term in self.terms for tap in term.taps_in('student', student)])
             self.teacher_configs = [dict(config) for config in configs]
             self.teachers = [
@@ -303,6 +305,7 @@ class Distillation(nn.Module):
             else:
                 task = run_student(mode='loss')
         losses = self.with_task_losses(task, self(features, targets, inputs, data_samples))
+        self._first_values(losses)
         if self.observer is not None:
             self.observer.before_backward(losses)
         return losses
