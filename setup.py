@@ -48,6 +48,7 @@ setup(
         'huggingface': ['transformers>=4.57,<5', 'safetensors'],
         'export': ['onnx>=1.18,<2', 'onnxscript>=0.5', 'onnxruntime>=1.20,<2'],
         'pictures': ['matplotlib', 'scikit-learn'],
+        'race': ['torchdistill>=1.1.3,<2'],
         'study-cluster': ['ray'],
         'test': ['mypy>=2.4,<3', 'pytest', 'pytest-xdist', 'ruff', 'types-PyYAML'],
     },

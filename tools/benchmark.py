@@ -6,6 +6,7 @@
     python tools/benchmark.py loader configs/imagenet/resnet18_from_resnet34.py --threads 1
     python tools/benchmark.py step --amp --channels-last
     python tools/benchmark.py teacher
+    python tools/benchmark.py race --threads 2
     python tools/benchmark.py losses step reid --device cuda --json all.json
 
 Several may be named, with options that all of them have; the next runs even if one fails.
@@ -24,6 +25,10 @@ loader    CIFAR-sized batches, augmented and normalised: a whole batch at once f
 step      training steps: of the student alone, with the teacher's forward pass, with each method's terms, and these
           with the teacher's features from disk; and the three operations on which a distilled step spends most time.
 teacher   a teacher's forward pass by layout and precision, and with --compile compiled, and its features from disk.
+race      whole trainings of the quick pair of CIFAR-10, one process each: by a plain loop with the literal loss, by
+          torchdistill where it is installed, by DistillationHook on the same kind of data, and with batched images, the
+          teacher's features from disk, bfloat16 and channels-last: images a second, memory, and the time to the
+          accuracy that all reach.
 
 Time is the median of interleaved repetitions: on a GPU by its own clock; on a CPU with --threads 1 the time that the
 thread ran, on which other programs have less influence. A ratio of retrieval's is the median of the single ratios. The
@@ -50,6 +55,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 import torch
 from benchmarks.loader import loader
 from benchmarks.losses import losses
+from benchmarks.race import CONTESTANTS, METHODS, race, race_run
 from benchmarks.reid import REID, REID_PARTS, reid, reid_run
 from benchmarks.step import STEP_PARTS, configs_of, step
 from benchmarks.teacher import teacher
@@ -102,6 +108,10 @@ def parser_of() -> argparse.ArgumentParser:
     command.add_argument('--batch-size', type=int, default=128)
     command.add_argument('--compile', action='store_true', help='also compiled, which takes minutes at first')
     command.set_defaults(run_command=teacher)
+    command = commands.add_parser('race', help='whole trainings by a plain loop, torchdistill, and this package')
+    command.add_argument('--contestants', nargs='+', choices=CONTESTANTS, help='(default: all that are installed)')
+    add_race_options(command)
+    command.set_defaults(run_command=race)
     for command in commands.choices.values():
         command.add_argument('--repeats', type=int, default=5)
         command.add_argument('--json', metavar='FILE', help='also write the measurements here')
@@ -112,6 +122,10 @@ def parser_of() -> argparse.ArgumentParser:
     command.add_argument('--repeats', type=int, default=1)
     command.add_argument('--launcher', choices=['none', 'pytorch'], default='none')
     command.set_defaults(run_command=reid_run)
+    command = commands.add_parser('race-run')  # what race starts
+    command.add_argument('contestant', choices=CONTESTANTS)
+    add_race_options(command)
+    command.set_defaults(run_command=race_run)
     for command in commands.choices.values():
         command.add_argument('--threads', type=int, default=torch.get_num_threads(), help='number of CPU threads')
         command.add_argument(
@@ -122,9 +136,22 @@ def parser_of() -> argparse.ArgumentParser:
     return parser
 
 
+def add_race_options(command: argparse.ArgumentParser) -> None:
+    """Add what decides a training of the race."""
+    command.add_argument('--method', choices=METHODS, default='kd')
+    command.add_argument('--epochs', type=int, default=8)
+    command.add_argument('--images', type=int, default=20_000, help='of the training set (default: %(default)s)')
+    command.add_argument('--views', type=int, default=2, help='augmentations of an image, with the cache')
+    command.add_argument('--data', default='data/cifar10', help='folder of CIFAR-10 (default: %(default)s)')
+    command.add_argument(
+        '--teacher', default='work_dirs/cifar10_quick/teacher/student.pth', help='its weights (default: %(default)s)'
+    )
+    command.add_argument('--seed', type=int, default=0)
+
+
 def check_options(args: argparse.Namespace) -> None:
     """Refuse what needs no measurement to be seen wrong."""
-    check_least(args, repeats=1, processes=1, threads=1, images=1, edge=1, batch_size=1, limit=0)
+    check_least(args, repeats=1, processes=1, threads=1, images=1, edge=1, views=1, batch_size=1, limit=0)
     check_device(args.device)
     folder, file = getattr(args, 'folder', None), getattr(args, 'json', None)
     if folder and not Path(folder).is_dir():
@@ -143,7 +170,7 @@ def check_options(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     argv, parser = list(sys.argv[1:] if argv is None else argv), parser_of()
-    names = list(takewhile(('losses', 'reid', 'loader', 'step', 'teacher').__contains__, argv)) or argv[:1]
+    names = list(takewhile(('losses', 'reid', 'loader', 'step', 'teacher', 'race').__contains__, argv)) or argv[:1]
     runs = [parser.parse_args([name, *argv[len(names) :]]) for name in names] or [parser.parse_args(argv)]
     for args in runs:
         check_options(args)

@@ -1,13 +1,20 @@
+import argparse
+import copy
 import importlib.util
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.optim import OptimWrapper
+from mmengine.registry import PARAM_SCHEDULERS
+from mmpretrain.structures import DataSample
 from tiny import image_folder
 
+from kd_plugins.distillation.distillation import Distillation
 from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.errors import UserError
 
@@ -16,7 +23,7 @@ sys.path.append(str(TOOLS))  # last, since tools/test.py must not hide the stand
 _spec = importlib.util.spec_from_file_location('benchmark', TOOLS / 'benchmark.py')
 tool = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tool)
-from benchmarks import losses, reid, step, teacher, timing  # noqa: E402
+from benchmarks import losses, race, reid, step, teacher, timing  # noqa: E402
 
 CASES = [case._replace(shape=(6, 3, 4, 4) if len(case.shape) == 4 else (6, 5)) for case in losses.loss_cases(False)]
 
@@ -290,3 +297,92 @@ def test_a_teachers_ways_to_answer_are_measured(tmp_path, capsys):
         assert len(way['seconds']) == 2
         assert way['ratio'] == pytest.approx(sum(ways['float32']['seconds']) / sum(way['seconds']))
     assert 'from the cache' in capsys.readouterr().out
+
+
+def race_args(**options):
+    return argparse.Namespace(**dict(method='kd', epochs=2, images=256, views=1, data='', teacher='', seed=0) | options)
+
+
+@pytest.fixture(scope='module')
+def race_teacher(tmp_path_factory):
+    path = tmp_path_factory.mktemp('race') / 'teacher.pth'
+    torch.save(race.build_network(str(race.ROOT / 'configs/cifar10_quick/teacher.py')).state_dict(), path)
+    return str(path)
+
+
+@pytest.mark.parametrize('method', race.METHODS)
+def test_all_in_the_race_lower_the_same_loss(method, race_teacher, monkeypatch):
+    """One step of each from the same weights; torchdistill's where it is installed."""
+    args = race_args(method=method, teacher=race_teacher)
+    config = race.race_config(args)
+    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
+    teacher = race.Classifier(race.load_config(str(race.ROOT / config.custom_hooks[0].teacher.config)), race_teacher)
+    torch.manual_seed(0)
+    start = race.Classifier(config).state_dict()
+
+    def after(steps):
+        student = race.Classifier(config)
+        student.load_state_dict(start)
+        steps(args, config, student.train(), copy.deepcopy(teacher), 10)(images, labels)
+        return dict(student.named_parameters())
+
+    plain = after(race.plain_steps)
+    if method == 'kd' and find_spec('torchdistill'):  # its SP divides rows by the sum of their absolute values
+        for name, weight in after(race.torchdistill_steps).items():
+            torch.testing.assert_close(weight, plain[name], rtol=1e-4, atol=1e-6)
+    student = race.build_network(config.filename)
+    network = torch.nn.ModuleDict(dict(backbone=student.backbone, neck=student.neck, fc=student.head.fc))
+    network.load_state_dict(start)
+    student.train().head.loss_module.loss_weight = config.model.head.loss.loss_weight
+    hook = dict(config.custom_hooks[0])
+    distillation = Distillation(student, hook['teacher'], hook['terms'])
+    samples = [DataSample().set_gt_label(label) for label in labels]
+    losses = distillation.losses(lambda mode='loss': student(images, samples, mode), images, samples)
+    optimizer = torch.optim.SGD(student.parameters(), **race.sgd(config))
+    optimizer.param_groups[0]['lr'] *= 0.1  # the schedule's first
+    student.parse_losses(losses)[0].backward()
+    optimizer.step()
+    for name, weight in network.named_parameters():
+        torch.testing.assert_close(weight, plain[name], rtol=1e-4, atol=1e-6)
+        assert not torch.equal(weight, start[name])
+
+
+def test_the_race_has_the_schedule_of_the_config(race_teacher):
+    config = race.race_config(race_args(epochs=3, teacher=race_teacher))
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = OptimWrapper(torch.optim.SGD([weight], lr=1.0))
+    schedules = []
+    for scheduler in config.param_scheduler:
+        kind = PARAM_SCHEDULERS.get(scheduler.type)
+        options = {k: v for k, v in scheduler.items() if k not in ('type', 'convert_to_iter_based')}
+        schedules.append(kind.build_iter_from_epoch(optimizer=optimizer, epoch_length=7, **options))
+    for i in range(21):
+        assert optimizer.param_groups[0]['lr'] == pytest.approx(race.rate_factor(i, 7, 3), abs=1e-12)
+        for schedule in schedules:
+            schedule.step()
+
+
+def test_a_race_is_told_by_the_accuracy_that_all_reach(monkeypatch, capsys):
+    answers = dict(
+        plain=dict(seconds=[4.0, 4.0], accuracy=[0.2, 0.5]),
+        hook=dict(seconds=[4.0, 4.0], accuracy=[0.3, 0.6]),
+        fast=dict(seconds=[2.0, 1.0], accuracy=[0.5, 0.7]),
+    )
+
+    def run(command, **options):
+        line = json.dumps(answers[command[3]] | dict(peak_bytes=2**20))
+        return type('Done', (), dict(returncode=0, stdout=line))
+
+    monkeypatch.setattr(race.subprocess, 'run', run)
+    found = {}
+    monkeypatch.setattr(race, 'keep', lambda args, results: found.update(results))
+    options = ['--images', '100', '--epochs', '2', '--teacher', __file__]
+    tool.main(['race', '--contestants', *answers, *options])
+    assert found['target'] == 0.5
+    assert {name: result['seconds_to_target'] for name, result in found['results'].items()} == dict(
+        plain=8, hook=8, fast=2
+    )
+    assert found['results']['fast']['ratio'] == pytest.approx(8 / 3)
+    assert '2.67 (4.00)' in capsys.readouterr().out
+    with pytest.raises(UserError, match='train it by python tools/train'):
+        tool.main(['race', '--teacher', 'nosuch.pth'])
