@@ -1,10 +1,11 @@
-"""The command lines of tools/, each run by a fork of a server that has imported what they import."""
+"""Command lines of tools/ and tests/workers/, each run by a fork of a server that has imported what they import."""
 
 import json
 import os
 import resource
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -45,10 +46,19 @@ for line in sys.stdin:
 """
 
 
+def two_ranks() -> list[dict[str, str]]:
+    """Return the variables of two processes that find each other, as torchrun sets them, and no GPU."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    group = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', CUDA_VISIBLE_DEVICES='')
+    return [dict(group, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+
+
 class CommandLine:
     """Runs ``python tools/<tool>.py ...``; its output is in ``stdout`` and ``stderr`` of the folder.
 
-    That of a second process is in ``stdout1`` and ``stderr1``.
+    That of a second process is in ``stdout1`` and ``stderr1``. Another script is run by its path.
 
     Args:
         environment: Variables of the server, beside this process's.
@@ -77,7 +87,7 @@ class CommandLine:
             folder=str(folder),
             limit=limit,
             environments=[(environment or {}) | rank for rank in ranks],
-            argv=[str(TOOLS / f'{tool}.py'), *arguments],
+            argv=[str((TOOLS / tool).with_suffix('.py')), *arguments],
         )
         self.server.stdin.write(json.dumps(job).encode() + b'\n')
         self._process = self._answer()

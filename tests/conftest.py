@@ -2,12 +2,15 @@
 
 import gc
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
 # Before torch is imported: more threads than cores wait for each other longer than small tensors take.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import pytest
 import torch
+from command_line import CommandLine, two_ranks
 
 import kd_plugins  # noqa: F401  # before a test imports mmpretrain
 
@@ -40,17 +43,38 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish(session):
-    """Keep what has been imported out of every later collection: mmengine collects whenever it builds a data set."""
+    """Keep what has been imported out of every later collection."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope='session')
-def _plain_configs():
-    """Let mmengine write configs as they are: yapf's layout of one takes longer than many a run here."""
+def _quick_runs():
+    """Leave out what takes longer than many a run: configs laid out by yapf, and a collection for each data set."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **style: (text, False))
+        patch.setattr('mmengine.dataset.base_dataset.gc', SimpleNamespace(collect=lambda: 0))
         yield
+
+
+@pytest.fixture(scope='session')
+def command():
+    """Runs command lines."""
+    command = CommandLine()
+    yield command
+    command.close()
+
+
+@pytest.fixture(scope='session')
+def two_processes(command):
+    """Runs a script of ``tests/workers`` as ranks 0 and 1, with a folder for its results."""
+
+    def run(worker: str, folder: Path) -> None:
+        script = Path(__file__).parent / 'workers' / worker
+        command.start(folder, folder, tool=script, ranks=two_ranks())
+        assert command.wait(300) == 0, '\n'.join((folder / f'stderr{rank}').read_text() for rank in ('', '1'))
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import equal, two_processes
+from tiny import equal
 
 RELATIONAL, PER_SAMPLE = ('rkd-d', 'rkd-a', 'rkd-da', 'sp', 'pkt', 'dist', 'own'), ('kd', 'dkd', 'at', 'nst')
 TERMS = RELATIONAL + PER_SAMPLE
@@ -10,7 +10,7 @@ BOTH = pytest.mark.parametrize('way', ['hook', 'model'])
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, two_processes):
     folder = tmp_path_factory.mktemp('data_parallel')
     two_processes('data_parallel.py', folder)
     return folder

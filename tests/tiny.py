@@ -1,11 +1,6 @@
 """Tiny data in real formats, and runs that take a second."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -245,45 +240,6 @@ def reid_config(data: Path, work_dir: Path, identities: int = 6, epochs: int = 2
         )
         | more
     )
-
-
-def two_processes(worker: str, folder: Path) -> None:
-    """Run a script of ``tests/workers`` as ranks 0 and 1, with a folder for its results."""
-    tests = Path(__file__).parent
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    environment = os.environ | dict(
-        MASTER_ADDR='127.0.0.1',
-        MASTER_PORT=str(port),
-        WORLD_SIZE='2',
-        CUDA_VISIBLE_DEVICES='',
-        OMP_NUM_THREADS='1',
-        PYTHONPATH=os.pathsep.join([str(tests), str(tests.parent)]),
-    )
-    # The package first: a worker imports mmpretrain before it.
-    start = "import runpy, sys; import kd_plugins; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    logs = [folder / f'rank{rank}.log' for rank in range(2)]
-    processes = []
-    for rank, log in enumerate(logs):
-        with log.open('w') as output:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, '-c', start, str(tests / 'workers' / worker), str(folder)],
-                    stdout=output,
-                    stderr=output,
-                    env=environment | dict(RANK=str(rank), LOCAL_RANK=str(rank)),
-                )
-            )
-    deadline = time.monotonic() + 300
-    while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.1)
-    for process in processes:
-        process.kill()
-    failed = [log.read_text() for p, log in zip(processes, logs, strict=True) if p.wait()]
-    assert not failed, '\n'.join(failed)
 
 
 def train(config: Config) -> Runner:

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from mmengine.runner import Runner
-from tiny import market_folder, reid_config, train, two_processes
+from tiny import market_folder, reid_config, train
 
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation import ReIDFeatures, ReIDMetric, load_features, rank_matches, save_features
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory, faiss):
+def folder(tmp_path_factory, faiss, two_processes):
     """Train a model; score it in one process and in two."""
     folder = tmp_path_factory.mktemp('reid')
     market_folder(folder / 'data')

@@ -2,7 +2,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from tiny import classification_config, equal, image_folder, train, two_processes, weights
+from tiny import classification_config, equal, image_folder, train, weights
 
 from kd_plugins.errors import UserError
 
@@ -131,7 +131,7 @@ def test_errors_are_one_line(tmp_path, data, modules, message):
     assert '\n' not in str(error.value)
 
 
-def test_two_processes_train_the_head_alike_and_leave_the_backbone(tmp_path):
+def test_two_processes_train_the_head_alike_and_leave_the_backbone(tmp_path, two_processes):
     two_processes('freeze_parallel.py', tmp_path)
     ranks = [torch.load(tmp_path / f'rank{rank}.pth') for rank in range(2)]
     assert equal(ranks[0]['end'], ranks[1]['end'])

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from tiny import (
     neighbours_config,
     saved_teacher,
     train,
-    two_processes,
     weights,
 )
 
@@ -174,7 +174,9 @@ def test_averaged_weights_are_those_that_are_exported(tmp_path: Path, data: Path
     assert scalars(tmp_path / 'resumed')[0] == scalars(tmp_path / 'run')[-1]
 
 
-def test_two_processes_find_what_one_does(tmp_path: Path, data: Path, distillation: dict) -> None:
+def test_two_processes_find_what_one_does(
+    tmp_path: Path, data: Path, distillation: dict, two_processes: Callable[[str, Path], None]
+) -> None:
     torch.save(distillation, tmp_path / 'distillation.pth')
     two_processes('knn_parallel.py', tmp_path)
     ranks = [torch.load(tmp_path / f'rank{rank}.pth', weights_only=False) for rank in range(2)]

@@ -16,7 +16,6 @@ from tiny import (
     reid_config,
     saved_teacher,
     train,
-    two_processes,
     weights,
 )
 from torch import nn
@@ -310,7 +309,7 @@ def test_logits_of_different_shapes_are_an_error(options):
 
 
 @pytest.fixture(scope='module')
-def ranks(tmp_path_factory):
+def ranks(tmp_path_factory, two_processes):
     folder = tmp_path_factory.mktemp('online_parallel')
     image_folder(folder / 'images')
     two_processes('online_parallel.py', folder)

@@ -7,7 +7,6 @@ import re
 import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import CommandLine
+from command_line import two_ranks
 from mmengine.config import Config
 from tiny import classification_config, classifier, equal, image_folder, saved_teacher
 
@@ -28,13 +27,6 @@ STAGES = ['backbone.stage1', 'backbone.stage2', 'backbone.stage3']
 KD = dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', teacher='head.fc')
 NST = dict(name='nst', loss=dict(type='kd_plugins.NSTLoss'), student=STAGES[2], teacher=STAGES[2], weight=5.0)
 HINT = dict(name='hint', loss=dict(type='kd_plugins.FitNetLoss'), student=STAGES[1], teacher=STAGES[1], adapter='auto')
-
-
-@pytest.fixture(scope='module')
-def command():
-    command = CommandLine()
-    yield command
-    command.close()
 
 
 @pytest.fixture(scope='module')
@@ -572,22 +564,9 @@ def note():
 
 
 def ranks(folder):
-    """Return the environments of two processes that a launcher would start."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
+    """Return the environments of two processes that write down the threads they end with."""
     (folder / 'last_threads.py').write_text(LAST_THREADS)
-    return [
-        dict(
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-            WORLD_SIZE='2',
-            MASTER_ADDR='127.0.0.1',
-            MASTER_PORT=str(port),
-            CUDA_VISIBLE_DEVICES='',
-        )
-        for rank in range(2)
-    ]
+    return two_ranks()
 
 
 def test_two_processes_train_and_test_on_a_cpu_and_leave_no_thread_behind(command, long_run):
