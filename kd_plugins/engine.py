@@ -317,7 +317,7 @@ def _add_hooks(config: Config) -> None:
             logging.WARNING,
         )
         hooks['pretrained_check'] = hooks.pop('handover')
-    for name in ('Reseed', 'Accumulation', 'Integrity', 'Check', 'Corruption'):
+    for name in ('Reseed', 'Accumulation', 'Integrity', 'Check', 'Corruption', 'Summary'):
         hooks.setdefault(name.lower(), dict(type=f'kd_plugins.{name}Hook'))
     if hooks.get('checkpoint', {}) is not None:  # without checkpoints there is none to export
         hooks.setdefault('export', dict(type='kd_plugins.ExportHook'))

@@ -33,6 +33,7 @@ def test_a_config_without_default_hooks_gets_them(given):
         integrity='kd_plugins.IntegrityHook',
         check='kd_plugins.CheckHook',
         corruption='kd_plugins.CorruptionHook',
+        summary='kd_plugins.SummaryHook',
         export='kd_plugins.ExportHook',
     )
 
@@ -48,6 +49,7 @@ def test_given_hooks_stay_and_without_checkpoints_none_is_exported():
         check=dict(type='kd_plugins.CheckHook'),
         accumulation=dict(type='kd_plugins.AccumulationHook'),
         corruption=dict(type='kd_plugins.CorruptionHook'),
+        summary=dict(type='kd_plugins.SummaryHook'),
     )
 
 

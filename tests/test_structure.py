@@ -11,7 +11,7 @@ from kd_plugins import evaluation
 from kd_plugins.errors import UserError
 
 PACKAGE = Path(__file__).parents[1] / 'kd_plugins'
-LEAVES = {'errors', 'registry', 'utils'}  # anyone may use them
+LEAVES = {'classes', 'errors', 'registry', 'utils'}  # anyone may use them
 CORE = LEAVES | {'checkpoint', 'distillation', 'pretrained'}
 # A room, the rooms it may import from, and the packages outside; both beside its own room and the standard library.
 ROOMS = {
@@ -19,14 +19,17 @@ ROOMS = {
     'losses': ({'functional', 'registry', 'utils'}, {'torch'}),
     'distillation': (CORE | {'functional', 'losses'}, {'mmengine', 'torch', 'torchvision'}),
     'models': (CORE | {'losses', 'functional'}, {'mmengine', 'mmpretrain', 'torch'}),
-    'hooks': (CORE | {'compat', 'evaluation', 'losses', 'functional'}, {'mmengine', 'numpy', 'torch'}),
+    'hooks': (
+        CORE | {'commands', 'compat', 'evaluation', 'export', 'losses', 'functional'},
+        {'mmengine', 'numpy', 'torch'},
+    ),
     'datasets': (
         LEAVES | {'data_files', 'unpickling'},
         {'PIL', 'cv2', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'numpy', 'rich', 'torch'},
     ),
     'evaluation': (LEAVES | {'functional'}, {'faiss', 'mmengine', 'numpy', 'rich', 'scipy', 'torch'}),
     'export': (
-        CORE | {'config', 'engine', 'hooks', 'models'},
+        CORE | {'config', 'engine', 'models'},
         {'mmengine', 'numpy', 'rich', 'torch'},
     ),
     'studies': (
@@ -35,6 +38,7 @@ ROOMS = {
     ),
     'compat': (LEAVES, {'mmcv', 'mmdet', 'scipy', 'torch', 'torchvision'}),
     'utils': ({'errors'}, {'mmengine', 'numpy', 'torch'}),
+    'classes': ({'errors'}, set()),
     'commands': (set(), set()),
     'checkpoint': (LEAVES | {'compat', 'unpickling'}, {'mmengine', 'numpy', 'safetensors', 'torch'}),
     'config': (LEAVES | {'unpickling'}, {'mmengine'}),

@@ -19,11 +19,11 @@ from mmengine.runner import Runner
 
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
 from kd_plugins.checkpoint import load_weights
+from kd_plugins.classes import check_checkpoint_classes
 from kd_plugins.engine import leave_group, load_run, scope_of
 from kd_plugins.errors import one_line_errors
-from kd_plugins.hooks.check_hook import check_checkpoint_classes
-from kd_plugins.hooks.export_hook import plain
 from kd_plugins.options import add_launcher, add_run_options
+from kd_plugins.utils.files import plain
 from kd_plugins.utils.models import unwrapped
 
 

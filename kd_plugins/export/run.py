@@ -27,9 +27,8 @@ from kd_plugins.export.files import Parity, Runtime, check_target, compare, writ
 from kd_plugins.export.images import images_for
 from kd_plugins.export.network import Exportable, exportable
 from kd_plugins.export.score import check_score, score
-from kd_plugins.hooks.export_hook import plain
 from kd_plugins.registry import MODELS, type_name
-from kd_plugins.utils.files import written_whole
+from kd_plugins.utils.files import plain, written_whole
 
 
 def export(args: argparse.Namespace) -> None:

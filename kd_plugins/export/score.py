@@ -9,12 +9,12 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import Tensor
 
+from kd_plugins.classes import check_checkpoint_classes
 from kd_plugins.config import check_config
 from kd_plugins.distillation.sources import student_of
 from kd_plugins.errors import UserError
 from kd_plugins.export.files import Runtime
 from kd_plugins.export.network import Exportable
-from kd_plugins.hooks.check_hook import check_checkpoint_classes
 from kd_plugins.registry import type_name
 
 

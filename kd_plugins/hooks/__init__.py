@@ -11,6 +11,7 @@ from kd_plugins.hooks.knn_hook import KNNHook
 from kd_plugins.hooks.pretrained_check_hook import HandoverHook, PretrainedCheckHook
 from kd_plugins.hooks.reseed_hook import ReseedHook
 from kd_plugins.hooks.stop_hook import StopHook
+from kd_plugins.hooks.summary_hook import SummaryHook
 from kd_plugins.hooks.watch_hook import WatchHook
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     'PretrainedCheckHook',
     'ReseedHook',
     'StopHook',
+    'SummaryHook',
     'WatchHook',
 ]

@@ -3,8 +3,7 @@
 import json
 import logging
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -17,6 +16,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kd_plugins.classes import check_classes
 from kd_plugins.compat import check_operators, mend_ssd_head
 from kd_plugins.errors import UserError
 from kd_plugins.hooks.distillation_hook import distillation_of, give_num_samples
@@ -38,9 +38,10 @@ class CheckHook(Hook):
     it.
 
     Raises:
-        UserError: Before training: as :func:`check_classes`, or the batch size is not that of the sampler's groups, or
-            images of unknown sizes would be grouped by them, or a pipeline cannot be switched, or a student without a
-            head would be validated; before training or testing: as :func:`kd_plugins.compat.check_operators`.
+        UserError: Before training: as :func:`~kd_plugins.classes.check_classes`, or the batch size is not that of the
+            sampler's groups, or images of unknown sizes would be grouped by them, or a pipeline cannot be switched, or
+            a student without a head would be validated; before training or testing: as
+            :func:`kd_plugins.compat.check_operators`.
     """
 
     priority = 'HIGH'  # before an EMAHook copies the model
@@ -211,37 +212,3 @@ def _categories(dataset: Any) -> Sequence[str]:
         return tuple(names[category] for category in sorted(labels, key=labels.get))
     except (ValueError, TypeError, KeyError):  # another entry of that name
         return ()
-
-
-def check_classes(trained: Sequence[str], given: Sequence[str], name: str) -> None:
-    """Compare two lists of class names.
-
-    Args:
-        trained: Classes of the training data.
-        given: Classes of other data.
-        name: Name of the other data in the config.
-
-    Raises:
-        UserError: The lists differ, so that a label has two meanings.
-    """
-    if tuple(trained) == tuple(given):
-        return
-    label, one, other = next((i, x, y) for i, (x, y) in enumerate(zip_longest(trained, given)) if x != y)
-    raise UserError(
-        f'{name}: label {label} is {other!r} there and {one!r} in training ({len(given)} classes and '
-        f'{len(trained)}); give both the same classes, or the same class folders'
-    )
-
-
-def check_checkpoint_classes(checkpoint: Mapping[str, Any], dataset: Any) -> None:
-    """Compare the classes in a checkpoint, where it has them, with those of the data to test on.
-
-    Other packages may spell names differently, so only a name that has different labels in the two is an error.
-
-    Raises:
-        UserError: A name has different labels.
-    """
-    trained = ((checkpoint.get('meta') or {}).get('dataset_meta') or {}).get('classes') or ()
-    given = () if getattr(dataset, 'return_classes', False) else dataset.metainfo.get('classes') or ()
-    if any(own != other and other in trained for own, other in zip(trained, given, strict=False)):
-        check_classes(trained, given, 'test_dataloader')

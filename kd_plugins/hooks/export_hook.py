@@ -1,32 +1,18 @@
 """Export of a finished run: the student's weights and the last metrics."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
-from torch import Tensor
 
 from kd_plugins.checkpoint import read_checkpoint, save_weights
 from kd_plugins.errors import UserError
 from kd_plugins.registry import HOOKS
-from kd_plugins.utils.files import write_text
+from kd_plugins.utils.files import plain, write_text
 from kd_plugins.utils.models import unwrapped
-
-
-def plain(value: Any) -> Any:
-    """Return a metric's value in a form that JSON can hold: arrays as lists, unknown types as strings."""
-    if isinstance(value, (Tensor, np.ndarray, np.generic)):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {str(key): plain(x) for key, x in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(x) for x in value]
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 @HOOKS.register_module()

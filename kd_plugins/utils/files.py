@@ -1,12 +1,14 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and values in a form that they can hold."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 from mmengine.fileio import LocalBackend
+from torch import Tensor
 
 from kd_plugins.errors import MAKE_ROOM, UserError
 
@@ -59,3 +61,14 @@ def write_text(path: str | Path, text: str) -> None:
     """
     with written_whole(path) as partial:
         Path(partial).write_text(text, encoding='utf-8')
+
+
+def plain(value: Any) -> Any:
+    """Return a metric's value in a form that JSON can hold: arrays as lists, unknown types as strings."""
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(x) for x in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -14,12 +14,12 @@ from mmpretrain.datasets import CustomDataset
 from tiny import classification_config, coco_folder, image_folder, train
 from torch.utils.data import DataLoader, SequentialSampler
 
+from kd_plugins.classes import check_checkpoint_classes
 from kd_plugins.datasets import PKSampler, UnlabelledImages
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import CheckHook, check_hook
 from kd_plugins.hooks.check_hook import (
     _categories,
-    check_checkpoint_classes,
     check_class_count,
     note_empty_statistics,
 )
