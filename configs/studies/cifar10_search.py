@@ -3,7 +3,8 @@
 #
 #     python tools/study.py configs/studies/cifar10_search.py --jobs 2
 #
-# runs.csv has validation accuracies. First --only '*/lr-*/*': the rate that is best for the baseline is all methods'.
+# search.csv has the scores of the weights, runs.csv those of rates and alphas. First --only '*/lr-*/*': the rate that
+# is best for the baseline is all methods'.
 _base_ = ['../_base_/methods.py', './_base_/full.py']
 epochs = 8
 named = _base_.methods
@@ -33,8 +34,9 @@ methods = dict(
     _delete_=True,
     **{f'lr {rate}': dict(overrides=dict(optim_wrapper=dict(optimizer=dict(lr=rate)))) for rate in rates},
     **{
-        f'{name} x {factor}': dict(
-            terms=[dict(term, weight=factor * term['weight'] if 'weight' in term else factor) for term in named[key]],
+        name: dict(
+            terms=[key],
+            search=dict(weight=[factor * named[key][0].get('weight', 1.0) for factor in factors]),
             teacher_cache=key not in ('at', 'sp'),
         )
         for name, key in (
@@ -47,7 +49,6 @@ methods = dict(
             ('NST linear', 'nst_linear'),
             ('NST Gaussian', 'nst_gaussian'),
         )
-        for factor in factors
     },
     **{
         f'Hinton alpha {alpha}': dict(

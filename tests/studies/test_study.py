@@ -135,14 +135,16 @@ def test_a_method_goes_on_from_another_and_what_is_held_out_is_scored(here, data
             FEW
             + """
 methods['Twice'] = dict(first='Baseline', terms=['kd'])
+methods['Searched'] = dict(terms=['kd'], search=dict(weight=[0.5, 9.0], epochs=[1]))
 validation = dict(size=30)
 """,
         )
     )
-    tool.main([study, '--only', '*/twice/*'])
+    tool.main([study, '--only', '*/twice/*', '*/searched/*'])
     root = here / 'work_dirs/studies/tiny'
     folders = {path.parent.relative_to(root).as_posix() for path in root.rglob('result.json')}
-    assert folders == {'teachers/big/clean/seed0', 'small/clean/baseline/seed0', 'small/clean/twice/seed0'}
+    searched = {f'small/clean/searched/{x}' for x in ('search/0.5', 'search/9', 'seed0')}
+    assert folders == searched | {'teachers/big/clean/seed0', 'small/clean/baseline/seed0', 'small/clean/twice/seed0'}
     twice = root / 'small/clean/twice/seed0'
     assert (
         f'Load checkpoint from {(root / "small/clean/baseline/seed0/student.pth").relative_to(here)}'
@@ -155,6 +157,14 @@ validation = dict(size=30)
     row = next(x for x in csv.DictReader((root / 'runs.csv').open()) if x['method'] == 'Twice')
     assert (float(row['last']), float(row['best'])) == (round(found[-1][1], 4), round(best, 4))
     assert (root / 'table.csv').read_text().startswith('table,method,column,n,mean,std,published,')
+    scores = {x['weight']: float(x['score']) for x in csv.DictReader((root / 'search.csv').open())}
+    for weight, score in scores.items():  # after one of two epochs, on the 30 images
+        metrics = metrics_of(root / f'small/clean/searched/search/{weight}')
+        assert (metrics['epoch'], round(metrics['accuracy/top1'], 4)) == (1, score)
+        assert (score * 30 / 100) == pytest.approx(round(score * 30 / 100), abs=1e-3)
+    (hook,) = Config.fromfile(root / 'small/clean/searched/seed0/config.py').custom_hooks
+    assert f'{hook.terms[0].weight:g}' == max(scores, key=scores.get)
+    assert metrics_of(root / 'small/clean/searched/seed0')['epoch'] == 2
 
 
 def test_a_method_that_fails_is_reported_and_stops_no_other(here, data, capsys):
