@@ -100,6 +100,7 @@ def parser_of() -> argparse.ArgumentParser:
     command.add_argument('--batch-size', type=int, default=128)
     command.add_argument('--amp', action='store_true', help='under bfloat16 autocast')
     command.add_argument('--channels-last', action='store_true')
+    command.add_argument('--watch', action='store_true', help='also watched by WatchHook, and with its gradients')
     command.set_defaults(run_command=step)
     command = commands.add_parser('teacher', help="the ways to get a teacher's features")
     command.add_argument(

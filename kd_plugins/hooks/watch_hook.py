@@ -142,21 +142,22 @@ class WatchHook(Hook):
         """Log what was seen in the step."""
         if self._distillation is None:
             return
-        hub = runner.message_hub
         values = dict(zip(self._losses, torch.stack([*self._losses.values()]).tolist(), strict=True))
         total = sum(map(abs, values.values()))
+        found: dict[str, Any] = {}
         for term in self._distillation.terms:
             if weight := term.current_weight():
-                hub.update_scalar(f'train/raw_loss/{term.name}', values[term.name] / weight)
-            else:
-                hub.log_scalars.pop(f'train/raw_loss/{term.name}', None)  # the log would repeat its last value
-            hub.update_scalar(f'train/weight/{term.name}', weight)
-        for name, value in values.items():
-            hub.update_scalar(f'train/loss_share/{name}', value / total if total else 0.0)
-        hub.update_scalar('train/teacher_time', self._teacher_time())
-        for name, norm in self._norms.items():
-            hub.update_scalar(f'train/gradient/{name}', norm)
+                found[f'raw_loss/{term.name}'] = values[term.name] / weight
+            else:  # the log would repeat its last value
+                runner.message_hub.log_scalars.pop(f'train/raw_loss/{term.name}', None)
+            found[f'weight/{term.name}'] = weight
+        found |= {f'loss_share/{name}': value / total if total else 0.0 for name, value in values.items()}
+        found['teacher_time'] = self._teacher_time()
+        found |= {f'gradient/{name}': norm for name, norm in self._norms.items()}
         self._norms = {}
+        for name, value in found.items():
+            # Not in checkpoints: the log of a run that is resumed without this hook would repeat them, too.
+            runner.message_hub.update_scalar(f'train/{name}', value, resumed=False)
 
     def after_train(self, runner: Runner) -> None:
         """Watch no longer."""

@@ -97,7 +97,7 @@ def test_a_negative_loss_has_a_negative_share():
         def __init__(self):
             self.found, self.log_scalars = {}, {}
 
-        def update_scalar(self, name, value):
+        def update_scalar(self, name, value, resumed):
             self.found[name] = value
 
     hook._distillation = type('Distillation', (), dict(terms=[Term()]))
@@ -163,6 +163,8 @@ def test_watching_changes_nothing(tmp_path, shared, way):
     ]
     assert equal(*(weights(runner.model) for runner in runs))
     assert len(scalar(runs[1], 'gradient/task')) == 1  # iteration 2 of 3
+    saved = [torch.load(tmp_path / name / 'epoch_1.pth', weights_only=False) for name in ('plain', 'watched')]
+    assert saved[0]['message_hub']['log_scalars'].keys() == saved[1]['message_hub']['log_scalars'].keys()
     names = [[*runner.message_hub.log_scalars] for runner in runs]
     assert names[0] == [name for name in names[1] if name in names[0]]
     assert not any('/' in name.removeprefix('train/') for name in names[0])

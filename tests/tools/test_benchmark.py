@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from mmpretrain.structures import DataSample
@@ -248,6 +249,7 @@ def test_steps_are_measured_in_three_forms(tmp_path, capsys):
             '--amp',
             '--threads',
             '1',
+            '--watch',
             '--json',
             str(out),
         ]
@@ -255,33 +257,37 @@ def test_steps_are_measured_in_three_forms(tmp_path, capsys):
     results = json.loads(out.read_text())['parts']['cifar']
     assert set(results) == {'kd', 'fitnet'}
     for result in results.values():
-        assert set(result['seconds']) == {'student', 'with teacher', 'distilled', 'cached'}
+        assert set(result['seconds']) == {'student', 'with teacher', 'distilled', 'cached', 'watched', 'gradients'}
         (alone,), (beside,), (distilled,) = (result['seconds'][x] for x in ('student', 'with teacher', 'distilled'))
         assert result['student'] == pytest.approx(4 / alone)
         assert result['over_percent'] == pytest.approx(100 * (distilled / beside - 1))
         assert len(result['costs']) == 3
+        (watched,) = result['seconds']['watched']
+        assert result['watched_percent']['watched'] == pytest.approx(100 * (watched / distilled - 1))
         assert 0 < result['peak_bytes']['with teacher'] < 2**30
         assert result['times_floor'] > 1
     assert 'over teacher' in capsys.readouterr().out
 
 
 def test_a_step_trains_with_what_it_says(monkeypatch, tmp_path):
-    args = tool.argparse.Namespace(device='cpu', channels_last=False, amp=False)
-    totals, asked, run = [], [], step.Distillation.__call__
+    args = tool.argparse.Namespace(device='cpu', channels_last=False, amp=False, watch=True)
+    totals, asked, logged, run = [], [], [], step.Distillation.__call__
+    monkeypatch.setattr(MessageHub, 'update_scalar', lambda self, name, value, resumed: logged.append(name))
     monkeypatch.setattr(step.OptimWrapper, 'update_params', lambda self, loss: totals.append(loss.item()))
     monkeypatch.setattr(step.Distillation, '__call__', lambda self, *x: asked.append(len(totals)) or run(self, *x))
     steps = step.steps_of(step.configs_of('cifar')['kd'], 4, 32, args, str(tmp_path))
     for measured in steps.values():
         measured()
-    assert list(steps) == ['student', 'with teacher', 'distilled', 'cached']
-    assert asked == [2, 3]  # the distilled ones only
+    assert list(steps) == ['student', 'with teacher', 'distilled', 'cached', 'watched', 'gradients']
+    assert asked == [2, 3, 4, 5]  # the distilled ones only
     assert totals[0] == totals[1] != totals[2]
+    assert (logged.count('train/loss_share/kd'), logged.count('train/gradient/kd')) == (2, 1)
     calls = []
     monkeypatch.setattr(step.Distillation, '__call__', run)
     monkeypatch.setattr(Teacher, '_forward', lambda self, *x: calls.append(x))
     steps['cached']()
     assert not calls
-    assert totals[4] == totals[3]
+    assert totals[6] == totals[3]
 
 
 def test_a_teachers_ways_to_answer_are_measured(tmp_path, capsys):

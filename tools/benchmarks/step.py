@@ -9,10 +9,12 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmpretrain.structures import DataSample
@@ -28,6 +30,7 @@ from kd_plugins.config import load_config
 from kd_plugins.distillation.distillation import Distillation
 from kd_plugins.distillation.sources import build_network
 from kd_plugins.errors import UserError
+from kd_plugins.hooks import DistillationHook, WatchHook
 from kd_plugins.registry import type_name
 from kd_plugins.utils.models import to_channels_last
 
@@ -92,7 +95,7 @@ def steps_of(
     args: argparse.Namespace,
     cache: str,
 ) -> dict[str, Callable[[], None]]:
-    """Return the four steps of a config, over the same networks and batch."""
+    """Return the four steps of a config, over the same networks and batch; with ``args.watch``, watched ones too."""
     device = torch.device(args.device)
     teacher, terms, task = terms_of(config)
     torch.manual_seed(0)
@@ -139,11 +142,28 @@ def steps_of(
     def distilled(distillation: Distillation) -> dict[str, Any]:
         return distillation.losses(alone, inputs, samples)
 
+    def watched(gradients: int) -> Callable[[], None]:
+        watching, plain = WatchHook(gradients), step(partial(distilled, distillation))
+
+        def run() -> None:
+            watching.before_train(runner)
+            watching.before_train_iter(runner, 0)
+            plain()
+            watching.after_train_iter(runner, 0)
+            watching.after_train(runner)
+
+        return run
+
+    hook = DistillationHook(teacher, terms)
+    hook.distillation = distillation
+    hub = MessageHub('benchmark')
+    runner: Any = SimpleNamespace(model=student, hooks=[hook], cfg={}, optim_wrapper=optimizer, message_hub=hub, iter=0)
     return {
         'student': step(alone),
         'with teacher': step(beside),
         'distilled': step(partial(distilled, distillation)),
         'cached': step(partial(distilled, cached)),
+        **({'watched': watched(0), 'gradients': watched(1)} if args.watch else {}),
     }
 
 
@@ -156,6 +176,16 @@ def costs(run: Callable[[], None], device: torch.device) -> list[str]:
     events = sorted(profiled.key_averages(), key=lambda event: -getattr(event, key))
     total = sum(getattr(event, key) for event in events) or 1  # some virtual machines hide a GPU's counters
     return [f'{event.key} {getattr(event, key) / total:.0%}' for event in islice(events, 3)]
+
+
+def percents(before: Sequence[float], after: Sequence[float]) -> list[float]:
+    """Return how much longer than the former the latter took, in each repetition."""
+    return [100 * (b / a - 1) for a, b in zip(before, after, strict=True)]
+
+
+def ranged(values: Sequence[float]) -> str:
+    """Return the median and the range of percentages."""
+    return f'{median(values):+.1f} ({min(values):+.1f} to {max(values):+.1f})'
 
 
 def step(args: argparse.Namespace) -> None:
@@ -171,9 +201,11 @@ def step(args: argparse.Namespace) -> None:
             'with teacher',
             'distilled',
             'teacher cached',
+            *(['watched', 'with its gradients'] if args.watch else []),
             'distilled over teacher, %',
             'MiB, with teacher',
             'distilled',
+            *(['watched over distilled, %', 'with its gradients'] if args.watch else []),
             'times the floor',
             'costs most',
             title=f'{part}: {args.batch_size} images of {side}x{side}, {device}, {args.threads} threads'
@@ -198,7 +230,8 @@ def step(args: argparse.Namespace) -> None:
                 with FlopCounterMode(display=False) as counter:
                     runs['distilled']()
             floor = counter.get_total_flops() / machine.operations
-            over = [100 * (c / b - 1) for b, c in zip(times['with teacher'], times['distilled'], strict=True)]
+            over = percents(times['with teacher'], times['distilled'])
+            watched = {x: percents(times['distilled'], times[x]) for x in ('watched', 'gradients') if x in times}
             result = {name: args.batch_size / median(values) for name, values in times.items()}
             result |= dict(
                 seconds=times,
@@ -206,6 +239,7 @@ def step(args: argparse.Namespace) -> None:
                 peak_bytes=memory,
                 costs=most,
                 times_floor=median(times['distilled']) / floor,
+                watched_percent={name: median(values) for name, values in watched.items()},
             )
             results[part][method] = result
             keep(
@@ -221,9 +255,10 @@ def step(args: argparse.Namespace) -> None:
             table.add_row(
                 method,
                 *(f'{result[name]:.1f}' for name in runs),
-                f'{median(over):+.1f} ({min(over):+.1f} to {max(over):+.1f})',
+                ranged(over),
                 *(f'{x / 2**20:.0f}' for x in memory.values()),
+                *map(ranged, watched.values()),
                 f'{result["times_floor"]:.1f}',
                 ', '.join(most),
             )
-        Console(width=max(240, Console().width)).print(table)
+        Console(width=max(320 if args.watch else 240, Console().width)).print(table)
