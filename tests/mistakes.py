@@ -1427,6 +1427,25 @@ def command_options() -> Iterator[Mistake]:
         yield edit('classifier', '', option.partition('=')[0].lstrip('-'), arguments=[option])
 
 
+def watching() -> Iterator[Mistake]:
+    hook = "custom_hooks.append(dict(type='kd_plugins.WatchHook'"
+    for change, *words in (
+        (f'{hook}, gradients=-1))', 'gradients', '-1'),
+        (f"{hook}, gradients='often'))", 'gradients', 'often'),
+        (f'{hook}, gradient=1))', 'gradient'),
+        (f"{hook})); custom_hooks[0]['terms'][0]['name'] = 'task'", "'task'", 'rename'),
+        (f'{hook}, gradients=1)); compile = True', 'compile', 'gradients'),
+        ("visualizer = dict(type='Visualizer', vis_backends=[dict(type='AimVisBackend')])", 'pip install aim'),
+    ):
+        yield edit('hook', change, *words)
+    for arguments, *words in (
+        ('--watch nosuch', 'nosuch', 'tensorboard'),
+        ('--cfg-options default_hooks.watch.gradients=5', 'default_hooks.watch', 'type'),
+        ('--watch --cfg-options default_hooks.watch.gradients=x', 'gradients', 'x'),
+    ):
+        yield edit('hook', '', *words, arguments=arguments.split())
+
+
 def tests() -> Iterator[Mistake]:
     for checkpoint, *words in (
         ('nosuch.pth', 'exist'),
@@ -1812,6 +1831,13 @@ def pictures() -> Iterator[Mistake]:
         ('ranking', 'ASSETS/features.npz --out x --queries 0', 'queries'),
         ('ranking', 'ASSETS/features.npz --out x --top x', 'top'),
         ('ranking', 'ASSETS/features.npz --out x --metric y', 'metric'),
+        ('curves', '', 'WORK_DIR'),
+        ('curves', 'nosuch', 'nosuch', 'scalars'),
+        ('curves', 'ASSETS/empty', 'empty', 'scalars'),
+        ('curves', 'ASSETS/text.txt', 'text.txt', 'scalars'),
+        ('curves', 'ASSETS/classifier/run --out x.gif', 'gif'),
+        ('curves', 'ASSETS/classifier/run ASSETS/classifier/run', 'twice'),
+        ('curves', 'ASSETS/classifier/run --metric nosuch', 'nosuch'),
         ('tsne', '--out x.png', 'teacher|student|tap'),
         ('nosuch', '', 'nosuch'),
         ('', '', 'command'),
@@ -1888,6 +1914,7 @@ KINDS = {
     'launcher': launchers,
     'folder': folders,
     'command option': command_options,
+    'watching': watching,
     'test.py': tests,
     'eval_reid.py': retrieval,
     'export.py': exports,
