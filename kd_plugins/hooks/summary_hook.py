@@ -183,13 +183,19 @@ def _scores(runner: Runner) -> Iterator[tuple[str, str]]:
         yield name, f'{unit} {time}, {metric} {value:.4g}{note}'
 
 
+def _shown(path: str | Path) -> Path:
+    """Return a path as one would type it here: relative, where that is below this folder."""
+    relative = os.path.relpath(path)
+    return Path(path if relative.startswith('..') else relative)
+
+
 def _files(runner: Runner, student: nn.Module) -> Iterator[tuple[str, str]]:
-    folder = Path(os.path.relpath(runner.work_dir))
+    folder = _shown(runner.work_dir)
     checkpoint = folder / 'student.pth'
     if not checkpoint.is_file():
         saved = [hook.last_ckpt for hook in runner.hooks if isinstance(hook, CheckpointHook) and hook.last_ckpt]
-        checkpoint = Path(os.path.relpath(saved[0])) if saved else checkpoint
-    files = [checkpoint, folder / 'result.json', Path(os.path.relpath(runner.log_dir), f'{runner.timestamp}.log')]
+        checkpoint = _shown(saved[0]) if saved else checkpoint
+    files = [checkpoint, folder / 'result.json', _shown(runner.log_dir) / f'{runner.timestamp}.log']
     yield 'files', ', '.join(str(file) for file in files if file.is_file())
     # As mmengine wrote it: with the command's options, and independent of the environment.
     config = folder / os.path.basename(runner.cfg.filename or f'{runner.timestamp}.py')

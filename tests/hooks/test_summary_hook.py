@@ -133,6 +133,7 @@ def test_the_best_of_a_loss_is_the_least_and_a_resumed_run_knows_earlier_scores(
     config = config_of(shared, tmp_path / 'run', (0.1, 0.4), 'val_loss')
     train(config)
     assert summary()[-3][1].startswith('epoch 1, val_loss 0.1 (')
+    assert summary()[-2][1].startswith(f'{tmp_path}/run/student.pth, ')  # not below this folder
     summary.texts.clear()
     config = config_of(shared, tmp_path / 'run', (0.3,), 'val_loss', epochs=3, resume=True)
     config.load_from = str(tmp_path / 'run/epoch_2.pth')  # written before the second validation
