@@ -23,7 +23,8 @@ loader    CIFAR-sized batches, augmented and normalised: a whole batch at once f
           pipeline. With a config, its training images in one process: the first step of the pipeline, which reads and
           decodes, all steps, and all steps on images that kd_plugins.ResizedImages holds.
 step      training steps: of the student alone, with the teacher's forward pass, with each method's terms, and these
-          with the teacher's features from disk; and the three operations on which a distilled step spends most time.
+          with the teacher's features held in memory and read from disk; and the three operations on which a distilled
+          step spends most time.
 teacher   a teacher's forward pass by layout and precision, and with --compile compiled, and its features from disk.
 race      whole trainings of the quick pair of CIFAR-10, one process each: by a plain loop with the literal loss, by
           torchdistill where it is installed, by DistillationHook on the same kind of data, and with batched images, the

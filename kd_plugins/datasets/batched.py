@@ -88,7 +88,7 @@ class BatchedImages:
             ((len(infos) - 1) * planes + 2 * padding * (row + 1) + 1, 3, height, width), (1, planes // 3, row, 1)
         )
         self._row, self._corner = row, np.arange(len(infos)) * planes
-        self._padding, self._flip_prob, self._replay, self._seed = padding, flip_prob, replay, seed
+        self._padding, self._flip_prob, self.views, self._seed = padding, flip_prob, replay, seed
         self._start = self._corner + padding * (row + 1)
         self._flip: NDArray[np.bool_] = np.zeros(len(infos), bool)
         self._ready = not padding and not flip_prob
@@ -98,7 +98,7 @@ class BatchedImages:
         if not self._padding and not self._flip_prob:
             return
         seed = seed if self._seed is None else self._seed
-        epoch = epoch if self._replay is None else epoch % self._replay
+        epoch = epoch if self.views is None else epoch % self.views
         rng = np.random.default_rng((seed, epoch, 1))  # a stream of its own: PKSampler draws from (seed, epoch)
         down, right = rng.integers(2 * self._padding + 1, size=(2, len(self)))
         self._start = self._corner + down * self._row + right

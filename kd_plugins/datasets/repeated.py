@@ -41,12 +41,12 @@ class RepeatedViews:
             )
         self.dataset = DATASETS.build(dataset)
         self.metainfo = self.dataset.metainfo
-        self._views, self._seed = views, seed
+        self.views, self._seed = views, seed
         self._view: int | None = None
 
     def set_epoch(self, epoch: int, seed: int) -> None:
         """Take an epoch's augmentations; the run's seed does not matter."""
-        self._view = epoch % self._views
+        self._view = epoch % self.views
 
     def __len__(self) -> int:
         """Return the number of images."""

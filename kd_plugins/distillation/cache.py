@@ -4,11 +4,13 @@ import hashlib
 import json
 import logging
 import sqlite3
+import threading
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from mmengine.logging import print_log
@@ -17,6 +19,9 @@ from torch import Tensor, nn
 from kd_plugins.distillation.recorder import Features
 from kd_plugins.errors import UserError
 
+Item = TypeVar('Item')
+Result = TypeVar('Result')
+
 
 class FeatureCache:
     """A teacher's features, keyed by the bytes of the teacher and of each input, in one SQLite file per teacher.
@@ -24,7 +29,8 @@ class FeatureCache:
     The name of the file is a hash of the teacher's weights, structure, options and taps; the key of an entry is a hash
     of the input's pixels and the autocast precision. Features of another teacher or another augmentation are therefore
     never returned, and any number of runs and processes may share a folder. Entries are written whole or not at all,
-    with a checksum over the features, the input and the layout; a damaged entry is computed again.
+    with a checksum over the features, the input and the layout; a damaged entry is computed again. Features have the
+    memory layout that those of the file's first run had, channels-last or not.
 
     Inputs repeat where the data set repeats its augmentations, as ``BatchedImages(replay=...)`` does. Logits take a few
     bytes per image, maps their size: 50,000 images times ``replay`` times 32 KiB for 128 maps of 8 x 8.
@@ -45,24 +51,45 @@ class FeatureCache:
             digest.update(_bytes(tensor))
         self.path = Path(folder, f'{digest.hexdigest()[:32]}.sqlite')
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: sqlite3.Connection | None = None
+        self._local = threading.local()  # has a connection for each thread
+        self._pool = ThreadPoolExecutor()
+        self._expected: int | None = None
+        self._stored, self._read = 0, False
 
-    def _run(self, statement: str, rows: Sequence[Any], many: bool = False) -> list[tuple[Any, ...]]:
+    def expect(self, images: int) -> None:
+        """Log it once if more images than these are stored and none was read, so that inputs do not repeat."""
+        self._expected = images
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         try:
-            if self._file is None:  # other processes may write at the same time
-                self._file = sqlite3.connect(self.path, timeout=60)
-                self._file.execute('PRAGMA journal_mode=WAL')
-                self._file.execute('PRAGMA synchronous=NORMAL')
-                with self._file:
-                    self._file.execute('CREATE TABLE IF NOT EXISTS layouts (kind TEXT PRIMARY KEY, layout TEXT)')
-                    self._file.execute('CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value BLOB)')
-            with self._file:
-                return (self._file.executemany if many else self._file.execute)(statement, rows).fetchall()
+            if not hasattr(self._local, 'file'):
+                file = sqlite3.connect(self.path, timeout=60)  # other processes may write at the same time
+                file.execute('PRAGMA page_size=32768')  # of a new file: maps are read twice as fast as from 4 KiB
+                file.execute('PRAGMA journal_mode=WAL')
+                file.execute('PRAGMA synchronous=NORMAL')
+                with file:
+                    file.execute('CREATE TABLE IF NOT EXISTS layouts (kind TEXT PRIMARY KEY, layout TEXT)')
+                    file.execute('CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value BLOB)')
+                self._local.file = file
+            with self._local.file as file:
+                yield file
         except sqlite3.Error as error:
             raise UserError(
                 f"{self.path}: the teacher's cache cannot be used ({error}); make room, delete the file, "
                 "or remove cache from the teacher's config dict"
             ) from error
+
+    def _in_threads(
+        self, function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item], size: int
+    ) -> list[Result]:
+        """Return ``function(items)``, computed in parts by torch's number of threads; an item has ``size`` bytes."""
+        threads = max(1, min(torch.get_num_threads(), len(items) * size // 2**20))
+        if threads == 1:
+            return function(items)
+        step = -(-len(items) // threads)
+        parts = [items[start : start + step] for start in range(0, len(items), step)]
+        return [result for part in self._pool.map(function, parts) for result in part]
 
     def keys(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> tuple[str, list[bytes]]:
         """Return the key of what all images of a batch share, and the key of each image."""
@@ -70,15 +97,20 @@ class FeatureCache:
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
         kind = f'{tuple(inputs.shape[1:])} {precision}'
         shapes = [str(getattr(sample, 'img_shape', '')) for sample in data_samples or [None] * len(inputs)]
-        return kind, [
-            hashlib.blake2b(_bytes(image), key=f'{precision} {shape}'.encode()[:64], digest_size=16).digest()
-            for image, shape in zip(inputs.detach().cpu(), shapes, strict=True)
-        ]
+        images = inputs.detach().cpu().contiguous().view(torch.uint8).flatten(1).numpy()
+
+        def hashes(part: Sequence[tuple[Any, str]]) -> list[bytes]:
+            return [
+                hashlib.blake2b(image.data, key=f'{precision} {shape}'.encode()[:64], digest_size=16).digest()
+                for image, shape in part
+            ]
+
+        return kind, self._in_threads(hashes, list(zip(images, shapes, strict=True)), images[0].nbytes)
 
     def missing(self, keys: Sequence[bytes]) -> list[int]:
         """Return the positions of the images that have no entry."""
-        placeholders = ', '.join('?' * len(keys))
-        found = {key for (key,) in self._run(f'SELECT key FROM answers WHERE key IN ({placeholders})', keys)}
+        with self._transaction() as file:
+            found = {key for (key,) in file.execute(f'SELECT key FROM answers WHERE key IN ({_marks(keys)})', keys)}
         return [i for i, key in enumerate(keys) if key not in found]
 
     def get(self, kind: str, keys: Sequence[bytes], device: torch.device) -> Features | None:
@@ -89,25 +121,41 @@ class FeatureCache:
             keys: Keys of the images.
             device: Device of the features.
         """
-        layouts = self._run('SELECT layout FROM layouts WHERE kind = ?', (kind,))
+        with self._transaction() as file:
+            layouts = file.execute('SELECT layout FROM layouts WHERE kind = ?', (kind,)).fetchall()
         if not layouts:
             return None
-        placeholders = ', '.join('?' * len(keys))
-        found = dict(self._run(f'SELECT key, value FROM answers WHERE key IN ({placeholders})', keys))
-        if len(found) < len(set(keys)):
-            return None
+        positions: dict[bytes, list[int]] = {}
+        for i, key in enumerate(keys):
+            positions.setdefault(key, []).append(i)
         try:
-            layout = json.loads(layouts[0][0])
-            width = sum(size for _, levels in layout for *_, size in levels)
-            entries = [_verified(found[key], width, key + layouts[0][0].encode()) for key in keys]
-            values = torch.frombuffer(bytearray().join(entries), dtype=torch.uint8).view(len(keys), width)
+            ((text,),) = layouts
+            layout = json.loads(text)
+            width = sum(level[2] for _, levels in layout for level in levels)
+            values = torch.empty(len(keys), width, dtype=torch.uint8)
+            rows = values.numpy()
+
+            def read(part: Sequence[bytes]) -> list[bytes]:
+                found = []
+                with self._transaction() as file:
+                    for key, stored in file.execute(
+                        f'SELECT key, value FROM answers WHERE key IN ({_marks(part)})', part
+                    ):  # one at a time, so that it is checked and copied in the processor's cache
+                        value = _verified(stored, width, key + text.encode())
+                        for i in positions[key]:
+                            rows[i] = value
+                        found.append(key)
+                return found
+
+            if len(self._in_threads(read, list(positions), width)) < len(positions):
+                return None
             features: Features = {}
             start = 0
             for tap, levels in layout:
                 features[tap] = []
-                for shape, name, size in levels:
+                for shape, name, size, *order in levels:
                     level = values[:, start : start + size].contiguous().view(getattr(torch, name))
-                    features[tap].append(level.view(-1, *shape).to(device))
+                    features[tap].append(_unpacked(level, shape, bool(order)).to(device))
                     start += size
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             print_log(
@@ -116,6 +164,7 @@ class FeatureCache:
                 logging.WARNING,
             )
             return None
+        self._read = True
         return features
 
     def put(self, kind: str, keys: Sequence[bytes], features: Features) -> None:
@@ -124,7 +173,6 @@ class FeatureCache:
         Raises:
             UserError: A feature does not have one entry per image.
         """
-        layout, columns = [], []
         for tap, levels in features.items():
             for level in levels:
                 if level.shape[:1] != (len(keys),):
@@ -132,25 +180,62 @@ class FeatureCache:
                         f"the teacher's tap '{tap}' outputs {tuple(level.shape)} for {len(keys)} images, expected "
                         "one entry per image to cache: remove cache from the teacher's config dict"
                     )
-                columns.append(level.cpu().contiguous().flatten(1).view(torch.uint8))
-            layout.append(
-                (
-                    tap,
-                    [
-                        (tuple(x.shape[1:]), str(x.dtype).removeprefix('torch.'), x[0].numel() * x.element_size())
-                        for x in levels
-                    ],
-                )
+        text = json.dumps([(tap, [_described(level) for level in levels]) for tap, levels in features.items()])
+        with self._transaction() as file:
+            file.execute('BEGIN IMMEDIATE')  # no other process writes a layout meanwhile
+            for (other,) in file.execute('SELECT layout FROM layouts WHERE kind = ?', (kind,)).fetchall():
+                if _without_order(other) == _without_order(text):
+                    text = other  # that of the entries that are there
+            file.execute('INSERT OR REPLACE INTO layouts VALUES (?, ?)', (kind, text))
+            columns = [
+                _packed(level, len(described) > 3)
+                for (tap, layout) in json.loads(text)
+                for level, described in zip(features[tap], layout, strict=True)
+            ]
+            rows = [(key, _bytes(value)) for key, value in zip(keys, torch.cat(columns, 1), strict=True)]
+            file.executemany(
+                'INSERT OR REPLACE INTO answers VALUES (?, ?)',
+                [(key, value + _checksum(value, key + text.encode())) for key, value in rows],
             )
-        values = torch.cat(columns, 1)
-        text = json.dumps(layout)
-        self._run('INSERT OR REPLACE INTO layouts VALUES (?, ?)', (kind, text))
-        rows = [(key, _bytes(value)) for key, value in zip(keys, values, strict=True)]
-        self._run(
-            'INSERT OR REPLACE INTO answers VALUES (?, ?)',
-            [(key, value + _checksum(value, key + text.encode())) for key, value in rows],
-            many=True,
-        )
+        self._stored += len(keys)
+        if self._expected is not None and self._stored > self._expected and not self._read:
+            self._expected = None
+            print_log(
+                f"{self.path}: the teacher's features of {self._stored} images were stored and none was read, since "
+                'the augmentations of the data set draw anew every time: let them repeat (kd_plugins.RepeatedViews, or '
+                "BatchedImages(replay=...)), or remove cache from the teacher's config dict",
+                'current',
+                logging.WARNING,
+            )
+
+
+def _marks(keys: Sequence[bytes]) -> str:
+    return ', '.join('?' * len(keys))
+
+
+def _described(level: Tensor) -> list[Any]:
+    """Return shape, type and bytes of an image's feature, and its order where that is another than the shape's."""
+    transposed = level.dim() == 4 and not level.is_contiguous()
+    order = ['channels_last'] * (transposed and level.is_contiguous(memory_format=torch.channels_last))
+    name = str(level.dtype).removeprefix('torch.')
+    return [tuple(level.shape[1:]), name, level[0].numel() * level.element_size(), *order]
+
+
+def _without_order(text: str) -> Any:
+    with suppress(TypeError, ValueError):
+        return [[tap, [level[:3] for level in levels]] for tap, levels in json.loads(text)]
+    return None
+
+
+def _packed(level: Tensor, channels_last: bool) -> Tensor:
+    return (level.movedim(1, -1) if channels_last else level).cpu().contiguous().flatten(1).view(torch.uint8)
+
+
+def _unpacked(level: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
+    if not channels_last:
+        return level.view(-1, *shape)
+    channels, height, width = shape
+    return level.view(-1, height, width, channels).movedim(-1, 1)
 
 
 def _options(network: nn.Module) -> Iterator[str]:

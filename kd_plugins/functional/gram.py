@@ -74,14 +74,19 @@ def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
     return x if smaller == size else interpolate(x, size, mode='bilinear', align_corners=False)
 
 
+def norm(x: Tensor, eps: float = 1e-12) -> Tensor:
+    """Return the L2 norm along the last axis; infinity, without gradient, where it is at most ``eps``."""
+    length = torch.linalg.vector_norm(x, dim=-1)
+    return length.masked_fill(length <= eps, torch.inf)
+
+
 def unit(x: Tensor, eps: float = 1e-12) -> Tensor:
     """Scale the vectors along the last axis to L2 norm 1; a vector of norm at most ``eps`` becomes 0.
 
     Such a vector has no direction. It gets no gradient either, where ``torch.nn.functional.normalize`` would multiply
     the incoming one by 1 / eps.
     """
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / norm.masked_fill(norm <= eps, torch.inf)
+    return x / norm(x, eps)[..., None]
 
 
 def as_float(x: Tensor) -> Tensor:

@@ -199,11 +199,16 @@ def distillation_of(runner: Runner) -> Distillation | None:
 
 
 def give_num_samples(distillation: Distillation, dataset: Any) -> None:
-    """Give the number of images of the training set to the losses that need their indices.
+    """Give the number of images of the training set to the losses that need their indices, and to the caches.
 
     Raises:
         UserError: The data set numbers different images alike, or a loss was given a smaller number.
     """
+    views, inner = 1, dataset
+    while inner is not None:
+        views, inner = max(views, getattr(inner, 'views', None) or 1), getattr(inner, 'dataset', None)
+    for teacher in distillation.teachers:
+        teacher.expect(views * len(dataset))
     names = [term.name for term in distillation.terms if term.needs_indices]
     if not names:
         return

@@ -11,6 +11,7 @@ from tiny import CLASSES, classification_config, equal, saved_teacher, train, we
 from torch import nn
 
 from kd_plugins.datasets import BatchedImages
+from kd_plugins.distillation import cache
 from kd_plugins.distillation.sources import build_network, build_teacher
 from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.errors import UserError
@@ -150,7 +151,7 @@ def test_a_run_that_repeats_its_augmentations_runs_the_teacher_for_the_first_one
         )
         with monkeypatch.context() as patch:
             calls = forwards(patch)
-            return weights(train(config).model), sum(calls[1:])  # the first call is the dry run's
+            return weights(train(config).model), sum(calls[2:])  # the first two are the dry run's
 
     plain, images = run('plain')
     assert images == 5 * 24
@@ -213,11 +214,85 @@ def test_files_of_older_versions_without_checksums_are_read(
     assert calls == []
 
 
+class Maps(nn.Module):
+    """Two levels: maps, channels-last, and a vector."""
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        maps = torch.cat([images, images * 2], 1).contiguous(memory_format=torch.channels_last)
+        return maps, images.mean((2, 3))
+
+
+def test_features_keep_their_memory_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randn(4, 3, 8, 8)
+    maps, vectors = Teacher(Maps(), [''], cache=str(tmp_path))(images, None)['']
+    calls = forwards(monkeypatch)
+    again = Teacher(Maps(), [''], cache=str(tmp_path))(images, None)['']
+    assert calls == []
+    assert torch.equal(again[0], maps)
+    assert torch.equal(again[1], vectors)
+    assert again[0].stride() == maps.stride()
+    assert again[0].stride(1) == 1
+
+
+def test_a_file_has_one_memory_layout_that_of_its_first_entries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.randn(4, 3, 8, 8)
+    with monkeypatch.context() as patch:  # a run that is not channels-last, or one of an older version
+        patch.setattr(Maps, 'forward', lambda self, x: (torch.cat([x, x * 2], 1), x.mean((2, 3))))
+        Teacher(Maps(), [''], cache=str(tmp_path))(images, None)
+    Teacher(Maps(), [''], cache=str(tmp_path))(images + 1, None)
+    calls = forwards(monkeypatch)
+    for shift in (0, 1):
+        maps, vectors = Teacher(Maps(), [''], cache=str(tmp_path))(images + shift, None)['']
+        assert maps.is_contiguous()
+        assert torch.equal(maps, torch.cat([images + shift, (images + shift) * 2], 1))
+        assert torch.equal(vectors, (images + shift).mean((2, 3)))
+    assert calls == []
+
+
+def test_several_threads_find_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randn(5, 3, 512, 512)
+    images[3] = images[1]
+    expected = Teacher(Maps(), [''], cache=str(tmp_path))(images, None)['']
+    calls, before, used = forwards(monkeypatch), torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        cached = Teacher(Maps(), [''], cache=str(tmp_path))
+        own = cached._cache._pool.map
+        cached._cache._pool.map = lambda function, parts: (used.append(len(parts)), own(function, parts))[1]
+        found = cached(images, None)['']
+    finally:
+        torch.set_num_threads(before)
+    assert calls == []
+    assert used == [3, 2]  # three parts of five images, two of the four that differ
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
+def test_a_cache_that_is_never_read_is_noted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(cache, 'print_log', lambda line, *args: lines.append(line))
+
+    def notes(change: float) -> list[str]:
+        lines.clear()
+        cached = Teacher(Scaled(2.0, change), [''], cache=str(tmp_path))
+        cached.expect(4)
+        for epoch in range(3):
+            for batch in torch.arange(4.0).view(2, 2, 1, 1, 1).expand(2, 2, 3, 4, 4):
+                cached(batch + epoch * change, None)
+        return list(lines)
+
+    (note,) = notes(0.1)
+    assert 'features of 6 images were stored' in note
+    assert 'kd_plugins.RepeatedViews' in note
+    assert not notes(0.0)
+
+
 def test_errors_are_one_line(teacher_config: dict, tmp_path: Path) -> None:
     cached = teacher(teacher_config, tmp_path)
     cached(torch.randn(2, 3, 16, 16), None)
-    cached._cache._file.close()
-    cached._cache._file = None
+    cached._cache._local.file.close()
+    del cached._cache._local.file
     for file in cached._cache.path.parent.iterdir():
         file.write_bytes(b'no database' * 100)
     with pytest.raises(UserError, match="the teacher's cache cannot be used") as error:

@@ -1,4 +1,7 @@
-"""Training steps: the student alone, with the teacher's forward pass beside it, with each method, and with a cache."""
+"""Training steps: the student alone, with the teacher's forward pass beside it, with each method, and with a cache.
+
+Features in memory are the floor of a cache: what the adapters and losses of a method take.
+"""
 
 import argparse
 import copy
@@ -95,7 +98,10 @@ def steps_of(
     args: argparse.Namespace,
     cache: str,
 ) -> dict[str, Callable[[], None]]:
-    """Return the four steps of a config, over the same networks and batch; with ``args.watch``, watched ones too."""
+    """Return the steps of a config, over the same networks and a batch as a data loader gives it.
+
+    With ``args.watch`` watched ones, too.
+    """
     device = torch.device(args.device)
     teacher, terms, task = terms_of(config)
     torch.manual_seed(0)
@@ -106,7 +112,6 @@ def steps_of(
         torch.save(network.state_dict(), teacher['checkpoint'])
     inputs, samples = batch_of(config, size, side, device)
     if args.channels_last:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
         to_channels_last(student)
 
     def taught_by(teacher: dict[str, Any]) -> Distillation:
@@ -117,8 +122,15 @@ def steps_of(
         distillation.dry_run(student, inputs, samples)
         return distillation
 
-    distillation, cached = taught_by(teacher), taught_by(dict(teacher, cache=cache))
-    parameters = [*student.parameters(), *distillation.parameters(), *cached.parameters()]
+    distillation, held, cached = taught_by(teacher), taught_by(teacher), taught_by(dict(teacher, cache=cache))
+    features: list[Any] = []
+
+    def kept(inputs: Tensor, samples: Sequence[Any] | None) -> list[Any]:
+        features[:] = features or distillation.teacher_features(inputs, samples)
+        return features
+
+    held.teacher_features = kept  # type: ignore[assignment]  # the floor of any cache
+    parameters = [p for module in (student, distillation, held, cached) for p in module.parameters()]
     optimizer = OptimWrapper(torch.optim.SGD(parameters, lr=1e-4, momentum=0.9))
     student.train()
 
@@ -162,6 +174,7 @@ def steps_of(
         'student': step(alone),
         'with teacher': step(beside),
         'distilled': step(partial(distilled, distillation)),
+        'in memory': step(partial(distilled, held)),
         'cached': step(partial(distilled, cached)),
         **({'watched': watched(0), 'gradients': watched(1)} if args.watch else {}),
     }
@@ -200,8 +213,12 @@ def step(args: argparse.Namespace) -> None:
             'student alone, images/s',
             'with teacher',
             'distilled',
+            'features in memory',
             'teacher cached',
-            *(['watched', 'with its gradients'] if args.watch else []),
+            """Return the steps of a config, over the same networks and a batch as a data loader gives it.
+
+    With ``args.watch`` watched ones, too.
+    """
             'distilled over teacher, %',
             'MiB, with teacher',
             'distilled',
@@ -252,11 +269,18 @@ def step(args: argparse.Namespace) -> None:
                     parts=results,
                 ),
             )
+
+            def ratio(name: str, times: Any = times) -> float:
+                return median(a / b for a, b in zip(times[name], times['cached'], strict=True))
+
             table.add_row(
                 method,
                 *(f'{result[name]:.1f}' for name in runs),
-                ranged(over),
-                *(f'{x / 2**20:.0f}' for x in memory.values()),
+                """Return the steps of a config, over the same networks and a batch as a data loader gives it.
+
+    With ``args.watch`` watched ones, too.
+    """
+                * (f'{x / 2**20:.0f}' for x in memory.values()),
                 *map(ranged, watched.values()),
                 f'{result["times_floor"]:.1f}',
                 ', '.join(most),

@@ -1,0 +1,81 @@
+"""A frozen teacher whose convolutions compute the BatchNorm behind them is the same teacher."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kd_plugins.distillation.teacher import Teacher
+
+
+class Network(nn.Module):
+    """Pairs to fold, and pairs that must not be: a shared convolution, and an output that is used twice."""
+
+    def __init__(self, reuse: bool = False) -> None:
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.depthwise, self.depthwise_norm = nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8, affine=False)
+        self.shared, self.norms = nn.Conv2d(8, 8, 1), nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(8)])
+        self.reuse = reuse
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.stem_norm(x).relu_() + (x if self.reuse else 0)
+        x = self.depthwise_norm(self.depthwise(x))
+        return self.norms[0](self.shared(x)) + self.norms[1](self.shared(x))
+
+
+def network(reuse: bool = False) -> Network:
+    torch.manual_seed(0)
+    model = Network(reuse)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            if module.affine:
+                module.weight.data.uniform_(0.5, 1.5)
+                module.bias.data.normal_()
+    return model
+
+
+def ran(monkeypatch: pytest.MonkeyPatch, teacher: Teacher, images: Tensor) -> int:
+    """Return how many BatchNorms compute in a pass."""
+    calls: list[int] = []
+    own = torch.nn.functional.batch_norm
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            torch.nn.functional, 'batch_norm', lambda x, *args, **kw: (calls.append(1), own(x, *args, **kw))[1]
+        )
+        teacher(images, None)
+    return len(calls)
+
+
+@pytest.mark.parametrize(('reuse', 'taps', 'left'), [(False, [''], 2), (False, ['', 'stem'], 3), (True, [''], 4)])
+def test_folded_features_are_those_of_the_network(
+    monkeypatch: pytest.MonkeyPatch, reuse: bool, taps: list[str], left: int
+) -> None:
+    images, plain, model = torch.randn(4, 3, 9, 9), network(reuse).eval(), network(reuse)
+    teacher = Teacher(model, taps)
+    assert ran(monkeypatch, teacher, images) == 4
+    probed = teacher.probe(images, None)
+    assert ran(monkeypatch, teacher, images) == left
+    features = teacher(images, None)
+    for tap in taps:
+        assert features[tap][0].is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(features[tap][0], probed[tap][0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(features[''][0], plain(images), rtol=1e-5, atol=1e-5)
+    state, expected = model.state_dict(), plain.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+
+
+def test_a_teacher_that_is_converted_or_moved_computes_with_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, model = torch.randn(2, 3, 9, 9), network()
+    teacher = Teacher(model, [''])
+    teacher.probe(images, None)
+    teacher.apply(lambda x: x.double() if x.is_floating_point() else x)
+    assert ran(monkeypatch, teacher, images.double()) == 2
+    torch.testing.assert_close(teacher(images.double(), None)[''][0], network().double().eval()(images.double()))
+    assert not model.stem.weight.is_contiguous()
+    teacher.apply(lambda x: x.to('meta'))
+    assert not any('forward' in vars(module) for module in model.modules())
+    assert model.stem.weight.is_contiguous()
