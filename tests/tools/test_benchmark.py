@@ -232,7 +232,7 @@ def test_loaders_are_measured_beside_the_stock_one(tmp_path, capsys):
     assert 'batched' in capsys.readouterr().out
 
 
-def test_steps_are_measured_in_three_forms(tmp_path, capsys):
+def test_steps_are_measured_in_all_forms(tmp_path, capsys):
     out = tmp_path / 'out.json'
     tool.main(
         [
@@ -257,7 +257,8 @@ def test_steps_are_measured_in_three_forms(tmp_path, capsys):
     results = json.loads(out.read_text())['parts']['cifar']
     assert set(results) == {'kd', 'fitnet'}
     for result in results.values():
-        assert set(result['seconds']) == {'student', 'with teacher', 'distilled', 'cached', 'watched', 'gradients'}
+        names = {'student', 'with teacher', 'distilled', 'in memory', 'cached', 'watched', 'gradients'}
+        assert set(result['seconds']) == names
         (alone,), (beside,), (distilled,) = (result['seconds'][x] for x in ('student', 'with teacher', 'distilled'))
         assert result['student'] == pytest.approx(4 / alone)
         assert result['over_percent'] == pytest.approx(100 * (distilled / beside - 1))
@@ -278,8 +279,8 @@ def test_a_step_trains_with_what_it_says(monkeypatch, tmp_path):
     steps = step.steps_of(step.configs_of('cifar')['kd'], 4, 32, args, str(tmp_path))
     for measured in steps.values():
         measured()
-    assert list(steps) == ['student', 'with teacher', 'distilled', 'cached', 'watched', 'gradients']
-    assert asked == [2, 3, 4, 5]  # the distilled ones only
+    assert list(steps) == ['student', 'with teacher', 'distilled', 'in memory', 'cached', 'watched', 'gradients']
+    assert asked == [2, 3, 4, 5, 6]  # the distilled ones only
     assert totals[0] == totals[1] != totals[2]
     assert (logged.count('train/loss_share/kd'), logged.count('train/gradient/kd')) == (2, 1)
     calls = []
@@ -287,7 +288,7 @@ def test_a_step_trains_with_what_it_says(monkeypatch, tmp_path):
     monkeypatch.setattr(Teacher, '_forward', lambda self, *x: calls.append(x))
     steps['cached']()
     assert not calls
-    assert totals[6] == totals[3]
+    assert totals[7] == totals[4] == pytest.approx(totals[3])
 
 
 def test_a_teachers_ways_to_answer_are_measured(tmp_path, capsys):

@@ -215,10 +215,8 @@ def step(args: argparse.Namespace) -> None:
             'distilled',
             'features in memory',
             'teacher cached',
-            """Return the steps of a config, over the same networks and a batch as a data loader gives it.
-
-    With ``args.watch`` watched ones, too.
-    """
+            *(['watched', 'with its gradients'] if args.watch else []),
+            'cached over alone (over in memory)',
             'distilled over teacher, %',
             'MiB, with teacher',
             'distilled',
@@ -276,11 +274,9 @@ def step(args: argparse.Namespace) -> None:
             table.add_row(
                 method,
                 *(f'{result[name]:.1f}' for name in runs),
-                """Return the steps of a config, over the same networks and a batch as a data loader gives it.
-
-    With ``args.watch`` watched ones, too.
-    """
-                * (f'{x / 2**20:.0f}' for x in memory.values()),
+                f'{ratio("student"):.2f} ({ratio("in memory"):.2f})',
+                ranged(over),
+                *(f'{x / 2**20:.0f}' for x in memory.values()),
                 *map(ranged, watched.values()),
                 f'{result["times_floor"]:.1f}',
                 ', '.join(most),
