@@ -1577,6 +1577,7 @@ def exports() -> Iterator[Mistake]:
         ('', 'ASSETS/classifier/run/student.pth --to student.pt2 --size 0 16', '--size'),
         ('', 'ASSETS/classifier/run/student.pth --to student.pt2 --size 16', '--size'),
         ('', 'ASSETS/classifier/run/student.pth --to student.pt2 --features found.npz', 'found.npz', 'ReIDMetric'),
+        ('', 'ASSETS/classifier/run/student.pth --to student.pt2 --decode', '--decode', 'ImageClassifier'),
         ('del test_dataloader', 'ASSETS/classifier/run/student.pth --to student.pt2', 'test', '--size'),
         ('del test_dataloader', 'ASSETS/classifier/run/student.pth --to student.pt2 --score', 'test_dataloader'),
         ('del model', 'ASSETS/classifier/run/student.pth --to student.pt2', 'model'),

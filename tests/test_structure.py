@@ -30,7 +30,7 @@ ROOMS = {
     'evaluation': (LEAVES | {'functional'}, {'faiss', 'mmengine', 'numpy', 'rich', 'scipy', 'torch'}),
     'export': (
         CORE | {'config', 'engine', 'models'},
-        {'mmengine', 'numpy', 'rich', 'torch'},
+        {'mmengine', 'numpy', 'rich', 'torch', 'torchvision'},
     ),
     'studies': (
         CORE | {'commands', 'config', 'datasets', 'hooks'},

@@ -4,8 +4,9 @@
     python tools/export.py configs/market1501/resnet18.py student.pth --to student.onnx --features features.npz
 
 Classifiers are exported up to their logits, re-identification models up to the embedding that evaluation uses,
-one-stage detectors up to the raw outputs of their heads, models without a head, and with --backbone others, up to the
-backbone's features. A config that distils exports its student; its teacher need not be there.
+one-stage detectors up to the raw outputs of their heads or, with --decode, to boxes, scores and labels after NMS,
+models without a head, and with --backbone others, up to the backbone's features. A config that distils exports its
+student; its teacher need not be there.
 
 The file ends in .onnx or .pt2 (torch.export). The batch may have any size, and a detector's images, too. The file is
 run at batch 1 and 7 and compared with torch: it is left only where no output differs by more than 1e-4 of the output's
@@ -35,6 +36,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('checkpoint', help='the weights')
     parser.add_argument('--to', type=Path, required=True, metavar='FILE', help='file to write, .onnx or .pt2')
     parser.add_argument('--backbone', action='store_true', help='export the backbone alone')
+    parser.add_argument(
+        '--decode', action='store_true', help='export a detector with decoding and NMS: boxes, scores, labels'
+    )
     parser.add_argument(
         '--normalize', action='store_true', help='normalise inside the file, which then takes pixels of 0 to 255'
     )

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from kd_plugins.errors import UserError
 from kd_plugins.export.network import Exportable
@@ -55,7 +56,11 @@ class Runtime:
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Return the outputs for a batch of images."""
         if self._session is None:
-            return [*self._module(images)]
+            try:
+                return [*self._module(images)]
+            except (AssertionError, RuntimeError) as error:  # a guard of torch.export on the size
+                raise UserError(f'the file does not take images {tuple(images.shape)}: {_line(error)}; export with '
+                                '--size, larger than the stride of the coarsest level') from error  # fmt: skip
         return [torch.from_numpy(x) for x in self._session.run(None, {'images': images.numpy()})]
 
 
@@ -96,6 +101,24 @@ def check_target(path: Path) -> None:
         ) from error
 
 
+def run_once(network: Exportable, images: Tensor) -> None:
+    """Run a network on images, which names its outputs.
+
+    Raises:
+        UserError: A layer fails.
+    """
+    try:
+        with torch.no_grad():
+            network(images)
+    except UserError:
+        raise
+    except Exception as error:  # of any layer
+        raise UserError(
+            f'{_layer_at_work(error, network)} fails on images {tuple(images.shape)}: {_line(error)}; see that '
+            'tools/test.py runs the model, and give --size as it is used'
+        ) from error
+
+
 def write(network: Exportable, images: Tensor, path: str | Path, suffix: str, metadata: Mapping[str, str]) -> None:
     """Write a network to a file.
 
@@ -112,6 +135,9 @@ def write(network: Exportable, images: Tensor, path: str | Path, suffix: str, me
         UserError: A layer does not export.
     """
     dynamic = torch.export.Dim.DYNAMIC
+    if network.dynamic_size:  # an axis of length 1, of the coarsest level, would be taken for one that does not vary
+        height, width = (max(256, side) for side in images.shape[2:])
+        images = pad(images, (0, width - images.shape[3], 0, height - images.shape[2]))
     axes = {0: dynamic, **(dict.fromkeys((2, 3), dynamic) if network.dynamic_size else {})}
     with torch.no_grad(), _silent():
         try:
@@ -126,6 +152,7 @@ def write(network: Exportable, images: Tensor, path: str | Path, suffix: str, me
                 torch.export.save(program, buffer, extra_files={'metadata.json': json.dumps(metadata)})
                 Path(path).write_bytes(buffer.getvalue())
             return
+        _drop_idle_casts(program.graph)
         try:
             converted: Any = torch.onnx.export(
                 program, dynamo=True, input_names=['images'], output_names=network.names, verbose=False
@@ -139,6 +166,15 @@ def write(network: Exportable, images: Tensor, path: str | Path, suffix: str, me
     _name_axes(model, axes)
     optional('onnx').helper.set_model_props(model, dict(metadata))
     Path(path).write_bytes(model.SerializeToString())
+
+
+def _drop_idle_casts(graph: torch.fx.Graph) -> None:
+    """Drop ``type_as`` between equal types: torch's converter gives the buffer before it another name, and fails."""
+    for node in graph.find_nodes(op='call_function', target=torch.ops.aten.type_as.default):
+        source, like = node.args
+        if source.meta['val'].dtype == like.meta['val'].dtype:
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
 
 
 def _name_axes(model: Any, axes: Sequence[int] | Mapping[int, Any]) -> None:
@@ -213,11 +249,8 @@ class Parity(NamedTuple):
 def compare(network: Exportable, runtime: Runtime, images: Tensor, batches: Sequence[int] = (1, 7)) -> Parity:
     """Run a file and its network on the same images, and return the largest difference.
 
-    For each output ``max |file - network| / max |network|``: relative to the size of the whole output, since a single
-    value may be 0.
-
     Args:
-        network: The network.
+        network: The network, which says how its outputs are compared.
         runtime: The file.
         images: Images as the network takes them, as many as the largest batch.
         batches: Sizes of the batches.
@@ -228,15 +261,15 @@ def compare(network: Exportable, runtime: Runtime, images: Tensor, batches: Sequ
     found = []
     for batch in batches:
         with torch.no_grad():
-            expected = network(images[:batch])
-        for name, own, other in zip(network.names, expected, runtime(images[:batch]), strict=True):
+            expected = network.expected(images[:batch])
+        outputs = runtime(images[:batch])
+        for name, own, other in zip(network.names, expected, outputs, strict=True):
             if own.shape != other.shape:
                 raise UserError(
                     f"parity missed at output '{name}', batch {batch}: shape {tuple(other.shape)}, in torch "
                     f'{tuple(own.shape)}; export with --size as the network is used'
                 )
-            size = max(own.abs().max().item(), torch.finfo(own.dtype).tiny)
-            found.append(Parity((own - other).abs().max().item() / size, name, batch))
+        found += [Parity(value, name, batch) for name, value in network.differences(expected, outputs)]
     largest = max(found, key=lambda x: math.inf if math.isnan(x.difference) else x.difference)
     if not largest.difference <= TOLERANCE:
         raise UserError(

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -77,6 +77,19 @@ class Exportable(nn.Module):
     def pixels(self, images: Tensor) -> Tensor:
         """Return normalised images as this module takes them."""
         return images * self.std + self.mean if self.normalize else images
+
+    def expected(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs that a file has to give."""
+        return self(images)
+
+    def differences(self, expected: Sequence[Tensor], found: Sequence[Tensor]) -> Iterator[tuple[str, float]]:
+        """Yield each output's name, and ``max |found - expected| / max |expected|``.
+
+        Relative to the size of the whole output, since a single value may be 0.
+        """
+        for name, own, other in zip(self.names, expected, found, strict=True):
+            size = max(own.abs().max().item(), torch.finfo(own.dtype).tiny)
+            yield name, (own - other).abs().max().item() / size
 
     def metadata(self, shape: Sequence[int], classes: Sequence[str] | None) -> dict[str, str]:
         """Return what a program needs to know that runs the file: texts, lists among them as JSON.
@@ -222,18 +235,23 @@ class Detector(Exportable):
         return network.add_pred_to_datasample(data_samples, found)
 
 
-def exportable(network: nn.Module, backbone: bool = False, normalize: bool = False) -> Exportable:
+def exportable(network: nn.Module, backbone: bool = False, normalize: bool = False, decode: bool = False) -> Exportable:
     """Return the part of a model that is exported.
 
     Args:
         network: The model, with its weights.
         backbone: Whether to export its backbone alone.
         normalize: As for :class:`Exportable`.
+        decode: Whether to export a detector with its decoding and NMS.
 
     Raises:
         UserError: The model is of a kind that is not exported.
     """
     kinds = {kind.__name__ for kind in type(network).__mro__}
+    detector = 'SingleStageDetector' in kinds and hasattr(getattr(network, 'bbox_head', None), 'predict_by_feat')
+    if decode and (backbone or not (detector or hasattr(network, 'roi_head'))):
+        what = 'a backbone' if backbone else type(network).__name__
+        raise UserError(f'--decode: {what} has no boxes to decode, expected a one-stage detector of mmdet')
     if backbone:
         return Backbone(network, normalize)
     if isinstance(network, ReIDModel):
@@ -242,7 +260,11 @@ def exportable(network: nn.Module, backbone: bool = False, normalize: bool = Fal
         # mmpretrain's wrappers of other libraries' classifiers have no head of their own.
         headless = not getattr(network, 'with_head', True) and not hasattr(network, '_get_predictions')
         return (Headless if headless else Classifier)(network, normalize)
-    if 'SingleStageDetector' in kinds and hasattr(getattr(network, 'bbox_head', None), 'predict_by_feat'):
+    if detector and decode:
+        from kd_plugins.export.decoding import Detections  # of mmdet's detectors alone
+
+        return Detections(network, normalize)
+    if detector:
         return Detector(network, normalize)
     what = 'two-stage detector' if hasattr(network, 'roi_head') else 'model'
     raise UserError(

@@ -23,7 +23,7 @@ from kd_plugins.distillation.sources import build_network, build_teacher, source
 from kd_plugins.engine import load_run, scope_of
 from kd_plugins.errors import UserError
 from kd_plugins.export.card import Card, latency_of, macs_of, parameters_of, table_of
-from kd_plugins.export.files import Parity, Runtime, check_target, compare, write
+from kd_plugins.export.files import Parity, Runtime, check_target, compare, run_once, write
 from kd_plugins.export.images import images_for
 from kd_plugins.export.network import Exportable, exportable
 from kd_plugins.export.score import check_score, score
@@ -40,7 +40,7 @@ def export(args: argparse.Namespace) -> None:
         check_score(config, args.features)
     init_default_scope(scope_of(config))
     network, checkpoint = load_student(config, args.checkpoint, args.allow_pickle)
-    part = exportable(network, args.backbone, args.normalize)
+    part = exportable(network, args.backbone, args.normalize, args.decode)
     found = images_for(config, network, args.size)
     images = part.pixels(found.images)
     meta = checkpoint.get('meta') if isinstance(checkpoint.get('meta'), Mapping) else {}
@@ -96,8 +96,7 @@ def export_file(
     Raises:
         UserError: A layer does not export, the file computes something else, or it cannot be written.
     """
-    with torch.no_grad():
-        part(images[:2])  # names the outputs
+    run_once(part, images[:2])
     with written_whole(path) as partial:
         write(part, images[:2], partial, path.suffix, part.metadata(images.shape, classes) | dict(names))
         return compare(part, Runtime(partial, path.suffix), images)
@@ -149,7 +148,7 @@ def _card_of_teacher(
     if size := options.get('size'):
         images = interpolate(images, (size, size) if isinstance(size, int) else tuple(size), mode='bilinear')
     try:
-        part = exportable(network, args.backbone, args.normalize)
+        part = exportable(network, args.backbone, args.normalize, args.decode)
     except UserError:  # of another library, or a backbone
         network.eval()
         height, width = images.shape[2:]

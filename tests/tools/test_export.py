@@ -9,7 +9,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from mmengine.config import Config
+from mmdet.structures import DetDataSample
+from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
 from mmengine.runner import Runner
 from tiny import (
     CLASSES,
@@ -139,8 +141,17 @@ DETECTOR = dict(
     data_preprocessor=dict(
         type='DetDataPreprocessor', mean=[120.0] * 3, std=[60.0] * 3, bgr_to_rgb=True, pad_size_divisor=32
     ),
-    backbone=dict(type='mmpretrain.ResNet', depth=18, base_channels=4, stem_channels=4, out_indices=(2, 3)),
-    neck=dict(type='FPN', in_channels=[16, 32], out_channels=8, num_outs=2),
+    backbone=dict(
+        type='mmpretrain.ResNet',
+        depth=18,
+        base_channels=4,
+        stem_channels=4,
+        num_stages=2,
+        strides=(1, 2),
+        dilations=(1, 1),
+        out_indices=(0, 1),
+    ),
+    neck=dict(type='FPN', in_channels=[4, 8], out_channels=8, num_outs=2),
     bbox_head=dict(
         type='RetinaHead',
         num_classes=1,
@@ -148,7 +159,7 @@ DETECTOR = dict(
         feat_channels=8,
         stacked_convs=1,
         anchor_generator=dict(
-            type='AnchorGenerator', octave_base_scale=2, scales_per_octave=1, ratios=[1.0], strides=[16, 32]
+            type='AnchorGenerator', octave_base_scale=8, scales_per_octave=1, ratios=[1.0], strides=[4, 8]
         ),
         bbox_coder=dict(type='DeltaXYWHBBoxCoder'),
     ),
@@ -158,7 +169,8 @@ DETECTOR = dict(
 )
 
 
-def test_a_detector_gives_raw_outputs_at_any_size_and_scores_as_torch_does(run, tmp_path):
+def detection_config(tmp_path):
+    """Write and return a config of a detector with a test set."""
     data = coco_folder(tmp_path / 'coco', images=3)
     pipeline = [
         dict(type='LoadImageFromFile'),
@@ -189,8 +201,13 @@ def test_a_detector_gives_raw_outputs_at_any_size_and_scores_as_torch_does(run, 
         )
     )
     config.dump(tmp_path / 'config.py')
+    return config
+
+
+def test_a_detector_gives_raw_outputs_at_any_size_and_scores_as_torch_does(run, tmp_path):
+    config = detection_config(tmp_path)
     network = saved(config.model, tmp_path / 'student.pth', 'mmdet')
-    runtime, card = run('--score')
+    runtime, card = run('--score', to='student.pt2')
     about = runtime.metadata
     assert json.loads(about['outputs']) == ['cls_score_0', 'cls_score_1', 'bbox_pred_0', 'bbox_pred_1']
     images = torch.randn(3, 3, 96, 128)
@@ -201,6 +218,133 @@ def test_a_detector_gives_raw_outputs_at_any_size_and_scores_as_torch_does(run, 
     runner = Runner.from_cfg(config)
     runner.model.load_state_dict(network.state_dict())
     assert card['student']['metrics'] == pytest.approx(runner.test(), abs=1e-5)
+
+
+LEVELS = dict(num_classes=3, in_channels=8, feat_channels=32)
+POINTS = dict(type='MlvlPointGenerator', offset=0, strides=[4, 8])
+NMS = dict(nms_pre=40, min_bbox_size=0, score_thr=0.2, nms=dict(type='nms', iou_threshold=0.3), max_per_img=9)
+HEADS = {
+    'RetinaNet': dict(DETECTOR['bbox_head'], **LEVELS),
+    'FCOS': dict(type='FCOSHead', **LEVELS, stacked_convs=1, strides=[4, 8], norm_cfg=None),
+    'GFL': dict(
+        type='GFLHead',
+        **LEVELS,
+        stacked_convs=1,
+        norm_cfg=None,
+        anchor_generator=dict(
+            type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1, strides=[4, 8]
+        ),
+        loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True),
+    ),
+    'RTMDet': dict(
+        type='RTMDetHead',
+        **LEVELS,
+        stacked_convs=1,
+        with_objectness=False,
+        anchor_generator=POINTS,
+        bbox_coder=dict(type='DistancePointBBoxCoder'),
+        loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True),
+        loss_bbox=dict(type='GIoULoss'),
+    ),
+    'YOLOX': dict(type='YOLOXHead', **LEVELS, stacked_convs=1, strides=[4, 8]),
+}
+
+
+def detector_of(kind, **settings):
+    """Return a detector with spread scores, of ``HEADS``."""
+    head = HEADS[kind] if isinstance(kind, str) else kind
+    model = ConfigDict(DETECTOR, type='SingleStageDetector', bbox_head=head, test_cfg=NMS | settings)
+    torch.manual_seed(0)
+    with MODELS.switch_scope_and_registry('mmdet') as registry:
+        network = registry.build(model).eval()
+    for module in network.bbox_head.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return network
+
+
+@pytest.mark.parametrize('agnostic', [False, True])
+@pytest.mark.parametrize('kind', HEADS)
+def test_detections_are_those_of_mmdets_head(kind, agnostic):
+    part = exportable(detector_of(kind, nms=dict(NMS['nms'], class_agnostic=agnostic)), decode=True)
+    images = 3 * torch.randn(3, 3, 64, 96)
+    with torch.no_grad():
+        boxes, scores, labels = part(images)
+        expected = part.expected(images)
+    assert (boxes.shape, scores.shape, labels.shape) == ((3, 9, 4), (3, 9), (3, 9))
+    assert (expected[2] >= 0).sum() > 4
+    torch.testing.assert_close((boxes, scores, labels), expected)
+    assert [*part.differences(expected, (boxes, scores, labels))] == [
+        ('boxes', pytest.approx(0, abs=1e-6)),
+        ('scores', pytest.approx(0, abs=1e-6)),
+    ]
+
+
+def test_a_file_with_detections_takes_any_batch_and_size_and_scores_as_torch_does(run, tmp_path):
+    config = detection_config(tmp_path)
+    network = saved(config.model, tmp_path / 'student.pth', 'mmdet')
+    runtime, card = run('--decode', '--score')
+    assert json.loads(runtime.metadata['outputs']) == ['boxes', 'scores', 'labels']
+    assert 'label -1' in runtime.metadata['meaning']
+    for images in (torch.randn(1, 3, 64, 96), torch.randn(3, 3, 160, 128)):
+        samples = [DetDataSample(metainfo=dict(img_shape=images.shape[2:], scale_factor=(1, 1))) for _ in images]
+        with torch.no_grad():
+            expected = network.predict(images, samples)
+        for sample, boxes, scores, labels in zip(expected, *runtime(images), strict=True):
+            found, count = sample.pred_instances, len(sample.pred_instances)
+            torch.testing.assert_close(boxes[:count], found.bboxes, atol=1e-3, rtol=1e-4)
+            torch.testing.assert_close(scores[:count], found.scores, atol=1e-5, rtol=1e-4)
+            assert labels.tolist() == found.labels.tolist() + [-1] * (9 - count)
+            assert not boxes[count:].any()
+            assert not scores[count:].any()
+    runner = Runner.from_cfg(config)
+    runner.model.load_state_dict(network.state_dict())
+    expected = runner.test()
+    assert expected['pascal_voc/mAP'] > 0
+    assert card['student']['metrics'] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_detection_that_is_missing_or_elsewhere_or_of_another_class_is_a_difference():
+    part = exportable(detector_of('RetinaNet'), decode=True)
+    part.names = ['boxes', 'scores', 'labels']
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [50, 50, 100, 100], [0, 0, 0, 0]]])
+    scores, labels = torch.tensor([[0.5, 0.4, 0.0]]), torch.tensor([[0, 1, -1]])
+    exchanged = [x[:, [1, 0, 2]] for x in (boxes, scores, labels)]
+
+    def differences(boxes=boxes, scores=scores, labels=labels):
+        return [value for _, value in part.differences(expected, (boxes, scores, labels))]
+
+    expected = boxes, scores, labels
+    assert differences(*exchanged) == [0, 0]
+    assert differences(boxes=boxes + 2) == pytest.approx([0.02, 0])
+    assert differences(scores=scores * 0.9) == pytest.approx([0, 0.1])
+    assert differences(labels=torch.tensor([[0, 0, -1]])) == [torch.inf] * 2
+    assert differences(labels=torch.tensor([[0, -1, -1]])) == [torch.inf] * 2
+
+
+@pytest.mark.parametrize(
+    ('head', 'settings', 'words'),
+    [
+        (
+            dict(HEADS['GFL'], type='PAAHead', loss_cls=dict(type='FocalLoss')),
+            {},
+            r'PAAHead decodes in a way of its own \(PAAHead\.predict_by_feat',
+        ),
+        ('RetinaNet', dict(nms=dict(type='soft_nms', iou_threshold=0.5)), 'soft_nms'),
+    ],
+)
+def test_a_head_that_decodes_otherwise_is_refused_by_name(head, settings, words):
+    with pytest.raises(UserError, match=words):
+        exportable(detector_of(head, **settings), decode=True)
+
+
+def test_decoding_of_what_has_no_boxes_is_refused():
+    with MODELS.switch_scope_and_registry('mmpretrain') as registry:
+        network = registry.build(classifier())
+    with pytest.raises(UserError, match='--decode: ImageClassifier has no boxes to decode'):
+        exportable(network, decode=True)
 
 
 @pytest.mark.parametrize('by', ['DistillationHook', 'Distiller', 'MutualLearning', 'NativeEnsemble'])
@@ -232,6 +376,19 @@ def test_the_student_of_a_run_exports_without_what_it_learnt_from(run, tmp_path,
     if 'teacher' in card:
         assert card['teacher']['parameters'] > card['student']['parameters']
         assert card['teacher']['macs'] > card['student']['macs']
+
+
+def test_a_stock_checkpoint_of_a_stock_config_exports(run, tmp_path):
+    stock = 'mmpretrain::resnet/resnet18_8xb16_cifar10.py'
+    network = saved(get_config(stock).model, tmp_path / 'weights.pth')
+    meta = dict(epoch=200, dataset_meta=dict(classes=['airplane', 'automobile']))
+    torch.save(dict(state_dict=network.state_dict(), meta=meta), tmp_path / 'student.pth')
+    runtime, _ = run('--size', '32', '32', to='student.pt2', config=stock)
+    assert json.loads(runtime.metadata['classes']) == ['airplane', 'automobile']
+    assert json.loads(runtime.metadata['mean']) == [125.307, 122.961, 113.8575]
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(runtime(images)[0], network(images), atol=1e-5, rtol=1e-4)
 
 
 def test_a_backbone_is_exported_from_a_classifier_and_alone(run, tmp_path):
@@ -288,6 +445,13 @@ def test_an_operator_that_does_not_export_is_named_with_its_layer(tmp_path, data
     part(images)
     with pytest.raises(UserError, match=words):
         files.write(part, images, tmp_path / 'x.onnx', '.onnx', {})
+
+
+def test_a_layer_that_fails_on_the_images_is_named():
+    with pytest.raises(
+        UserError, match=r'layer 0 \(Conv2d\) fails on images \(2, 4, 8, 8\): RuntimeError: .*give --size'
+    ):
+        files.run_once(Plain(nn.Sequential(nn.Conv2d(3, 3, 1))), torch.zeros(2, 4, 8, 8))
 
 
 def test_a_missed_parity_names_the_output_and_leaves_no_file(run, tmp_path, monkeypatch):
