@@ -281,6 +281,23 @@ def test_the_figures_of_a_metafile_stand_on_its_page(path):
             assert not missing, f'{model["Name"]}: {missing} are not in the README'
 
 
+def test_the_figures_of_which_loss_when_are_in_the_tables_it_links_to():
+    """In the last cell of a line with links, and in the last three columns of the table by loss."""
+    page = ROOT / 'kd_plugins/losses/README.md'
+    text = page.read_text()
+    everything = [page.parent / link for link in re.findall(r'\]\(([^)#\s]+)', text)]
+    found = 0
+    for row in re.findall(r'^\| .* \|$', text, re.MULTILINE):
+        cells = [cell.strip() for cell in row.strip('|').split(' | ')]
+        claims = ' '.join(cells[3:])
+        linked = [page.parent / link for link in re.findall(r'\]\(([^)#\s]+)', claims)] or everything
+        sources = ' '.join(path.read_text() for path in linked if path.is_file())
+        for figure in re.findall(r'\d+\.\d+', re.sub(r'\(\S+\)', '', claims)):
+            assert figure in sources, f'{figure} of {row}'
+            found += 1
+    assert found > 60
+
+
 def test_pictures_are_small_and_used():
     pictures = [path for path in (ROOT / '.pages').iterdir() if path.suffix in ('.svg', '.png')]
     assert all(path.stat().st_size < 100_000 for path in pictures)
