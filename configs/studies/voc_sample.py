@@ -14,7 +14,7 @@ scratch = dict(init_cfg=None, frozen_stages=-1, norm_eval=False)
 students = {
     name: f'work_dirs/studies/{study}/resnet-18/clean/{run}/seed{{seed}}/student.pth'
     for name, study, run in (
-        ('Labels, every crop new', 'pretrain_labelled', 'labels,-every-crop-new'),
+        ('Labels, every crop new', 'pretrain_labelled', 'labels-every-crop-new'),
         ('Labels', 'pretrain_labelled', 'labels'),
         ('Labels + NST', 'pretrain_labelled', 'labels-+-nst'),
         ('Labels + Cosine', 'pretrain_labelled', 'labels-+-cosine'),

@@ -345,6 +345,19 @@ def test_a_study_of_detectors_is_checked(monkeypatch):
         check_runs(study)
 
 
+def test_the_detectors_start_from_the_students_that_the_other_studies_leave(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    studies = {name: plan.load_study(f'configs/studies/{name}.py') for name in ('pretrain', 'pretrain_labelled')}
+    left = {(run.folder / 'student.pth').as_posix() for study in studies.values() for run in study.students}
+    taken = {
+        init['checkpoint']
+        for run in plan.load_study('configs/studies/voc_sample.py').students
+        if (init := run.config['model']['backbone']['init_cfg']) and run.method != 'The teacher as backbone'
+    }
+    assert len(taken) == 30  # ten students, three seeds
+    assert taken <= left
+
+
 def test_only_names_what_exists(here, data):
     with pytest.raises(UserError, match='no run matches nothing; runs are named as small/clean/baseline/seed0'):
         plan.load_study(str(write_study(here, data))).only(['nothing'])
