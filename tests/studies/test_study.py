@@ -112,9 +112,10 @@ def test_two_jobs_make_all_runs_the_tables_and_the_figures_and_a_second_call_mak
         tool.main([study])
     capsys.readouterr()
     tool.main([study, '--list', '--changed', 'redo'])
-    lines = capsys.readouterr().out.splitlines()
+    *lines, cost = capsys.readouterr().out.splitlines()
     assert len(lines) == 17
     assert all(line.startswith('changed ') for line in lines)
+    assert cost.startswith('17 runs')
     with alone_in(root), pytest.raises(UserError, match='another command runs'):
         tool.main([study, '--changed', 'redo'])
     assert {path: path.stat().st_mtime_ns for path in root.rglob('result.json')} == times
