@@ -327,15 +327,36 @@ def load_weights(model: torch.nn.Module, path: str | Path, allow_pickle: bool = 
 
 
 def load_exactly(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor], path: str | Path) -> None:
-    """Load weights that were read from ``path``, all of them into all of the model.
+    """Load weights that were read from ``path``, all of them into all of the model; into a backbone, its part of them.
 
     Raises:
         UserError: A tensor is missing, left over, or of another shape.
     """
-    if misfit := load_loosely(model, weights):
+    if misfit := load_loosely(model, _for_backbone(model, weights)):
         raise UserError(
             f'{path} does not fit {type(model).__name__}: {misfit}; give the checkpoint of this very network'
         )
+
+
+def _for_backbone(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor]) -> OrderedDict[str, torch.Tensor]:
+    """Return the ``backbone.`` of a whole network's weights for a model that is no more than that, else all."""
+    own, prefix = model.state_dict().keys(), 'backbone.'
+    if not any(name.startswith(prefix) for name in weights) or not own:
+        return weights
+    if own.isdisjoint(weights) and not any(name.startswith(prefix) for name in own):
+        cut = len(prefix)
+    elif all(name.startswith(prefix) for name in own):
+        cut = 0
+    else:
+        return weights
+    part = OrderedDict((name[cut:], x) for name, x in weights.items() if name.startswith(prefix))
+    versions = getattr(weights, '_metadata', {})
+    part._metadata = {  # type: ignore[attr-defined]  # as torch's own state dicts have it
+        name if not cut else f'{name}.'.removeprefix(prefix).rstrip('.'): value
+        for name, value in versions.items()
+        if f'{name}.'.startswith(prefix)
+    }
+    return part
 
 
 def renamed(

@@ -187,6 +187,21 @@ def process(monkeypatch):
             monkeypatch.setitem(registered, key, value)
 
 
+def test_a_backbone_takes_its_part_of_a_whole_networks_file(tmp_path):
+    backbone = dict(type='mmpretrain.ResNet', depth=18, base_channels=4, stem_channels=4)
+    whole = dict(type='mmpretrain.ImageClassifier', backbone=backbone, head=dict(type='LinearClsHead', in_channels=32))
+    given = MODELS.build(dict(whole, head=dict(whole['head'], num_classes=3), neck=dict(type='GlobalAveragePooling')))
+    torch.save(dict(state_dict=given.state_dict()), tmp_path / 'whole.pth')
+    bare, headless = MODELS.build(backbone), MODELS.build(dict(whole, head=None))
+    for model, found in ((bare, bare), (headless, headless.backbone)):
+        load_weights(model, tmp_path / 'whole.pth')
+        assert equal(found.state_dict(), given.backbone.state_dict())
+    with pytest.raises(UserError, match=r'head\.fc\.weight'):
+        load_weights(MODELS.build(dict(whole, head=dict(whole['head'], num_classes=4))), tmp_path / 'whole.pth')
+    with pytest.raises(UserError, match=r'conv1\.weight'):
+        load_weights(MODELS.build(dict(backbone, stem_channels=8)), tmp_path / 'whole.pth')
+
+
 @pytest.mark.parametrize(
     ('name', 'file'),
     [

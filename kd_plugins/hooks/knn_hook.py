@@ -97,6 +97,7 @@ class KNNHook(Hook):
         self._loaders: dict[str, DataLoader] = {}
         self._teacher_scores: dict[str, float] = {}
         self._noted = False
+        self._older: dict[str, Any] = {}
 
     def before_train(self, runner: Runner) -> None:
         """Build the data, and evaluate the teachers and the student that training starts with."""
@@ -106,6 +107,14 @@ class KNNHook(Hook):
         """Add the accuracies to the metrics of a validation."""
         if self._interval is None and metrics is not None:
             metrics.update(self._scores(runner, unwrapped(runner.model)))
+            return
+        scalars = runner.message_hub.log_scalars
+        self._older = {name: scalars.pop(name) for name in list(scalars) if name.startswith('val/knn/')}
+
+    def after_val(self, runner: Runner) -> None:
+        """Give back the accuracies of before, which the validation is not to show as its own."""
+        runner.message_hub.log_scalars.update(self._older)
+        self._older = {}
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None

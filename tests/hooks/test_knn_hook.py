@@ -158,6 +158,18 @@ def test_intervals_of_epochs_and_iterations(tmp_path: Path, data: Path) -> None:
         assert found[-1]['knn/student'] == pytest.approx(expected(network(folder / 'iter_7.pth'), data))
 
 
+def test_a_validation_does_not_show_accuracies_of_before(tmp_path: Path, data: Path) -> None:
+    config = neighbours_config(data, tmp_path / 'run', epochs=2, neighbours=dict(interval=2))
+    loader = dict(config.train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
+    config.merge_from_dict(dict(val_dataloader=loader, val_cfg={}, val_evaluator=dict(type='Accuracy')))
+    runner = train(config)
+    lines = [json.loads(line) for line in next((tmp_path / 'run').glob('*/vis_data/scalars.json')).open()]
+    assert [line['step'] for line in lines if 'knn/student' in line] == [0, 2]
+    assert [line['step'] for line in lines if 'accuracy/top1' in line] == [1, 2]
+    assert not any('knn/student' in line and 'accuracy/top1' in line for line in lines)
+    assert 'val/knn/student' in runner.message_hub.log_scalars  # for result.json
+
+
 def test_averaged_weights_are_those_that_are_exported(tmp_path: Path, data: Path) -> None:
     ema = dict(type='EMAHook', momentum=0.01)
     config = neighbours_config(data, tmp_path / 'run', epochs=4, optim_wrapper=dict(optimizer=dict(type='SGD', lr=2.0)))
