@@ -353,6 +353,7 @@ _VALUES = {
         "a dict of configs by the names of their runs, as dict(baseline='configs/...py')",
         lambda x: isinstance(x, Mapping) and all(isinstance(y, str) for y in x.values()),
     ),
+    'beside': _FLAG,
     'note': _TEXT,
 }
 _GROUPS = {

@@ -1755,6 +1755,7 @@ def built_on() -> Iterator[Mistake]:
         ('compare = dict(other=5)', 'compare'),
         ("compare = dict(other='bad.py')", 'bad.py'),
         ('note = 5', 'note'),
+        ('beside = 5', 'beside'),
         ("requires = [dict(config='bad.py', checkpoint='nosuch.pth')]", 'bad.py'),
     ):
         yield edit(

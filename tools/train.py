@@ -2,12 +2,13 @@
 
     python tools/train.py configs/nst_voc.py
 
-Four keys of a config are read by this command and not by mmengine's runner:
+Five keys of a config are read by this command and not by mmengine's runner:
 
 prepare   functions that make the data: dict(type='module.function', ...)
 requires  runs that come first: dict(config='configs/x.py', checkpoint='work_dirs/x/student.pth'), in a config
           kd_plugins.config.trained('configs/x.py'); trained where the checkpoint is missing
 compare   name='configs/y.py': other runs in the table that is printed at the end; trained where their result is missing
+beside    True: those runs train while this one does, one after the other; what they print is in their logs alone
 note      a text below that table, as over how many seeds the difference was checked
 """
 
@@ -16,9 +17,12 @@ import importlib
 import inspect
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +112,16 @@ def check_others(config: Config, above: tuple[str, ...] = ()) -> None:
             check_others(required, above)
 
 
+def command_of(config: str, flags: Sequence[str]) -> list[str]:
+    """Return the command that trains another config; an interrupted run is resumed."""
+    return [sys.executable, __file__, config, '--resume', *flags]
+
+
 def train_apart(config: str, flags: Sequence[str]) -> None:
-    """Train another config in a process of its own; an interrupted run is resumed."""
+    """Train another config in a process of its own."""
     print_log(f'training {config} first', 'current')
     try:
-        status = subprocess.run([sys.executable, __file__, config, '--resume', *flags], check=False).returncode
+        status = subprocess.run(command_of(config, flags), check=False).returncode
     except KeyboardInterrupt:  # the other process got it too, and has printed how to continue
         raise SystemExit(130) from None
     if status:
@@ -148,6 +157,30 @@ def read_result(folder: str | Path) -> dict[str, Any] | None:
         return result if {'metrics', 'checkpoint', 'log'} <= result.keys() and dict(result['metrics']) else None
     except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return None
+
+
+@contextmanager
+def compared_beside(config: Config, flags: Sequence[str]) -> Iterator[None]:
+    """Train the runs to compare with, where their result is missing, while the block runs; wait for them at its end.
+
+    Where one fails, none follows: :func:`print_comparison` starts it again, and shows why.
+    """
+    missing = [path for path in config.compare.values() if read_result(load_config(path).work_dir) is None]
+    print_log(f'{", ".join(missing) or "nothing"} trains beside this run', 'current')
+    running = subprocess.Popen(
+        ['sh', '-c', ' && '.join([':', *(shlex.join(command_of(path, flags)) for path in missing)])],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+        print_log('waiting for the runs to compare with', 'current')
+        running.wait()
+    except BaseException:
+        os.killpg(running.pid, signal.SIGINT)
+        running.wait()
+        raise
 
 
 def print_comparison(config: Config, flags: Sequence[str]) -> None:
@@ -195,9 +228,11 @@ def main() -> None:
     flags = [f'--{name}' for name in ('amp', 'skip-corrupt', 'allow-pickle') if getattr(args, name.replace('-', '_'))]
     with alone_in(config.work_dir, args.launcher):
         prepare(config)
-        train_missing(config, args.launcher, flags)
-        set_resume(config, args.resume)
-        Runner.from_cfg(config).train()
+        beside = config.get('compare') and config.get('beside') and args.launcher == 'none'
+        with compared_beside(config, flags) if beside else nullcontext():
+            train_missing(config, args.launcher, flags)
+            set_resume(config, args.resume)
+            Runner.from_cfg(config).train()
         if config.get('compare') and is_main_process():
             print_comparison(config, flags)
     leave_group()

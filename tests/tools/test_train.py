@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from tiny import classification_config, classifier, equal, image_folder, saved_t
 from kd_plugins.checkpoint import read_checkpoint
 from kd_plugins.datasets.drawing import CLASSES, draw_voc
 from kd_plugins.engine import alone_in
+from kd_plugins.errors import UserError
 
 TRAIN = Path(__file__).parents[2] / 'tools' / 'train.py'
 STAGES = ['backbone.stage1', 'backbone.stage2', 'backbone.stage3']
@@ -354,6 +356,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path, command, 
 # A hook that makes the run stand still in the middle of its second epoch, or after its last checkpoint.
 PAUSE = """
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -673,6 +676,44 @@ def test_a_broken_result_counts_as_none_so_that_it_is_made_again(tmp_path):
         assert read_result(tmp_path) is None
     (tmp_path / 'result.json').write_text(json.dumps(good))
     assert read_result(tmp_path) == good
+
+
+@pytest.fixture
+def beside(tmp_path, monkeypatch):
+    """Return what trains compared runs beside a block, with a shell's command in place of each training."""
+    monkeypatch.chdir(tmp_path)
+    for name in 'ab':
+        Path(f'{name}.py').write_text(f"work_dir = '{name}'")
+    found = runpy.run_path(str(TRAIN))['compared_beside'].__wrapped__
+    run = Config(dict(compare=dict(a='a.py', b='b.py')))
+
+    def beside(command):
+        found.__globals__['command_of'] = lambda path, flags: ['sh', '-c', command, path, *flags]
+        return contextmanager(found)(run, ['--amp'])
+
+    return beside
+
+
+def test_compared_runs_train_one_after_the_other_beside_the_run(tmp_path, beside):
+    with beside('[ -e begun ] && echo $0 $1 >> log; while [ ! -e begun ]; do sleep 0.05; done; echo $0 $1 >> log'):
+        assert not Path('log').exists()
+        Path('begun').touch()
+    assert Path('log').read_text().splitlines() == ['a.py --amp', *['b.py --amp'] * 2]
+    Path('b').mkdir()
+    Path('b/result.json').write_text(json.dumps(dict(metrics=dict(mAP=0.5), checkpoint='c', log='l')))
+    with beside('echo $0 > which'):
+        pass
+    assert Path('which').read_text() == 'a.py\n'  # the other one has its result
+
+
+def test_compared_runs_stop_with_the_run(tmp_path, beside):
+    began = time.monotonic()
+    with pytest.raises(UserError, match='diverged'), beside('touch $0.begun; sleep 60; touch $0.ended'):
+        while not Path('a.py.begun').exists():
+            time.sleep(0.05)
+        raise UserError('diverged')
+    assert time.monotonic() - began < 30
+    assert {path.name for path in tmp_path.glob('*.py.*')} == {'a.py.begun'}
 
 
 def test_a_note_stands_below_the_table(tmp_path, capsys):

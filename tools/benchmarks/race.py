@@ -91,7 +91,7 @@ class Classifier(nn.Module):
 
     def __init__(self, config: Config, checkpoint: str | None = None) -> None:
         super().__init__()
-        network = build_network(config.filename)
+        network: Any = build_network(config.filename)
         network.init_weights()
         if checkpoint:
             load_weights(network, checkpoint)
