@@ -351,7 +351,7 @@ def _check_images(node: Any, skip_corrupt: bool | None) -> None:
 
 
 def _use_cpu(config: Config) -> None:
-    """Let several processes train without a GPU."""
+    """Let several processes run without a GPU."""
     if config.launcher == 'pytorch':
         join_group(config.launcher)
         config.model_wrapper_cfg = dict(

@@ -41,7 +41,17 @@ for line in sys.stdin:
             runpy.run_path(sys.argv[0], run_name='__main__')
             sys.exit(0)
     print(pids[0], file=answers, flush=True)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    left, codes = {*pids}, []
+    while left:
+        pid, status = os.wait()
+        left.discard(pid)
+        codes.append(os.waitstatus_to_exitcode(status))
+        if codes[-1]:  # the others could wait for this one for ever
+            for other in left:
+                try:
+                    os.killpg(other, signal.SIGKILL)
+                except ProcessLookupError:  # it has no group yet
+                    os.kill(other, signal.SIGKILL)
     print(next(filter(None, codes), 0), file=answers, flush=True)
 """
 

@@ -28,6 +28,7 @@ from pathlib import Path
 # Before torch is imported: idle threads that wait by spinning slow down what runs beside.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
+import torch
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
@@ -194,6 +195,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         features = load_features(args.source)
     else:
         features = extract(args)
+        if not torch.distributed.is_initialized():  # the features were kept, and no runner has done it
+            join_group(args.launcher)
     scores = score(features, args)
     if is_main_process():
         print_scores(scores)

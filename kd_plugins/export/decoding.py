@@ -144,6 +144,7 @@ class Detections(Detector):
 
     def _kept(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
         """Return which of the candidates (N, K) NMS keeps, as 0 or 1."""
+        boxes = torch.where(scores[..., None] > 0, boxes, torch.zeros_like(boxes))  # others may be of any size
         side = boxes.max() - boxes.min() + 1
         image = torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand_as(labels)
         shift = torch.stack([labels * self.per_class, image], -1).to(boxes) * side

@@ -206,7 +206,8 @@ def give_num_samples(distillation: Distillation, dataset: Any) -> None:
     """
     views, inner = 1, dataset
     while inner is not None:
-        views, inner = max(views, getattr(inner, 'views', None) or 1), getattr(inner, 'dataset', None)
+        own = getattr(inner, 'views', None)  # another package's may be anything
+        views, inner = max(views, own if type(own) is int else 1), getattr(inner, 'dataset', None)
     for teacher in distillation.teachers:
         teacher.expect(views * len(dataset))
     names = [term.name for term in distillation.terms if term.needs_indices]

@@ -695,10 +695,11 @@ def beside(tmp_path, monkeypatch):
 
 
 def test_compared_runs_train_one_after_the_other_beside_the_run(tmp_path, beside):
-    with beside('[ -e begun ] && echo $0 $1 >> log; while [ ! -e begun ]; do sleep 0.05; done; echo $0 $1 >> log'):
-        assert not Path('log').exists()
-        Path('begun').touch()
-    assert Path('log').read_text().splitlines() == ['a.py --amp', *['b.py --amp'] * 2]
+    with beside('echo $0 $1 begins >> log; while [ ! -e go ]; do sleep 0.05; done; echo $0 ends >> log'):
+        while not Path('log').exists():
+            time.sleep(0.05)
+        Path('go').touch()
+    assert Path('log').read_text().splitlines() == ['a.py --amp begins', 'a.py ends', 'b.py --amp begins', 'b.py ends']
     Path('b').mkdir()
     Path('b/result.json').write_text(json.dumps(dict(metrics=dict(mAP=0.5), checkpoint='c', log='l')))
     with beside('echo $0 > which'):
@@ -708,10 +709,15 @@ def test_compared_runs_train_one_after_the_other_beside_the_run(tmp_path, beside
 
 def test_compared_runs_stop_with_the_run(tmp_path, beside):
     began = time.monotonic()
-    with pytest.raises(UserError, match='diverged'), beside('touch $0.begun; sleep 60; touch $0.ended'):
-        while not Path('a.py.begun').exists():
-            time.sleep(0.05)
-        raise UserError('diverged')
+
+    def fail():
+        with beside('touch $0.begun; sleep 60; touch $0.ended'):
+            while not Path('a.py.begun').exists():
+                time.sleep(0.05)
+            raise UserError('diverged')
+
+    with pytest.raises(UserError, match='diverged'):
+        fail()
     assert time.monotonic() - began < 30
     assert {path.name for path in tmp_path.glob('*.py.*')} == {'a.py.begun'}
 
