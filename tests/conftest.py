@@ -1,6 +1,7 @@
 """What all tests share: the seed, and the device that some of them run on."""
 
 import gc
+import itertools
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pytest
 import torch
 from command_line import CommandLine, two_ranks
+from mmengine.runner import Runner
 
 import kd_plugins  # noqa: F401  # before a test imports mmpretrain
 
@@ -54,6 +56,19 @@ def _quick_runs():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **style: (text, False))
         patch.setattr('mmengine.dataset.base_dataset.gc', SimpleNamespace(collect=lambda: 0))
+        yield
+
+
+@pytest.fixture(autouse=True, scope='session')
+def _own_names():
+    """Give each runner a name of its own: mmengine keeps loggers and visualizers by name and second."""
+    own, number = Runner.__init__, itertools.count()
+
+    def init(self, *args, experiment_name=None, **options):
+        own(self, *args, experiment_name=f'{experiment_name or "run"}-{next(number)}', **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Runner, '__init__', init)
         yield
 
 

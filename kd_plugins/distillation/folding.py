@@ -83,7 +83,8 @@ class BatchNormFolding:
 def _folds(module: nn.Module) -> bool:
     if type(module) is nn.BatchNorm2d:
         return module.running_mean is not None
-    return type(module) is nn.Conv2d and 'weight' in module._parameters and 'forward' not in vars(module)
+    plain = type(module) is nn.Conv2d and 'weight' in module._parameters and 'forward' not in vars(module)
+    return plain and not module._forward_hooks  # somebody looks at its output
 
 
 def _layout(x: Tensor) -> torch.memory_format:

@@ -1,8 +1,8 @@
 """The frozen teacher."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -205,8 +205,13 @@ class Teacher:
         return self._size or size_of(inputs)
 
     @torch.no_grad()
-    def probe(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
+    def probe(self, inputs: Tensor, data_samples: Sequence[Any] | None, fold: bool = True) -> Features:
         """Return the features at the taps, from the whole network, and find out which layers they do not need.
+
+        Args:
+            inputs: Images as the student's preprocessor returned them.
+            data_samples: Annotations of the images.
+            fold: Whether the network runs the faster way from now on; otherwise this is one forward pass.
 
         Raises:
             UserError: The teacher cannot run on images of this size.
@@ -218,15 +223,39 @@ class Teacher:
                 f'the teacher has patches of {patch[0]} x {patch[1]} pixels, but gets images of {height} x {width}: '
                 f"give size=(height, width) in the teacher's config dict, as size={near}"
             )
-        if self._folding is None and inputs.is_cpu:
-            to_channels_last(self.model)
-            self._folding = BatchNormFolding(self.model, self._taps)
-            with self._folding.watching():
-                features = self._probed(inputs, data_samples)
-            if self._folding.fold() and not _equal(features, self._probed(inputs, data_samples)):
-                self._folding.forget()
-            return features
+        if fold and self._folding is None and inputs.is_cpu:
+            return self._folded(inputs, data_samples)
         return self._probed(inputs, data_samples)
+
+    def _folded(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
+        """Return the features, and let the network run the faster way where that changes them by rounding at most."""
+        features = self._probed(inputs, data_samples)
+        self._folding = BatchNormFolding(self.model, self._taps)
+        to_channels_last(self.model)
+        try:
+            with self._folding.watching():
+                same = _equal(features, self._probed(inputs, data_samples))
+        except Exception:  # as of a network that views its maps as rows
+            same = False
+        if not same:
+            self._folding.forget()
+            if not self._bf16:
+                self.model._apply(Tensor.contiguous)
+            return self._probed(inputs, data_samples)
+        if self._folding.fold() and not _equal(features, self._probed(inputs, data_samples)):
+            self._folding.forget()
+        return features
+
+    @contextmanager
+    def unfolded(self) -> Iterator[None]:
+        """Let every module compute what it is named for inside the block, for one who looks at others than the taps."""
+        if self._folding:
+            self._folding.undo()
+        try:
+            yield
+        finally:
+            if self._folding:
+                self._folding.fold()
 
     def _probed(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
         height, width = self.input_size(inputs)
@@ -296,7 +325,9 @@ def _equal(features: Features, others: Features) -> bool:
     """Return whether features differ by rounding at most."""
     x, y = ([level for tap in features for level in both[tap]] for both in (features, others))
     return [a.shape for a in x] == [b.shape for b in y] and all(
-        bool((a - b).abs().max() <= 1e-5 * a.abs().max()) for a, b in zip(x, y, strict=True) if a.numel()
+        bool((a - b).abs().max() <= 1e-5 * a.abs().max()) if a.is_floating_point() else torch.equal(a, b)
+        for a, b in zip(x, y, strict=True)
+        if a.numel()
     )
 
 

@@ -155,8 +155,10 @@ class KNNHook(Hook):
             if distillation is not None and not self._teacher_scores:
                 for index, teacher in enumerate(distillation.teachers):
                     tap = _default_tap(distillation, index) if self._teacher is None else self._teacher
-                    side = _Side('teacher', teacher.model, tap, teacher.probe, teacher.input_size, False)
-                    self._teacher_scores[f'knn/teacher{index or ""}'] = self._accuracy(preprocessor, side)
+                    forward = partial(teacher.probe, fold=False)
+                    side = _Side('teacher', teacher.model, tap, forward, teacher.input_size, False)
+                    with teacher.unfolded():
+                        self._teacher_scores[f'knn/teacher{index or ""}'] = self._accuracy(preprocessor, side)
             modes = {module: module.training for module in student.modules()}
             student.eval()
             side = _Side('student', student, self._student, partial(student, mode='tensor'), size_of, True)

@@ -29,6 +29,7 @@ class Run:
             from).
         problem: Why it cannot run, where the study names something that does not exist.
         search: The search that it is part of; or, of a student, the one that finds its weight.
+        given_terms: Its terms as the study has them, once they have the weight that its search has found.
         until: Epoch after which it stops, though its schedules are those of the whole training; None for its end.
     """
 
@@ -42,6 +43,7 @@ class Run:
     part: str = 'student'
     problem: str = ''
     search: 'Search | None' = None
+    given_terms: 'list[dict[str, Any]] | None' = None
     until: int | None = None
 
     @property
@@ -112,7 +114,7 @@ class Run:
     def take_weight(self) -> None:
         """Give its terms the weight that its search has found, if it has."""
         if self.search is not None and (weight := self.search.best) is not None:
-            self.search.weigh(self.config, weight)
+            self.given_terms = self.search.weigh(self.config, weight, self.given_terms)
 
     @property
     def changed(self) -> bool:

@@ -41,10 +41,20 @@ class Search:
     default: float
     runs: dict[float, Run] = field(default_factory=dict)
 
-    def weigh(self, config: dict[str, Any], weight: float) -> None:
-        """Give the terms in a run's config, which are in its last hook, a weight."""
+    def weigh(
+        self, config: dict[str, Any], weight: float, terms: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[dict[str, Any]]:
+        """Give the terms in a run's config, which are in its last hook, a weight; return them as they were.
+
+        Args:
+            config: The run's.
+            weight: Largest value of the terms' weight.
+            terms: The terms as the study has them, where the config's have another weight already.
+        """
         hook = config['custom_hooks'][-1]
-        hook['terms'] = with_weight(hook['terms'], self.names, weight)
+        given = list(hook['terms'] if terms is None else terms)
+        hook['terms'] = with_weight(given, self.names, weight)
+        return given
 
     @property
     def sizes(self) -> list[int]:
@@ -195,7 +205,12 @@ def searched_terms(where: str, terms: Iterable[Mapping[str, Any]], given: Sequen
         )
     if wrong := [name for name in given or () if name not in known]:
         raise UserError(f"{where}: search names the term '{wrong[0]}', but the method has {', '.join(known)}")
-    return {name: known[name] for name in given or known}
+    found = {name: known[name] for name in given or known}
+    if flat := [
+        term['name'] for term in terms if isinstance(term.get('weight'), Mapping) and not found.get(term['name'], 1)
+    ]:
+        raise UserError(f"{where}: the weight of the term '{flat[0]}' is 0 at all times, which no search can scale")
+    return found
 
 
 def with_weight(terms: Iterable[Mapping[str, Any]], names: Iterable[str], weight: float) -> list[dict[str, Any]]:

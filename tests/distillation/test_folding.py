@@ -79,3 +79,44 @@ def test_a_teacher_that_is_converted_or_moved_computes_with_its_weights(monkeypa
     teacher.apply(lambda x: x.to('meta'))
     assert not any('forward' in vars(module) for module in model.modules())
     assert model.stem.weight.is_contiguous()
+
+
+class Rows(nn.Module):
+    """A network that views its maps as rows, which channels-last maps do not allow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        self.fc = nn.Linear(4 * 7 * 7, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.body(x)
+        return self.fc(maps.view(len(maps), -1))
+
+
+def test_a_network_that_views_its_maps_as_rows_runs_as_it_did() -> None:
+    images, model = torch.randn(2, 3, 9, 9), Rows().eval()
+    expected = model(images)
+    teacher = Teacher(model, ['', 'body'])
+    torch.testing.assert_close(teacher.probe(images, None)[''][0], expected)
+    assert torch.equal(teacher(images, None)[''][0], expected)
+    assert not any('forward' in vars(module) for module in model.modules())
+
+
+def test_others_see_what_a_convolution_is_named_for() -> None:
+    images, model = torch.randn(2, 3, 9, 9), network()
+    seen: list[Tensor] = []
+    teacher = Teacher(model, [''])
+    teacher.probe(images, None)
+    with teacher.unfolded():
+        model.stem.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        model(images)
+    model(images)
+    torch.testing.assert_close(seen[0], nn.Conv2d.forward(model.stem, images))
+    assert not torch.allclose(seen[0], seen[1])  # what is hooked later on sees the folded one
+    hooked = network()
+    hooked.stem.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    teacher = Teacher(hooked, [''])
+    teacher.probe(images, None)
+    teacher(images, None)
+    torch.testing.assert_close(seen[-1], nn.Conv2d.forward(hooked.stem, images))

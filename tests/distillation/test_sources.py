@@ -134,6 +134,9 @@ def test_a_bare_backbone(tmp_path, log):
     assert [x.shape[1] for x in features['']] == [24, 1280]
     own.train(False)
     assert torch.equal(features['conv2'][0], own(images)[1])
+    # A whole network's file gives it its part.
+    assert equal(build_teacher(MOBILENET, str(path)).state_dict(), own.state_dict())
+    torch.save({f'neck.{key}': value for key, value in own.state_dict().items()}, path)
     with pytest.raises(UserError, match=r'does not fit MobileNetV2: conv1\.conv\.weight is missing'):
         build_teacher(MOBILENET, str(path))
 

@@ -12,7 +12,8 @@ from tiny_study import FEW, TOOLS, write_study
 from kd_plugins.distillation.distillation import DIVERGED
 from kd_plugins.errors import UserError
 from kd_plugins.studies import execute, plan, report
-from kd_plugins.studies.search import SEARCH_SEED, rounds_of, with_weight
+from kd_plugins.studies.run import Run
+from kd_plugins.studies.search import SEARCH_SEED, Search, rounds_of, searched_terms, with_weight
 
 _spec = importlib.util.spec_from_file_location('study', TOOLS / 'study.py')
 tool = importlib.util.module_from_spec(_spec)
@@ -207,6 +208,26 @@ def test_a_weight_that_changes_in_time_keeps_its_course_and_named_terms_alone_ge
         5.0,
     ]
     assert json.dumps(terms) == before
+
+
+@pytest.mark.parametrize('weight', [0.1, 0.0])
+def test_a_weight_may_be_taken_again(tmp_path, monkeypatch, weight):
+    """A run takes it when the study is read, and when the run starts."""
+    terms = [dict(name='a', weight=dict(at=[0, 1], value=[0.1, 0.3], by='progress'))]
+    search = Search('accuracy/top1', [1], ['a'], 0.3)
+    monkeypatch.setattr(Search, 'best', weight)
+    run = Run('n', 'c', 'm', 0, tmp_path, dict(custom_hooks=[dict(terms=terms)]), search=search)
+    run.take_weight()
+    once = run.text
+    run.take_weight()
+    assert run.text == once
+    assert run.config['custom_hooks'][-1]['terms'][0]['weight']['value'][1] == pytest.approx(weight)
+
+
+def test_a_weight_that_is_always_0_cannot_be_searched():
+    terms = [dict(name='a', weight=dict(at=[0, 1], value=[0.0, 0.0], by='progress'))]
+    with pytest.raises(UserError, match="'a' is 0 at all times"):
+        searched_terms('here', terms, None)
 
 
 @pytest.mark.parametrize(

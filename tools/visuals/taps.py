@@ -291,13 +291,13 @@ def networks_of(
         found = trace(student, partial(student, images, samples, mode='tensor'), 'student', sides)
         networks.append(Network('student', type(student).__name__, *found, sides, tapped('student')))
     elif model:  # of any kind that a teacher may be
-        found = trace(student, partial(Teacher(student, ['']).probe, images, samples), 'teacher', sides)
+        found = trace(student, partial(Teacher(student, ['']).probe, images, samples, fold=False), 'teacher', sides)
         networks.append(Network('network', type(student).__name__, *found, sides, {}))
     for index, options in enumerate(teachers):
         name = f'teacher {index}' if len(teachers) > 1 else 'teacher'
         teacher = build(name, options, weights)
         own = teacher.input_size(images)
-        found = trace(teacher.model, partial(teacher.probe, images, samples), 'teacher', own)
+        found = trace(teacher.model, partial(teacher.probe, images, samples, fold=False), 'teacher', own)
         networks.append(Network(name, type(teacher.model).__name__, *found, own, tapped('teacher', index)))
     return networks, shape
 
