@@ -349,7 +349,8 @@ def _for_backbone(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor
         cut = 0
     else:
         return weights
-    part = OrderedDict((name[cut:], x) for name, x in weights.items() if name.startswith(prefix))
+    harmless = () if cut else ('data_preprocessor.', 'ema_')  # which load_loosely reports
+    part = OrderedDict((name[cut:], x) for name, x in weights.items() if name.startswith((prefix, *harmless)))
     versions = getattr(weights, '_metadata', {})
     part._metadata = {  # type: ignore[attr-defined]  # as torch's own state dicts have it
         name if not cut else f'{name}.'.removeprefix(prefix).rstrip('.'): value

@@ -186,14 +186,14 @@ class Teacher:
         """Apply to every parameter and buffer, as ``nn.Module._apply`` does for ``.to()``."""
         if self._folding:
             self._folding.undo()
-        self.model._apply(function)
+        leaves = self._folding is not None and not function(torch.empty(0)).is_cpu
+        plain = leaves and not self._bf16  # channels-last is a CPU's choice
+        self.model._apply((lambda x: function(x).contiguous()) if plain else function)
         self._convert._apply(function)
-        if self._folding and all(p.is_cpu for p in self.model.parameters()):
-            self._folding.fold()
-        elif self._folding:
+        if leaves:
             self._folding = None
-            if not self._bf16:
-                self.model._apply(Tensor.contiguous)
+        elif self._folding:
+            self._folding.fold()
 
     def expect(self, images: int) -> None:
         """Let a cache say so where more inputs than these come and none repeats."""

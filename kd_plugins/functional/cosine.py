@@ -43,6 +43,7 @@ def cosine_loss(student: Tensor, teacher: Tensor, smooth_l1: float = 0.1) -> Ten
     if student.ndim == 4:
         student, teacher = (x.movedim(1, -1) for x in match_size(student, teacher))
     # Divided after the sum: three passes less over the features than by two unit vectors, forward and backward.
-    cosine = (student * teacher).sum(-1) / (norm(student) * norm(teacher))
+    # One norm after the other: the gradient through the product of two infinite ones would be 0 times infinity.
+    cosine = (student * teacher).sum(-1) / norm(student) / norm(teacher)
     loss = (1 - smooth_l1) * (1 - cosine).mean()
     return loss + smooth_l1 * smooth_l1_loss(student, teacher) if smooth_l1 else loss
