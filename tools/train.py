@@ -166,9 +166,12 @@ def compared_beside(config: Config, flags: Sequence[str]) -> Iterator[None]:
     Where one fails, none follows: :func:`print_comparison` starts it again, and shows why.
     """
     missing = [path for path in config.compare.values() if read_result(load_config(path).work_dir) is None]
-    print_log(f'{", ".join(missing) or "nothing"} trains beside this run', 'current')
+    if not missing:
+        yield
+        return
+    print_log(f'training beside this run, one after the other: {", ".join(missing)}', 'current')
     running = subprocess.Popen(
-        ['sh', '-c', ' && '.join([':', *(shlex.join(command_of(path, flags)) for path in missing)])],
+        ['sh', '-c', ' && '.join(shlex.join(command_of(path, flags)) for path in missing)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

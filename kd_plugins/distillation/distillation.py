@@ -4,7 +4,6 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import reduce
 from math import isfinite
 from typing import Any, Protocol
 
@@ -24,6 +23,7 @@ from kd_plugins.distillation.term import Batch, Term
 from kd_plugins.errors import UserError
 from kd_plugins.losses import AdversarialLoss, CrossKDLoss
 from kd_plugins.registry import build_part, check_arguments
+from kd_plugins.utils.losses import scalar_of
 from kd_plugins.utils.names import did_you_mean, first
 from kd_plugins.utils.random import preserved_rng
 
@@ -41,12 +41,7 @@ def check_finite(losses: Mapping[str, Any]) -> None:
     losses = {name: value for name, value in losses.items() if 'loss' in name}  # those that mmengine sums
     if not losses:
         return
-    values = torch.stack(
-        [
-            reduce(torch.add, (x.detach().float().mean() for x in ([loss] if isinstance(loss, Tensor) else loss)))
-            for loss in losses.values()
-        ]
-    )
+    values = torch.stack([scalar_of(loss).detach() for loss in losses.values()])
     bad = (~values.isfinite()).float()
     all_reduce(bad, 'max')
     if bad.any():

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from torch import Tensor
 
 from kd_plugins.distillation.schedule import Schedule
 from kd_plugins.distillation.term import Term
+from kd_plugins.utils.losses import scalar_of
 
 _APART = 1000
 
@@ -41,17 +41,19 @@ class FirstValues:
             return
         self._left = [term for term in self._left if term not in now]
         beside = ''
-        if task := [_value(loss) for name, loss in losses.items() if 'loss' in name and name not in self._names]:
+        if task := [
+            scalar_of(loss).item() for name, loss in losses.items() if 'loss' in name and name not in self._names
+        ]:
             self._first['the task'] = sum(task)
             beside = f", beside the task's {sum(task):.3g}"
         for term, present in now.items():
-            value = _value(losses[f'loss_{term.name}']) / present
+            value = scalar_of(losses[f'loss_{term.name}']).item() / present
             scheduled = isinstance(term.weight, Schedule)
             weight = max(term.weight.value) if isinstance(term.weight, Schedule) else term.weight
-            self._first[f"term '{term.name}'"] = value * weight
+            largest = self._first[f"term '{term.name}'"] = value * weight
             print_log(
                 f'distillation term {term.name}: first value {value:.3g} x weight {"up to " * scheduled}{weight:g} = '
-                f'{value * weight:.3g}{beside}',
+                f'{largest:.3g}{beside}',
                 'current',
             )
         known = {name: abs(value) for name, value in self._first.items() if value}
@@ -63,8 +65,3 @@ class FirstValues:
                 'current',
                 logging.WARNING,
             )
-
-
-def _value(loss: Any) -> float:
-    """Return a loss, a tensor or a list of tensors, as mmengine sums it."""
-    return float(loss.mean() if isinstance(loss, Tensor) else sum(x.mean() for x in loss))

@@ -155,10 +155,9 @@ class Detections(Detector):
 
     def expected(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return what mmdet's own head predicts for images, in the convention of this module."""
-        normal = (images - self.mean) / self.std if self.normalize else images
         head: Any = self.network.bbox_head
         metas = [dict(img_shape=tuple(images.shape[2:]))] * len(images)
-        found = head.predict_by_feat(*super().compute(normal), batch_img_metas=metas, rescale=False)
+        found = head.predict_by_feat(*super().compute(self.normal(images)), batch_img_metas=metas, rescale=False)
         rows = []
         for one in found:
             missing = max(self.count - len(one.scores), 0)

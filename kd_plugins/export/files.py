@@ -59,8 +59,10 @@ class Runtime:
             try:
                 return [*self._module(images)]
             except (AssertionError, RuntimeError) as error:  # a guard of torch.export on the size
-                raise UserError(f'the file does not take images {tuple(images.shape)}: {_line(error)}; export with '
-                                '--size, larger than the stride of the coarsest level') from error  # fmt: skip
+                raise UserError(
+                    f'the file does not take images {tuple(images.shape)}: {_line(error)}; export with --size, larger '
+                    'than the stride of the coarsest level'
+                ) from error
         return [torch.from_numpy(x) for x in self._session.run(None, {'images': images.numpy()})]
 
 

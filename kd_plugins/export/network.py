@@ -67,9 +67,13 @@ class Exportable(nn.Module):
         """What the outputs are, in words."""
         raise NotImplementedError
 
+    def normal(self, images: Tensor) -> Tensor:
+        """Return images as the network takes them, of those that this module takes."""
+        return (images - self.mean) / self.std if self.normalize else images
+
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs; see the class."""
-        outputs = self.compute((images - self.mean) / self.std if self.normalize else images)
+        outputs = self.compute(self.normal(images))
         if not self.names:
             self.names = self.name_outputs(outputs)
         return tuple(pytree.tree_leaves(outputs))

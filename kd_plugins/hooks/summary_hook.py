@@ -94,7 +94,7 @@ class SummaryHook(Hook):
         yield 'student', f'{_described(student, self._shape)}{among}'
         for index, teacher in enumerate(distillation.teachers if distillation else []):
             config = distillation.teacher_configs[index]  # type: ignore[union-attr]  # there are teachers
-            shape = self._shape and (self._shape[0], *(teacher._size or self._shape[1:]))
+            shape = self._shape and (self._shape[0], *teacher.input_size(torch.empty(1, *self._shape)))
             yield 'teacher', f'{_described(teacher.model, shape)}; {_origin(config)}'
         if distillation:
             yield 'terms', ', '.join(map(_term, distillation.terms))

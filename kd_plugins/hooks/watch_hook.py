@@ -15,6 +15,7 @@ from kd_plugins.distillation.distillation import Distillation
 from kd_plugins.errors import UserError
 from kd_plugins.hooks.distillation_hook import distillation_of
 from kd_plugins.registry import HOOKS
+from kd_plugins.utils.losses import scalar_of
 from kd_plugins.utils.models import unwrapped
 
 _TASK = 'task'
@@ -99,7 +100,7 @@ class WatchHook(Hook):
 
     def before_backward(self, losses: Mapping[str, Any]) -> None:
         """Keep the losses, and measure their gradients where it is time to."""
-        rest = {name: _scalar(loss) for name, loss in losses.items() if 'loss' in name}
+        rest = {name: scalar_of(loss) for name, loss in losses.items() if 'loss' in name}
         parts = {term.name: rest.pop(f'loss_{term.name}') for term in self._distillation.terms}  # type: ignore[union-attr]  # set by before_train
         if task := [loss for loss in rest.values() if loss.requires_grad]:  # with task='log' they do not train
             parts[_TASK] = torch.stack(task).sum()
@@ -163,8 +164,3 @@ class WatchHook(Hook):
         """Watch no longer."""
         if self._distillation is not None:
             self._distillation.observer = None
-
-
-def _scalar(loss: Any) -> Tensor:
-    """Return a loss, a tensor or a list of tensors, as mmengine sums it."""
-    return loss.mean() if isinstance(loss, Tensor) else torch.stack([x.mean() for x in loss]).sum()

@@ -279,7 +279,7 @@ class Execution:
 
     def _start_ready(self) -> None:
         known = {*self._waiting, *(run for run, _ in self._active.values()), *self.failed}
-        self._waiting[:0] = [run for search in self._searches for run in search.due() if run not in known]
+        self._waiting[:0] = [run for search in self._searches for run in search.advance() if run not in known]
         for run in list(self._waiting):
             if len(self._active) >= self._jobs:
                 return

@@ -269,7 +269,7 @@ class _Plan:
             run.config['default_hooks'] = dict(hooks, checkpoint=checkpoint)
             run.part, run.search, run.until = 'search', search, epochs[0]
             search.runs[weight] = run
-        search.due()  # which one has come how far
+        search.advance()  # which one has come how far
         return search
 
     def _stage(

@@ -397,9 +397,12 @@ def search_table(study: Study) -> list[list[str]]:
 
 def search_caption(study: Study) -> str:
     """Describe the values of the table of searches."""
+    given = any('given' in teacher for teacher in study.options['teachers'].values())
     return (
         f'Searches: {study.options["metric"]} on {study.options["validation"]["size"]} training images held out, never '
         f'on the test set; one run for each weight, of seed {study.options["seeds"][0] + SEARCH_SEED}.'
+        + ' A given teacher may have learned from these images, which favours large weights.'
+        * given
     )
 
 

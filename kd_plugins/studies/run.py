@@ -5,6 +5,7 @@ import json
 import pprint
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +132,13 @@ class Run:
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    """Return the numbers in the lines of a ``scalars.json``."""
+    """Return the numbers in the lines of a ``scalars.json``, which is read once for each state of it."""
+    state = path.stat()
+    return _read_lines(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(256)  # a study that searches asks every two seconds
+def _read_lines(path: Path, *state: int) -> list[dict[str, Any]]:
     lines = []
     for line in path.read_text(errors='replace').splitlines():
         try:

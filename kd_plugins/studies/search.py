@@ -79,8 +79,8 @@ class Search:
                 break
         return rounds
 
-    def due(self) -> list[Run]:
-        """Return the runs that the present round is waiting for, told up to which epoch they train."""
+    def advance(self) -> list[Run]:
+        """Let the runs that the present round is waiting for train up to its end; return them."""
         rounds = self.rounds
         due = [self.runs[weight] for weight, score in rounds[-1].items() if score is None]
         for run in due:

@@ -120,3 +120,13 @@ def test_others_see_what_a_convolution_is_named_for() -> None:
     teacher.probe(images, None)
     teacher(images, None)
     torch.testing.assert_close(seen[-1], nn.Conv2d.forward(hooked.stem, images))
+
+
+def test_the_gradient_in_the_inputs_is_that_of_the_network() -> None:
+    """Which BSS and CrossKD need."""
+    images, plain, teacher = torch.randn(2, 3, 9, 9), network().eval(), Teacher(network(), [''])
+    teacher.probe(images, None)
+    own, other = images.clone().requires_grad_(), images.clone().requires_grad_()
+    teacher.features(own, None)[''][0].square().sum().backward()
+    plain(other).square().sum().backward()
+    torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-4)

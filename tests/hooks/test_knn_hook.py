@@ -45,15 +45,21 @@ def distillation(tmp_path: Path) -> dict:
     return dict(teacher=saved_teacher(tmp_path), terms=TERMS)
 
 
-def expected(model: torch.nn.Module, data: Path, k: int = 5, temperature: float | None = 0.07) -> float:
-    """The accuracy of a classifier's backbone, image by image."""
+def expected(
+    model: torch.nn.Module, data: Path, k: int = 5, temperature: float | None = 0.07, tap: str = 'backbone'
+) -> float:
+    """The accuracy of a module of a classifier, image by image."""
+    outputs = []
+    model.get_submodule(tap).register_forward_hook(lambda module, inputs, output: outputs.append(output))
     images = CustomDataset(data_root=str(data), pipeline=[dict(type='LoadImageFromFile')])
     features, labels = [], []
     for i in range(len(images)):
         sample = images[i]
         pixels = torch.tensor(sample['img']).permute(2, 0, 1)[None].float()
         with torch.no_grad():
-            features.append(model.eval().cpu().backbone((pixels - 120) / 60)[-1].mean((2, 3))[0].numpy())
+            model.eval().cpu().backbone((pixels - 120) / 60)
+        maps = outputs.pop()
+        features.append((maps if isinstance(maps, torch.Tensor) else maps[-1]).mean((2, 3))[0].numpy())
         labels.append(sample['gt_label'])
     x, y = np.stack(features), np.array(labels)
     bank = np.setdiff1d(np.arange(24), QUERIES)
@@ -198,6 +204,23 @@ def test_two_processes_find_what_one_does(
     student = MODELS.build(classifier())
     student.load_state_dict(ranks[0]['weights'])
     assert ranks[0]['found']['val/knn/student'][-1] == pytest.approx(expected(student, data))
+
+
+@pytest.mark.parametrize('by', ['hook', 'own tap'])
+def test_a_convolution_of_the_teacher_is_what_it_is_named_for(
+    tmp_path: Path, data: Path, distillation: dict, by: str
+) -> None:
+    """The run itself lets it compute the BatchNorm that follows."""
+    tap = 'backbone.stage1.0.conv1'
+    checkpoint = torch.load(distillation['teacher']['checkpoint'], weights_only=True)
+    weight = checkpoint['state_dict']['backbone.stage1.0.norm1.weight']
+    weight.copy_(torch.tensor([1.0, -1.0, 0.0, 0.0]))  # so that another channel decides
+    torch.save(checkpoint, distillation['teacher']['checkpoint'])
+    if by == 'own tap':
+        distillation['terms'] = [*TERMS, dict(TERMS[0], name='more', student=tap, teacher=tap)]
+    train(neighbours_config(data, tmp_path / 'run', distillation, epochs=1, neighbours=dict(teacher=tap)))
+    teacher = expected(network(distillation['teacher']['checkpoint'], 14), data, tap=tap)
+    assert [line['knn/teacher'] for line in scalars(tmp_path / 'run')] == [pytest.approx(teacher)] * 2
 
 
 def test_the_output_of_a_teacher_is_a_tap(tmp_path: Path, data: Path) -> None:

@@ -80,7 +80,7 @@ def config_of(shared, work_dir, values=(), metric='mAP', **more):
 @pytest.mark.parametrize('way', ['hook', 'model'])
 def test_the_summary_of_a_distilled_run(tmp_path, shared, summary, monkeypatch, way):
     monkeypatch.chdir(tmp_path)
-    distillation = dict(teacher=shared[1], terms=TERMS)
+    distillation = dict(teacher=shared[1] | dict(size=24), terms=TERMS)
     model = dict(type='kd_plugins.Distiller', student=classifier(), input_shape=(3, 16, 16), **distillation)
     more = (
         dict(custom_hooks=[dict(type='kd_plugins.DistillationHook', **distillation)])
@@ -102,7 +102,7 @@ def test_the_summary_of_a_distilled_run(tmp_path, shared, summary, monkeypatch, 
     ]
     assert first.endswith('given.py, kd+nst')
     networks = [MODELS.build(classifier()), MODELS.build(shared[1]['config'])]
-    for text, network in zip((student, teacher), networks, strict=True):
+    for text, network, side in zip((student, teacher), networks, (16, 24), strict=True):
         parameters = sum(p.numel() for p in network.parameters())
         assert text.startswith(f'ImageClassifier (CifarResNet), {parameters / 1e6:.3f} M parameters, ')
         macs = 0
@@ -114,8 +114,8 @@ def test_the_summary_of_a_distilled_run(tmp_path, shared, summary, monkeypatch, 
 
         for module in network.modules():
             module.register_forward_hook(count)
-        network.eval()(torch.zeros(1, 3, 16, 16))
-        assert f' {macs / 1e6:,.1f} M MACs for 16 × 16' in text
+        network.eval()(torch.zeros(1, 3, side, side))
+        assert f' {macs / 1e6:,.1f} M MACs for {side} × {side}' in text
     assert teacher.endswith(f'config=dict(...), checkpoint={shared[1]["checkpoint"]}')
     assert terms == 'kd (KDLoss, weight 0.5), nst (NSTLoss, weight 5 to 2)'
     assert last == 'epoch 3, mAP 0.5'

@@ -12,7 +12,7 @@ from tiny_study import FEW, TOOLS, write_study
 from kd_plugins.distillation.distillation import DIVERGED
 from kd_plugins.errors import UserError
 from kd_plugins.studies import execute, plan, report
-from kd_plugins.studies.run import Run
+from kd_plugins.studies.run import Run, lines_of
 from kd_plugins.studies.search import SEARCH_SEED, Search, rounds_of, searched_terms, with_weight
 
 _spec = importlib.util.spec_from_file_location('study', TOOLS / 'study.py')
@@ -222,6 +222,16 @@ def test_a_weight_may_be_taken_again(tmp_path, monkeypatch, weight):
     run.take_weight()
     assert run.text == once
     assert run.config['custom_hooks'][-1]['terms'][0]['weight']['value'][1] == pytest.approx(weight)
+
+
+def test_scalars_are_read_again_when_they_have_changed(tmp_path):
+    path = tmp_path / 'scalars.json'
+    path.write_text('{"step": 1}\n')
+    assert lines_of(path) == [dict(step=1)]
+    assert lines_of(path) is lines_of(path)
+    with path.open('a') as file:
+        file.write('{"step": 2}\n{"st')
+    assert lines_of(path) == [dict(step=1), dict(step=2)]
 
 
 def test_a_weight_that_is_always_0_cannot_be_searched():

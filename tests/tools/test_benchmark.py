@@ -24,7 +24,7 @@ sys.path.append(str(TOOLS))  # last, since tools/test.py must not hide the stand
 _spec = importlib.util.spec_from_file_location('benchmark', TOOLS / 'benchmark.py')
 tool = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tool)
-from benchmarks import losses, race, reid, step, teacher, timing  # noqa: E402
+from benchmarks import loader, losses, race, reid, step, teacher, timing  # noqa: E402
 
 CASES = [case._replace(shape=(6, 3, 4, 4) if len(case.shape) == 4 else (6, 5)) for case in losses.loss_cases(False)]
 
@@ -367,6 +367,17 @@ def test_the_race_has_the_schedule_of_the_config(race_teacher):
         assert optimizer.param_groups[0]['lr'] == pytest.approx(race.rate_factor(i, 7, 3), abs=1e-12)
         for schedule in schedules:
             schedule.step()
+
+
+@pytest.mark.parametrize('contestant', ['plain', 'hook', 'fast'])
+def test_a_contestant_trains(contestant, race_teacher, tmp_path, capsys):
+    loader.draw_cifar(tmp_path, 200)
+    options = ['--images', '160', '--epochs', '2', '--teacher', race_teacher, '--data', str(tmp_path), '--threads', '1']
+    tool.main(['race-run', contestant, *options])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [len(found[name]) for name in ('seconds', 'accuracy')] == [2, 2]
+    assert min(found['seconds']) > 0
+    assert all(0 <= x <= 1 and x * 40 == pytest.approx(round(x * 40)) for x in found['accuracy'])  # 40 test images
 
 
 def test_a_race_is_told_by_the_accuracy_that_all_reach(monkeypatch, capsys):
