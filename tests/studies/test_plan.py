@@ -1,6 +1,7 @@
 """What a study file becomes, and the messages on mistakes in it."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -345,17 +346,18 @@ def test_a_study_of_detectors_is_checked(monkeypatch):
         check_runs(study)
 
 
-def test_the_detectors_start_from_the_students_that_the_other_studies_leave(monkeypatch):
+@pytest.mark.parametrize(('name', 'seeds'), [('voc_sample', 3), ('voc_sample_probe', 5)])
+def test_detectors_and_probes_start_from_the_students_that_the_other_studies_leave(name, seeds, monkeypatch):
     monkeypatch.chdir(ROOT)
     studies = {name: plan.load_study(f'configs/studies/{name}.py') for name in ('pretrain', 'pretrain_labelled')}
     left = {(run.folder / 'student.pth').as_posix() for study in studies.values() for run in study.students}
     taken = {
         init['checkpoint']
-        for run in plan.load_study('configs/studies/voc_sample.py').students
+        for run in plan.load_study(f'configs/studies/{name}.py').students
         if (init := run.config['model']['backbone']['init_cfg']) and run.method != 'The teacher as backbone'
     }
-    assert len(taken) == 30  # ten students, three seeds
-    assert taken <= left
+    assert len(taken) == 10 * seeds  # ten students
+    assert {path for path in taken if int(re.search(r'seed(\d)', path)[1]) < 3 or 'labelled' in path} <= left
 
 
 def test_only_names_what_exists(here, data):
