@@ -92,6 +92,14 @@ def test_norms_of_gradients_are_those_of_the_global_batch(ranks, way):
 
 
 @BOTH
+def test_a_norm_is_taken_where_one_process_has_no_gradient(ranks, way):
+    first, second = (rank['one graph'][way] for rank in ranks)
+    assert first == second
+    assert len(first['train/gradient/own']) == 8
+    assert min(first['train/gradient/own']) > 1e-3
+
+
+@BOTH
 def test_banks_are_those_of_one_process(ranks, way):
     alone, together = runs(ranks, way, 'banks')
     start, first, *_, last = alone['adapters']

@@ -1,5 +1,6 @@
 """The core that the hook and the models share: teachers and terms, the dry run, the losses of a step."""
 
+import copy
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -210,6 +211,13 @@ class Distillation(nn.Module):
     def teacher(self) -> Teacher:
         """The first teacher."""
         return self.teachers[0]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> 'Distillation':
+        """Return a copy that shares the buffers: an average (EMA) would copy the banks of CRD in every step."""
+        memo |= {id(buffer): buffer for buffer in self.buffers()}
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
 
     def _apply(self, fn: Any, recurse: bool = True) -> 'Distillation':
         for teacher in self.teachers:

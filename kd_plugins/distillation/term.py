@@ -104,6 +104,8 @@ class Term(nn.Module):
             raise UserError(f'the name of a term must be a string that is not empty, got {name!r}')
         self.name = name
         self.loss = build_part(f"the loss of term '{name}'", loss)
+        # Another's may view maps as rows, which channels-last ones, as a teacher gives on a CPU, do not allow.
+        self._takes_any_layout = type(self.loss).__module__.startswith(('kd_plugins.', 'torch.'))
         declared = ('batch_relational', 'takes_pairs', 'needs_labels', 'needs_indices', 'per_level', 'adversaries')
         marks = [x for x in declared if hasattr(self.loss, x)]
         if marks and not isinstance(self.loss, DistillationLoss):  # version 0.1 read them from any module
@@ -380,6 +382,8 @@ class Term(nn.Module):
         if self._declared.batch_relational:
             levels, targets = [gathered(x) for x in levels], [gathered(x) for x in targets]
             labels, indices = (None if x is None else gathered(x) for x in (labels, indices))
+        if not self._takes_any_layout:
+            levels, targets = ([x.contiguous() for x in side] for side in (levels, targets))
         pairs = [(levels, targets)] if self._declared.takes_pairs else list(zip(levels, targets, strict=True))
         modules = [self.loss] * len(pairs)
         if self.copies:

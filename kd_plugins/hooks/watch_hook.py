@@ -1,7 +1,7 @@
 """What each term of a distillation contributes to training, in the log and in every visual back-end."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -101,23 +101,25 @@ class WatchHook(Hook):
     def before_backward(self, losses: Mapping[str, Any]) -> None:
         """Keep the losses, and measure their gradients where it is time to."""
         rest = {name: scalar_of(loss) for name, loss in losses.items() if 'loss' in name}
-        parts = {term.name: rest.pop(f'loss_{term.name}') for term in self._distillation.terms}  # type: ignore[union-attr]  # set by before_train
-        if task := [loss for loss in rest.values() if loss.requires_grad]:  # with task='log' they do not train
-            parts[_TASK] = torch.stack(task).sum()
+        distillation: Distillation = self._distillation  # type: ignore[assignment]  # set by before_train
+        parts = {term.name: rest.pop(f'loss_{term.name}') for term in distillation.terms}
+        if distillation.task == 'train' and rest:  # in every process, also where none of them has a gradient
+            training = [loss for loss in rest.values() if loss.requires_grad]
+            parts[_TASK] = torch.stack(training).sum() if training else next(iter(rest.values())).new_zeros(())
         self._losses = {name: loss.detach() for name, loss in parts.items()}
         if self._due:
             self._norms = {name: self._norm(name, loss) for name, loss in parts.items()}
 
     def _norm(self, name: str, loss: Tensor) -> Tensor:
-        """Return the norm of the gradient of a loss."""
+        """Return the norm of the gradient of a loss, averaged over the processes; some may have no graph of it."""
         student = self._distillation.recorder.model  # type: ignore[union-attr]  # set by before_train
         parameters = [p for p in student.parameters() if p.requires_grad]
-        if not loss.requires_grad:  # of weight 0
-            return loss.new_zeros(())
         scale = self._scaler.get_scale() if self._scaler else 1.0  # in float16 small gradients would be 0
+        found: Sequence[Tensor | None] = [None] * len(parameters)
         try:
-            with torch.autocast(self._device.type, enabled=False):
-                found = torch.autograd.grad(loss * scale, parameters, retain_graph=True, allow_unused=True)
+            if loss.requires_grad:
+                with torch.autocast(self._device.type, enabled=False):
+                    found = torch.autograd.grad(loss * scale, parameters, retain_graph=True, allow_unused=True)
         except RuntimeError as error:
             raise UserError(
                 f'WatchHook: the gradient of {name} alone cannot be computed ({" ".join(str(error).split())[:200]}): '

@@ -18,7 +18,8 @@ class DistillationLoss(nn.Module):
             def forward(self, student: Tensor, teacher: Tensor) -> Tensor: ...
 
     Any other ``nn.Module`` that takes two tensors and returns a scalar (``torch.nn.MSELoss``) is a loss too; the values
-    below apply to it.
+    below apply to it. A loss from outside of this package gets contiguous tensors, so that it may view them in other
+    shapes; those of this package get them as the networks lay them out in memory.
 
     Attributes:
         features: Kind of the two features: ``'maps'`` (B, C, H, W); ``'positions'``, two maps, two sequences of tokens

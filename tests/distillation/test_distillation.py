@@ -131,6 +131,24 @@ def test_inline_adapter(student, teacher, images):
     assert type(core.terms[0].adapters[0]).__name__ == 'ConvModule'
 
 
+class Rows(torch.nn.Module):
+    """A user's loss that views maps as rows, which channels-last ones do not allow."""
+
+    def forward(self, student, teacher):
+        return (student.view(len(student), -1) - teacher.view(len(teacher), -1)).square().mean()
+
+
+@pytest.mark.parametrize('bf16', [False, True])
+def test_a_loss_of_ones_own_may_view_maps_as_rows(student, teacher, images, bf16):
+    student.to(memory_format=torch.channels_last)
+    term = dict(name='rows', loss=Rows(), student=STAGES[2], teacher=STAGES[2])
+    core, features, losses, _ = distil(student, teacher | dict(bf16=bf16), [term], images)
+    own, (other,) = features[STAGES[2]][0], core.teacher(images, None)[STAGES[2]]
+    assert not own.is_contiguous()
+    assert not other.is_contiguous()
+    torch.testing.assert_close(losses['loss_rows'], torch.nn.functional.mse_loss(own, other.float()))
+
+
 def test_teacher_follows_to(student, teacher, images):
     core, *_ = distil(student, teacher, [KD], images)
     core.double()

@@ -116,6 +116,17 @@ class Infinite(nn.Module):
         return student.sum() * (float('inf') if self.rank and torch.is_grad_enabled() else 0)
 
 
+class Graphless(nn.Module):
+    """A loss without a gradient on rank 1, as one of objects where a batch has none."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        return (student.detach() if self.rank else student).square().mean()
+
+
 class Noise(torch.utils.data.Dataset):
     """Random images."""
 
@@ -335,6 +346,12 @@ def error_of_one_rank(way: str, folder: Path, rank: int) -> str:
     return 'no error'
 
 
+def norms_of_one_graph(way: str, folder: Path, rank: int) -> dict:
+    """Return the norms of the gradients of a loss that has one on rank 0 alone."""
+    term = dict(name='own', loss=dict(type=Graphless, rank=rank), student='maps', teacher='maps')
+    return run(way, [term], folder, watched=True)['norms']
+
+
 def main(folder: Path) -> None:
     """Run everything and save the results of this rank."""
     torch.set_num_threads(1)
@@ -357,6 +374,7 @@ def main(folder: Path) -> None:
     results['together'] = scenarios(own)
     results['shapes'] = {way: error_of_unequal_shapes(way, own, rank) for way in WAYS}
     results['infinite'] = {way: error_of_one_rank(way, own, rank) for way in WAYS}
+    results['one graph'] = {way: norms_of_one_graph(way, own, rank) for way in WAYS}
     torch.set_default_dtype(torch.float32)
     results['real'] = {way: real_run(way, folder) for way in WAYS}
     for name, find_unused in (('hints', True), ('refused', False)):
