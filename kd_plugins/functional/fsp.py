@@ -10,9 +10,10 @@ from .checks import check_channels, check_maps
 from .gram import distillation_loss, match_size, product
 
 
-def _flow(first: Tensor, second: Tensor) -> Tensor:
+def _flow(first: Tensor, second: Tensor) -> tuple[Tensor, int]:
+    """Return the sums of G over the positions, and their number."""
     first, second = match_size(first, second, 'max')
-    return product(first.flatten(2), second.flatten(2).mT) / first[0, 0].numel()
+    return product(first.flatten(2), second.flatten(2).mT), first[0, 0].numel()
 
 
 @partial(distillation_loss, takes_half=True)
@@ -43,4 +44,7 @@ def fsp_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     for s, t in zip(student, teacher, strict=True):
         check_maps('fsp_loss', s, t)
         check_channels('fsp_loss', s, t)
-    return mse_loss(_flow(*student), _flow(*teacher), reduction='sum') / len(student[0])
+    (own, size), (other, other_size) = _flow(*student), _flow(*teacher)
+    if size != other_size:
+        other = other * (size / other_size)
+    return mse_loss(own, other, reduction='sum') / (size**2 * len(student[0]))

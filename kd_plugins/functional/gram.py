@@ -123,10 +123,39 @@ def products_of(dtype: torch.dtype) -> Iterator[None]:
             backend.fp32_precision = value
 
 
+# Elsewhere half precision is emulated, and slower than float32.
+_HAS_BFLOAT16_UNITS = getattr(torch.cpu, '_is_avx512_bf16_supported', bool)()  # torch >= 2.6
+_SMALL = 2**15
+
+
+def _runs_in_half(x: Tensor, y: Tensor) -> bool:
+    # Products that are too small for the matrix library round at every step.
+    suited = _HAS_BFLOAT16_UNITS and x.is_cpu and x.dtype == y.dtype == torch.bfloat16 and x.ndim in (2, 3)
+    return suited and x.shape[-2] * x.shape[-1] * y.shape[-1] >= _SMALL
+
+
+def _times(x: Tensor, y: Tensor) -> Tensor:
+    """Return the product x y in float32, or, of float64, in float64."""
+    rows, length, columns = *x.shape[-2:], y.shape[-1]
+    if not _runs_in_half(x, y) or 2 * rows * columns > (rows + columns) * length:
+        return as_float(x) @ as_float(y)
+    # The units sum in float32 and round the result to half precision; a second pass gives what that has cut off. Two
+    # of them take less time than converting long factors to float32.
+    high = x @ y
+    low = (torch.addmm if x.ndim == 2 else torch.baddbmm)(high, x, y, beta=-1)
+    return high.float().add_(low)
+
+
+def _rounded_times(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the product x y in a type to which one of its factors may be rounded."""
+    narrow = x.to(dtype), y.to(dtype)
+    return narrow[0] @ narrow[1] if _runs_in_half(*narrow) else (as_float(x) @ as_float(y)).to(dtype)
+
+
 def _in_layout_of(like: Tensor, x: Tensor, y: Tensor) -> Tensor:
     # Channels-last maps are transposed matrices; a gradient laid out otherwise would be copied to be added to others.
     transposed = like.stride(-2) < like.stride(-1)
-    return ((y.mT @ x.mT).mT if transposed else x @ y).to(like.dtype)
+    return _rounded_times(y.mT, x.mT, like.dtype).mT if transposed else _rounded_times(x, y, like.dtype)
 
 
 class _Product(torch.autograd.Function):
@@ -134,15 +163,15 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
         ctx.save_for_backward(x, y)
         with products_of(x.dtype):
-            return as_float(x) @ as_float(y)
+            return _times(x, y)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, y = ctx.saved_tensors
         with products_of(x.dtype):
             return (
-                _in_layout_of(x, grad, as_float(y).mT) if ctx.needs_input_grad[0] else None,
-                _in_layout_of(y, as_float(x).mT, grad) if ctx.needs_input_grad[1] else None,
+                _in_layout_of(x, grad, y.mT) if ctx.needs_input_grad[0] else None,
+                _in_layout_of(y, x.mT, grad) if ctx.needs_input_grad[1] else None,
             )
 
 
@@ -164,18 +193,16 @@ class _Gram(torch.autograd.Function):
         ctx.save_for_backward(x)
         with products_of(x.dtype):
             if x.shape[-1] <= _LONG:
-                wide = as_float(x)
-                return wide @ wide.mT
+                return _times(x, x.mT)
             # A float32 sum of millions of products is off by 1e-6, more than nearly equal samples differ.
-            parts = (as_float(part) for part in x.split(_LONG, -1))
-            total = reduce(torch.add, ((part @ part.mT).double() for part in parts))
+            total = reduce(torch.add, (_times(part, part.mT).double() for part in x.split(_LONG, -1)))
             return total.to(torch.promote_types(x.dtype, torch.float32))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         with products_of(x.dtype):
-            return ((grad + grad.mT) @ as_float(x)).to(x.dtype)
+            return _rounded_times(grad + grad.mT, x, x.dtype)
 
 
 def gram(x: Tensor) -> Tensor:

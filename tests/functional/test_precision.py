@@ -26,12 +26,8 @@ def test_autocast_changes_nothing(loss, student, teacher):
     assert torch.equal(value, expected)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-@losses
-def test_half_inputs_are_computed_in_float32(loss, student, teacher, dtype):
-    # All that is lost is what the inputs have lost: the loss of the rounded inputs is float32's, up to the order of
-    # its sums, and the gradient is rounded on its way only.
-    student, teacher = student.to(dtype).requires_grad_(), teacher.to(dtype)
+def _check_float32(loss, student, teacher):
+    student = student.clone().requires_grad_()
     value = loss(student, teacher)
     value.backward()
     assert value.dtype == torch.float32
@@ -39,8 +35,24 @@ def test_half_inputs_are_computed_in_float32(loss, student, teacher, dtype):
     expected = loss(wide, teacher.float())
     expected.backward()
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=0)
-    assert student.grad.dtype == dtype
-    assert (student.grad.float() - wide.grad).norm() <= 2 * torch.finfo(dtype).eps * wide.grad.norm()
+    assert student.grad.dtype == student.dtype
+    assert (student.grad.float() - wide.grad).norm() <= 2 * torch.finfo(student.dtype).eps * wide.grad.norm()
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@losses
+def test_half_inputs_are_computed_in_float32(loss, student, teacher, dtype):
+    # All that is lost is what the inputs have lost: the loss of the rounded inputs is float32's, up to the order of
+    # its sums, and the gradient is rounded on its way only.
+    _check_float32(loss, student.to(dtype), teacher.to(dtype))
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('name', ['sp', 'fsp'])
+def test_products_of_long_bfloat16_factors_are_float32s(name, layout):
+    # Of this length they run on bfloat16 units, where the processor has them.
+    student, teacher = torch.randn(2, 16, 16, 16, 16).relu().bfloat16()
+    _check_float32(LOSSES[name], *(x.contiguous(memory_format=layout) for x in (student, teacher)))
 
 
 @losses
