@@ -1,4 +1,5 @@
-# The teacher: the same detector with a MobileNetV2 that has learnt ImageNet.
+# The teacher: the same detector with a MobileNetV2 that has learnt ImageNet, for twice as long. At the full rate its
+# backbone would forget what it has learnt: 2 % mAP after 12 epochs, where a twentieth of the rate gives 17 % after 8.
 _base_ = './student.py'
 
 model = dict(
@@ -12,3 +13,11 @@ model = dict(
     ),
     neck=dict(in_channels=[32, 96, 1280]),
 )
+
+max_epochs = 24
+train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.05))))
+param_scheduler = [
+    _base_.param_scheduler[0],
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=1, T_max=max_epochs - 1, convert_to_iter_based=True),
+]
