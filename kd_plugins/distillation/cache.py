@@ -16,21 +16,25 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from kd_plugins.distillation.origins import Origin
 from kd_plugins.distillation.recorder import Features
 from kd_plugins.errors import UserError
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
 
+_LARGE = 2**16  # bytes of an entry whose checksum takes as long as reading it: it is compared once in a process
+
 
 class FeatureCache:
     """A teacher's features, keyed by the bytes of the teacher and of each input, in one SQLite file per teacher.
 
     The name of the file is a hash of the teacher's weights, structure, options and taps; the key of an entry is a hash
-    of the input's pixels and the autocast precision. Features of another teacher or another augmentation are therefore
-    never returned, and any number of runs and processes may share a folder. Entries are written whole or not at all,
-    with a checksum over the features, the input and the layout; a damaged entry is computed again. Features have the
-    memory layout that those of the file's first run had, channels-last or not.
+    of the input's pixels, or of the image that they follow from, and the autocast precision. Features of another
+    teacher or another augmentation are therefore never returned, and any number of runs and processes may share a
+    folder. Entries are written whole or not at all, with a checksum over the features, the input and the layout; a
+    damaged entry is computed again. Features have the memory layout that those of the file's first run had,
+    channels-last or not.
 
     Inputs repeat where the data set repeats its augmentations, as ``BatchedImages(replay=...)`` does. Logits take a few
     bytes per image, maps their size: 50,000 images times ``replay`` times 32 KiB for 128 maps of 8 x 8.
@@ -55,6 +59,9 @@ class FeatureCache:
         self._pool = ThreadPoolExecutor()
         self._expected: int | None = None
         self._stored, self._read = 0, False
+        self._checked: dict[str, set[bytes]] = {}  # large entries whose checksum was compared, by their layout
+        with self._transaction() as file:  # in files of before, all keys are hashes of the inputs
+            self._by_origin = file.execute('PRAGMA user_version').fetchone() >= (1,)
 
     def expect(self, images: int) -> None:
         """Log it once if more images than these are stored and none was read, so that inputs do not repeat."""
@@ -68,9 +75,12 @@ class FeatureCache:
                 file.execute('PRAGMA page_size=32768')  # of a new file: maps are read twice as fast as from 4 KiB
                 file.execute('PRAGMA journal_mode=WAL')
                 file.execute('PRAGMA synchronous=NORMAL')
-                with file:
-                    file.execute('CREATE TABLE IF NOT EXISTS layouts (kind TEXT PRIMARY KEY, layout TEXT)')
-                    file.execute('CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value BLOB)')
+                if not file.execute('SELECT 1 FROM sqlite_master').fetchone():
+                    with file:
+                        file.execute('BEGIN IMMEDIATE')  # another process may do the same
+                        file.execute('CREATE TABLE IF NOT EXISTS layouts (kind TEXT PRIMARY KEY, layout TEXT)')
+                        file.execute('CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value BLOB)')
+                        file.execute('PRAGMA user_version=1')
                 self._local.file = file
             with self._local.file as file:
                 yield file
@@ -91,21 +101,34 @@ class FeatureCache:
         parts = [items[start : start + step] for start in range(0, len(items), step)]
         return [result for part in self._pool.map(function, parts) for result in part]
 
-    def keys(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> tuple[str, list[bytes]]:
-        """Return the key of what all images of a batch share, and the key of each image."""
+    def keys(
+        self, inputs: Tensor, data_samples: Sequence[Any] | None, origin: Origin | None = None
+    ) -> tuple[str, list[bytes]]:
+        """Return the key of what all images of a batch share, and the key of each image.
+
+        Args:
+            inputs: The batch.
+            data_samples: Annotations of its images.
+            origin: What the batch follows from, where that is known: fewer bytes to hash.
+        """
         device = inputs.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
         kind = f'{tuple(inputs.shape[1:])} {precision}'
         shapes = [str(getattr(sample, 'img_shape', '')) for sample in data_samples or [None] * len(inputs)]
-        images = inputs.detach().cpu().contiguous().view(torch.uint8).flatten(1).numpy()
-
-        def hashes(part: Sequence[tuple[Any, str]]) -> list[bytes]:
-            return [
-                hashlib.blake2b(image.data, key=f'{precision} {shape}'.encode()[:64], digest_size=16).digest()
-                for image, shape in part
+        if origin is None or not self._by_origin:
+            images = list(inputs.detach().cpu().contiguous())
+            contexts = [f'{precision} {shape}'.encode()[:64] for shape in shapes]
+        else:
+            images = origin.images
+            contexts = [
+                hashlib.blake2b(f'{kind} {origin.way} {image.dtype} {tuple(image.shape)} {shape}'.encode()).digest()
+                for image, shape in zip(images, shapes, strict=True)
             ]
 
-        return kind, self._in_threads(hashes, list(zip(images, shapes, strict=True)), images[0].nbytes)
+        def hashes(part: Sequence[tuple[Tensor, bytes]]) -> list[bytes]:
+            return [hashlib.blake2b(_bytes(image), key=context, digest_size=16).digest() for image, context in part]
+
+        return kind, self._in_threads(hashes, list(zip(images, contexts, strict=True)), images[0].nbytes)
 
     def missing(self, keys: Sequence[bytes]) -> list[int]:
         """Return the positions of the images that have no entry."""
@@ -141,14 +164,17 @@ class FeatureCache:
                     for key, stored in file.execute(
                         f'SELECT key, value FROM answers WHERE key IN ({_marks(part)})', part
                     ):  # one at a time, so that it is checked and copied in the processor's cache
-                        value = _verified(stored, width, key + text.encode())
+                        value = _verified(stored, width, None if key in checked else key + text.encode())
                         for i in positions[key]:
                             rows[i] = value
                         found.append(key)
                 return found
 
+            checked = self._checked.setdefault(text, set())
             if len(self._in_threads(read, list(positions), width)) < len(positions):
                 return None
+            if width >= _LARGE:
+                checked.update(positions)
             features: Features = {}
             start = 0
             for tap, levels in layout:
@@ -192,7 +218,7 @@ class FeatureCache:
                 for (tap, layout) in json.loads(text)
                 for level, described in zip(features[tap], layout, strict=True)
             ]
-            rows = [(key, _bytes(value)) for key, value in zip(keys, torch.cat(columns, 1), strict=True)]
+            rows = [(key, bytes(_bytes(value))) for key, value in zip(keys, torch.cat(columns, 1), strict=True)]
             file.executemany(
                 'INSERT OR REPLACE INTO answers VALUES (?, ?)',
                 [(key, value + _checksum(value, key + text.encode())) for key, value in rows],
@@ -253,13 +279,13 @@ def _checksum(value: bytes | memoryview, context: bytes) -> bytes:
     return zlib.crc32(value, zlib.crc32(context)).to_bytes(4, 'big')
 
 
-def _verified(stored: bytes, size: int, context: bytes) -> memoryview:
-    """Return an entry without its checksum; entries of older versions have none."""
+def _verified(stored: bytes, size: int, context: bytes | None) -> memoryview:
+    """Return an entry without its checksum, which is compared where a context is given; older entries have none."""
     value, checksum = memoryview(stored)[:size], stored[size:]
-    if len(value) != size or checksum not in (b'', _checksum(value, context)):
+    if len(value) != size or (context is not None and checksum not in (b'', _checksum(value, context))):
         raise ValueError('wrong size or checksum')
     return value
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

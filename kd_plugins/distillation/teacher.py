@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 from kd_plugins.distillation.cache import FeatureCache
 from kd_plugins.distillation.folding import BatchNormFolding
 from kd_plugins.distillation.layout import size_of
+from kd_plugins.distillation.origins import Origins, normalisation_of
 from kd_plugins.distillation.recorder import Features, Recorder
 from kd_plugins.errors import UserError
 from kd_plugins.utils.models import to_channels_last
@@ -61,20 +62,14 @@ class _Renormalise(nn.Module):
         def takes_images(preprocessor: nn.Module | None) -> bool:
             return hasattr(preprocessor, '_enable_normalize')
 
-        def statistics(preprocessor: Any) -> tuple[Tensor, Tensor, bool, float]:
-            reversed_ = getattr(preprocessor, '_channel_conversion', getattr(preprocessor, 'to_rgb', False))
-            parts = bool(reversed_), float(getattr(preprocessor, 'pad_value', 0))
-            if not getattr(preprocessor, '_enable_normalize', False):
-                return torch.zeros(1, 1, 1), torch.ones(1, 1, 1), *parts
-            return preprocessor.mean.cpu(), preprocessor.std.cpu(), *parts
-
         if takes_images(teacher) and student is not None and not takes_images(student):
             raise UserError(
                 "the teacher's data_preprocessor defines a normalisation of images, but the student's, "
                 f"{type(student).__name__}, defines none: give the student one of mmengine's, mmdet's or "
                 "mmpretrain's, or give the teacher data_preprocessor={} to pass it the student's batch as it is"
             )
-        (mean_s, std_s, flip_s, pad_s), (mean_t, std_t, flip_t, pad) = statistics(student), statistics(teacher)
+        mean_s, std_s, flip_s, pad_s = normalisation_of(student)
+        mean_t, std_t, flip_t, pad = normalisation_of(teacher)
         if len({x.numel() for x in (mean_s, std_s, mean_t, std_t)} - {1}) > 1:
             raise UserError(
                 f"the teacher's data_preprocessor has a mean of {mean_t.numel()} channels, the student's "
@@ -164,6 +159,7 @@ class Teacher:
         self._taps = taps
         self._folding: BatchNormFolding | None = None
         self._convert = _Renormalise(student_preprocessor, getattr(model, 'data_preprocessor', None))
+        self.origins = Origins(None if cache is None else student_preprocessor)
         self._cache = None
         if cache is not None:
             convert = self._convert
@@ -287,7 +283,7 @@ class Teacher:
 
     def _from(self, cache: FeatureCache, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
         """Return the features of a batch from the cache, after running the network on the images that it lacks."""
-        kind, keys = cache.keys(inputs, data_samples)
+        kind, keys = cache.keys(inputs, data_samples, self.origins.of(inputs))
         if (features := cache.get(kind, keys, inputs.device)) is not None:
             return features
         missing = cache.missing(keys)

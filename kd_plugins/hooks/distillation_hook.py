@@ -137,6 +137,8 @@ class DistillationHook(Hook):
             return distillation.losses(run_student, inputs, data_samples)  # type: ignore[union-attr]  # set by before_run
 
         student.forward = MethodType(forward, student)
+        for teacher in distillation.teachers:  # type: ignore[union-attr]  # set by before_run
+            teacher.origins.watch()
         self._wraps = True
 
     def after_train_iter(
@@ -166,6 +168,8 @@ class DistillationHook(Hook):
         else:
             student.forward = self._own_forward
         self._wraps = False
+        for teacher in self.distillation.teachers:  # type: ignore[union-attr]  # set by before_run
+            teacher.origins.close()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Add the adapters to the checkpoint."""

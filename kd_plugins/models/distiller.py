@@ -90,6 +90,8 @@ class Distiller(Composite):
             ) from error
         for line in self.distillation.prepare(*features, images):
             print_log(f'distillation term {line}', 'current')
+        for each in self.distillation.teachers:
+            each.origins.watch()
         self.register_state_dict_post_hook(_save_adapters)
         self.register_load_state_dict_pre_hook(_load_adapters)
 

@@ -12,6 +12,8 @@ from torch import nn
 
 from kd_plugins.datasets import BatchedImages
 from kd_plugins.distillation import cache
+from kd_plugins.distillation.cache import FeatureCache
+from kd_plugins.distillation.origins import Origin
 from kd_plugins.distillation.sources import build_network, build_teacher
 from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.errors import UserError
@@ -132,6 +134,8 @@ def test_the_teacher_runs_on_the_images_alone_that_have_no_entry(
 def test_a_run_that_repeats_its_augmentations_runs_the_teacher_for_the_first_ones_only(
     teacher_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    origins: list[Origin | None] = []
+
     def run(name: str, **cache: str) -> tuple[dict, int]:
         config = classification_config(
             tmp_path,
@@ -150,8 +154,11 @@ def test_a_run_that_repeats_its_augmentations_runs_the_teacher_for_the_first_one
             type='kd_plugins.BatchedImages', dataset=dict(type='kd_plugins.Shades'), padding=2, flip_prob=0.5, replay=2
         )
         with monkeypatch.context() as patch:
-            calls = forwards(patch)
-            return weights(train(config).model), sum(calls[3:])  # the first three are the dry run's
+            calls, keys = forwards(patch), FeatureCache.keys
+            patch.setattr(FeatureCache, 'keys', lambda *args: (origins.append(args[-1]), keys(*args))[1])
+            model = train(config).model
+            assert not model.data_preprocessor._forward_hooks
+            return weights(model), sum(calls[3:])  # the first three are the dry run's
 
     plain, images = run('plain')
     assert images == 5 * 24
@@ -162,6 +169,8 @@ def test_a_run_that_repeats_its_augmentations_runs_the_teacher_for_the_first_one
     again, images = run('again', cache=str(tmp_path / 'cache'))
     assert images == 0
     assert equal(again, cached)
+    assert len(origins) == 2 * 5 * 3
+    assert all(origin is not None and origin.images[0].dtype == torch.uint8 for origin in origins)
     assert BatchedImages(dict(type='kd_plugins.Shades'))[0]['inputs'].shape == (1, 3, 16, 16)
 
 
@@ -220,6 +229,24 @@ class Maps(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         maps = torch.cat([images, images * 2], 1).contiguous(memory_format=torch.channels_last)
         return maps, images.mean((2, 3))
+
+
+def test_the_checksum_of_a_large_entry_is_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+    own = cache._checksum
+    monkeypatch.setattr(
+        cache, '_checksum', lambda value, context: (compared.append(len(value)), own(value, context))[1]
+    )
+    large, small = torch.randn(2, 3, 80, 80), torch.randn(2, 3, 8, 8)
+    for images in (large, small):
+        Teacher(Maps(), [''], cache=str(tmp_path))(images, None)
+    compared.clear()
+    for images, times in ((large, 1), (small, 2)):
+        cached = Teacher(Maps(), [''], cache=str(tmp_path))
+        for _ in range(2):
+            cached(images, None)
+        assert compared == [(6 * images[0, 0].numel() + 3) * 4] * 2 * times
+        compared.clear()
 
 
 def test_features_keep_their_memory_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

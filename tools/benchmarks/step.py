@@ -68,19 +68,17 @@ def terms_of(config: Config) -> tuple[dict[str, Any], Sequence[dict[str, Any]], 
     raise UserError(f'{config.filename}: has no DistillationHook; measure a config that distils')
 
 
-def batch_of(config: Config, size: int, side: int, device: torch.device) -> tuple[Tensor, list[Any]]:
-    """Return noise in place of images, with annotations such as the config's data set has."""
+def batch_of(config: Config, size: int, side: int, device: torch.device) -> dict[str, Any]:
+    """Return noise in place of images, as a data loader gives them, with annotations as of the config's data set."""
     if config.default_scope == 'mmdet':
         from mmdet.testing import demo_mm_inputs
 
         data = demo_mm_inputs(size, [(3, side, side)] * size, num_items=[3] * size, num_classes=20)
         samples = [sample.to(device) for sample in data['data_samples']]
-        for sample in samples:
-            sample.set_metainfo(dict(batch_input_shape=(side, side), pad_shape=(side, side)))
     else:
         classes = (config.model.head or dict(num_classes=1))['num_classes']
         samples = [DataSample(metainfo=dict(sample_idx=i)).set_gt_label(i % classes).to(device) for i in range(size)]
-    return torch.randn(size, 3, side, side, device=device), samples
+    return dict(inputs=torch.randint(256, (size, 3, side, side), dtype=torch.uint8), data_samples=samples)
 
 
 def stripped(network: nn.Module) -> nn.Module:
@@ -98,7 +96,7 @@ def steps_of(
     args: argparse.Namespace,
     cache: str,
 ) -> dict[str, Callable[[], None]]:
-    """Return the steps of a config, over the same networks and a batch as a data loader gives it.
+    """Return the steps of a config, over the same networks and the same batch, which each normalises anew.
 
     With ``args.watch`` watched ones, too.
     """
@@ -110,7 +108,12 @@ def steps_of(
         network = build_network(teacher['config'], teacher.get('data_preprocessor'))
         teacher['checkpoint'] = f'{cache}/teacher.pth'  # random weights are enough
         torch.save(network.state_dict(), teacher['checkpoint'])
-    inputs, samples = batch_of(config, size, side, device)
+    batch = batch_of(config, size, side, device)
+    samples = batch['data_samples']
+
+    def normalised() -> Tensor:
+        return student.data_preprocessor(dict(batch), True)['inputs']
+
     if args.channels_last:
         to_channels_last(student)
 
@@ -119,7 +122,9 @@ def steps_of(
         if args.channels_last:
             to_channels_last(distillation)
         distillation.set_num_samples(ENTRIES)
-        distillation.dry_run(student, inputs, samples)
+        distillation.dry_run(student, normalised(), samples)
+        for each in distillation.teachers:
+            each.origins.watch()
         return distillation
 
     distillation, held, cached = taught_by(teacher), taught_by(teacher), taught_by(dict(teacher, cache=cache))
@@ -134,25 +139,26 @@ def steps_of(
     optimizer = OptimWrapper(torch.optim.SGD(parameters, lr=1e-4, momentum=0.9))
     student.train()
 
-    def step(losses: Callable[[], dict[str, Any]]) -> Callable[[], None]:
+    def step(losses: Callable[[Tensor], dict[str, Any]]) -> Callable[[], None]:
         def run() -> None:
+            inputs = normalised()
             with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
-                total, _ = student.parse_losses(losses())
+                total, _ = student.parse_losses(losses(inputs))
             optimizer.update_params(total)
 
         return run
 
-    def alone(mode: str = 'loss') -> dict[str, Any]:
+    def alone(inputs: Tensor, mode: str = 'loss') -> dict[str, Any]:
         if task != 'off' or mode == 'tensor':
             return student(inputs, samples, mode=mode)
         return {'loss': student(inputs, samples, mode='tensor')[-1].square().mean()}  # it has no loss of its own
 
-    def beside() -> dict[str, Any]:
+    def beside(inputs: Tensor) -> dict[str, Any]:
         distillation.teacher(inputs, samples)
-        return alone()
+        return alone(inputs)
 
-    def distilled(distillation: Distillation) -> dict[str, Any]:
-        return distillation.losses(alone, inputs, samples)
+    def distilled(distillation: Distillation, inputs: Tensor) -> dict[str, Any]:
+        return distillation.losses(partial(alone, inputs), inputs, samples)
 
     def watched(gradients: int) -> Callable[[], None]:
         watching, plain = WatchHook(gradients), step(partial(distilled, distillation))
