@@ -240,7 +240,7 @@ class Term(nn.Module):
         if self._declared.needs_labels:
             labels = torch.zeros(len(levels[0]), dtype=torch.long, device=levels[0].device)
         if self.needs_indices:
-            indices = torch.arange(len(levels[0]), device=levels[0].device)
+            indices = torch.arange(len(levels[0]), device=levels[0].device) % (self._declared.num_samples or 1)
         self.compare(student, targets, batch, labels, indices)
         return self.describe(student, targets, taken)
 
