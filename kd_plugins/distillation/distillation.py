@@ -213,8 +213,10 @@ class Distillation(nn.Module):
         return self.teachers[0]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> 'Distillation':
-        """Return a copy that shares the buffers: an average (EMA) would copy the banks of CRD in every step."""
-        memo |= {id(buffer): buffer for buffer in self.buffers()}
+        """Return a copy that shares the losses' buffers: an average (EMA) would copy CRD's banks in every step."""
+        memo |= {
+            id(buffer): buffer for term in self.terms for loss in (term.loss, term.copies) for buffer in loss.buffers()
+        }
         copied = memo[id(self)] = type(self).__new__(type(self))
         vars(copied).update(copy.deepcopy(vars(self), memo))
         return copied
