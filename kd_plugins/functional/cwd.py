@@ -1,20 +1,22 @@
 """Where channels are active."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from .checks import check_channels, check_maps, check_number
-from .gram import distillation_loss, match_size, with_gradient
-from .kd import expectation
+from .gram import as_float, by_channel, distillation_loss, laid_out_alike, match_size, parts, with_gradient
+from .kd import clear_impossible_
 
 
-@distillation_loss
+@partial(distillation_loss, takes_half=True)
 def cwd_loss(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
     """Divergence of two distributions over the positions of a map, channel by channel.
 
     ``tau^2 KL(softmax(t / tau) || softmax(s / tau))``, with the softmax over the H W positions of a channel; summed
     over the positions, averaged over channels and batch. A constant that is added to a channel plays no role. A
-    position that the teacher masks by -inf adds nothing.
+    position that the teacher masks by -inf adds nothing, and a channel of which it masks all has no gradient either.
 
     Args:
         student: Maps s (B, C, H, W), features or class logits.
@@ -37,11 +39,16 @@ def cwd_loss(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
     check_maps('cwd_loss', student, teacher)
     check_channels('cwd_loss', student, teacher)
     student, teacher = match_size(student, teacher)
+    student, teacher = laid_out_alike(student, teacher)
     with torch.no_grad():
-        axis = 2 if student.is_contiguous() else 1  # of the positions, as channels-last maps lie in memory
-        s, t = (x / tau if axis == 2 else (x / tau).movedim(1, -1) for x in (student, teacher))
-        s, t = (x.flatten(axis, axis + 1).log_softmax(axis) for x in (s, t))
-        probabilities, scale = t.exp(), tau**2 / (student.shape[0] * student.shape[1])
-        value = expectation(probabilities, t.sub_(s)) * scale
-        gradient = s.exp_().sub_(probabilities).mul_(scale / tau).unflatten(axis, student.shape[2:])
-    return with_gradient(student, value, gradient if axis == 2 else gradient.movedim(-1, 1))
+        gradient, divergences = torch.empty_like(student), []
+        scale = tau / (student.shape[0] * student.shape[1])
+        for s, t, out in parts(*map(by_channel, (student, teacher, gradient))):
+            s, t = (as_float(x) / tau for x in (s, t))
+            masked = t.amax(1, keepdim=True) == -torch.inf
+            s, t = (x.log_softmax(1).masked_fill_(masked, -torch.inf) for x in (s, t))
+            probabilities = t.exp()
+            divergences.append(clear_impossible_(t.sub_(s).mul_(probabilities), probabilities).sum())
+            out.copy_(s.exp_().sub_(probabilities).mul_(scale))
+        value = torch.stack(divergences).sum() * (scale * tau)
+    return with_gradient(student, value, gradient)

@@ -1,15 +1,16 @@
 """Hints: direct regression of features."""
 
+from functools import partial
+
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from .checks import check_choice, check_positions
-from .gram import distillation_loss, match_size
+from .gram import distillation_loss, half_squares, match_size
 
 REDUCTIONS = ('mean', 'sum')
 
 
-@distillation_loss
+@partial(distillation_loss, takes_half=True)
 def fitnet_loss(student: Tensor, teacher: Tensor, reduction: str = 'mean') -> Tensor:
     """Half the squared difference of two features.
 
@@ -36,5 +37,4 @@ def fitnet_loss(student: Tensor, teacher: Tensor, reduction: str = 'mean') -> Te
     check_positions('fitnet_loss', student, teacher)
     if student.ndim == 4:
         student, teacher = match_size(student, teacher)
-    loss = mse_loss(student, teacher, reduction=reduction) / 2
-    return loss / len(student) if reduction == 'sum' else loss
+    return half_squares(student, teacher) / (student.numel() if reduction == 'mean' else len(student))

@@ -48,13 +48,16 @@ def distillation_loss(function: Loss, takes_half: bool = False) -> Loss:
 def match_size(first: Tensor, second: Tensor, mode: str = 'avg') -> tuple[Tensor, Tensor]:
     """Pool (..., H, W) maps to the smaller of the two heights and the smaller of the two widths.
 
+    A map that is pooled becomes float32, if it was of half precision.
+
     Args:
         first: Maps.
         second: Maps.
         mode: ``'avg'`` or ``'max'``.
     """
     size = min(first.shape[-2], second.shape[-2]), min(first.shape[-1], second.shape[-1])
-    return _pooled(first, size, mode), _pooled(second, size, mode)
+    whole, other = (x if x.shape[-2:] == size else _pooled(as_float(x), size, mode) for x in (first, second))
+    return whole, other
 
 
 def _pooled(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
@@ -92,6 +95,57 @@ def unit(x: Tensor, eps: float = 1e-12) -> Tensor:
 def as_float(x: Tensor) -> Tensor:
     """Convert half precision to float32; float32 and float64 stay."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+_PART = 2**16
+
+
+def laid_out_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Return features of one shape in one memory layout: channels-last if the student's maps are, else contiguous."""
+    plain = student.ndim != 4 or student.is_contiguous()
+    layout = torch.contiguous_format if plain else torch.channels_last
+    return student.contiguous(memory_format=layout), teacher.contiguous(memory_format=layout)
+
+
+def by_channel(maps: Tensor) -> Tensor:
+    """View maps (B, C, H, W) as (B C, H W) or, channels-last ones, as (B, H W, C): the positions are axis 1 in both."""
+    return maps.flatten(2).flatten(0, 1) if maps.is_contiguous() else maps.movedim(1, -1).flatten(1, 2)
+
+
+def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield tensors of one shape a few entries of the first axis at a time, a GPU's at once.
+
+    A CPU's cache then holds what is computed from them. Large temporaries would be written to memory, new each time.
+    """
+    first = tensors[0]
+    whole = not first.is_cpu or torch.compiler.is_compiling()
+    size = len(first) if whole else max(1, _PART * len(first) // first.numel())
+    return zip(*(x.split(size) for x in tensors), strict=True)
+
+
+class _HalfSquares(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        difference, squares = torch.empty_like(student), []
+        flat = ((by_channel(x) if x.ndim == 4 else x).view(-1) for x in (student, teacher, difference))
+        for s, t, out in parts(*flat):
+            exact = as_float(s) - as_float(t)
+            out.copy_(exact)
+            squares.append(exact.square_().sum())
+        ctx.save_for_backward(student, teacher, difference)
+        return torch.stack(squares).sum() / 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        student, teacher, difference = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient will have one itself
+            difference = student - teacher
+        return grad * difference, None
+
+
+def half_squares(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return half the sum of the squares of s - t; half precision is subtracted in float32."""
+    return _HalfSquares.apply(*laid_out_alike(student, teacher))
 
 
 _PRECISIONS = {torch.bfloat16: {'mkldnn': 'bf16', 'cuda': 'tf32'}, torch.float16: {'mkldnn': 'ieee', 'cuda': 'tf32'}}

@@ -1,10 +1,19 @@
 """Softened logits."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .checks import check_logits, check_number
-from .gram import distillation_loss
+from .gram import as_float, distillation_loss
+
+
+def clear_impossible_(terms: Tensor, probabilities: Tensor) -> Tensor:
+    """Set the terms of probability 0 to 0 in place, also those that are infinite or not a number."""
+    # ReLU's backward pass does that nine times as fast as masked_fill_(probabilities == 0, 0) on a CPU.
+    return torch.ops.aten.threshold_backward.grad_input(terms, probabilities, 0, grad_input=terms)
 
 
 def expectation(probabilities: Tensor, values: Tensor) -> Tensor:
@@ -15,8 +24,7 @@ def expectation(probabilities: Tensor, values: Tensor) -> Tensor:
         values: Values x of the same shape.
     """
     terms = probabilities * values
-    # The gradient is 0 there anyway, so that the graph need not record it.
-    terms.detach().masked_fill_(probabilities == 0, 0)
+    clear_impossible_(terms.detach(), probabilities)  # the gradient is 0 there anyway: the graph need not record it
     return terms.sum()
 
 
@@ -37,7 +45,31 @@ def standardized(logits: Tensor) -> Tensor:
     return (centred * scale).masked_fill(masked, -torch.inf)
 
 
-@distillation_loss
+class _Divergence(torch.autograd.Function):
+    """Sum of ``KL(softmax(t / tau) || softmax(s / tau))`` over all rows.
+
+    The gradient in s is computed with the value, from what the value needs anyway.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, tau: float) -> Tensor:
+        own, other = ((as_float(x) / tau).log_softmax(-1) for x in (student, teacher))
+        probabilities = other.exp()
+        divergence = clear_impossible_(other.sub_(own).mul_(probabilities), probabilities).sum()
+        gradient = own.exp_().sub_(probabilities).div_(tau).to(student.dtype)
+        ctx.save_for_backward(student, probabilities, gradient)
+        ctx.tau = tau
+        return divergence
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        student, probabilities, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient will have one itself
+            gradient = ((as_float(student) / ctx.tau).softmax(-1) - probabilities) / ctx.tau
+        return (grad * gradient).to(student.dtype), None, None
+
+
+@partial(distillation_loss, takes_half=True)
 def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0, standardize: bool = False) -> Tensor:
     """Divergence of the student's softened class probabilities from the teacher's.
 
@@ -72,6 +104,6 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0, standardize: boo
     check_number('tau', tau, 0, strict=True)
     check_logits('kd_loss', student, teacher, positions=True)
     if standardize:
-        student, teacher = standardized(student), standardized(teacher)
-    student, teacher = ((x / tau).log_softmax(-1) for x in (student, teacher))
-    return expectation(teacher.exp(), student - teacher) * (-(tau**2) * student.shape[-1] / student.numel())
+        student, teacher = standardized(as_float(student)), standardized(as_float(teacher))
+    divergence: Any = _Divergence.apply(student, teacher, tau)
+    return divergence * (tau**2 * student.shape[-1] / student.numel())

@@ -79,6 +79,23 @@ def test_extreme_values_and_masked_positions():
     assert not masked[0].grad[..., 3].any()
 
 
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('both', [False, True])
+def test_a_channel_that_the_teacher_masks_adds_nothing(both, layout):
+    student, teacher = (torch.randn(2, 3, 4, 4).to(memory_format=layout) for _ in range(2))
+    rest = cwd_loss(student, teacher) * 6 - cwd_loss(student[:1, 1:2], teacher[:1, 1:2])
+    teacher[0, 1] = -torch.inf
+    if both:
+        student[0, 1] = -torch.inf
+    student.requires_grad_()
+    loss = cwd_loss(student, teacher)
+    loss.backward()
+    torch.testing.assert_close(loss, rest / 6)
+    assert not student.grad[0, 1].any()
+    assert student.grad.isfinite().all()
+    assert student.grad[1].all()
+
+
 def test_larger_maps_are_pooled():
     student, teacher = torch.randn(2, 3, 8, 4), torch.randn(2, 3, 4, 6)
     expected = cwd_loss(adaptive_avg_pool2d(student, (4, 4)), adaptive_avg_pool2d(teacher, (4, 4)))

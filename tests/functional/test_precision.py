@@ -4,6 +4,8 @@ import pytest
 import torch
 from loss_table import LOSSES, TOLERANCES
 
+from kd_plugins.functional import gram
+
 losses = pytest.mark.parametrize('loss', LOSSES.values(), ids=LOSSES)
 
 
@@ -93,6 +95,31 @@ def test_inputs_are_left_alone(loss, student, teacher):
 def test_channels_last_is_the_same(loss, student, teacher):
     value = loss(student.to(memory_format=torch.channels_last), teacher.to(memory_format=torch.channels_last))
     torch.testing.assert_close(value, loss(student, teacher))
+
+
+LAYOUTS = torch.contiguous_format, torch.channels_last
+
+
+@pytest.mark.parametrize('name', ['fitnet', 'mgd', 'cwd', 'cwd-4'])
+@pytest.mark.parametrize('own', LAYOUTS)
+@pytest.mark.parametrize('other', LAYOUTS)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_parts_of_large_maps_are_the_whole(name, own, other, dtype, student, teacher, monkeypatch):
+    """Those of a CPU, in every pair of layouts; some parts are smaller than others."""
+    loss, found = LOSSES[name], []
+    for size in (2**16, 170):
+        monkeypatch.setattr(gram, '_PART', size)
+        x = student.to(dtype).to(memory_format=own).requires_grad_()
+        value = loss(x, teacher.to(dtype).to(memory_format=other))
+        found.append((value.detach(), torch.autograd.grad(value, x)[0]))
+    torch.testing.assert_close(*found)
+    assert found[1][1].stride() == student.to(memory_format=own).stride()
+
+
+@pytest.mark.parametrize('name', ['fitnet', 'mgd', 'kd'])
+def test_a_gradient_has_a_gradient(name):
+    student, teacher = (torch.randn(2, 3, 2, 2, dtype=torch.float64) for _ in range(2))
+    assert torch.autograd.gradgradcheck(lambda s: LOSSES[name](s, teacher) ** 2, (student.requires_grad_(),))
 
 
 @losses
