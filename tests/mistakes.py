@@ -666,6 +666,9 @@ def without_labels() -> Iterator[Mistake]:
     )
 
 
+_ABSENT = "__import__('sys').modules.update"  # of packages that are not installed
+
+
 def sources() -> Iterator[Mistake]:
     hook, data = 'custom_hooks[0]', "train_dataloader['dataset']"
     teacher, term = f"{hook}['teacher']", f"{hook}['terms'][0]"
@@ -731,6 +734,8 @@ def sources() -> Iterator[Mistake]:
         (f"{vit}, weights=None, revise_keys=[('a', 'b')]", 'revise_keys', 'checkpoint'),
         (f'{vit}, weights=None', 'head.fc', 'head'),
         ("torchvision='resnet18', checkpoint='ASSETS/teacher.pth'", 'teacher.pth', 'fit'),
+        (f"huggingface='nosuch/vit')\n{_ABSENT}(transformers=None", 'transformers', 'huggingface', 'pip install'),
+        (f"timm='resnet18')\n{_ABSENT}(timm=None", 'timm', 'pip install'),
         ("huggingface='ASSETS/empty'", 'ASSETS/empty', 'config.json'),
         ("huggingface='ASSETS/text.txt'", 'text.txt', 'folder'),
         ("build='nosuch_module:build'", 'nosuch_module'),
@@ -738,6 +743,13 @@ def sources() -> Iterator[Mistake]:
         ("build='collections:OrderedDict'", 'OrderedDict', 'nn.Module'),
     ):
         yield edit('hook', f'{place} = dict({options})', *words)
+    yield edit(
+        'hook',
+        f"{place} = dict(torchvision='resnet18')",
+        'https://download.pytorch.org/models/resnet18-',
+        'checkpoint=',
+        environment=dict(https_proxy='http://127.0.0.1:9', TORCH_HOME='home'),  # no network
+    )
     for arguments, *words in (
         ('taps nosuch.py', 'nosuch.py', 'exist'),
         ('taps ASSETS/teacher.py --filter stage9', 'stage9', 'stage3'),

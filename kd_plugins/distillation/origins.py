@@ -89,5 +89,5 @@ class Origins:
         if len(tensors) < len(self._tensors) or not tensors or tensors[0] is not inputs:
             return None
         mean, std, *others = normalisation_of(self._preprocessor)
-        images = list(tensors[1]) if self._stacked else tensors[1:]
+        images = list(tensors[1].detach().cpu()) if self._stacked else tensors[1:]  # one copy from a GPU
         return Origin(images, f'{mean.tolist()} {std.tolist()} {others}')

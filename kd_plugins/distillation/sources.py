@@ -258,7 +258,12 @@ def _from_torchvision(name: str, weights: Weights, checkpoint: str | Path) -> tu
         options['weights_backbone'] = None  # else downloaded, too
     if given is None:
         if chosen is not None:
-            download(chosen.url, check_hash=True)  # to where torchvision looks for it
+            try:
+                download(chosen.url, check_hash=True)  # to where torchvision looks for it
+            except UserError as error:
+                raise UserError(
+                    f"torchvision='{name}': {error} as checkpoint=, or weights=None for random ones"
+                ) from error
         with _no_pickle():
             network = models.get_model(name, weights=chosen, **options)
     else:

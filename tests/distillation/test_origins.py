@@ -9,6 +9,7 @@ from mmengine.model import ImgDataPreprocessor
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from mmpretrain.models import ClsDataPreprocessor
+from tiny import classifier, saved_teacher
 from torch import Tensor, nn
 
 from kd_plugins.distillation.cache import FeatureCache
@@ -110,6 +111,18 @@ def test_everything_that_changes_the_batch_changes_the_key(tmp_path) -> None:
     assert len(set(found)) == len(found) == 11
     pixels = ClsDataPreprocessor(**OPTIONS)(dict(inputs=images()[:1]))['inputs']
     assert cache.keys(pixels, [BaseDataElement(metainfo=dict(img_shape=(8, 8)))])[1][0] not in found
+
+
+def test_a_distiller_and_its_copies_know_their_images(tmp_path) -> None:
+    terms = [dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', teacher='head.fc')]
+    config = dict(student=classifier(), teacher=saved_teacher(tmp_path) | dict(cache=str(tmp_path / 'cache')))
+    model = MODELS.build(dict(type='kd_plugins.Distiller', **config, terms=terms, input_shape=(3, 8, 8)))
+    copied = copy.deepcopy(model)
+    origins = model.distillation.teacher.origins
+    for network in (copied, model):
+        raw = images()
+        batch = network.data_preprocessor(dict(inputs=raw), True)['inputs']
+        assert torch.equal(torch.stack(origins.of(batch).images), raw)
 
 
 class Doubled(nn.Module):
