@@ -15,7 +15,7 @@ from scipy.sparse import coo_array, csr_array
 
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation.features import in_range
-from kd_plugins.evaluation.products import inner_products, operand
+from kd_plugins.evaluation.products import inner_products
 
 Floats = NDArray[np.floating]
 _TILE = 2000  # smaller tiles make slower products; transposing a power of 2 is several times slower
@@ -87,7 +87,7 @@ class _Part:
 
     def __init__(self, features: NDArray[np.float32]) -> None:
         self.squares = np.einsum('nd,nd->n', features, features)
-        self.features = operand(torch.from_numpy(features))
+        self.features = torch.from_numpy(features)
 
     def distances(self, others: '_Part') -> NDArray[np.float32]:
         """Return the squared distances, which rounding can take a little below 0."""

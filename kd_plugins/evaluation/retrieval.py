@@ -8,7 +8,6 @@ before each match: a similarity product, a block at a time, and a count of what 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -20,11 +19,13 @@ from torch import Tensor
 
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation.features import BLOCK, ReIDFeatures
-from kd_plugins.evaluation.products import inner_products, operand
+from kd_plugins.evaluation.products import inner_products
 
 Metric = Literal['cosine', 'euclidean']
 AveragePrecision = Literal['precision', 'trapezoid']
-_QUERIES = 256  # rows of a block of similarities
+_QUERIES, _COLUMNS = 1024, 2**14  # of the largest block of similarities; fewer queries make slower products
+_CHUNK = 2**19  # similarities that are counted together
+_EXACT = 16  # features, or queries and items, that are compared in float64 together: a cache holds them
 _TINY = 1e-15  # a shorter vector has no direction
 _TIE = 1e-12  # relative; what float64 computes in two ways, such as the cosines of x and 3 x, differs by 1e-15
 
@@ -138,19 +139,44 @@ def retrieval_of(pairs: Pairs, ranks: np.ndarray, queries: int) -> Retrieval:
     return Retrieval(found, counts, ranks, queries - len(found))
 
 
-def _exact(query: np.ndarray, gallery: np.ndarray, items: np.ndarray, metric: Metric) -> np.ndarray:
-    """Return the similarities of a query to some items in float64; equal items get equal ones, whatever their index."""
-    values = np.empty(len(items))
-    for start in range(0, len(items), 4096):
-        part = slice(start, start + 4096)
-        x = gallery[items[part]].astype(np.float64)
-        if metric == 'cosine':
-            norms = np.sqrt(np.einsum('nd,nd->n', x, x))
-            values[part] = np.einsum('nd,d->n', x, query) / np.maximum(norms, _TINY)
-        else:
-            x -= query
-            values[part] = -0.5 * np.einsum('nd,nd->n', x, x)
-    return values
+def _exact(query: np.ndarray, items: np.ndarray, metric: Metric) -> np.ndarray:
+    """Return the similarities (..., b, n) of queries (..., b, D) to items (..., n, D) in float64."""
+    query, items = query.astype(np.float64), items.astype(np.float64)
+    if metric == 'cosine':
+        own, others = (np.maximum(np.sqrt(np.einsum('...d,...d->...', x, x)), _TINY) for x in (query, items))
+        return query @ items.swapaxes(-1, -2) / (own[..., None] * others[..., None, :])
+    differences = query[..., None, :] - items[..., None, :, :]
+    return -0.5 * np.einsum('...d,...d->...', differences, differences)
+
+
+def _exact_pairs(
+    query: np.ndarray, gallery: np.ndarray, pairs: Pairs, ids: np.ndarray, metric: Metric, pool: ThreadPoolExecutor
+) -> np.ndarray:
+    """Return the similarity of every pair in float64, (P,); ``ids`` are those of the queries."""
+    similarities = np.empty(len(pairs.query))
+    starts = np.searchsorted(pairs.query, np.arange(len(query) + 1))
+
+    def fill(rows: np.ndarray) -> None:  # of one identity: they pair with the same items
+        own = starts[rows, None] + np.arange(starts[rows[0] + 1] - starts[rows[0]])
+        for start in range(0, own.shape[1], _EXACT):
+            part = own[:, start : start + _EXACT]
+            similarities[part] = _exact(query[rows], gallery[pairs.gallery[part[0]]], metric)
+
+    order = np.argsort(ids, kind='stable')
+    alike = np.split(order, np.flatnonzero(np.diff(ids[order])) + 1)
+    list(pool.map(fill, [rows[i : i + _EXACT] for rows in alike for i in range(0, len(rows), _EXACT)]))
+    return similarities
+
+
+def _check_rounding(computed: np.ndarray, exact: np.ndarray, bound: float, device: torch.device) -> None:
+    """Raise UserError where a similarity is off by more than ``bound``."""
+    off = np.abs(computed - exact)
+    if not (off <= bound).all():
+        raise UserError(
+            f'the similarities computed on {device} are off by {off.max():.1e}, more than float32 rounds '
+            f'({bound:.1e}): switch off lower precision of matrix products, as in '
+            "torch.set_float32_matmul_precision('highest')"
+        )
 
 
 class _Similarities:
@@ -160,138 +186,98 @@ class _Similarities:
         self._gallery, self._metric, self._device = features.gallery_features, metric, device
         # Distances do not depend on the origin, but the rounding of their parts does.
         self._origin = self._gallery[:1024].mean(0, dtype=np.float64).astype(np.float32)
-        self._query, self._query_size = self._prepared(features.query_features)
+        self._query = self._prepared(features.query_features)
+        self._norms = torch.linalg.vector_norm(self._query, dim=1)
+        if metric == 'cosine':
+            self._query = self._query / self._norms.clamp_min(_TINY)[:, None]
 
-    def _prepared(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return rows to multiply, and their sizes: ``(a + b)^2`` of two sizes bounds the parts of a similarity."""
+    def _prepared(self, rows: np.ndarray) -> Tensor:
         if self._metric == 'euclidean':
             rows = rows - self._origin
-        x = torch.from_numpy(np.array(rows, np.float32, order='C')).to(self._device)
-        norms = torch.linalg.vector_norm(x, dim=1)
-        if self._metric == 'cosine':
-            x /= norms.clamp_min(_TINY)[:, None]
-            return x, torch.full_like(norms, 0.5)
-        return x, norms * 0.5**0.5
+        return torch.from_numpy(np.require(rows, np.float32, ('C', 'W'))).to(self._device)
 
-    def blocks(self, rows: slice) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-        """Yield the rows of some queries, their similarities to ``rows`` of the gallery, and the sizes of both."""
-        gallery, size = self._prepared(self._gallery[rows])
-        gallery = operand(gallery)
+    def blocks(self, items: np.ndarray) -> Iterator[tuple[slice, Tensor, float]]:
+        """Yield the rows of some queries, their similarities to some items, and a bound of the parts of these.
+
+        The similarities are overwritten by the next ones.
+        """
+        together = items[-1] - items[0] + 1 == len(items)  # then no copy is needed
+        gallery = self._prepared(self._gallery[items[0] : items[-1] + 1] if together else self._gallery[items])
+        norms = torch.linalg.vector_norm(gallery, dim=1)
+        block = torch.empty(min(_QUERIES, len(self._query)), len(items), device=self._device)
         for start in range(0, len(self._query), _QUERIES):
-            part = slice(start, start + _QUERIES)
-            own = self._query_size[part]
-            similarity = inner_products(operand(self._query[part]), gallery)
-            if self._metric == 'euclidean':
-                similarity -= own.square()[:, None]
-                similarity -= size.square()
-            yield part, similarity, own, size
+            part, size = slice(start, start + _QUERIES), 1.0
+            query = self._query[part]
+            similarities = inner_products(query, gallery, out=block[: len(query)])
+            if self._metric == 'cosine':
+                similarities /= norms.clamp_min(_TINY)
+            else:
+                own = self._norms[part]
+                similarities -= own.square()[:, None] / 2
+                similarities -= norms.square() / 2
+                size = float(own.max() + norms.max()) ** 2 / 2
+            yield part, similarities, size
 
 
-def _ordered(values: Tensor) -> Tensor:
-    """Sort every row of values, ascending."""
-    if values.device.type == 'cpu':  # NumPy's is vectorised, some ten times faster than torch's, and leaves the lock
-        ordered, threads = values.numpy().copy(), torch.get_num_threads()
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(partial(np.ndarray.sort, axis=1), np.array_split(ordered, threads)))
-        return torch.from_numpy(ordered)
-    return values.sort(dim=1).values
+def _keys(rows: np.ndarray, similarities: np.ndarray, columns: np.ndarray | int) -> np.ndarray:
+    """Return integers that are ordered by row, similarity (float32) and column (below 2^16) in turn."""
+    bits = (similarities + np.float32(0)).view(np.int32)  # without -0
+    keys = (bits ^ (bits >> 31 & 0x7FFFFFFF)).astype(np.int64)  # ordered as the numbers are
+    keys <<= 16
+    keys += rows << 48
+    keys += columns
+    return keys
 
 
-def _indices_of(values: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """Return the indices at which a row of float32 has one of some values."""
-    # Their last 16 bits exclude nearly all of a long row at once.
-    table = np.zeros(2**16, bool)
-    table[values.view(np.uint16)[::2]] = True
-    indices = np.flatnonzero(table[row.view(np.uint16)[::2]])
-    return indices[np.isin(row[indices], values)]
-
-
-def _exact_matches(query: np.ndarray, gallery: np.ndarray, pairs: Pairs, metric: Metric) -> np.ndarray:
-    """Return the similarity of every match in float64, (P,); NaN for the pairs that are no match."""
-    similarities = np.full(len(pairs.query), np.nan)
-    matches = np.flatnonzero(pairs.match)
-    for own in np.split(matches, np.flatnonzero(np.diff(pairs.query[matches])) + 1):
-        if len(own):
-            similarities[own] = _exact(query[pairs.query[own[0]]], gallery, pairs.gallery[own], metric)
-    return similarities
-
-
-def _check_rounding(computed: Tensor, exact: np.ndarray, bound: float) -> None:
-    """Raise UserError where a similarity is off by more than ``bound``; NaN in ``exact`` is not known."""
-    off = np.abs(computed.cpu().numpy() - exact)[~np.isnan(exact)]
-    if not (off <= bound).all():
-        raise UserError(
-            f'the similarities computed on {computed.device} are off by {off.max():.1e}, more than float32 rounds '
-            f'({bound:.1e}): switch off lower precision of matrix products, as in '
-            "torch.set_float32_matmul_precision('highest')"
-        )
-
-
-class _Windows(NamedTuple):
-    """The similarities that float32 cannot separate from the limits, in a block of b queries with M limits each.
-
-    Attributes:
-        ordered: (b, G) similarities of each query, ascending.
-        lower: (b, M) smallest similarity that may equal the limit.
-        upper: (b, M) largest such similarity.
-        first: (b, M) index of the first of them in ``ordered``.
-        end: (b, M) index after the last of them.
-    """
-
-    ordered: Tensor
-    lower: np.ndarray
-    upper: np.ndarray
-    first: np.ndarray
-    end: np.ndarray
-
-
-def _count_in_float32(block: Tensor, limits: np.ndarray, bound: float) -> tuple[np.ndarray, _Windows]:
-    """Count the similarities that exceed the limits beyond doubt.
-
-    Args:
-        block: Similarities (b, G) in float32.
-        limits: Similarities (b, M) in float64; infinite where a query has fewer than M.
-        bound: Largest error of a similarity.
-
-    Returns:
-        The counts, (b, M), and the windows of those in doubt.
-    """
-    ordered = _ordered(block)
-    lower, upper = (np.nextafter((limits + x * bound).astype(np.float32), np.float32(x * np.inf)) for x in (-1, 1))
-    first, end = (
-        torch.searchsorted(ordered, torch.from_numpy(limit).to(block.device), right=right).cpu().numpy()
-        for limit, right in ((lower, False), (upper, True))
-    )
-    return ordered.shape[1] - end, _Windows(ordered, lower, upper, first, end)
-
-
-def _count_in_float64(
-    block: Tensor, windows: _Windows, tied: np.ndarray, query: np.ndarray, gallery: np.ndarray, metric: Metric
+def _count(
+    block: np.ndarray,
+    owner: np.ndarray,
+    limits: np.ndarray,
+    bound: float,
+    query: np.ndarray,
+    gallery: np.ndarray,
+    items: np.ndarray,
+    metric: Metric,
 ) -> np.ndarray:
-    """Count, among the similarities in doubt, those that reach the limits.
+    """Count the items that reach the limits, in float64 where float32 cannot decide.
 
     Args:
-        block: Similarities (b, G) in float32.
-        windows: Which of them are in doubt.
-        tied: Smallest similarities (b, M) in float64 that count as equal to the limits.
-        query: Features (b, D) in float64, for ``'cosine'`` of L2 norm 1.
+        block: Similarities (b, n) in float32.
+        owner: Rows (m,) of the limits, ascending.
+        limits: Similarities (m,) in float64.
+        bound: Largest error of a similarity in float32.
+        query: Features (b, D).
         gallery: Features (G, D).
+        items: Rows (n,) of the gallery.
         metric: ``'cosine'`` or ``'euclidean'``.
 
     Returns:
-        The counts, (b, M).
+        The counts, (m,).
     """
-    counts = np.zeros(tied.shape, np.int64)
-    doubtful = windows.first < windows.end
-    for row in np.flatnonzero(doubtful.any(1)):
-        near = np.flatnonzero(doubtful[row])
-        values, ordered = block[row].cpu().numpy(), windows.ordered[row].cpu().numpy()
-        inside = np.concatenate([ordered[windows.first[row, i] : windows.end[row, i]] for i in near])
-        columns = _indices_of(inside, values)
-        values = values[columns]
-        candidates = (values >= windows.lower[row, near, None]) & (values <= windows.upper[row, near, None])
-        exact = _exact(query[row], gallery, columns, metric)
-        counts[row, near] = (candidates & (exact >= tied[row, near, None])).sum(1)
+    tied = limits - _TIE * (1 if metric == 'cosine' else np.abs(limits))
+    lower, upper = (np.nextafter((limits + x * bound).astype(np.float32), np.float32(x * np.inf)) for x in (-1, 1))
+    lowest = np.full(len(block), np.inf, np.float32)
+    np.minimum.at(lowest, owner, lower)
+    index = np.flatnonzero(block >= lowest[:, None])  # the rest reaches no limit, and sorting it would take long
+    row = index // len(items)
+    keys = np.sort(_keys(row, block.ravel()[index], index - row * len(items)))
+    first = np.searchsorted(keys, _keys(owner, lower, 0))
+    end = np.searchsorted(keys, _keys(owner, upper, 0xFFFF), 'right')
+    last = np.searchsorted(keys, _keys(owner, np.full(len(owner), np.inf, np.float32), 0))
+
+    windows = np.bincount(first, minlength=len(keys) + 1) - np.bincount(end, minlength=len(keys) + 1)
+    doubtful = np.flatnonzero(windows[:-1].cumsum() > 0)
+    row, column = keys[doubtful] + 2**47 >> 48, keys[doubtful] & 0xFFFF
+    exact = np.empty(len(doubtful))
+    for start in range(0, len(doubtful), _EXACT):
+        part = slice(start, start + _EXACT)
+        exact[part] = _exact(query[row[part], None], gallery[items[column[part]], None], metric).ravel()
+    # Those beyond doubt, and those of the doubtful that come after the limit when both are sorted, a limit first.
+    counts = last - end - (np.searchsorted(doubtful, last) - np.searchsorted(doubtful, end))
+    order = np.lexsort((np.append(tied, exact), np.append(owner, row)))
+    is_limit = order < len(limits)
+    limit, before = order[is_limit], np.cumsum(~is_limit)[is_limit]
+    counts[limit] += np.searchsorted(row, owner[limit], 'right') - before
     return counts
 
 
@@ -311,8 +297,9 @@ def rank_matches(
     The similarities are compared in float32, and in float64 where two are closer than the rounding of float32. So the
     ranks are those of float64, where a relative difference below 1e-12 is a tie. Rounding is bounded by ``16 +
     2 sqrt(D)`` units in the last place, as theory expects and several times what was ever measured; the bound is
-    checked against the float64 similarities of all matches. Memory: the query, one block of the gallery, one of
-    similarities, and some numbers for each pair of one identity.
+    checked against the float64 similarities of all matches. Memory: the query, one block of similarities, one of the
+    gallery (none where that is in memory in float32, has no junk, and cosines are computed), and some numbers for each
+    pair of one identity.
 
     Args:
         features: Query and gallery.
@@ -349,47 +336,43 @@ def rank_matches(
     if metric not in ('cosine', 'euclidean'):
         raise UserError(f"metric: expected 'cosine' or 'euclidean', got '{metric}'")
     pairs = same_identity(features)
-    query, gallery = features.query_features.astype(np.float64), features.gallery_features
-    if metric == 'cosine':
-        query /= np.maximum(np.sqrt(np.einsum('nd,nd->n', query, query)), _TINY)[:, None]
-    known = _exact_matches(query, gallery, pairs, metric)
-    # The matches of each query from the most similar one on, and how many wrong items are at least as similar.
-    owner, limits = pairs.query[pairs.match], known[pairs.match]
-    limits = limits[np.lexsort((-limits, owner))]
-    tied = limits - _TIE * (1 if metric == 'cosine' else np.abs(limits))
-    starts = np.searchsorted(owner, np.arange(len(query) + 1))
-    position = np.arange(len(owner)) - starts[owner]
-    wrong = np.zeros(len(owner), np.int64)
-
+    query, gallery = features.query_features, features.gallery_features
     similarities = _Similarities(features, metric, device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     rounding = (16 + 2 * gallery.shape[1] ** 0.5) * 2.0**-24
     underflow = gallery.shape[1] * 2.0**-124  # products that float32 rounds to 0
+    ranked = np.flatnonzero(features.gallery_ids != -1)
     rank, processes = get_dist_info() if distributed else (0, 1)
-    first, end = (len(gallery) * i // processes for i in (rank, rank + 1))
-    step = min(max(1, BLOCK // gallery.shape[1]), 2**16)
-    parts = [slice(start, min(start + step, end)) for start in range(first, end, step)]
-    for part in track(parts, 'ranking', console=Console(stderr=True), transient=True, disable=not progress):
-        junk = torch.from_numpy(np.flatnonzero(features.gallery_ids[part] == -1))
-        inside = (pairs.gallery >= part.start) & (pairs.gallery < part.stop)
-        own_query, own_gallery, own_known = pairs.query[inside], pairs.gallery[inside] - part.start, known[inside]
-        for rows, block, own_size, size in similarities.blocks(part):
-            own = slice(*np.searchsorted(own_query, (rows.start, rows.stop)))
-            paired = torch.from_numpy(own_query[own] - rows.start), torch.from_numpy(own_gallery[own])
-            bound = rounding * float(own_size.max() + size.max()) ** 2 + underflow
-            _check_rounding(block[paired], own_known[own], bound)
-            block[paired] = -torch.inf
-            block[:, junk] = -torch.inf
-
-            matches = slice(starts[rows.start], starts[min(rows.stop, len(query))])
-            cells = owner[matches] - rows.start, position[matches]
-            own_limits, own_tied = np.full((2, len(block), int(cells[1].max(initial=0)) + 1), np.inf)
-            own_limits[cells], own_tied[cells] = limits[matches], tied[matches]
-            counts, windows = _count_in_float32(block, own_limits, bound)
-
-            counts += _count_in_float64(block, windows, own_tied, query[rows], gallery[part], metric)
-            wrong[matches] += counts[cells]
+    first, end = (len(ranked) * i // processes for i in (rank, rank + 1))
+    step = min(max(1, BLOCK // gallery.shape[1]), _COLUMNS)
+    parts = [ranked[start : min(start + step, end)] for start in range(first, end, step)]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # NumPy leaves the lock while it computes
+        known = _exact_pairs(query, gallery, pairs, features.query_ids, metric, pool)
+        # The matches of each query from the most similar one on, and how many wrong items are at least as similar.
+        owner, limits = pairs.query[pairs.match], known[pairs.match]
+        limits = limits[np.lexsort((-limits, owner))]
+        starts = np.searchsorted(owner, np.arange(len(query) + 1))
+        wrong = np.zeros(len(owner), np.int64)
+        for items in track(parts, 'ranking', console=Console(stderr=True), transient=True, disable=not progress):
+            inside = np.flatnonzero((pairs.gallery >= items[0]) & (pairs.gallery <= items[-1]))
+            own_query, own_column = pairs.query[inside], np.searchsorted(items, pairs.gallery[inside])
+            for rows, computed, size in similarities.blocks(items):
+                block, bound = computed.cpu().numpy(), rounding * size + underflow
+                own = slice(*np.searchsorted(own_query, (rows.start, rows.stop)))
+                cells = own_query[own] - rows.start, own_column[own]
+                _check_rounding(block[cells], known[inside[own]], bound, computed.device)
+                block[cells] = -np.inf
+                tasks = []
+                height = max(1, _CHUNK // len(items))
+                for start in range(rows.start, rows.start + len(block), height):
+                    chunk, part = block[start - rows.start :][:height], slice(start, start + height)
+                    own = slice(*starts[[start, start + len(chunk)]])
+                    arguments = owner[own] - start, limits[own], bound, query[part], gallery, items, metric
+                    tasks.append((own, pool.submit(_count, chunk, *arguments)))
+                for own, task in tasks:
+                    wrong[own] += task.result()
     if distributed:
         all_reduce(torch.from_numpy(wrong))  # shares its memory
+    position = np.arange(len(owner)) - starts[owner]
     return retrieval_of(pairs, wrong + position + 1, len(query))
 
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics import average_precision_score
 
 from kd_plugins import evaluation
@@ -190,6 +189,8 @@ def test_blocks_have_no_influence(metric: str, monkeypatch: pytest.MonkeyPatch) 
     expected = rank_matches(features, metric).ranks
     monkeypatch.setattr(retrieval, 'BLOCK', 37 * 96)
     monkeypatch.setattr(retrieval, '_QUERIES', 7)
+    monkeypatch.setattr(retrieval, '_CHUNK', 37 * 3)
+    monkeypatch.setattr(retrieval, '_EXACT', 2)
     np.testing.assert_array_equal(rank_matches(features, metric).ranks, expected)
 
 
@@ -261,6 +262,16 @@ def test_rows_must_be_those_of_all_queries() -> None:
             rank_rows(blocks, features)
 
 
+def test_keys_are_ordered_by_row_similarity_and_column() -> None:
+    rng = np.random.default_rng(0)
+    similarities = np.array([-np.inf, -2, -1e-45, -0.0, 0, 1e-45, 2, np.inf], np.float32)[rng.integers(0, 8, 500)]
+    rows, columns = rng.integers(0, 1024, 500), rng.integers(0, 2**16, 500)
+    keys = retrieval._keys(rows, similarities, columns)
+    np.testing.assert_array_equal(keys.argsort(kind='stable'), np.lexsort((columns, similarities, rows)))
+    zeros = retrieval._keys(np.zeros(2, int), np.array([-0.0, 0], np.float32), 0)
+    assert zeros[0] == zeros[1]
+
+
 def test_unknown_names_are_reported() -> None:
     with pytest.raises(UserError, match="expected 'cosine' or 'euclidean', got 'l2'"):
         rank_matches(clustered(), 'l2')
@@ -269,19 +280,14 @@ def test_unknown_names_are_reported() -> None:
 
 
 @pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
-def test_a_lower_precision_of_other_products_changes_no_rank(
-    metric: str, low_precision: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lower_precision_of_other_products_changes_no_rank(metric: str, low_precision: None) -> None:
     features = clustered(dimensions=2048)
     exact = [rank for found in brute_force(features, metric)[0] for rank in found]
-    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: False)  # whose own layout keeps all bits anyway
     np.testing.assert_array_equal(rank_matches(features, metric).ranks, exact)
 
 
 def test_products_of_a_lower_precision_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        retrieval, 'inner_products', lambda a, b: (a.to_dense().bfloat16() @ b.to_dense().bfloat16().T).float()
-    )
+    monkeypatch.setattr(retrieval, 'inner_products', lambda a, b, out: out.copy_(a.bfloat16() @ b.bfloat16().T))
     for metric in ('cosine', 'euclidean'):
         with pytest.raises(UserError, match='switch off lower precision of matrix products'):
             rank_matches(clustered(), metric)

@@ -28,7 +28,6 @@ from kd_plugins.engine import join_group, leave_group
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation import ReIDFeatures, Retrieval, load_features, rank_matches, rank_rows
 from kd_plugins.evaluation.features import BLOCK
-from kd_plugins.evaluation.products import inner_products, operand
 
 TOOL = Path(__file__).parents[1] / 'benchmark.py'
 TOLERANCE = 1e-4
@@ -76,12 +75,12 @@ def evaluation_of(features: ReIDFeatures, device: str, progress: bool = False) -
     return rank_matches(features, device=device, progress=progress and is_main_process(), distributed=True)
 
 
-def similarity_product(features: ReIDFeatures, device: str, library: bool = False) -> None:
-    """Only multiply the features, gallery block by gallery block, as torch does or as the package does."""
+def similarity_product(features: ReIDFeatures, device: str) -> None:
+    """Only multiply the features, gallery block by gallery block."""
     query = torch.from_numpy(np.array(features.query_features)).to(device)
     for start in range(0, len(features.gallery_features), step := BLOCK // query.shape[1]):
         gallery = torch.from_numpy(np.array(features.gallery_features[start : start + step])).to(device)
-        inner_products(operand(query), operand(gallery)) if library else query @ gallery.T
+        query @ gallery.T
 
 
 def dense_reranking(features: ReIDFeatures, device: str, k1: int = 20, k2: int = 6, weight: float = 0.3) -> Retrieval:
@@ -131,7 +130,6 @@ def sparse_reranking(features: ReIDFeatures, device: str) -> Retrieval:
 REID: dict[str, Callable[..., Any]] = {
     'evaluation': evaluation_of,
     'product': similarity_product,
-    'product by oneDNN': partial(similarity_product, library=True),
     'usual way': usual_way,
     're-ranking': sparse_reranking,
     'dense re-ranking': dense_reranking,
@@ -139,9 +137,9 @@ REID: dict[str, Callable[..., Any]] = {
 }
 # Queries, gallery items, dimensions, and what is measured, all relative to the first.
 REID_PARTS = {
-    'market': (3_368, 15_913, 2_048, ('evaluation', 'product', 'product by oneDNN', 'usual way')),
+    'market': (3_368, 15_913, 2_048, ('evaluation', 'product', 'usual way')),
     'rerank': (3_368, 15_913, 2_048, ('re-ranking', 'dense re-ranking')),
-    'million': (3_368, 1_000_000, 512, ('evaluation with a bar', 'product', 'product by oneDNN')),
+    'million': (3_368, 1_000_000, 512, ('evaluation with a bar', 'product')),
 }
 
 
@@ -187,8 +185,7 @@ def reid(args: argparse.Namespace) -> None:
     """Measure retrieval: times in turn in one process, memory in a process for each part."""
     parts = {}
     for part in args.parts or [part for part in REID_PARTS if part != 'rerank' or find_spec('faiss')]:
-        *sizes, measured = REID_PARTS[part]
-        names = [name for name in measured if args.device == 'cpu' or 'oneDNN' not in name]
+        *sizes, names = REID_PARTS[part]
         queries, gallery, dimensions = (max(1, int(x * args.scale)) for x in sizes)
         repeats = args.repeats if part == 'market' else 1
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
