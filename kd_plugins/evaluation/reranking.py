@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
+from torch import Tensor
 
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation.features import in_range
@@ -83,19 +84,18 @@ def _sparse(columns: NDArray[np.integer], width: int, values: Floats | None = No
 
 
 class _Part:
-    """Consecutive features and their squared norms, ready for distances to others."""
+    """Consecutive features and half their squared norms, ready for similarities to others."""
 
     def __init__(self, features: NDArray[np.float32]) -> None:
-        self.squares = np.einsum('nd,nd->n', features, features)
-        self.features = torch.from_numpy(features)
+        self._features = torch.from_numpy(features)
+        self._halves = torch.from_numpy(np.einsum('nd,nd->n', features, features)) / 2
 
-    def distances(self, others: '_Part') -> NDArray[np.float32]:
-        """Return the squared distances, which rounding can take a little below 0."""
-        distances = inner_products(self.features, others.features).numpy()
-        distances *= -2
-        distances += self.squares[:, None]
-        distances += others.squares
-        return distances
+    def similarities(self, others: '_Part') -> Tensor:
+        """Return minus half the squared distances, which rounding can take a little above 0."""
+        similarities = inner_products(self._features, others._features)
+        similarities -= self._halves[:, None]
+        similarities -= others._halves
+        return similarities
 
 
 def _parts(features: NDArray[np.float32]) -> list[_Part]:
@@ -108,21 +108,21 @@ def _neighbours(features: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64
     One pass over the upper half of the distances gives both; two calls of ``faiss.knn`` would take four times as long.
     """
     n = len(features)
-    heap = faiss.ResultHeap(n, k)
-    farthest = np.zeros(n, np.float32)
+    heap = faiss.ResultHeap(n, k, keep_max=True)
+    least = torch.zeros(n)
     items, parts = np.split(np.arange(n), range(_TILE, n, _TILE)), _parts(features)
     for i, (rows, part) in enumerate(zip(items, parts, strict=True)):
         for columns, other in zip(items[i:], parts[i:], strict=True):
-            tile = part.distances(other)
-            farthest[rows] = np.maximum(farthest[rows], tile.max(1))
-            if other is part:
-                np.fill_diagonal(tile, -np.inf)  # each is its own nearest
-            else:
-                farthest[columns] = np.maximum(farthest[columns], tile.max(0))
-                heap.add_result_subset(columns, tile.T, rows)
-            heap.add_result_subset(rows, tile, columns)
+            tile = part.similarities(other)
+            both = (rows, columns, tile), (columns, rows, tile.T)
+            for own, others, similarities in both[: 1 if other is part else 2]:
+                similarities = similarities.contiguous()  # NumPy transposes several times more slowly
+                least[own] = torch.minimum(least[own], similarities.amin(1))
+                if other is part:
+                    similarities.fill_diagonal_(torch.inf)  # each is its own nearest
+                heap.add_result_subset(own, similarities.numpy(), others)
     heap.finalize()
-    return heap.I, farthest
+    return heap.I, -2 * least.numpy()
 
 
 def _reciprocal(neighbours: NDArray[np.int64]) -> csr_array:
@@ -198,7 +198,8 @@ class KReciprocal:
         features = np.ascontiguousarray(np.concatenate(_checked(query, gallery)), np.float32)
         if metric == 'cosine':
             faiss.normalize_L2(features)
-        features -= features.mean(0)  # distances do not depend on the origin, but the rounding of their parts does
+        # Distances do not depend on the origin, but the rounding of their parts does.
+        torch.from_numpy(features).sub_(torch.from_numpy(features).mean(0))
         self._features = features
         count = min(len(features), max(k1 + 1, k2))
         neighbours, self._farthest = _neighbours(features, count)
@@ -228,19 +229,16 @@ class KReciprocal:
         for start in range(0, self._queries, block):
             part = slice(start, min(start + block, self._queries))
             queries = _Part(self._features[part])
-            distances = np.concatenate([queries.distances(others) for others in gallery], axis=1)
-            np.maximum(distances, 0, out=distances)
-            distances *= self._lambda / self._farthest[part, None]
+            distances = torch.cat([queries.similarities(others) for others in gallery], 1).clamp_max_(0)
+            distances *= -2 * self._lambda / torch.from_numpy(self._farthest[part, None])
 
             own = self._own[part]
             owners = np.repeat(np.arange(own.shape[0]), np.diff(own.indptr))
             others = self._inverted[:, own.indices]  # the gallery items that share an entry with a query
             counts = np.diff(others.indptr)
             least = np.minimum(others.data, np.repeat(own.data, counts))
-            shared = coo_array((least, (np.repeat(owners, counts), others.indices)), distances.shape).toarray()
-            shared -= 2  # in place, since 1 - t / (2 - t) = 2 + 2 / (t - 2)
-            np.divide(2, shared, out=shared)
-            shared += 2
-            shared *= 1 - self._lambda
-            shared += distances
-            yield part, shared
+            cells = np.repeat(owners, counts), others.indices
+            shared = torch.from_numpy(coo_array((least, cells), tuple(distances.shape)).toarray())
+            shared.sub_(2).reciprocal_()  # 1 - t / (2 - t) = 2 + 2 / (t - 2)
+            distances.add_(shared, alpha=2 * (1 - self._lambda)).add_(2 * (1 - self._lambda))
+            yield part, distances.numpy()

@@ -408,7 +408,8 @@ def rank_rows(rows: Iterable[tuple[slice, np.ndarray]], features: ReIDFeatures) 
         for row, distance in enumerate(distances, expected):
             own = slice(*starts[row : row + 2])
             limits = np.sort(distance[pairs.gallery[own][pairs.match[own]]])
-            wrong = distance[~junk] if junk.any() else distance
+            farthest = limits[-1] if len(limits) else -np.inf  # beyond it nothing counts, and need not be sorted
+            wrong = distance[(distance <= farthest) & ~junk]
             # Items of the query's own identity are not wrong.
             not_farther = np.searchsorted(np.sort(wrong), limits, 'right')
             same = np.searchsorted(np.sort(distance[pairs.gallery[own]]), limits, 'right')
