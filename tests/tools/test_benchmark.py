@@ -137,7 +137,6 @@ def test_every_way_to_score_gives_the_same(tmp_path, capsys):
         're-ranking': again,
         'dense re-ranking': pytest.approx(again, abs=1e-6),
         'product': None,
-        'product by oneDNN': None,
     }
 
 
