@@ -42,7 +42,7 @@ def load_run(path: str, args: argparse.Namespace, part: str) -> Config:
         watch(config, backends)
     check_config(config, part)
     if part != 'export':
-        _check_backends(config)
+        check_backends(config)
     if part != 'train':  # the command names the checkpoint
         config.load_from, config.resume = None, False
     prepare_run(config, args.launcher, args.allow_pickle, args.skip_corrupt, args.amp)
@@ -128,7 +128,12 @@ _PACKAGES = {kind: name for name, kind in BACKENDS.items()} | {
 }
 
 
-def _check_backends(config: Config) -> None:
+def check_backends(config: Config) -> None:
+    """Check that the packages of a config's visual back-ends are installed.
+
+    Raises:
+        UserError: One is not.
+    """
     backends = (config.get('visualizer') or {}).get('vis_backends') or []
     for backend in [backends] if isinstance(backends, Mapping) else backends:
         package = _PACKAGES.get(kind := type_name(backend) if isinstance(backend, Mapping) else '')

@@ -1,6 +1,7 @@
 """Options of the command lines: those that several have, and checks."""
 
 import argparse
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -26,6 +27,23 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
     """Add the options of a command that several processes can run together."""
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_watch(parser: argparse.ArgumentParser, backends: Iterable[str]) -> None:
+    """Add the option of a command that trains and can log what each term contributes.
+
+    Args:
+        parser: The command's.
+        backends: Names of the visual back-ends to choose from.
+    """
+    parser.add_argument(
+        '--watch',
+        nargs='*',
+        choices=[*backends],
+        metavar='BACKEND',
+        help='log the raw loss, weight and share of each term, and the time of the teacher; to tensorboard, wandb or '
+        'mlflow too, where named',
+    )
 
 
 def check_least(args: argparse.Namespace, **least: float) -> None:

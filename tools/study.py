@@ -48,9 +48,11 @@ from collections.abc import Sequence
 # Before torch is imported: idle threads that wait by spinning slow down what runs beside.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
-from kd_plugins.engine import alone_in
+from mmengine.config import Config
+
+from kd_plugins.engine import BACKENDS, alone_in, check_backends, watch
 from kd_plugins.errors import UserError, one_line_errors
-from kd_plugins.options import check_least
+from kd_plugins.options import add_watch, check_least
 from kd_plugins.studies.checks import check_runs
 from kd_plugins.studies.execute import Execution, LocalLauncher, RayLauncher, check_unchanged
 from kd_plugins.studies.plan import load_study
@@ -104,10 +106,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         help='what to do with runs made before the study was changed: keep keeps the finished ones '
         '(default: %(default)s)',
     )
+    add_watch(parser, BACKENDS)
     parser.add_argument('--launcher', choices=['local', 'ray'], default='local')
     parser.add_argument('--gpus', type=float, default=0.0, help='GPUs that a run reserves, under Ray')
     args = parser.parse_args(argv)
     check_least(args, jobs=1, threads=1, gpus=0)
+    options: list[str] = []
+    if args.watch is not None:
+        options = ['--watch', *args.watch]
+        watch(watched := Config(dict(work_dir='')), args.watch)
+        check_backends(watched)
     study = load_study(args.study, args.root)
     references(study)  # mistakes in them are reported before the training
     runs = study.only(args.only) if args.only else study.runs
@@ -128,9 +136,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             check_unchanged(runs, args.changed)
             print(cost(runs))
             launcher = (
-                RayLauncher(threads, args.gpus)
+                RayLauncher(threads, args.gpus, options)
                 if args.launcher == 'ray'
-                else LocalLauncher(threads, exported=args.threads is None)
+                else LocalLauncher(threads, args.threads is None, options)
             )
             execution = Execution(study, runs, launcher, args.jobs)
             execution.run()

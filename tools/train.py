@@ -40,7 +40,7 @@ import kd_plugins  # noqa: F401 - supplies mmcv's operators
 from kd_plugins.config import check_config, load_config
 from kd_plugins.engine import BACKENDS, alone_in, latest_checkpoint, leave_group, load_run
 from kd_plugins.errors import UserError, one_line_errors
-from kd_plugins.options import add_launcher, add_run_options
+from kd_plugins.options import add_launcher, add_run_options, add_watch
 
 
 def parse_args() -> argparse.Namespace:
@@ -57,14 +57,7 @@ def parse_args() -> argparse.Namespace:
         help="continue from a checkpoint, or from the run's newest; start a new run where there is none",
     )
     parser.add_argument('--amp', action='store_true', help='train under bfloat16 autocast')
-    parser.add_argument(
-        '--watch',
-        nargs='*',
-        choices=BACKENDS,
-        metavar='BACKEND',
-        help='log the raw loss, weight and share of each term, and the time of the teacher; to tensorboard, wandb or '
-        'mlflow too, where named',
-    )
+    add_watch(parser, BACKENDS)
     parser.add_argument('--skip-corrupt', action='store_true', help='leave out images that cannot be read')
     return parser.parse_args()
 

@@ -49,9 +49,11 @@ class LocalLauncher:
     Args:
         threads: Threads of a run. Matrix libraries read the number when they are loaded.
         exported: Whether a number in the environment takes precedence.
+        options: More options of ``train.py``.
     """
 
-    def __init__(self, threads: int, exported: bool = False) -> None:
+    def __init__(self, threads: int, exported: bool = False, options: Sequence[str] = ()) -> None:
+        self._options = options
         for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'):
             if not exported or name not in os.environ:
                 os.environ[name] = str(threads)
@@ -60,7 +62,8 @@ class LocalLauncher:
 
     def start(self, run: Run) -> BaseProcess:
         """Start a process for the run."""
-        process = self._context.Process(target=train, args=(str(run.folder / 'config.py'), str(run.folder / 'log.txt')))
+        paths = str(run.folder / 'config.py'), str(run.folder / 'log.txt')
+        process = self._context.Process(target=train, args=(*paths, self._options))
         process.start()
         return process
 
@@ -93,12 +96,13 @@ class RayLauncher:
     Args:
         threads: CPUs that a run reserves, and its number of threads.
         gpus: GPUs that a run reserves.
+        options: More options of ``train.py``.
 
     Raises:
         UserError: Ray is not installed.
     """
 
-    def __init__(self, threads: int, gpus: float) -> None:
+    def __init__(self, threads: int, gpus: float, options: Sequence[str] = ()) -> None:
         try:
             import ray
         except ImportError as error:
@@ -115,7 +119,7 @@ class RayLauncher:
             environment = os.environ | dict(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
             with open(os.path.join(folder, log), 'a') as output:
                 return subprocess.run(
-                    [sys.executable, str(TRAIN), config, '--resume'],
+                    [sys.executable, str(TRAIN), config, '--resume', *options],
                     cwd=folder,
                     stdout=output,
                     stderr=output,

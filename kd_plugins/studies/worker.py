@@ -5,6 +5,7 @@ import os
 import runpy
 import sys
 import threading
+from collections.abc import Sequence
 from multiprocessing import connection, parent_process
 
 from kd_plugins.commands import TOOLS
@@ -33,13 +34,13 @@ def _end_with(sentinel: int) -> None:
     os._exit(1)
 
 
-def train(config: str, log: str) -> None:
-    """Train as ``python tools/train.py CONFIG --resume`` does, with its output in a file."""
+def train(config: str, log: str, options: Sequence[str] = ()) -> None:
+    """Train as ``python tools/train.py CONFIG --resume OPTIONS`` does, with its output in a file."""
     if (parent := parent_process()) is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(target, descriptor)
     gc.freeze()  # a collection would copy every page that is shared with the server
-    sys.argv = [str(TRAIN), config, '--resume']
+    sys.argv = [str(TRAIN), config, '--resume', *options]
     runpy.run_path(str(TRAIN), run_name='__main__')

@@ -28,7 +28,7 @@ _spec.loader.exec_module(tool)
 
 def test_two_jobs_make_all_runs_the_tables_and_the_figures_and_a_second_call_makes_none(here, data, capsys):
     study = str(write_study(here, data))
-    tool.main([study, '--jobs', '2'])
+    tool.main([study, '--jobs', '2', '--watch'])
     root = here / 'work_dirs/studies/tiny'
     folders = {path.parent.relative_to(root).as_posix() for path in root.rglob('result.json')}
     students = {
@@ -61,6 +61,10 @@ def test_two_jobs_make_all_runs_the_tables_and_the_figures_and_a_second_call_mak
     hinton = Config.fromfile(root / 'small/clean/hinton/seed0/config.py')
     assert hinton.custom_hooks[0].teacher.checkpoint.endswith('teachers/big/clean/seed0/student.pth')
     assert hinton.model.head.loss.loss_weight == 0.1
+    (run,) = plan.load_study(study).only(['small/clean/hinton/seed1'])[-1:]
+    shares = [line['loss_share/kd'] for line in run.scalars if 'loss_share/kd' in line]
+    assert len(shares) == 10  # by --watch
+    assert all(0 < share < 1 for share in shares)
 
     # The tables' figures, from the runs' own files by hand.
     rows = list(csv.DictReader((root / 'runs.csv').open()))
@@ -406,6 +410,13 @@ def test_given_threads_go_before_exported_ones(here, data, monkeypatch, options,
     assert (os.environ['OMP_NUM_THREADS'], os.environ['MKL_NUM_THREADS']) == (threads, threads)
 
 
+def test_a_missing_package_of_a_back_end_is_named_before_anything_trains(here, data, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+    with pytest.raises(UserError, match='pip install wandb'):
+        tool.main([str(write_study(here, data)), '--watch', 'wandb'])
+    assert not (here / 'work_dirs').exists()
+
+
 def test_a_teacher_answers_once_for_all_seeds_and_methods(here, data):
     path = write_study(
         here,
@@ -469,10 +480,10 @@ def test_runs_go_to_ray_as_command_lines(monkeypatch, here):
     monkeypatch.setitem(sys.modules, 'ray', ray)
     monkeypatch.setattr(execute, 'TRAIN', here / 'train.py')
     (here / 'train.py').write_text('import os, sys\nprint(sys.argv[1:], os.environ["OMP_NUM_THREADS"])\nsys.exit(3)')
-    launcher = execute.RayLauncher(2, 0.5)
+    launcher = execute.RayLauncher(2, 0.5, ['--watch'])
     assert ray.options == dict(num_cpus=2, num_gpus=0.5, max_retries=2)
     handle = launcher.start(plan.Run('n', 'c', 'm', 0, Path('.'), {}))
     assert launcher.wait([handle], 1) == [(handle, 3)]
-    assert Path('log.txt').read_text() == "['config.py', '--resume'] 2\n"
+    assert Path('log.txt').read_text() == "['config.py', '--resume', '--watch'] 2\n"
     launcher.stop([handle])
     assert ray.cancelled == [handle]
