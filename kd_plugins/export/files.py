@@ -5,6 +5,7 @@ import errno
 import importlib
 import io
 import json
+import logging
 import math
 import os
 import re
@@ -76,7 +77,8 @@ def optional(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise UserError(
-            f"export to .onnx needs {error.name}, which is not installed: pip install -e '.[export]', or export to .pt2"
+            f"export to .onnx needs {error.name}, which is not installed: pip install onnx onnxscript onnxruntime, this package's "
+            'extra export, or export to .pt2'
         ) from error
 
 
@@ -191,8 +193,14 @@ def _name_axes(model: Any, axes: Sequence[int] | Mapping[int, Any]) -> None:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Hide what the converters say on their way: deprecations in them, and progress."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    """Hide what the converters say on their way: deprecations in them, progress, and graphs beside an error."""
+    disabled = logging.root.manager.disable
+    with contextlib.ExitStack() as stack:
+        stack.callback(logging.disable, disabled)
+        logging.disable(logging.ERROR)
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter('ignore')
         yield
 
