@@ -77,8 +77,8 @@ def optional(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise UserError(
-            f"export to .onnx needs {error.name}, which is not installed: pip install onnx onnxscript onnxruntime, this package's "
-            'extra export, or export to .pt2'
+            f'export to .onnx needs {error.name}, which is not installed: pip install onnx onnxscript onnxruntime, the '
+            'extra export of this package, or export to .pt2'
         ) from error
 
 

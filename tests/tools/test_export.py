@@ -505,5 +505,5 @@ def test_two_stage_detectors_are_refused_in_a_line_that_names_another_tool():
 
 def test_without_onnxruntime_the_extra_is_named(run, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
-    with pytest.raises(UserError, match=r'needs onnxruntime, which is not installed: .*extra export'):
+    with pytest.raises(UserError, match=r'needs onnxruntime, which is not installed: .*the extra export'):
         run()
