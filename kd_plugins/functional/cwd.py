@@ -46,7 +46,9 @@ def cwd_loss(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
         for s, t, out in parts(*map(by_channel, (student, teacher, gradient))):
             s, t = (as_float(x) / tau for x in (s, t))
             masked = t.amax(1, keepdim=True) == -torch.inf
-            s, t = (x.log_softmax(1).masked_fill_(masked, -torch.inf) for x in (s, t))
+            s, t = s.log_softmax(1), t.log_softmax(1)
+            if torch.compiler.is_compiling() or not masked.is_cpu or masked.any():  # a GPU would have to be waited for
+                s, t = (x.masked_fill_(masked, -torch.inf) for x in (s, t))
             probabilities = t.exp()
             divergences.append(clear_impossible_(t.sub_(s).mul_(probabilities), probabilities).sum())
             out.copy_(s.exp_().sub_(probabilities).mul_(scale))
