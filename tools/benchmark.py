@@ -13,8 +13,8 @@ Several may be named, with options that all of them have; the next runs even if 
 
 losses    every loss, forward and backward, compared with its literal form (all pairs by broadcasting, as popular code
           does) and with its floor: the time to read student and teacher and to write the gradient, or to compute the
-          products that it needs, at the speeds measured of this machine. Value and gradient are compared with those of
-          the literal form and of float64; the exit status is 1 where they disagree.
+          products that it needs, at the speeds measured of this machine; with --compile also compiled. Value and
+          gradient are compared with those of the literal form and of float64; the exit status is 1 where they disagree.
 reid      retrieval on drawn features: the evaluation at the size of Market-1501, compared with the similarity product
           alone (torch's own, and the faster one that the package uses on a CPU) and with the usual way (a full argsort
           and a loop over the queries); re-ranking, on the CPU, compared with its dense form; and a memory-mapped
@@ -29,7 +29,7 @@ teacher   a teacher's forward pass by layout and precision, and with --compile c
 race      whole trainings of the quick pair of CIFAR-10, one process each: by a plain loop with the literal loss, by
           torchdistill where it is installed, by DistillationHook on the same kind of data, and with batched images, the
           teacher's features from disk, bfloat16 and channels-last: images a second, memory, and the time to the
-          accuracy that all reach.
+          accuracy that all reach. The last one also compiled, where --contestants names it.
 
 Time is the median of interleaved repetitions: on a GPU by its own clock; on a CPU with --threads 1 the time that the
 thread ran, on which other programs have less influence. A ratio of retrieval's is the median of the single ratios. The
@@ -55,7 +55,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import torch
 from benchmarks.loader import loader
-from benchmarks.losses import losses
+from benchmarks.losses import loss_cases, losses
 from benchmarks.race import CONTESTANTS, METHODS, race, race_run
 from benchmarks.reid import REID, REID_PARTS, reid, reid_run
 from benchmarks.step import STEP_PARTS, configs_of, step
@@ -79,6 +79,8 @@ def parser_of() -> argparse.ArgumentParser:
         metavar='GIB',
         help='leave out literal forms with a larger tensor (default: %(default)s)',
     )
+    command.add_argument('--only', nargs='+', metavar='LOSS', help="beginnings of losses' names, as NST RKD-A")
+    command.add_argument('--compile', action='store_true', help='also by torch.compile, which takes minutes')
     command.set_defaults(run_command=losses)
     command = commands.add_parser('reid', help='retrieval compared with the usual way')
     command.add_argument('--parts', nargs='+', choices=REID_PARTS, help='(default: all that is installed for)')
@@ -111,7 +113,9 @@ def parser_of() -> argparse.ArgumentParser:
     command.add_argument('--compile', action='store_true', help='also compiled, which takes minutes at first')
     command.set_defaults(run_command=teacher)
     command = commands.add_parser('race', help='whole trainings by a plain loop, torchdistill, and this package')
-    command.add_argument('--contestants', nargs='+', choices=CONTESTANTS, help='(default: all that are installed)')
+    command.add_argument(
+        '--contestants', nargs='+', choices=CONTESTANTS, help='(default: all that are installed, but for compiled)'
+    )
     add_race_options(command)
     command.set_defaults(run_command=race)
     for command in commands.choices.values():
@@ -160,7 +164,12 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError(f'--folder {folder}: there is no such folder')
     if file and (Path(file).is_dir() or not Path(file).parent.is_dir()):
         raise UserError(f'--json {file}: expected a file in a folder that is there')
-    if only := getattr(args, 'only', None):
+    only = getattr(args, 'only', None) or []
+    if args.command == 'losses':
+        for start in only:
+            if not any(case.name.startswith(start) for case in loss_cases(args.full)):
+                raise UserError(f'--only: no loss is named {start}...; the first column of the table has the names')
+    elif only:
         known = [name for part in args.parts for name in configs_of(part)]
         if unknown := set(only) - {*known}:
             raise UserError(

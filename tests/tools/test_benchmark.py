@@ -58,6 +58,20 @@ def test_measures_every_loss(run, capsys):
     assert 'NST gaussian' in capsys.readouterr().out
 
 
+def test_compiled_losses_are_measured_beside(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch, 'compile', lambda loss: loss)  # the real one takes a minute
+    monkeypatch.setattr(losses, 'loss_cases', lambda full: CASES)
+    out = tmp_path / 'out.json'
+    options = ['--device', 'cpu', '--repeats', '1', '--json', str(out)]
+    tool.main(['losses', '--only', 'RKD', 'AT', '--compile', *options])
+    cases = json.loads(out.read_text())['cases']
+    assert {case['name'][:2] for case in cases} == {'RK', 'AT'}
+    assert all(case['compiled']['ms'] > 0 for case in cases)
+    assert 'compiled ms' in capsys.readouterr().out
+    with pytest.raises(UserError, match='no loss is named ResNet'):
+        tool.main(['losses', '--only', 'ResNet', *options])
+
+
 @pytest.mark.parametrize(
     'broken',
     [
@@ -368,13 +382,16 @@ def test_the_race_has_the_schedule_of_the_config(race_teacher):
             schedule.step()
 
 
-@pytest.mark.parametrize('contestant', ['plain', 'hook', 'fast'])
-def test_a_contestant_trains(contestant, race_teacher, tmp_path, capsys):
+@pytest.mark.parametrize('contestant', ['plain', 'hook', 'compiled'])
+def test_a_contestant_trains(contestant, race_teacher, tmp_path, capsys, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, 'compile', lambda step: compiled.append(step) or step)  # the real one takes a minute
     loader.draw_cifar(tmp_path, 200)
     options = ['--images', '160', '--epochs', '2', '--teacher', race_teacher, '--data', str(tmp_path), '--threads', '1']
     tool.main(['race-run', contestant, *options])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [len(found[name]) for name in ('seconds', 'accuracy')] == [2, 2]
+    assert len(compiled) == (contestant == 'compiled')
     assert min(found['seconds']) > 0
     assert all(0 <= x <= 1 and x * 40 == pytest.approx(round(x * 40)) for x in found['accuracy'])  # 40 test images
 

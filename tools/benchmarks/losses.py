@@ -437,6 +437,9 @@ def measure(case: Case, args: argparse.Namespace, dtype: torch.dtype, machine: M
     if case.literal * leaves[0].element_size() <= args.limit * 2**30:
         steps['reference'] = passes(case.reference, student, teacher, leaves)
         result['value_disagreement'], result['gradient_disagreement'] = off_by(own, steps['reference']())
+    if args.compile:
+        torch.compiler.reset()  # a loss is compiled eight times at the most
+        steps['compiled'] = passes(torch.compile(case.loss), student, teacher, leaves)
     times: dict[str, list[float]] = {name: [] for name in steps}
     # Many short calls are timed at once, so that reading the clock does not count; nor does the first call.
     for step in steps.values():
@@ -473,6 +476,11 @@ def measure(case: Case, args: argparse.Namespace, dtype: torch.dtype, machine: M
 
 def print_table(results: Sequence[dict[str, Any]], title: str) -> None:
     """Print a row for each case."""
+    compiled = 'compiled' in results[0]
+
+    def ranged(x: dict[str, Any]) -> str:
+        return f'{x["ms"]:.2f} ({x["ms_min"]:.2f}–{x["ms_max"]:.2f})'
+
     table = Table(
         'loss',
         'shape',
@@ -480,6 +488,7 @@ def print_table(results: Sequence[dict[str, Any]], title: str) -> None:
         'ms (min–max)',
         'literal ms (min–max)',
         'times faster',
+        *(['compiled ms (min–max)', 'times faster'] if compiled else []),
         'MiB',
         'literal MiB',
         'memory ratio',
@@ -494,8 +503,9 @@ def print_table(results: Sequence[dict[str, Any]], title: str) -> None:
             r['name'],
             '×'.join(map(str, r['shape'])),
             r['dtype'],
-            *(f'{x["ms"]:.2f} ({x["ms_min"]:.2f}–{x["ms_max"]:.2f})' if x else 'too large' for x in sides),
+            *(ranged(x) if x else 'too large' for x in sides),
             f'{r["speedup"]:.1f}' if 'speedup' in r else '',
+            *([ranged(r['compiled']), f'{sides[0]["ms"] / r["compiled"]["ms"]:.2f}'] if compiled else []),
             *(f'{x["peak_bytes"] / 2**20:.2f}' if x else '' for x in sides),
             f'{r["memory_ratio"]:.4f}' if 'speedup' in r else '',
             f'{r["times_floor"]:.1f}',
@@ -510,7 +520,8 @@ def losses(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     machine = machine_of(device)
     about = dict(gigabytes_per_second=round(machine.bandwidth / 1e9, 1), gigaflops=round(machine.operations / 1e9, 1))
-    cases = [(case, getattr(torch, dtype)) for case in loss_cases(args.full) for dtype in args.dtypes]
+    chosen = [case for case in loss_cases(args.full) if not args.only or case.name.startswith(tuple(args.only))]
+    cases = [(case, getattr(torch, dtype)) for case in chosen for dtype in args.dtypes]
     results: list[dict[str, Any]] = []
     try:
         for case, dtype in track(cases, 'measuring', console=Console(stderr=True), transient=True):

@@ -49,7 +49,9 @@ CONTESTANTS = {
     'torchdistill': 'torchdistill',
     'hook': 'DistillationHook',
     'fast': 'the same, batched images, cache, bfloat16, channels-last',
+    'compiled': 'the same, compile=True',
 }
+USUAL = [name for name in CONTESTANTS if name != 'compiled']  # that one takes minutes to compile
 
 
 def race_config(args: argparse.Namespace) -> Config:
@@ -308,7 +310,7 @@ def by_runner(args: argparse.Namespace) -> dict[str, list[float]]:
     config.randomness = dict(seed=args.seed)
     with tempfile.TemporaryDirectory() as folder:
         config.work_dir = folder
-        if args.contestant == 'fast':
+        if args.contestant in ('fast', 'compiled'):
             batched = Config.fromfile(str(ROOT / BATCHED))
             for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
                 batched[name].dataset.dataset.data_root = args.data
@@ -318,6 +320,7 @@ def by_runner(args: argparse.Namespace) -> dict[str, list[float]]:
             config.custom_hooks[0].teacher.cache = f'{folder}/cache'
             config.optim_wrapper.type = 'kd_plugins.BF16OptimWrapper'
             config.default_hooks.layout = dict(type='kd_plugins.ChannelsLastHook')
+            config.compile = args.contestant == 'compiled'
         prepare_run(config)
         config.default_hooks.logger = dict(type='LoggerHook', interval=50)
         runner = Runner.from_cfg(config)
@@ -341,7 +344,7 @@ def race(args: argparse.Namespace) -> None:
             f'--teacher {args.teacher} does not exist: train it by python tools/train.py {CONFIG.rpartition("/")[0]}'
             '/teacher.py, or name its checkpoint'
         )
-    names = [x for x in args.contestants or CONTESTANTS if args.contestants or x != 'torchdistill' or find_spec(x)]
+    names = args.contestants or [x for x in USUAL if x != 'torchdistill' or find_spec(x)]
     if 'torchdistill' in names and not find_spec('torchdistill'):
         raise UserError("torchdistill is not installed: pip install torchdistill, or this package's extra race")
     results: dict[str, dict[str, Any]] = {}
