@@ -36,6 +36,8 @@ class FeatureCache:
     damaged entry is computed again. Features have the memory layout that those of the file's first run had,
     channels-last or not.
 
+    The checksum of a large entry is compared once in a process, which keeps a hundred bytes for each.
+
     Inputs repeat where the data set repeats its augmentations, as ``BatchedImages(replay=...)`` does. Logits take a few
     bytes per image, maps their size: 50,000 images times ``replay`` times 32 KiB for 128 maps of 8 x 8.
 

@@ -64,8 +64,9 @@ class Origins:
     def watch(self) -> None:
         """Look at the preprocessor's batches from now on."""
         kind = type(self._preprocessor)
-        if self._handle is None and f'{kind.__module__}.{kind.__qualname__}' in _NORMALISING:
-            self._handle = self._preprocessor.register_forward_hook(self._remember)
+        known = f'{kind.__module__}.{kind.__qualname__}' in _NORMALISING and 'forward' not in vars(self._preprocessor)
+        if self._handle is None and known:  # before other hooks, which may change the batch
+            self._handle = self._preprocessor.register_forward_hook(self._remember, prepend=True)
 
     def close(self) -> None:
         """Look at no more batches."""

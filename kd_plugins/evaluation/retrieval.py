@@ -409,7 +409,7 @@ def rank_rows(rows: Iterable[tuple[slice, np.ndarray]], features: ReIDFeatures) 
             own = slice(*starts[row : row + 2])
             limits = np.sort(distance[pairs.gallery[own][pairs.match[own]]])
             farthest = limits[-1] if len(limits) else -np.inf  # beyond it nothing counts, and need not be sorted
-            wrong = distance[(distance <= farthest) & ~junk]
+            wrong = distance[~(distance > farthest) & ~junk]  # NaN counts as the farthest
             # Items of the query's own identity are not wrong.
             not_farther = np.searchsorted(np.sort(wrong), limits, 'right')
             same = np.searchsorted(np.sort(distance[pairs.gallery[own]]), limits, 'right')

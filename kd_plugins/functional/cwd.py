@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_channels, check_maps, check_number
-from .gram import as_float, by_channel, distillation_loss, laid_out_alike, match_size, parts, with_gradient
+from .gram import as_float, by_channel, distillation_loss, kept_type, laid_out_alike, match_size, parts, with_gradient
 from .kd import clear_impossible_
 
 
@@ -41,7 +41,7 @@ def cwd_loss(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
     student, teacher = match_size(student, teacher)
     student, teacher = laid_out_alike(student, teacher)
     with torch.no_grad():
-        gradient, divergences = torch.empty_like(student), []
+        gradient, divergences = torch.empty_like(student, dtype=kept_type(student.dtype)), []
         scale = tau / (student.shape[0] * student.shape[1])
         for s, t, out in parts(*map(by_channel, (student, teacher, gradient))):
             s, t = (as_float(x) / tau for x in (s, t))

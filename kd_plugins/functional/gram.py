@@ -100,6 +100,11 @@ def as_float(x: Tensor) -> Tensor:
 _PART = 2**16
 
 
+def kept_type(dtype: torch.dtype) -> torch.dtype:
+    """Return the type to keep a gradient in until backward, where the scale comes that saves float16's small values."""
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
 def laid_out_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Return features of one shape in one memory layout: channels-last if the student's maps are, else contiguous."""
     plain = student.ndim != 4 or student.is_contiguous()
@@ -126,7 +131,7 @@ def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 class _HalfSquares(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
-        difference, squares = torch.empty_like(student), []
+        difference, squares = torch.empty_like(student, dtype=kept_type(student.dtype)), []
         flat = ((by_channel(x) if x.ndim == 4 else x).view(-1) for x in (student, teacher, difference))
         for s, t, out in parts(*flat):
             exact = as_float(s) - as_float(t)
@@ -140,7 +145,7 @@ class _HalfSquares(torch.autograd.Function):
         student, teacher, difference = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient will have one itself
             difference = student - teacher
-        return grad * difference, None
+        return (grad * difference).to(student.dtype), None
 
 
 def half_squares(student: Tensor, teacher: Tensor) -> Tensor:
@@ -272,13 +277,14 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
+        ctx.dtype = x.dtype
         return value.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return grad * gradient, None, None
+        return (grad * gradient).to(ctx.dtype), None, None
 
 
 def with_gradient(x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:

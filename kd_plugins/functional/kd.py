@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_logits, check_number
-from .gram import as_float, distillation_loss
+from .gram import as_float, distillation_loss, kept_type
 
 
 def clear_impossible_(terms: Tensor, probabilities: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class _Divergence(torch.autograd.Function):
         own, other = ((as_float(x) / tau).log_softmax(-1) for x in (student, teacher))
         probabilities = other.exp()
         divergence = clear_impossible_(other.sub_(own).mul_(probabilities), probabilities).sum()
-        gradient = own.exp_().sub_(probabilities).div_(tau).to(student.dtype)
+        gradient = own.exp_().sub_(probabilities).div_(tau).to(kept_type(student.dtype))
         ctx.save_for_backward(student, probabilities, gradient)
         ctx.tau = tau
         return divergence

@@ -53,14 +53,26 @@ def augmented() -> nn.Module:
     return ClsDataPreprocessor(num_classes=2, batch_augments=dict(augments=dict(type='Mixup', alpha=1.0)), **OPTIONS)
 
 
-@pytest.mark.parametrize('change', ['batch', 'images', 'images gone', 'of a subclass', 'augmented', 'later hook'])
+@pytest.mark.parametrize(
+    'change',
+    ['batch', 'images', 'images gone', 'of a subclass', 'augmented', 'own forward', 'later hook', 'earlier hook'],
+)
 def test_nothing_is_known_of(change: str) -> None:
     kinds: dict[str, Any] = {'of a subclass': lambda: Own(**OPTIONS), 'augmented': augmented}
     preprocessor = kinds.get(change, lambda: ClsDataPreprocessor(**OPTIONS))()
+    if change == 'own forward':
+        plain = preprocessor.forward
+        preprocessor.forward = lambda data, training=False: dict(inputs=plain(data, training)['inputs'].flip(-1))
     origins = Origins(preprocessor)
+
+    def other_hook() -> None:
+        preprocessor.register_forward_hook(lambda module, args, output: dict(output, inputs=output['inputs'] * 1))
+
+    if change == 'earlier hook':
+        other_hook()
     origins.watch()
     if change == 'later hook':
-        preprocessor.register_forward_hook(lambda module, args, output: dict(output, inputs=output['inputs'] * 1))
+        other_hook()
     raw = images()
     batch = preprocessor(dict(inputs=raw))['inputs']
     if change == 'batch':

@@ -332,3 +332,16 @@ def test_the_ranks_of_many_matches_are_those_of_float64(metric: str, offset: int
         order = np.argsort(-similarity[kept])
         expected += (1 + np.flatnonzero((ids[150:] == ids[row])[kept][order])).tolist()
     assert found.ranks.tolist() == expected
+
+
+def test_a_distance_that_is_nan_is_the_farthest():
+    features = ReIDFeatures(
+        query_features=np.zeros((1, 2), np.float32),
+        query_ids=np.array([1]),
+        query_cams=np.array([0]),
+        gallery_features=np.zeros((5, 2), np.float32),
+        gallery_ids=np.array([2, 2, 1, 2, 1]),
+        gallery_cams=np.full(5, 1),
+    )
+    rows = [(slice(0, 1), np.array([[0.5, 0.1, np.nan, 0.2, 0.3]]))]
+    assert rank_rows(rows, features).ranks.tolist() == [3, 5]

@@ -72,6 +72,18 @@ def test_networks_that_nearly_agree_keep_their_digits():
     assert pkt_loss(student.float(), teacher.float()).item() == pytest.approx(exact.item(), rel=1e-3)
 
 
+def test_nearly_equal_samples_of_bfloat16_keep_their_digits():
+    student, teacher = (torch.randn(1, 64, 14, 14) + 0.05 * torch.randn(16, 64, 14, 14) for _ in range(2))
+    student, teacher = student.bfloat16().requires_grad_(), teacher.bfloat16()
+    value = pkt_loss(student, teacher)
+    value.backward()
+    exact = student.detach().double().requires_grad_()
+    expected = pkt_loss(exact, teacher.double())
+    expected.backward()
+    torch.testing.assert_close(value.double(), expected, rtol=0.01, atol=0)
+    assert (student.grad - exact.grad).norm() <= 0.02 * exact.grad.norm()
+
+
 def test_wrong_use():
     with pytest.raises(ValueError, match=r'pkt_loss: .*same B, got student \(3, 4\) and teacher \(2, 4\); give both'):
         pkt_loss(torch.ones(3, 4), torch.ones(2, 4))

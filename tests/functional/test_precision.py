@@ -28,17 +28,17 @@ def test_autocast_changes_nothing(loss, student, teacher):
     assert torch.equal(value, expected)
 
 
-def _check_float32(loss, student, teacher):
+def _check_float32(loss, student, teacher, scale=1.0):
     student = student.clone().requires_grad_()
     value = loss(student, teacher)
-    value.backward()
+    (value * scale).backward()
     assert value.dtype == torch.float32
     wide = student.detach().float().requires_grad_()
     expected = loss(wide, teacher.float())
     expected.backward()
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=0)
     assert student.grad.dtype == student.dtype
-    assert (student.grad.float() - wide.grad).norm() <= 2 * torch.finfo(student.dtype).eps * wide.grad.norm()
+    assert (student.grad.float() / scale - wide.grad).norm() <= 2 * torch.finfo(student.dtype).eps * wide.grad.norm()
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
@@ -47,6 +47,15 @@ def test_half_inputs_are_computed_in_float32(loss, student, teacher, dtype):
     # All that is lost is what the inputs have lost: the loss of the rounded inputs is float32's, up to the order of
     # its sums, and the gradient is rounded on its way only.
     _check_float32(loss, student.to(dtype), teacher.to(dtype))
+
+
+@pytest.mark.parametrize('name', ['kd', 'cwd', 'mgd', 'fitnet'])
+def test_a_scale_saves_small_gradients_of_float16(name):
+    # Their gradient is computed with the value, and scaled later; most of it is below float16's smallest number here,
+    # and the scale above its largest.
+    teacher = torch.randn(4, 32, 24, 24).half()
+    student = teacher + 0.01 * torch.randn_like(teacher)
+    _check_float32(LOSSES[name], student, teacher, scale=2.0**18)
 
 
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
