@@ -16,9 +16,9 @@ losses    every loss, forward and backward, compared with its literal form (all 
           products that it needs, at the speeds measured of this machine; with --compile also compiled. Value and
           gradient are compared with those of the literal form and of float64; the exit status is 1 where they disagree.
 reid      retrieval on drawn features: the evaluation at the size of Market-1501, compared with the similarity product
-          alone (torch's own, and the faster one that the package uses on a CPU) and with the usual way (a full argsort
-          and a loop over the queries); re-ranking, on the CPU, compared with its dense form; and a memory-mapped
-          gallery of a million items. The exit status is 1 where the mAPs disagree.
+          alone and with the usual way (a full argsort and a loop over the queries); re-ranking, on the CPU, compared
+          with its dense form; and a memory-mapped gallery of a million items. The exit status is 1 where the mAPs
+          disagree.
 loader    CIFAR-sized batches, augmented and normalised: a whole batch at once from memory, compared with the stock
           pipeline. With a config, its training images in one process: the first step of the pipeline, which reads and
           decodes, all steps, and all steps on images that kd_plugins.ResizedImages holds.

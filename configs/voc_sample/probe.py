@@ -1,5 +1,5 @@
-# A linear probe: how well the frozen backbone of a first stage tells the classes of the 600 pictures of VOC 2007. A
-# detector of so few pictures is noisy; this is not, and takes two minutes of one core.
+# A linear probe: how well the frozen backbone of a first stage tells the classes of VOC 2007, of which it sees 600
+# pictures. It takes two minutes of one core.
 #
 #     METHOD=cosine python tools/train.py configs/voc_sample/probe.py
 _base_ = ['../_base_/models/resnet18_narrow.py', '../_base_/default_runtime.py']
@@ -30,19 +30,14 @@ data_preprocessor = dict(
 read = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(160, 160))]
 pack = dict(type='PackInputs', meta_keys=('sample_idx', 'img_path', 'gt_label_difficult'))
 voc = dict(type='VOC', data_root='data/VOCdevkit/VOC2007')
+loader = dict(batch_size=50, num_workers=1, persistent_workers=True, collate_fn=dict(type='default_collate'))
 train_dataloader = dict(
-    batch_size=50,
-    num_workers=1,
-    persistent_workers=True,
-    collate_fn=dict(type='default_collate'),
+    loader,
     sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(voc, split='trainval', pipeline=[*read, dict(type='RandomFlip', prob=0.5), pack]),
 )
 val_dataloader = dict(
-    batch_size=50,
-    num_workers=1,
-    persistent_workers=True,
-    collate_fn=dict(type='default_collate'),
+    loader,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(voc, split='test', pipeline=[*read, pack]),
 )

@@ -105,7 +105,7 @@ class Term(nn.Module):
         self.name = name
         self.loss = build_part(f"the loss of term '{name}'", loss)
         # Another's may view maps as rows, which channels-last ones, as a teacher gives on a CPU, do not allow.
-        self._takes_any_layout = type(self.loss).__module__.startswith(('kd_plugins.', 'torch.'))
+        self._takes_any_layout = type(self.loss).__module__.startswith('kd_plugins.')
         declared = ('batch_relational', 'takes_pairs', 'needs_labels', 'needs_indices', 'per_level', 'adversaries')
         marks = [x for x in declared if hasattr(self.loss, x)]
         if marks and not isinstance(self.loss, DistillationLoss):  # version 0.1 read them from any module

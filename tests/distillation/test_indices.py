@@ -196,3 +196,11 @@ def test_every_level_and_teacher_has_banks_of_its_own(data, teacher, tmp_path):
     assert second.student_head.in_features == 16 * 4 * 4
     assert not any(untouched(first) + untouched(second))
     assert not torch.equal(first.teacher_bank, second.teacher_bank)
+
+
+def test_a_training_set_smaller_than_the_dry_runs_batch(data, teacher, tmp_path):
+    config = config_of('hook', data, tmp_path / 'run', teacher, crd(exclude='sample'), epochs=1)
+    config.train_dataloader.dataset.indices = 1
+    loss = loss_of(train(config))
+    assert loss.num_samples == 1
+    assert not any(untouched(loss))

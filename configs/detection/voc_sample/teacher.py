@@ -1,5 +1,5 @@
 # The teacher: the same detector with a MobileNetV2 that has learnt ImageNet, for twice as long. At the full rate its
-# backbone would forget what it has learnt: 2 % mAP after 12 epochs, where a twentieth of the rate gives 17 % after 8.
+# backbone would forget what it has learnt: 12 epochs ended at 2.2 % mAP, these at 28.2 %.
 _base_ = './student.py'
 
 model = dict(
