@@ -50,7 +50,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 from mmengine.config import Config
 
-from kd_plugins.engine import BACKENDS, alone_in, check_backends, watch
+from kd_plugins.engine import BACKENDS, alone_in, check_backends, make_mlflow_experiment, watch
 from kd_plugins.errors import UserError, one_line_errors
 from kd_plugins.options import add_watch, check_least
 from kd_plugins.studies.checks import check_runs
@@ -135,6 +135,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         with alone_in(study.root):
             check_unchanged(runs, args.changed)
             print(cost(runs))
+            if 'mlflow' in (args.watch or []):
+                make_mlflow_experiment()
             launcher = (
                 RayLauncher(threads, args.gpus, options)
                 if args.launcher == 'ray'

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -415,6 +417,20 @@ def test_a_missing_package_of_a_back_end_is_named_before_anything_trains(here, d
     with pytest.raises(UserError, match='pip install wandb'):
         tool.main([str(write_study(here, data)), '--watch', 'wandb'])
     assert not (here / 'work_dirs').exists()
+
+
+def test_mlflows_experiment_is_made_before_the_runs_that_share_it(here, data, monkeypatch):
+    calls = []
+    mlflow = SimpleNamespace(
+        __spec__=ModuleSpec('mlflow', None), set_tracking_uri=calls.append, set_experiment=calls.append
+    )
+    monkeypatch.setitem(sys.modules, 'mlflow', mlflow)
+    monkeypatch.setitem(sys.modules, 'sqlalchemy', SimpleNamespace(__spec__=ModuleSpec('sqlalchemy', None)))
+    monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
+    monkeypatch.setenv('MLFLOW_EXPERIMENT_NAME', 'tiny')
+    monkeypatch.setattr(tool.Execution, 'run', lambda self: calls.append('runs'))
+    tool.main([str(write_study(here, data)), '--jobs', '2', '--watch', 'mlflow'])
+    assert calls == ['sqlite:///mlflow.db', 'tiny', 'runs']
 
 
 def test_a_teacher_answers_once_for_all_seeds_and_methods(here, data):
