@@ -1,7 +1,8 @@
 """Images for an export: of a config's test set, or drawn."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from kd_plugins.config import walk
 from kd_plugins.errors import UserError
-from kd_plugins.registry import type_name
+from kd_plugins.registry import DATASETS, type_name
 
 COUNT = 7
 
@@ -46,7 +47,11 @@ def images_for(config: Config, network: Any, size: Sequence[int] | None) -> Imag
         if config.get('test_dataloader') is None:
             raise UserError(f'{config.filename} has no test_dataloader')
         options = dict(num_workers=0, persistent_workers=False, batch_size=COUNT)
-        loader = Runner.build_dataloader(config.test_dataloader | options, seed=0)
+        test = copy.deepcopy(config.test_dataloader) | options
+        for path, part in walk(test):  # seven images are no reason to fetch a data set
+            if path.endswith('dataset') and 'download' in _parameters(part):
+                part['download'] = False
+        loader = Runner.build_dataloader(test, seed=0)
         batch, classes = next(iter(loader)), (getattr(loader.dataset, 'metainfo', None) or {}).get('classes')
         source = 'of the test set'
     except Exception as error:
@@ -61,6 +66,13 @@ def images_for(config: Config, network: Any, size: Sequence[int] | None) -> Imag
     if not isinstance(images, Tensor):  # a preprocessor that does nothing
         images = torch.stack([*images]).float()
     return Images(images[torch.arange(COUNT) % len(images)], source, classes)
+
+
+def _parameters(part: Mapping[str, Any]) -> Collection[str]:
+    """Return the names of the options that a data set's class takes; none where a config dict is of something else."""
+    kind = part.get('type', '')
+    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
+    return () if kind is None else signature(kind).parameters
 
 
 def _drawn(pipeline: list[Any]) -> list[Any]:

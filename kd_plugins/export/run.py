@@ -59,7 +59,8 @@ def export(args: argparse.Namespace) -> None:
     print(f'output: {part.meaning}')
     runtime = 'onnxruntime' if args.to.suffix == '.onnx' else 'torch.export'
     Console(width=max(100, Console().width)).print(table_of(cards, runtime))
-    print(f'latency: the median of forward passes of one image on this CPU by {torch.get_num_threads()} threads')
+    threads = torch.get_num_threads()
+    print(f'latency: the median of forward passes of one image on this CPU by {threads} thread{"s" * (threads > 1)}')
     print(json.dumps(parity._asdict() | {card.name: asdict(card) for card in cards}))
 
 

@@ -486,6 +486,21 @@ def test_without_a_test_set_images_are_drawn_through_its_pipeline(run, tmp_path)
         run(to='student.pt2')
 
 
+def test_a_data_set_that_is_not_here_is_not_downloaded(run, tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr('mmpretrain.datasets.cifar.download_and_extract_archive', lambda *x, **_: fetched.append(x))
+    config = classification_config(tmp_path / 'nowhere', tmp_path / 'run')
+    cifar = dict(type='CIFAR10', data_root=str(tmp_path / 'cifar'), split='test', pipeline=[TEST[1]])
+    config.test_dataloader = config.train_dataloader | dict(
+        dataset=dict(type='kd_plugins.RepeatedViews', dataset=cifar, views=1)
+    )
+    config.dump(tmp_path / 'config.py')
+    saved(config.model, tmp_path / 'student.pth')
+    with pytest.raises(UserError, match='leaves the size of images as it is'):
+        run(to='student.pt2')
+    assert not fetched
+
+
 @pytest.mark.parametrize(('durations', 'noticed'), [((2, 3, 3, 4, 2), False), ((1, 9, 8, 7, 9), True)])
 def test_a_latency_is_the_median_and_a_busy_cpu_is_noticed(monkeypatch, durations, noticed):
     clock = iter([0.0, *(x for duration in durations for x in (5.0, 5.0 + duration / 1000)), 9.0])
