@@ -491,9 +491,8 @@ def test_a_data_set_that_is_not_here_is_not_downloaded(run, tmp_path, monkeypatc
     monkeypatch.setattr('mmpretrain.datasets.cifar.download_and_extract_archive', lambda *x, **_: fetched.append(x))
     config = classification_config(tmp_path / 'nowhere', tmp_path / 'run')
     cifar = dict(type='CIFAR10', data_root=str(tmp_path / 'cifar'), split='test', pipeline=[TEST[1]])
-    config.test_dataloader = config.train_dataloader | dict(
-        dataset=dict(type='kd_plugins.RepeatedViews', dataset=cifar, views=1)
-    )
+    views = dict(type='kd_plugins.RepeatedViews', dataset=cifar, views=1)
+    config.test_dataloader = dict(dataset=views, sampler=dict(type='DefaultSampler', shuffle=False))
     config.dump(tmp_path / 'config.py')
     saved(config.model, tmp_path / 'student.pth')
     with pytest.raises(UserError, match='leaves the size of images as it is'):
