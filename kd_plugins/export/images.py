@@ -1,7 +1,7 @@
 """Images for an export: of a config's test set, or drawn."""
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -49,7 +49,7 @@ def images_for(config: Config, network: Any, size: Sequence[int] | None) -> Imag
         options = dict(num_workers=0, persistent_workers=False, batch_size=COUNT)
         test = copy.deepcopy(config.test_dataloader) | options
         for path, part in walk(test):  # seven images are no reason to fetch a data set
-            if path.endswith('dataset') and 'download' in _parameters(part):
+            if path.endswith('dataset') and _downloads(part):
                 part['download'] = False
         loader = Runner.build_dataloader(test, seed=0)
         batch, classes = next(iter(loader)), (getattr(loader.dataset, 'metainfo', None) or {}).get('classes')
@@ -68,11 +68,13 @@ def images_for(config: Config, network: Any, size: Sequence[int] | None) -> Imag
     return Images(images[torch.arange(COUNT) % len(images)], source, classes)
 
 
-def _parameters(part: Mapping[str, Any]) -> Collection[str]:
-    """Return the names of the options that a data set's class takes; none where a config dict is of something else."""
-    kind = part.get('type', '')
-    kind = DATASETS.get(kind) if isinstance(kind, str) else kind
-    return () if kind is None else signature(kind).parameters
+def _downloads(part: Mapping[str, Any]) -> bool:
+    """Return whether the class of a data set has an option to download it."""
+    kind = part['type']
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    return any('download' in signature(base.__init__).parameters for base in getattr(kind, '__mro__', ()))
 
 
 def _drawn(pipeline: list[Any]) -> list[Any]:
