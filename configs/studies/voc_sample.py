@@ -8,9 +8,10 @@ title = 'Part of VOC 2007, mAP of a small Faster R-CNN'
 metric = 'pascal_voc/mAP'
 fraction = True
 seeds = [0, 1, 2]
-networks = {'Faster R-CNN': dict(config='configs/voc_sample/baseline.py')}
+networks = {'Faster R-CNN': dict(config='configs/voc_sample/finetuned.py')}
 common = dict(requires=[])  # the other studies train what these runs need
 scratch = dict(init_cfg=None, frozen_stages=-1, norm_eval=False)
+full_rate = dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=1.0))))
 students = {
     name: f'work_dirs/studies/{study}/resnet-18/clean/{run}/seed{{seed}}/student.pth'
     for name, study, run in (
@@ -35,7 +36,7 @@ mobilenet = dict(
     init_cfg=dict(type='Pretrained', checkpoint='data/mobilenet_v2.pth', prefix='backbone.'),
 )
 methods = {
-    'From scratch': dict(overrides=dict(model=dict(backbone=scratch))),
+    'From scratch': dict(overrides=dict(model=dict(backbone=scratch), optim_wrapper=full_rate)),
     **{
         name: dict(overrides=dict(model=dict(backbone=dict(init_cfg=dict(checkpoint=path)))))
         for name, path in students.items()

@@ -1,5 +1,5 @@
 # The same detector from a backbone that learned the labels of fifty classes.
-_base_ = './baseline.py'
+_base_ = './finetuned.py'
 from kd_plugins.config import trained
 
 name = 'from labels'

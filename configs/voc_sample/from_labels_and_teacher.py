@@ -1,7 +1,7 @@
 # The same detector from a backbone that learned from labels and the teacher together, by METHOD.
 #
 #     METHOD=nst python tools/train.py configs/voc_sample/from_labels_and_teacher.py
-_base_ = './baseline.py'
+_base_ = './finetuned.py'
 from kd_plugins.config import trained
 
 variant = '{{$METHOD:nst}}'

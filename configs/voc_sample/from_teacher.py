@@ -1,7 +1,7 @@
 # The same detector from a backbone that learned from a teacher without labels, by METHOD.
 #
 #     METHOD=cosine python tools/train.py configs/voc_sample/from_teacher.py
-_base_ = './baseline.py'
+_base_ = './finetuned.py'
 from kd_plugins.config import trained
 
 variant = '{{$METHOD:cosine}}'

@@ -1,6 +1,6 @@
 # The same detector with the teacher of configs/pretrain as its backbone: what its students are measured against. The
 # maps of strides 8, 16 and 32 enter the pyramid.
-_base_ = './baseline.py'
+_base_ = './finetuned.py'
 
 name = 'the teacher as backbone'
 requires = []
