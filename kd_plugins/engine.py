@@ -105,11 +105,14 @@ def watch(config: Config, backends: Sequence[str]) -> None:
     """
     hooks = config.get('default_hooks') or {}
     config.default_hooks = {**hooks, 'watch': dict(type='kd_plugins.WatchHook') | (hooks.get('watch') or {})}
-    uri, experiment = _mlflow()
     options: dict[str, dict[str, Any]] = dict(
         tensorboard={},
         wandb=dict(init_kwargs=dict(mode=os.environ.get('WANDB_MODE', 'offline'), name=config.work_dir)),
-        mlflow=dict(tracking_uri=uri, exp_name=experiment, run_name=config.work_dir),
+        mlflow=dict(
+            tracking_uri=os.environ.get('MLFLOW_TRACKING_URI', 'sqlite:///mlflow.db'),  # what `mlflow ui` shows
+            exp_name=os.environ.get('MLFLOW_EXPERIMENT_NAME'),
+            run_name=config.work_dir,
+        ),
     )
     visualizer = config.get('visualizer') or dict(type='Visualizer')
     found = visualizer.get('vis_backends') or [dict(type='LocalVisBackend')]
@@ -123,21 +126,6 @@ BACKENDS = dict(tensorboard='TensorboardVisBackend', wandb='WandbVisBackend', ml
 _PACKAGES = {kind: name for name, kind in BACKENDS.items()} | {
     f'{kind}VisBackend': kind.lower() for kind in ('ClearML', 'Neptune', 'DVCLive', 'Aim')
 }
-
-
-def _mlflow() -> tuple[str, str]:
-    """Return MLflow's address, by default the file that ``mlflow ui`` shows, and the experiment of the runs."""
-    uri = os.environ.get('MLFLOW_TRACKING_URI', 'sqlite:///mlflow.db')
-    return uri, os.environ.get('MLFLOW_EXPERIMENT_NAME', 'Default')
-
-
-def make_mlflow_experiment() -> None:
-    """Make the database and the experiment where they are missing: of two runs that both make them, one fails."""
-    import mlflow
-
-    uri, experiment = _mlflow()
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_experiment(experiment)
 
 
 def check_backends(config: Config) -> None:

@@ -43,14 +43,15 @@ gains.csv has every method's gain over the baseline, paired by seed, with the p 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 # Before torch is imported: idle threads that wait by spinning slow down what runs beside.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 from mmengine.config import Config
 
-from kd_plugins.engine import BACKENDS, alone_in, check_backends, make_mlflow_experiment, watch
+from kd_plugins.engine import BACKENDS, alone_in, check_backends, watch
 from kd_plugins.errors import UserError, one_line_errors
 from kd_plugins.options import add_watch, check_least
 from kd_plugins.studies.checks import check_runs
@@ -75,6 +76,15 @@ def cost(runs: Sequence[Run]) -> str:
         count, spent = sum(len(x.runs) for x in searches), sum(x.cost for x in searches)
         text += f'; before them the search for {len(searches)} weight(s): {count} runs, {spent} epochs in all'
     return text
+
+
+def make_experiment(backends: Sequence[Mapping[str, Any]]) -> None:
+    """Make MLflow's database and experiment where they are missing: of two runs that both make them, one fails."""
+    import mlflow
+
+    (backend,) = (backend for backend in backends if backend['type'] == BACKENDS['mlflow'])
+    mlflow.set_tracking_uri(backend['tracking_uri'])
+    mlflow.set_experiment(backend['exp_name'] or 'Default')
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -112,9 +122,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     check_least(args, jobs=1, threads=1, gpus=0)
     options: list[str] = []
+    watched = Config(dict(work_dir=''))
     if args.watch is not None:
         options = ['--watch', *args.watch]
-        watch(watched := Config(dict(work_dir='')), args.watch)
+        watch(watched, args.watch)
         check_backends(watched)
     study = load_study(args.study, args.root)
     references(study)  # mistakes in them are reported before the training
@@ -136,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             check_unchanged(runs, args.changed)
             print(cost(runs))
             if 'mlflow' in (args.watch or []):
-                make_mlflow_experiment()
+                make_experiment(watched.visualizer.vis_backends)
             launcher = (
                 RayLauncher(threads, args.gpus, options)
                 if args.launcher == 'ray'

@@ -184,7 +184,8 @@ class Distillation(nn.Module):
                 if names.count(name) > 1:
                     raise UserError(f"two terms are named '{name}': give each its own name")
             self._first_values = FirstValues(self.terms)
-            self.recorder = Recorder(student, [tap for term in self.terms for tap in term.taps_in('student', student)])
+            taps = [tap for term in self.terms for tap in term.taps_in('student', student)]
+            self.recorder = Recorder(student, taps, role='student')
             self.teacher_configs = [dict(config) for config in configs]
             self.teachers = [
                 self._build_teacher(index, config, len(configs) > 1) for index, config in enumerate(configs)

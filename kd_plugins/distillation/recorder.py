@@ -44,21 +44,22 @@ class Recorder:
         model: Network whose submodules are recorded.
         taps: Names of submodules.
         whole: Whether ``''`` is a tap, too: the output of the network itself.
+        role: What the network is, for messages, as ``'student'``.
 
     Raises:
         UserError: A tap is not a submodule of the model; the message lists the nearest names.
     """
 
-    def __init__(self, model: nn.Module, taps: Iterable[str], whole: bool = False) -> None:
+    def __init__(self, model: nn.Module, taps: Iterable[str], whole: bool = False, role: str = '') -> None:
         modules = dict(model.named_modules(remove_duplicate=False))  # a module may have several names
         self.model = model
         self._taps = list(dict.fromkeys(taps))
         for tap in self._taps:
             if tap not in modules or not (tap or whole):
                 output = "; '' taps its output" if whole else ''
+                who = f'the {role}, {type(model).__name__},' if role else type(model).__name__
                 raise UserError(
-                    f"{type(model).__name__} has no module '{tap}' to tap; {nearest(tap, modules)}{output}; "
-                    'visualize.py taps lists all'
+                    f"{who} has no module '{tap}' to tap; {nearest(tap, modules)}{output}; visualize.py taps lists all"
                 )
         self._cloned: set[str] = set()
         self._runs: Counter[str] = Counter()  # of each tap in probing

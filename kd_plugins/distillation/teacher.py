@@ -155,7 +155,7 @@ class Teacher:
         self._takes = _arguments_of(model)
         if bf16:
             to_channels_last(model)
-        self.recorder = Recorder(model, taps := list(taps), whole=True)
+        self.recorder = Recorder(model, taps := list(taps), whole=True, role='teacher')
         self._taps = taps
         self._folding: BatchNormFolding | None = None
         self._convert = _Renormalise(student_preprocessor, getattr(model, 'data_preprocessor', None))

@@ -200,7 +200,7 @@ class KNNHook(Hook):
             side: The network.
             name: ``'bank'`` or ``'queries'``.
         """
-        recorder, loader = Recorder(side.network, [side.tap], whole=True), self._loaders[name]
+        recorder, loader = Recorder(side.network, [side.tap], whole=True, role=side.name), self._loaders[name]
         layout = layout_of(side.name, side.network, side.tap, Tokens())
         dataset: Any = loader.dataset
         rows: list[tuple[np.ndarray, int]] = []

@@ -209,8 +209,8 @@ def check_runs(study: Any) -> None:
                 for index, config in enumerate(hook['terms']):
                     try:
                         term = build_term(index, config)
-                        Recorder(student, term.taps_in('student', student))
-                        Recorder(teacher, term.taps_in('teacher', teacher), whole=True)
+                        Recorder(student, term.taps_in('student', student), role='student')
+                        Recorder(teacher, term.taps_in('teacher', teacher), whole=True, role='teacher')
                     except UserError as error:
                         raise UserError(f'{study.name}: {run.name}: {error}') from error
 

@@ -233,8 +233,14 @@ def test_name_that_the_student_uses_already(student, teacher, images):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (dict(student='head.fcc'), "no module 'head.fcc' to tap; nearest names: head.fc"),
-        (dict(teacher='neck.nothing'), "no module 'neck.nothing' to tap; nearest names:"),
+        (
+            dict(student='head.fcc'),
+            "the student, ImageClassifier, has no module 'head.fcc' to tap; nearest names: head.fc",
+        ),
+        (
+            dict(teacher='neck.nothing'),
+            "the teacher, ImageClassifier, has no module 'neck.nothing' to tap; nearest names:",
+        ),
         (
             dict(loss=dict(type='kd_plugins.KDLos')),
             "'kd_plugins.KDLos' is not a registered module; nearest names: kd_plugins.KD",
@@ -432,7 +438,7 @@ def test_a_list_of_one_teacher_is_the_teacher(student, teacher, images):
         ([KD | dict(teachers=[0])], r'teacher 1: no term uses it'),
         (
             [KD, KD | dict(name='x', teacher='backbone.stage2.1')],
-            r"teacher 1: ImageClassifier has no module 'backbone.stage2.1' to tap; .*teachers=\[\.\.\.\] in a term",
+            r"teacher 1: the teacher, .* has no module 'backbone.stage2.1' .*teachers=\[\.\.\.\] in a term",
         ),
     ],
 )

@@ -63,7 +63,7 @@ def test_a_given_teacher_is_not_trained(here, data):
     with pytest.raises(UserError, match='a teacher comes from exactly one of'):
         check_runs(plan.load_study(str(write_study(here, data, empty))))
     study = plan.load_study(str(write_study(here, data, more.format(terms.format('3')))))
-    with pytest.raises(UserError, match="KD / seed 0: Sequential has no module '3' to tap"):
+    with pytest.raises(UserError, match="KD / seed 0: the teacher, Sequential, has no module '3' to tap"):
         check_runs(study)
 
 
