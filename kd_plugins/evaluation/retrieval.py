@@ -25,7 +25,7 @@ Metric = Literal['cosine', 'euclidean']
 AveragePrecision = Literal['precision', 'trapezoid']
 _QUERIES, _COLUMNS = 1024, 2**14  # of the largest block of similarities; fewer queries make slower products
 _CHUNK = 2**19  # similarities that are counted together
-_EXACT = 16  # features, or queries and items, that are compared in float64 together: a cache holds them
+_EXACT = 32  # features, or queries and items, that are compared in float64 together: a cache holds them
 _TINY = 1e-15  # a shorter vector has no direction
 _TIE = 1e-12  # relative; what float64 computes in two ways, such as the cosines of x and 3 x, differs by 1e-15
 
