@@ -9,6 +9,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import cache
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,6 +77,7 @@ class FeatureCache:
             if not hasattr(self._local, 'file'):
                 file = sqlite3.connect(self.path, timeout=60)  # other processes may write at the same time
                 file.execute('PRAGMA page_size=32768')  # of a new file: maps are read twice as fast as from 4 KiB
+                file.execute('PRAGMA mmap_size=1099511627776')  # all that SQLite allows: a copy of each page less
                 file.execute('PRAGMA journal_mode=WAL')
                 file.execute('PRAGMA synchronous=NORMAL')
                 if not file.execute('SELECT 1 FROM sqlite_master').fetchone():
@@ -118,19 +121,22 @@ class FeatureCache:
         kind = f'{tuple(inputs.shape[1:])} {precision}'
         shapes = [str(getattr(sample, 'img_shape', '')) for sample in data_samples or [None] * len(inputs)]
         if origin is None or not self._by_origin:
-            images = list(inputs.detach().cpu().contiguous())
+            images: Tensor | list[Tensor] = inputs
             contexts = [f'{precision} {shape}'.encode()[:64] for shape in shapes]
         else:
-            images = origin.images
-            contexts = [
-                hashlib.blake2b(f'{kind} {origin.way} {image.dtype} {tuple(image.shape)} {shape}'.encode()).digest()
-                for image, shape in zip(images, shapes, strict=True)
-            ]
+            images, way = origin
 
-        def hashes(part: Sequence[tuple[Tensor, bytes]]) -> list[bytes]:
-            return [hashlib.blake2b(_bytes(image), key=context, digest_size=16).digest() for image, context in part]
+            @cache
+            def context(dtype: torch.dtype, size: torch.Size, shape: str) -> bytes:
+                return hashlib.blake2b(f'{kind} {way} {dtype} {tuple(size)} {shape}'.encode()).digest()
 
-        return kind, self._in_threads(hashes, list(zip(images, contexts, strict=True)), images[0].nbytes)
+            alike = [images[0]] * len(images) if isinstance(images, Tensor) else images
+            contexts = [context(x.dtype, x.shape, shape) for x, shape in zip(alike, shapes, strict=True)]
+
+        def hashes(part: Sequence[tuple[memoryview, bytes]]) -> list[bytes]:
+            return [hashlib.blake2b(pixels, key=context, digest_size=16).digest() for pixels, context in part]
+
+        return kind, self._in_threads(hashes, list(zip(_rows(images), contexts, strict=True)), images[0].nbytes)
 
     def missing(self, keys: Sequence[bytes]) -> list[int]:
         """Return the positions of the images that have no entry."""
@@ -156,9 +162,11 @@ class FeatureCache:
         try:
             ((text,),) = layouts
             layout = json.loads(text)
-            width = sum(level[2] for _, levels in layout for level in levels)
-            values = torch.empty(len(keys), width, dtype=torch.uint8)
-            rows = values.numpy()
+            described = [level for _, levels in layout for level in levels]
+            width = sum(size for _, _, size, *_ in described)
+            values = [torch.empty(len(keys), size, dtype=torch.uint8) for _, _, size, *_ in described]
+            rows = [value.numpy() for value in values]
+            ends = list(accumulate(value.shape[1] for value in values))
 
             def read(part: Sequence[bytes]) -> list[bytes]:
                 found = []
@@ -167,8 +175,9 @@ class FeatureCache:
                         f'SELECT key, value FROM answers WHERE key IN ({_marks(part)})', part
                     ):  # one at a time, so that it is checked and copied in the processor's cache
                         value = _verified(stored, width, None if key in checked else key + text.encode())
-                        for i in positions[key]:
-                            rows[i] = value
+                        for level, end in zip(rows, ends, strict=True):
+                            for i in positions[key]:
+                                level[i] = value[end - level.shape[1] : end]
                         found.append(key)
                 return found
 
@@ -177,14 +186,11 @@ class FeatureCache:
                 return None
             if width >= _LARGE:
                 checked.update(positions)
-            features: Features = {}
-            start = 0
-            for tap, levels in layout:
-                features[tap] = []
-                for shape, name, size, *order in levels:
-                    level = values[:, start : start + size].contiguous().view(getattr(torch, name))
-                    features[tap].append(_unpacked(level, shape, bool(order)).to(device))
-                    start += size
+            unpacked = iter(
+                _unpacked(value.view(getattr(torch, name)), shape, bool(order)).to(device)
+                for value, (shape, name, _, *order) in zip(values, described, strict=True)
+            )
+            features: Features = {tap: list(islice(unpacked, len(levels))) for tap, levels in layout}
         except (AttributeError, RuntimeError, TypeError, ValueError) as error:
             print_log(
                 f'{self.path}: the features of a batch are damaged ({error}); the teacher computes them again',
@@ -287,6 +293,14 @@ def _verified(stored: bytes, size: int, context: bytes | None) -> memoryview:
     if len(value) != size or (context is not None and checksum not in (b'', _checksum(value, context))):
         raise ValueError('wrong size or checksum')
     return value
+
+
+def _rows(images: Tensor | Sequence[Tensor]) -> list[memoryview]:
+    """Return the bytes of each image."""
+    if not isinstance(images, Tensor):
+        return [_bytes(image) for image in images]
+    whole, size = _bytes(images), images[0].nbytes
+    return [whole[start : start + size] for start in range(0, len(whole), size)]
 
 
 def _bytes(tensor: Tensor) -> memoryview:

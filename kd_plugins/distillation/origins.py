@@ -37,7 +37,7 @@ def normalisation_of(preprocessor: Any) -> Normalisation:
 class Origin(NamedTuple):
     """Images, and in words how a batch follows from them."""
 
-    images: list[Tensor]
+    images: Tensor | list[Tensor]
     way: str
 
 
@@ -90,5 +90,5 @@ class Origins:
         if len(tensors) < len(self._tensors) or not tensors or tensors[0] is not inputs:
             return None
         mean, std, *others = normalisation_of(self._preprocessor)
-        images = list(tensors[1].detach().cpu()) if self._stacked else tensors[1:]  # one copy from a GPU
+        images = tensors[1] if self._stacked else tensors[1:]
         return Origin(images, f'{mean.tolist()} {std.tolist()} {others}')

@@ -1,6 +1,7 @@
 """Images stand for the batch that a preprocessor makes of them, where that is sure."""
 
 import copy
+import hashlib
 from typing import Any
 
 import pytest
@@ -125,6 +126,29 @@ def test_everything_that_changes_the_batch_changes_the_key(tmp_path) -> None:
     assert cache.keys(pixels, [BaseDataElement(metainfo=dict(img_shape=(8, 8)))])[1][0] not in found
 
 
+def test_the_keys_are_those_of_files_of_before(tmp_path) -> None:
+    cache, preprocessor, raw = FeatureCache(tmp_path, nn.Linear(1, 1), []), ClsDataPreprocessor(**OPTIONS), images()
+    samples = [BaseDataElement(metainfo=dict(img_shape=(8, 8 - i % 2))) for i in range(len(raw))]
+    origins = Origins(preprocessor)
+    origins.watch()
+    for stacked in (True, False):
+        given = raw if stacked else list(raw)
+        batch = preprocessor(dict(inputs=given))['inputs']
+        way = origins.of(batch).way
+        contexts = [f'(3, 8, 8) torch.float32 {way} torch.uint8 (3, 8, 8) {sample.img_shape}' for sample in samples]
+        expected = [
+            hashlib.blake2b(image.numpy().tobytes(), key=hashlib.blake2b(x.encode()).digest(), digest_size=16).digest()
+            for image, x in zip(raw, contexts, strict=True)
+        ]
+        assert cache.keys(batch, samples, origins.of(batch)) == ('(3, 8, 8) torch.float32', expected)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        expected = [
+            hashlib.blake2b(x.numpy().tobytes(), key=f'torch.float32 {y.img_shape}'.encode(), digest_size=16).digest()
+            for x, y in zip(batch, samples, strict=True)
+        ]
+        assert cache.keys(batch.contiguous(memory_format=layout), samples)[1] == expected
+
+
 def test_a_distiller_and_its_copies_know_their_images(tmp_path) -> None:
     terms = [dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', teacher='head.fc')]
     config = dict(student=classifier(), teacher=saved_teacher(tmp_path) | dict(cache=str(tmp_path / 'cache')))
@@ -134,7 +158,7 @@ def test_a_distiller_and_its_copies_know_their_images(tmp_path) -> None:
     for network in (copied, model):
         raw = images()
         batch = network.data_preprocessor(dict(inputs=raw), True)['inputs']
-        assert torch.equal(torch.stack(origins.of(batch).images), raw)
+        assert torch.equal(origins.of(batch).images, raw)
 
 
 class Doubled(nn.Module):

@@ -113,6 +113,22 @@ def test_resnet_equals_its_formula() -> None:
     torch.testing.assert_close(model(x)[0], resnet_by_hand(model, x), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize('name', ['stage1.0', 'stage2.0'])
+def test_the_gradient_through_shortcut_a_keeps_the_memory_layout(name: str) -> None:
+    block = CifarResNet(8, width=4).get_submodule(name)
+    block.conv1.register_forward_hook(
+        lambda module, args, output: output.detach()
+    )  # so that the shortcut alone has one
+    x = torch.randn(2, 4, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+    out = block(x)
+    weights = torch.randn_like(out)
+    (gradient,) = torch.autograd.grad((out * weights).sum(), x)
+    stride, expected = block.conv1.stride[0], torch.zeros_like(x)
+    expected[..., ::stride, ::stride] = (weights * (out > 0))[:, :4]
+    assert torch.equal(gradient, expected)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_shortcut_b_is_a_strided_convolution_with_batchnorm_where_the_shape_changes() -> None:
     model = CifarResNet(14, width=8, stem_channels=4, shortcut='B').double().eval()
     projected = {name for name, module in model.named_modules() if getattr(module, 'shortcut', None) is not None}
