@@ -93,14 +93,15 @@ class Recorder:
                 dropout).
         """
         features: Features = {tap: [] for tap in self._taps}
-        versions: dict[str, list[int]] = {tap: [] for tap in self._taps}
+        versions: dict[str, list[int | None]] = {tap: [] for tap in self._taps}
         watched = self._probed and torch.is_grad_enabled()  # tensors of inference_mode have no version
         missing = +self._runs
 
         def record(tap: str, tensors: list[Tensor]) -> None:
             features[tap] += [x.clone() for x in tensors] if tap in self._cloned else tensors
-            if watched:
-                versions[tap] += [x._version for x in features[tap][len(versions[tap]) :]]
+            if watched:  # inside a compiled graph, versions are not those of the tensors that it returns
+                inside = torch.compiler.is_compiling()
+                versions[tap] += [None if inside else x._version for x in features[tap][len(versions[tap]) :]]
             missing.subtract([tap])
             if stop and self._constant and not +missing:
                 raise _Complete
@@ -109,7 +110,7 @@ class Recorder:
             yield features
         if watched:
             for tap in self._taps:
-                if versions[tap] != [x._version for x in features[tap]]:
+                if any(v not in (None, x._version) for v, x in zip(versions[tap], features[tap], strict=True)):
                     raise UserError(
                         f"the output of '{tap}' is overwritten in training by a later layer (a dropout "
                         'with inplace=True): tap that layer instead, or set its inplace to False'

@@ -206,6 +206,29 @@ def test_overwritten_in_training_alone(inplace):
         model(x)
 
 
+def test_a_compiled_graph_may_write_to_what_it_returns():
+    """As torch.compile's usual backend does, which computes an output into a buffer."""
+
+    def backend(graph, inputs):
+        @torch.no_grad()
+        def run(*args):
+            outputs = graph(*args)
+            for x in outputs:
+                if isinstance(x, torch.Tensor):
+                    x.add_(0)
+            return outputs
+
+        return run
+
+    model, x = nn.Sequential(nn.Linear(2, 3)), torch.randn(4, 2)
+    recorder = Recorder(model, ['0'])
+    with recorder.probing():
+        expected = model(x)
+    with recorder.recording() as features:
+        torch.compile(model, backend=backend)(x)
+    assert torch.equal(features['0'][0], expected)
+
+
 def test_the_networks_own_output_is_a_tap_where_it_is_asked_for():
     network, images = nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.randn(4, 2)
     with Recorder(network, [''], whole=True).recording(stop=True) as features:
