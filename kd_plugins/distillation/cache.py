@@ -77,7 +77,6 @@ class FeatureCache:
             if not hasattr(self._local, 'file'):
                 file = sqlite3.connect(self.path, timeout=60)  # other processes may write at the same time
                 file.execute('PRAGMA page_size=32768')  # of a new file: maps are read twice as fast as from 4 KiB
-                file.execute('PRAGMA mmap_size=1099511627776')  # all that SQLite allows: a copy of each page less
                 file.execute('PRAGMA journal_mode=WAL')
                 file.execute('PRAGMA synchronous=NORMAL')
                 if not file.execute('SELECT 1 FROM sqlite_master').fetchone():
