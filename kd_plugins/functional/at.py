@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_choice, check_maps, check_number
-from .gram import as_float, distillation_loss, match_size, unit
+from .gram import applied, as_float, distillation_loss, match_size, unit
 
 CONVENTIONS = ('paper', 'code')
 
@@ -50,7 +50,9 @@ def attention_map(features: Tensor, p: float = 2) -> Tensor:
         tensor([[[10.,  4.]]])
     """
     check_number('p', p, 1)
-    return _Energy.apply(features) if p == 2 else as_float(features).abs().pow(p).sum(1)
+    if p != 2:
+        return as_float(features).abs().pow(p).sum(1)
+    return applied(_Energy, lambda x: as_float(x).square().sum(1), features)
 
 
 def matched_attention(student: Tensor, teacher: Tensor, p: float = 2) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from .checks import check_channels, check_maps, check_number
-from .gram import as_float, by_channel, distillation_loss, kept_type, laid_out_alike, match_size, parts, with_gradient
-from .kd import clear_impossible_
+from .gram import by_channel, distillation_loss, laid_out_alike, match_size, transformed
+from .kd import divergence
 
 
 @partial(distillation_loss, takes_half=True)
@@ -39,18 +39,9 @@ def cwd_loss(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
     check_maps('cwd_loss', student, teacher)
     check_channels('cwd_loss', student, teacher)
     student, teacher = match_size(student, teacher)
-    student, teacher = laid_out_alike(student, teacher)
-    with torch.no_grad():
-        gradient, divergences = torch.empty_like(student, dtype=kept_type(student.dtype)), []
-        scale = tau / (student.shape[0] * student.shape[1])
-        for s, t, out in parts(*map(by_channel, (student, teacher, gradient))):
-            s, t = (as_float(x) / tau for x in (s, t))
-            masked = t.amax(1, keepdim=True) == -torch.inf
-            s, t = s.log_softmax(1), t.log_softmax(1)
-            if torch.compiler.is_compiling() or not masked.is_cpu or masked.any():  # a GPU would have to be waited for
-                s, t = (x.masked_fill_(masked, -torch.inf) for x in (s, t))
-            probabilities = t.exp()
-            divergences.append(clear_impossible_(t.sub_(s).mul_(probabilities), probabilities).sum())
-            out.copy_(s.exp_().sub_(probabilities).mul_(scale))
-        value = torch.stack(divergences).sum() * (scale * tau)
-    return with_gradient(student, value, gradient)
+    student, teacher = map(by_channel, laid_out_alike(student, teacher))
+    masked = teacher.amax(1, keepdim=True) == -torch.inf
+    unseen = torch.compiler.is_compiling() or transformed() or not masked.is_cpu  # a GPU would have to be waited for
+    if unseen or masked.any():
+        student, teacher = (x.masked_fill(masked, 0) for x in (student, teacher))
+    return divergence(student, teacher, tau) * (tau**2 / masked.numel())

@@ -1,7 +1,7 @@
 """What the losses compute with: their precision, products and Gram matrices, unit vectors, maps of one size."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import reduce, wraps
 from typing import Any, TypeVar
 
@@ -37,12 +37,16 @@ def distillation_loss(function: Loss, takes_half: bool = False) -> Loss:
         dtype = reduce(torch.promote_types, kinds)
         if not takes_half or len(kinds) > 1:
             dtype = torch.promote_types(dtype, torch.float32)
-        with torch.autocast(tensors[0].device.type, enabled=False), products_of(torch.float32):
-            return function(
-                _map(lambda x: x.to(dtype), student), _map(lambda x: x.detach().to(dtype), teacher), *args, **kwargs
-            )
+        student, teacher = _map(lambda x: x.to(dtype), student), _map(lambda x: x.detach().to(dtype), teacher)
+        with _without_autocast(tensors[0].device.type), products_of(torch.float32):
+            return function(student, teacher, *args, **kwargs)
 
     return loss  # type: ignore[return-value]  # it has the signature of function
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    # Such a context takes as long as a small loss, so that only one that changes something is made.
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def match_size(first: Tensor, second: Tensor, mode: str = 'avg') -> tuple[Tensor, Tensor]:
@@ -123,34 +127,61 @@ def parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     A CPU's cache then holds what is computed from them. Large temporaries would be written to memory, new each time.
     """
     first = tensors[0]
-    whole = not first.is_cpu or torch.compiler.is_compiling()
-    size = len(first) if whole else max(1, _PART * len(first) // first.numel())
+    if not first.is_cpu or torch.compiler.is_compiling() or first.numel() <= _PART:
+        return iter([tensors])
+    size = max(1, _PART * len(first) // first.numel())
     return zip(*(x.split(size) for x in tensors), strict=True)
+
+
+def float_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield copies of :func:`parts` in float32 (float64 stays), which may be changed.
+
+    All are written to the memory of the first ones: new memory would not be in the cache.
+    """
+    buffers: list[Tensor] = []
+    for part in parts(*tensors):
+        if buffers:
+            yield tuple(buffer[: len(x)].copy_(x) for buffer, x in zip(buffers, part, strict=True))
+        else:
+            buffers = [x.to(torch.promote_types(x.dtype, torch.float32), copy=True) for x in part]
+            yield tuple(buffers)
+
+
+def transformed() -> bool:
+    """Return whether torch.func's transforms (vmap, grad) run what is called, where no number can be looked at."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def applied(function: type[torch.autograd.Function], plain: Callable[..., Tensor], *args: Any) -> Any:
+    """Return what an autograd function gives or, inside torch.func's transforms, the same by plain operations.
+
+    A function that those transforms take (``setup_context``) would cost every other call up to 0.1 ms.
+    """
+    return plain(*args) if transformed() else function.apply(*args)
 
 
 class _HalfSquares(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
-        difference, squares = torch.empty_like(student, dtype=kept_type(student.dtype)), []
-        flat = ((by_channel(x) if x.ndim == 4 else x).view(-1) for x in (student, teacher, difference))
-        for s, t, out in parts(*flat):
-            exact = as_float(s) - as_float(t)
-            out.copy_(exact)
-            squares.append(exact.square_().sum())
-        ctx.save_for_backward(student, teacher, difference)
+        ctx.save_for_backward(student, teacher)
+        squares = [torch.dot(s.sub_(t), s) for s, t in float_parts(student, teacher)]
         return torch.stack(squares).sum() / 2
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        student, teacher, difference = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the gradient will have one itself
-            difference = student - teacher
-        return (grad * difference).to(student.dtype), None
+        student, teacher = ctx.saved_tensors
+        if torch.is_grad_enabled() or kept_type(student.dtype) != student.dtype:  # the gradient may have one itself
+            return (grad * (as_float(student) - as_float(teacher))).to(student.dtype), None
+        gradient = torch.empty_like(student)
+        for s, t, out in parts(student, teacher, gradient):
+            torch.sub(s, t, out=out).mul_(grad)
+        return gradient, None
 
 
 def half_squares(student: Tensor, teacher: Tensor) -> Tensor:
     """Return half the sum of the squares of s - t; half precision is subtracted in float32."""
-    return _HalfSquares.apply(*laid_out_alike(student, teacher))
+    flat = ((x if x.is_contiguous() else x.movedim(1, -1)).flatten() for x in laid_out_alike(student, teacher))
+    return applied(_HalfSquares, lambda s, t: (as_float(s) - as_float(t)).square().sum() / 2, *flat)
 
 
 _PRECISIONS = {torch.bfloat16: {'mkldnn': 'bf16', 'cuda': 'tf32'}, torch.float16: {'mkldnn': 'ieee', 'cuda': 'tf32'}}
@@ -167,15 +198,14 @@ def products_of(dtype: torch.dtype) -> Iterator[None]:
     if torch.compiler.is_compiling():
         yield
         return
-    precisions = _PRECISIONS.get(dtype, {'mkldnn': 'ieee', 'cuda': 'ieee'})
-    settings = {getattr(torch.backends, name).matmul: value for name, value in precisions.items()}
-    settings = {
-        backend: value for backend, value in settings.items() if hasattr(backend, 'fp32_precision')
-    }  # torch >= 2.9
-    before = {backend: backend.fp32_precision for backend in settings}
+    before = {}
     try:
-        for backend, value in settings.items():
-            backend.fp32_precision = value
+        for name, value in _PRECISIONS.get(dtype, {'mkldnn': 'ieee', 'cuda': 'ieee'}).items():
+            backend = getattr(torch.backends, name).matmul
+            current = getattr(backend, 'fp32_precision', value)  # torch >= 2.9
+            if current != value and (current, value) != ('none', 'ieee'):  # which is the same; writing takes time
+                before[backend] = current
+                backend.fp32_precision = value
         yield
     finally:
         for backend, value in before.items():
@@ -240,7 +270,7 @@ def product(x: Tensor, y: Tensor) -> Tensor:
     Factors of half precision are multiplied at its speed, and the product is float32. Gradients have the type of x and
     y, and are computed from an incoming one that is rounded to it.
     """
-    return _Product.apply(x, y)
+    return applied(_Product, lambda x, y: as_float(x) @ as_float(y), x, y)
 
 
 _LONG = 2**16
@@ -270,15 +300,20 @@ def gram(x: Tensor) -> Tensor:
     Its gradient is one product. Autograd's own would take two, one of them along a long and thin transpose, which can
     cost several times the rest.
     """
-    return _Gram.apply(x)
+    return applied(_Gram, lambda x: as_float(x) @ as_float(x).mT, x)
 
 
 class _WithGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        ctx.dtype = x.dtype
+    def forward(x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+        ctx.dtype = inputs[0].dtype
 
     @staticmethod
     @once_differentiable

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_logits, check_number
-from .gram import as_float, distillation_loss, kept_type
+from .gram import applied, as_float, distillation_loss, float_parts, kept_type, parts
 
 
 def clear_impossible_(terms: Tensor, probabilities: Tensor) -> Tensor:
@@ -46,27 +46,38 @@ def standardized(logits: Tensor) -> Tensor:
 
 
 class _Divergence(torch.autograd.Function):
-    """Sum of ``KL(softmax(t / tau) || softmax(s / tau))`` over all rows.
-
-    The gradient in s is computed with the value, from what the value needs anyway.
-    """
+    """:func:`divergence`, whose gradient in s comes from what the value needs anyway."""
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, tau: float) -> Tensor:
-        own, other = ((as_float(x) / tau).log_softmax(-1) for x in (student, teacher))
-        probabilities = other.exp()
-        divergence = clear_impossible_(other.sub_(own).mul_(probabilities), probabilities).sum()
-        gradient = own.exp_().sub_(probabilities).div_(tau).to(kept_type(student.dtype))
-        ctx.save_for_backward(student, probabilities, gradient)
+        gradient, divergences = torch.empty_like(student, dtype=kept_type(student.dtype)), []
+        for (s, t), (out,) in zip(float_parts(student, teacher), parts(gradient), strict=True):
+            own, other = s.mul_(1 / tau).log_softmax(1), t.mul_(1 / tau).log_softmax(1)
+            probabilities = torch.exp(other, out=t)
+            divergences.append(clear_impossible_(other.sub_(own).mul_(probabilities), probabilities).sum())
+            out.copy_(torch.exp(own, out=s).sub_(probabilities).mul_(1 / tau))
+        ctx.save_for_backward(student, teacher, gradient)
         ctx.tau = tau
-        return divergence
+        return torch.stack(divergences).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        student, probabilities, gradient = ctx.saved_tensors
+        student, teacher, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient will have one itself
-            gradient = ((as_float(student) / ctx.tau).softmax(-1) - probabilities) / ctx.tau
+            own, other = ((as_float(x) / ctx.tau).softmax(1) for x in (student, teacher))
+            gradient = (own - other) / ctx.tau
         return (grad * gradient).to(student.dtype), None, None
+
+
+def _plain_divergence(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
+    own, other = ((as_float(x) / tau).log_softmax(1) for x in (student, teacher))
+    probabilities = other.exp()
+    return torch.ops.aten.threshold_backward(probabilities * (other - own), probabilities, 0).sum()
+
+
+def divergence(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
+    """Return the sum of ``KL(softmax(t / tau) || softmax(s / tau))``, the softmax along axis 1."""
+    return applied(_Divergence, _plain_divergence, student, teacher, tau)
 
 
 @partial(distillation_loss, takes_half=True)
@@ -105,5 +116,5 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0, standardize: boo
     check_logits('kd_loss', student, teacher, positions=True)
     if standardize:
         student, teacher = standardized(as_float(student)), standardized(as_float(teacher))
-    divergence: Any = _Divergence.apply(student, teacher, tau)
-    return divergence * (tau**2 * student.shape[-1] / student.numel())
+    student, teacher = (x.flatten(0, -2) for x in (student, teacher))
+    return divergence(student, teacher, tau) * (tau**2 / len(student))

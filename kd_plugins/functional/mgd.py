@@ -65,4 +65,4 @@ def mgd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     check_maps('mgd_loss', student, teacher)
     check_channels('mgd_loss', student, teacher)
     student, teacher = match_size(student, teacher)
-    return half_squares(student, teacher) * 2 / len(student)
+    return half_squares(student, teacher) * (2 / len(student))

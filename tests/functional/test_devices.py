@@ -83,6 +83,7 @@ def test_no_loss_mixes_devices_or_waits_for_a_gpu(loss):
 @losses
 def test_no_gradient_mixes_devices_or_waits_for_a_gpu(loss, monkeypatch):
     monkeypatch.setattr(torch, 'autocast', lambda *args, **kwargs: nullcontext())  # knows no such device
+    monkeypatch.setattr(torch, 'is_autocast_enabled', lambda device: False)
     with torch.device('meta'):
         for dtype in (torch.float32, torch.float16):
             student = torch.randn(SHAPE, dtype=dtype, requires_grad=True)

@@ -131,6 +131,15 @@ def test_a_gradient_has_a_gradient(name):
     assert torch.autograd.gradgradcheck(lambda s: LOSSES[name](s, teacher) ** 2, (student.requires_grad_(),))
 
 
+@pytest.mark.parametrize('name', ['kd', 'fitnet', 'mgd', 'cwd', 'at', 'sp', 'fsp', 'pkd', 'reviewkd', 'pkt', 'nst-gan'])
+def test_gradients_of_each_batch_by_torch_func(name):
+    student, teacher = (torch.randn(3, 2, 4, 3, 3, dtype=torch.float64) for _ in range(2))
+    leaf = student.clone().requires_grad_()
+    torch.stack([LOSSES[name](s, t) for s, t in zip(leaf, teacher, strict=True)]).sum().backward()
+    torch.testing.assert_close(torch.func.grad(LOSSES[name])(student[0], teacher[0]), leaf.grad[0])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(LOSSES[name]))(student, teacher), leaf.grad)
+
+
 @losses
 def test_nan_is_not_hidden(loss, student, teacher):
     student[3, 2, 1, 1] = torch.nan
