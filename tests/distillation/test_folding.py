@@ -130,3 +130,17 @@ def test_the_gradient_in_the_inputs_is_that_of_the_network() -> None:
     teacher.features(own, None)[''][0].square().sum().backward()
     plain(other).square().sum().backward()
     torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_folded_features_of_a_bfloat16_teacher_are_as_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are folded in float32 and rounded once, by autocast; folding is compared in float32, too."""
+    images, taps = torch.randn(16, 3, 9, 9), ['', 'depthwise_norm']
+    exact = Teacher(network().double(), taps)(images.double(), None)
+    plain, folded = (Teacher(network(), taps, bf16=True) for _ in range(2))
+    folded.probe(images, None)
+    assert ran(monkeypatch, folded, images) == 2
+    for tap in taps:
+        expected = exact[tap][0]
+        errors = [(x(images, None)[tap][0].double() - expected).norm() / expected.norm() for x in (plain, folded)]
+        assert 1e-3 < errors[0] < 5e-3
+        assert errors[1] < 1.25 * errors[0]
