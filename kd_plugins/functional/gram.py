@@ -278,29 +278,35 @@ _LONG = 2**16
 
 class _Gram(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, exact: bool) -> Tensor:
         ctx.save_for_backward(x)
+        ctx.exact = exact
         with products_of(x.dtype):
+            factor = as_float(x) if exact else x
             if x.shape[-1] <= _LONG:
-                return _times(x, x.mT)
+                return _times(factor, factor.mT)
             # A float32 sum of millions of products is off by 1e-6, more than nearly equal samples differ.
-            total = reduce(torch.add, (_times(part, part.mT).double() for part in x.split(_LONG, -1)))
-            return total.to(torch.promote_types(x.dtype, torch.float32))
+            total = reduce(torch.add, (_times(part, part.mT).double() for part in factor.split(_LONG, -1)))
+            return total.to(factor.dtype if exact else torch.promote_types(x.dtype, torch.float32))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
+        grad = grad + grad.mT
+        if ctx.exact:
+            return (grad @ as_float(x)).to(x.dtype), None
         with products_of(x.dtype):
-            return _rounded_times(grad + grad.mT, x, x.dtype)
+            return _rounded_times(grad, x, x.dtype), None
 
 
-def gram(x: Tensor) -> Tensor:
+def gram(x: Tensor, exact: bool = False) -> Tensor:
     """Return the Gram matrix x x', (..., N, N), of (..., N, D); half precision is treated as by :func:`product`.
 
-    Its gradient is one product. Autograd's own would take two, one of them along a long and thin transpose, which can
-    cost several times the rest.
+    That rounds a product of bfloat16 to 7e-6 of it, which counts where nearly equal rows are compared. With ``exact``
+    it is as good as float32's, and takes up to 1.4 times the time. The gradient is one product. Autograd's own would
+    take two, one of them along a long and thin transpose, which can cost several times the rest.
     """
-    return applied(_Gram, lambda x: as_float(x) @ as_float(x).mT, x)
+    return applied(_Gram, lambda x, exact: as_float(x) @ as_float(x).mT, x, exact)
 
 
 class _WithGradient(torch.autograd.Function):

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from .checks import check_batch
-from .gram import as_float, distillation_loss, gram
+from .gram import distillation_loss, gram
 
 EPS = 1e-7  # the authors' addition to every probability
 
 
 def _probabilities(features: Tensor) -> Tensor:
-    products = gram(as_float(features.flatten(1)))  # what nearly equal rows differ is divided by
+    products = gram(features.flatten(1), exact=True)  # what nearly equal rows differ is divided by
     squares = products.diagonal()
     scale = squares.masked_fill(squares <= 1e-24, torch.inf).rsqrt()  # a sample of norm 0 has no direction
     # Rounding may take a cosine below -1.

@@ -38,6 +38,10 @@ def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
     ``G = Q Q'`` from the flattened features Q, each row scaled to **L2** norm 1; ``||G_T - G_S||_F^2 / B^2``. It
     depends on the batch size: give it the whole batch, not a device's share.
 
+    Of bfloat16 features the products are good to 7e-6 on a processor that has units for them. Where the similarities of
+    the two networks differ hardly more than that, as do those of nearly equal rows, the value is off: by 4e-6 for
+    independent rows, by 3e-4 for rows that differ by 3 %, and by up to 1 % for still nearer ones.
+
     Args:
         student: Features (B, ...).
         teacher: Features (B, ...), of any other size and rank; they get no gradient.
