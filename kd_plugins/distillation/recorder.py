@@ -90,7 +90,7 @@ class Recorder:
 
         Raises:
             UserError: A later layer overwrites an output in place in training, but did not in :meth:`probing` (a
-                dropout).
+                dropout). Inside a compiled graph that is not seen.
         """
         features: Features = {tap: [] for tap in self._taps}
         versions: dict[str, list[int | None]] = {tap: [] for tap in self._taps}

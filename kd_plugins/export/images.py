@@ -48,8 +48,8 @@ def images_for(config: Config, network: Any, size: Sequence[int] | None) -> Imag
             raise UserError(f'{config.filename} has no test_dataloader')
         options = dict(num_workers=0, persistent_workers=False, batch_size=COUNT)
         test = copy.deepcopy(config.test_dataloader) | options
-        for path, part in walk(test):  # seven images are no reason to fetch a data set
-            if path.endswith('dataset') and _downloads(part):
+        for _, part in walk(test):  # seven images are no reason to fetch a data set
+            if isinstance(part, dict) and _downloads(part):
                 part['download'] = False
         loader = Runner.build_dataloader(test, seed=0)
         batch, classes = next(iter(loader)), (getattr(loader.dataset, 'metainfo', None) or {}).get('classes')
@@ -69,12 +69,16 @@ def images_for(config: Config, network: Any, size: Sequence[int] | None) -> Imag
 
 
 def _downloads(part: Mapping[str, Any]) -> bool:
-    """Return whether the class of a data set has an option to download it."""
-    kind = part['type']
+    """Return whether a config dict is of a data set that has an option to download it."""
+    kind = part.get('type')
     if isinstance(kind, str):
         with DATASETS.switch_scope_and_registry(None) as registry:
             kind = registry.get(kind)
-    return any('download' in signature(base.__init__).parameters for base in getattr(kind, '__mro__', ()))
+    for base in getattr(kind, '__mro__', ()):
+        parameters = signature(base.__init__).parameters
+        if 'download' in parameters or not any(x.kind is x.VAR_KEYWORD for x in parameters.values()):
+            return 'download' in parameters
+    return False
 
 
 def _drawn(pipeline: list[Any]) -> list[Any]:

@@ -42,6 +42,5 @@ def cwd_loss(student: Tensor, teacher: Tensor, tau: float = 1.0) -> Tensor:
     student, teacher = map(by_channel, laid_out_alike(student, teacher))
     masked = teacher.amax(1, keepdim=True) == -torch.inf
     unseen = torch.compiler.is_compiling() or transformed() or not masked.is_cpu  # a GPU would have to be waited for
-    if unseen or masked.any():
-        student, teacher = (x.masked_fill(masked, 0) for x in (student, teacher))
-    return divergence(student, teacher, tau) * (tau**2 / masked.numel())
+    mask = [masked] if unseen or masked.any() else []
+    return divergence(student, teacher, tau, *mask) * (tau**2 / masked.numel())

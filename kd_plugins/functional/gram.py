@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d, avg_pool2d, interpolate, max_pool2d
 
 Features = Tensor | Sequence[Tensor]
@@ -170,7 +169,9 @@ class _HalfSquares(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         student, teacher = ctx.saved_tensors
-        if torch.is_grad_enabled() or kept_type(student.dtype) != student.dtype:  # the gradient may have one itself
+        # The gradient may have one itself, or be asked for of several numbers at once.
+        several = torch._C._functorch.is_legacy_batchedtensor(grad)
+        if several or torch.is_grad_enabled() or kept_type(student.dtype) != student.dtype:
             return (grad * (as_float(student) - as_float(teacher))).to(student.dtype), None
         gradient = torch.empty_like(student)
         for s, t, out in parts(student, teacher, gradient):
@@ -310,20 +311,16 @@ def gram(x: Tensor, exact: bool = False) -> Tensor:
 
 
 class _WithGradient(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        ctx.dtype = x.dtype
         return value.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[2])
-        ctx.dtype = inputs[0].dtype
-
-    @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        if torch.is_grad_enabled():  # else a derivative of the gradient would silently be 0
+            raise RuntimeError('PKD and ReviewKD have no second derivative: call backward without create_graph')
         (gradient,) = ctx.saved_tensors
         return (grad * gradient).to(ctx.dtype), None, None
 

@@ -1,5 +1,6 @@
 """Softened logits."""
 
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,8 @@ def expectation(probabilities: Tensor, values: Tensor) -> Tensor:
 def standardized(logits: Tensor) -> Tensor:
     """Shift and scale each row of logits (..., K) to mean 0 and standard deviation 1, that of a sample of K.
 
-    Classes masked by -inf stay so and are left out of both. A row of equal logits becomes 0, without gradient.
+    Classes masked by -inf stay so and are left out of both. A row of equal logits becomes 0, without gradient. A second
+    derivative of what is computed from it lacks that of the mean.
     """
     masked = logits == -torch.inf
     count = logits.shape[-1] - masked.sum(-1, keepdim=True)
@@ -49,35 +51,45 @@ class _Divergence(torch.autograd.Function):
     """:func:`divergence`, whose gradient in s comes from what the value needs anyway."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, tau: float) -> Tensor:
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, tau: float, *masked: Tensor) -> Tensor:
         gradient, divergences = torch.empty_like(student, dtype=kept_type(student.dtype)), []
-        for (s, t), (out,) in zip(float_parts(student, teacher), parts(gradient), strict=True):
+        for (s, t), (out, *mask) in zip(float_parts(student, teacher), parts(gradient, *masked), strict=True):
+            for rows in mask:
+                s.masked_fill_(rows, 0), t.masked_fill_(rows, 0)
             own, other = s.mul_(1 / tau).log_softmax(1), t.mul_(1 / tau).log_softmax(1)
             probabilities = torch.exp(other, out=t)
             divergences.append(clear_impossible_(other.sub_(own).mul_(probabilities), probabilities).sum())
             out.copy_(torch.exp(own, out=s).sub_(probabilities).mul_(1 / tau))
-        ctx.save_for_backward(student, teacher, gradient)
+        ctx.save_for_backward(student, teacher, gradient, *masked)
         ctx.tau = tau
         return torch.stack(divergences).sum()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        student, teacher, gradient = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        student, teacher, gradient, *masked = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient will have one itself
-            own, other = ((as_float(x) / ctx.tau).softmax(1) for x in (student, teacher))
+            own, other = ((as_float(x) / ctx.tau).softmax(1) for x in _cleared((student, teacher), masked))
             gradient = (own - other) / ctx.tau
-        return (grad * gradient).to(student.dtype), None, None
+        return (grad * gradient).to(student.dtype), None, None, *(None for _ in masked)
 
 
-def _plain_divergence(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
-    own, other = ((as_float(x) / tau).log_softmax(1) for x in (student, teacher))
+def _cleared(logits: tuple[Tensor, Tensor], masked: Sequence[Tensor]) -> Iterable[Tensor]:
+    """Return the logits of both, 0 where a mask says so."""
+    return (x.masked_fill(masked[0], 0) for x in logits) if masked else logits
+
+
+def _plain_divergence(student: Tensor, teacher: Tensor, tau: float, *masked: Tensor) -> Tensor:
+    own, other = ((as_float(x) / tau).log_softmax(1) for x in _cleared((student, teacher), masked))
     probabilities = other.exp()
     return torch.ops.aten.threshold_backward(probabilities * (other - own), probabilities, 0).sum()
 
 
-def divergence(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
-    """Return the sum of ``KL(softmax(t / tau) || softmax(s / tau))``, the softmax along axis 1."""
-    return applied(_Divergence, _plain_divergence, student, teacher, tau)
+def divergence(student: Tensor, teacher: Tensor, tau: float, *masked: Tensor) -> Tensor:
+    """Return the sum of ``KL(softmax(t / tau) || softmax(s / tau))``, the softmax along axis 1.
+
+    Rows that are masked wholly, by a mask of size 1 along that axis, add nothing.
+    """
+    return applied(_Divergence, _plain_divergence, student, teacher, tau, *masked)
 
 
 @partial(distillation_loss, takes_half=True)

@@ -42,16 +42,18 @@ class _BasicBlock(nn.Module):
         self.sum = nn.Identity()  # a tap before the activation
         self.relu2 = nn.ReLU()
         self.padding = (0, 0, 0, 0, 0, channels - in_channels)
-        self.changes = stride != 1 or channels != in_channels
         self.shortcut = None
-        if shortcut == 'B' and self.changes:
+        if shortcut == 'B' and (stride != 1 or channels != in_channels):
             self.shortcut = nn.Sequential(_conv(in_channels, channels, 1, stride), nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x
         if self.shortcut is not None:
             shortcut = self.shortcut(x)
-        elif self.changes:  # pooling of single positions is a slice whose gradient keeps the memory layout
+        elif self.padding[-1] or self.conv1.stride != (
+            1,
+            1,
+        ):  # pooling of single positions is a slice whose gradient keeps the memory layout
             shortcut = F.pad(F.avg_pool2d(x, 1, self.conv1.stride), self.padding)
         x = self.relu1(self.norm1(self.conv1(x)))
         return self.relu2(self.sum(self.norm2(self.conv2(x)) + shortcut))

@@ -243,3 +243,10 @@ def test_an_image_classifier_of_mmpretrain_takes_it() -> None:
     x = torch.randn(2, 3, 32, 32)
     expected = model.head.fc(model.backbone(x)[0].mean((2, 3)))
     torch.testing.assert_close(model(x), expected)
+
+
+def test_a_block_has_no_other_attributes_than_those_of_caches_that_are_there():
+    """The name of a teacher's cache depends on them."""
+    (block,) = {type(x) for x in CifarResNet(8, width=4).modules() if type(x).__name__ == '_BasicBlock'}
+    plain = vars(block(4, 8, 2, 'A')).keys() - vars(torch.nn.Module()).keys()
+    assert plain == {'padding', 'shortcut'}

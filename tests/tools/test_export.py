@@ -494,7 +494,8 @@ def test_a_data_set_that_is_not_here_is_not_downloaded(run, tmp_path, monkeypatc
     config = classification_config(tmp_path / 'nowhere', tmp_path / 'run')
     cifar = dict(type=f'{package}.CIFAR10', data_root=str(tmp_path / 'cifar'), split='test', pipeline=[TEST[1]])
     views = dict(type='kd_plugins.RepeatedViews', dataset=cifar, views=1)
-    config.test_dataloader = dict(dataset=views, sampler=dict(type='DefaultSampler', shuffle=False))
+    both = dict(type='ConcatDataset', datasets=[views, cifar])
+    config.test_dataloader = dict(dataset=both, sampler=dict(type='DefaultSampler', shuffle=False))
     config.dump(tmp_path / 'config.py')
     saved(config.model, tmp_path / 'student.pth')
     with pytest.raises(UserError, match='leaves the size of images as it is'):
