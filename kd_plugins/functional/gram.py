@@ -170,7 +170,7 @@ class _HalfSquares(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         student, teacher = ctx.saved_tensors
         # The gradient may have one itself, or be asked for of several numbers at once.
-        several = torch._C._functorch.is_legacy_batchedtensor(grad)
+        several = not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grad)
         if several or torch.is_grad_enabled() or kept_type(student.dtype) != student.dtype:
             return (grad * (as_float(student) - as_float(teacher))).to(student.dtype), None
         gradient = torch.empty_like(student)

@@ -47,14 +47,13 @@ class _BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(_conv(in_channels, channels, 1, stride), nn.BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x
+        stride = self.conv1.stride
         if self.shortcut is not None:
             shortcut = self.shortcut(x)
-        elif self.padding[-1] or self.conv1.stride != (
-            1,
-            1,
-        ):  # pooling of single positions is a slice whose gradient keeps the memory layout
-            shortcut = F.pad(F.avg_pool2d(x, 1, self.conv1.stride), self.padding)
+        elif stride == (1, 1) and not self.padding[-1]:
+            shortcut = x
+        else:  # pooling of single positions is a slice whose gradient keeps the memory layout
+            shortcut = F.pad(F.avg_pool2d(x, 1, stride), self.padding)
         x = self.relu1(self.norm1(self.conv1(x)))
         return self.relu2(self.sum(self.norm2(self.conv2(x)) + shortcut))
 

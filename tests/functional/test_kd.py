@@ -4,7 +4,7 @@ from statistics import mean, stdev
 import pytest
 import torch
 
-from kd_plugins.functional import kd_loss
+from kd_plugins.functional import gram, kd_loss
 
 
 def by_loops(student, teacher, tau):
@@ -173,3 +173,13 @@ def test_mismatch(student, teacher):
     assert f'teacher {teacher}' in message
     assert ('the same classes' if student != teacher else 'tap the layer that predicts the classes') in message
     assert '\n' not in message
+
+
+def test_parts_of_many_rows_are_the_whole(monkeypatch):
+    student, teacher = torch.randn(2, 7, 5)
+    found = []
+    for size in (2**16, 10):  # of the parts, the last has one row
+        monkeypatch.setattr(gram, '_PART', size)
+        value = kd_loss(student.requires_grad_(), teacher)
+        found.append((value.detach(), torch.autograd.grad(value, student)[0]))
+    torch.testing.assert_close(*found)
