@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cache
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -124,13 +123,10 @@ class FeatureCache:
             contexts = [f'{precision} {shape}'.encode()[:64] for shape in shapes]
         else:
             images, way = origin
-
-            @cache
-            def context(dtype: torch.dtype, size: torch.Size, shape: str) -> bytes:
-                return hashlib.blake2b(f'{kind} {way} {dtype} {tuple(size)} {shape}'.encode()).digest()
-
             alike = [images[0]] * len(images) if isinstance(images, Tensor) else images
-            contexts = [context(x.dtype, x.shape, shape) for x, shape in zip(alike, shapes, strict=True)]
+            texts = [f'{kind} {way} {x.dtype} {tuple(x.shape)} {shape}' for x, shape in zip(alike, shapes, strict=True)]
+            digests = {text: hashlib.blake2b(text.encode()).digest() for text in set(texts)}
+            contexts = [digests[text] for text in texts]
 
         def hashes(part: Sequence[tuple[memoryview, bytes]]) -> list[bytes]:
             return [hashlib.blake2b(pixels, key=context, digest_size=16).digest() for pixels, context in part]
