@@ -487,15 +487,17 @@ def test_without_a_test_set_images_are_drawn_through_its_pipeline(run, tmp_path)
 
 
 @pytest.mark.parametrize('package', ['mmpretrain', 'kd_plugins'])
-def test_a_data_set_that_is_not_here_is_not_downloaded(run, tmp_path, monkeypatch, package):
+@pytest.mark.parametrize('around', ['kd_plugins.RepeatedViews', 'ConcatDataset'])
+def test_a_data_set_that_is_not_here_is_not_downloaded(run, tmp_path, monkeypatch, package, around):
     fetched = []
     monkeypatch.setattr('mmpretrain.datasets.cifar.download_and_extract_archive', lambda *x, **_: fetched.append(x))
     monkeypatch.setattr('kd_plugins.datasets.cifar.fetch', lambda *x: fetched.append(x))
     config = classification_config(tmp_path / 'nowhere', tmp_path / 'run')
     cifar = dict(type=f'{package}.CIFAR10', data_root=str(tmp_path / 'cifar'), split='test', pipeline=[TEST[1]])
-    views = dict(type='kd_plugins.RepeatedViews', dataset=cifar, views=1)
-    both = dict(type='ConcatDataset', datasets=[views, cifar])
-    config.test_dataloader = dict(dataset=both, sampler=dict(type='DefaultSampler', shuffle=False))
+    inside = dict(datasets=[cifar]) if around == 'ConcatDataset' else dict(dataset=cifar, views=1)
+    config.test_dataloader = dict(
+        dataset=dict(type=around, **inside), sampler=dict(type='DefaultSampler', shuffle=False)
+    )
     config.dump(tmp_path / 'config.py')
     saved(config.model, tmp_path / 'student.pth')
     with pytest.raises(UserError, match='leaves the size of images as it is'):
