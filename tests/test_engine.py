@@ -106,6 +106,31 @@ def test_a_config_may_leave_broken_images_out_of_training_alone():
     assert config.val_dataloader.dataset.pipeline[0].skip_corrupt is False
 
 
+@pytest.mark.parametrize('has', [True, False])
+def test_a_cpu_without_bfloat16_computes_in_float32(monkeypatch, has):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    monkeypatch.setattr(engine, '_has_bfloat16', lambda: has)
+    config = Config(
+        dict(
+            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1)),
+            val_cfg=dict(fp16=True),
+            test_cfg=None,
+            custom_hooks=[dict(type='kd_plugins.DistillationHook', teacher=dict(config='teacher.py', bf16=True))],
+        )
+    )
+    notices = []
+    monkeypatch.setattr(engine, 'print_log', lambda text, *args: notices.append(text))
+    prepare_run(config, amp=True)
+    assert config.optim_wrapper.type == ('kd_plugins.BF16OptimWrapper' if has else 'OptimWrapper')
+    assert config.optim_wrapper.optimizer == dict(type='SGD', lr=0.1)
+    assert config.val_cfg.fp16 is has
+    assert config.custom_hooks[0].teacher.bf16 is has
+    assert ['the run computes in float32' in text for text in notices] == [True] * (not has)
+    prepare_run(config := Config(dict(optim_wrapper=dict(type='OptimWrapper'))))
+    assert config.optim_wrapper == dict(type='OptimWrapper')
+    assert len(notices) == (not has)
+
+
 def test_the_scope_of_a_config_by_text_and_by_class():
     from mmpretrain.models import ImageClassifier
 
