@@ -257,7 +257,8 @@ def _without_order(text: str) -> Any:
 
 
 def _packed(level: Tensor, channels_last: bool) -> Tensor:
-    return (level.movedim(1, -1) if channels_last else level).cpu().contiguous().flatten(1).view(torch.uint8)
+    rows = (level.movedim(1, -1) if channels_last else level).cpu().contiguous()
+    return rows.unsqueeze(-1).flatten(1).view(torch.uint8)  # a row each, also of one number
 
 
 def _unpacked(level: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
