@@ -56,7 +56,7 @@ def parse_args() -> argparse.Namespace:
         metavar='CHECKPOINT',
         help="continue from a checkpoint, or from the run's newest; start a new run where there is none",
     )
-    parser.add_argument('--amp', action='store_true', help='train under bfloat16 autocast')
+    parser.add_argument('--amp', action='store_true', help='train under bfloat16 autocast, where the processor has it')
     add_watch(parser, BACKENDS)
     parser.add_argument('--skip-corrupt', action='store_true', help='leave out images that cannot be read')
     return parser.parse_args()
