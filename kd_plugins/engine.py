@@ -94,7 +94,7 @@ def prepare_run(
     _check_launcher(launcher)
     if not torch.cuda.is_available():
         _use_cpu(config)
-        if not _has_bfloat16():
+        if not has_bfloat16():
             _use_float32(config)
 
 
@@ -371,7 +371,7 @@ def _use_cpu(config: Config) -> None:
         )
 
 
-def _has_bfloat16() -> bool:
+def has_bfloat16() -> bool:
     """Return whether oneDNN, which runs the convolutions of a CPU, has bfloat16 kernels for this one."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 

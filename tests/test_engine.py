@@ -109,7 +109,7 @@ def test_a_config_may_leave_broken_images_out_of_training_alone():
 @pytest.mark.parametrize('has', [True, False])
 def test_a_cpu_without_bfloat16_computes_in_float32(monkeypatch, has):
     monkeypatch.setattr('torch.cuda.is_available', lambda: False)
-    monkeypatch.setattr(engine, '_has_bfloat16', lambda: has)
+    monkeypatch.setattr(engine, 'has_bfloat16', lambda: has)
     config = Config(
         dict(
             optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1)),

@@ -17,6 +17,7 @@ from tiny import image_folder
 
 from kd_plugins.distillation.distillation import Distillation
 from kd_plugins.distillation.teacher import Teacher
+from kd_plugins.engine import has_bfloat16
 from kd_plugins.errors import UserError
 
 TOOLS = Path(__file__).parents[2] / 'tools'
@@ -259,7 +260,7 @@ def test_steps_are_measured_in_all_forms(tmp_path, capsys):
             '1',
             '--device',
             'cpu',
-            '--amp',
+            *['--amp'] * has_bfloat16(),  # emulated, it takes minutes
             '--threads',
             '1',
             '--watch',

@@ -526,7 +526,7 @@ def test_amp_takes_the_place_of_another_wrapper(tmp_path, command, config):
     config.dump(tmp_path / 'cfg.py')
     assert command(tmp_path, 'cfg.py', '--amp') == 0, (tmp_path / 'stderr').read_text()
     used = Config.fromfile(Path(config.work_dir) / 'cfg.py').optim_wrapper
-    assert used.type == ('kd_plugins.BF16OptimWrapper' if engine._has_bfloat16() else 'OptimWrapper')
+    assert used.type == ('kd_plugins.BF16OptimWrapper' if engine.has_bfloat16() else 'OptimWrapper')
     assert 'loss_scale' not in used
     assert used.optimizer == config.optim_wrapper.optimizer
 
