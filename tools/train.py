@@ -174,7 +174,7 @@ def compared_beside(config: Config, flags: Sequence[str]) -> Iterator[None]:
         print_log('waiting for the runs to compare with', 'current')
         running.wait()
     except BaseException:
-        os.killpg(running.pid, signal.SIGINT)
+        os.killpg(running.pid, signal.SIGTERM)  # a shell's background jobs ignore SIGINT
         running.wait()
         raise
 

@@ -708,8 +708,11 @@ def test_compared_runs_train_one_after_the_other_beside_the_run(tmp_path, beside
     assert Path('which').read_text() == 'a.py\n'  # the other one has its result
 
 
-def test_compared_runs_stop_with_the_run(tmp_path, beside):
+@pytest.mark.parametrize('interrupt', [signal.SIG_IGN, signal.default_int_handler])
+def test_compared_runs_stop_with_the_run(tmp_path, beside, interrupt):
+    """Also below a shell that runs it in the background, and lets it ignore SIGINT."""
     began = time.monotonic()
+    before = signal.signal(signal.SIGINT, interrupt)
 
     def fail():
         with beside('touch $0.begun; sleep 60; touch $0.ended'):
@@ -717,8 +720,11 @@ def test_compared_runs_stop_with_the_run(tmp_path, beside):
                 time.sleep(0.05)
             raise UserError('diverged')
 
-    with pytest.raises(UserError, match='diverged'):
-        fail()
+    try:
+        with pytest.raises(UserError, match='diverged'):
+            fail()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - began < 30
     assert {path.name for path in tmp_path.glob('*.py.*')} == {'a.py.begun'}
 
