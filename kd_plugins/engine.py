@@ -23,6 +23,7 @@ from kd_plugins.checkpoint import RUN_ID, UnreadableError, guard_checkpoints, re
 from kd_plugins.config import check_config, load_config, walk
 from kd_plugins.errors import UserError
 from kd_plugins.registry import type_name
+from kd_plugins.utils.memory import keep_freed_memory
 
 
 def load_run(path: str, args: argparse.Namespace, part: str) -> Config:
@@ -94,8 +95,6 @@ def prepare_run(
     _check_launcher(launcher)
     if not torch.cuda.is_available():
         _use_cpu(config)
-        if not has_bfloat16():
-            _use_float32(config)
 
 
 def watch(config: Config, backends: Sequence[str]) -> None:
@@ -360,7 +359,10 @@ def _check_images(node: Any, skip_corrupt: bool | None) -> None:
 
 
 def _use_cpu(config: Config) -> None:
-    """Let several processes run without a GPU."""
+    """Let a run, also of several processes, work well without a GPU."""
+    keep_freed_memory()
+    if not has_bfloat16():
+        _use_float32(config)
     if config.launcher == 'pytorch':
         join_group(config.launcher)
         config.model_wrapper_cfg = dict(

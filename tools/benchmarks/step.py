@@ -35,6 +35,7 @@ from kd_plugins.distillation.sources import build_network
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import DistillationHook, WatchHook
 from kd_plugins.registry import type_name
+from kd_plugins.utils.memory import keep_freed_memory
 from kd_plugins.utils.models import to_channels_last
 
 ROOT = Path(__file__).parents[2]
@@ -210,6 +211,8 @@ def ranged(values: Sequence[float]) -> str:
 def step(args: argparse.Namespace) -> None:
     """Measure training steps."""
     device = torch.device(args.device)
+    if device.type == 'cpu':
+        keep_freed_memory()  # as a run does
     machine = machine_of(device, torch.bfloat16 if args.amp else torch.float32)
     results: dict[str, Any] = {}
     for part in args.parts:

@@ -18,6 +18,7 @@ from benchmarks.timing import keep, seconds
 from kd_plugins.distillation.cache import FeatureCache
 from kd_plugins.distillation.recorder import Recorder
 from kd_plugins.distillation.sources import build_network
+from kd_plugins.utils.memory import keep_freed_memory
 from kd_plugins.utils.models import to_channels_last
 
 PASSES = {  # channels-last, bfloat16, inference mode, compiled
@@ -70,6 +71,8 @@ def cached(config: dict[str, Any], inputs: Tensor, taps: list[str]) -> Iterator[
 def teacher(args: argparse.Namespace) -> None:
     """Measure the ways to get a teacher's features."""
     device = torch.device(args.device)
+    if device.type == 'cpu':
+        keep_freed_memory()  # as a run does
     results: dict[str, Any] = {}
     for part in args.parts:
         side = STEP_PARTS[part][1]
