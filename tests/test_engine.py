@@ -131,6 +131,15 @@ def test_a_cpu_without_bfloat16_computes_in_float32(monkeypatch, has):
     assert len(notices) == (not has)
 
 
+@pytest.mark.parametrize('gpu', [True, False])
+def test_a_run_on_a_cpu_keeps_freed_memory(monkeypatch, gpu):
+    calls = []
+    monkeypatch.setattr('torch.cuda.is_available', lambda: gpu)
+    monkeypatch.setattr(engine, 'keep_freed_memory', lambda: calls.append(1))
+    prepare_run(Config())
+    assert len(calls) == (not gpu)
+
+
 def test_the_scope_of_a_config_by_text_and_by_class():
     from mmpretrain.models import ImageClassifier
 
