@@ -1,5 +1,5 @@
-# cifar10.py in a third of its epochs, for a computer without a GPU: all images, ten epochs, of which none repeats another's
-# augmentations.
+# cifar10.py in a third of its epochs, for a computer without a GPU: all images, ten epochs, of which none repeats
+# another's augmentations.
 #
 #     python tools/study.py configs/studies/cifar10_short.py --jobs 2 --only '*/clean/*/seed0'
 _base_ = './cifar10.py'
@@ -17,6 +17,6 @@ imbalanced = dict(
 )
 corruptions = {'gamma=0.2': dict(common=imbalanced)}
 notes = (
-    f'Schedule: {epochs} epochs, {epochs_imbalanced} at gamma=0.2, first stages {epochs_first}. BSS attacks 16 images of a '
-    'batch. Published values, of full trainings: Sarfraz et al. 2020, Table III.'
+    f'Schedule: {epochs} epochs, {epochs_imbalanced} at gamma=0.2, first stages {epochs_first}. BSS attacks 16 images '
+    'of a batch. Published values, of full trainings: Sarfraz et al. 2020, Table III.'
 )
