@@ -20,6 +20,7 @@ from kd_plugins.evaluation.products import inner_products
 
 Floats = NDArray[np.floating]
 _TILE = 2000  # smaller tiles make slower products; transposing a power of 2 is several times slower
+_KEPT = 2**28  # similarities of queries to the gallery, 1 GiB; more are computed a second time
 
 
 def _check(condition: bool, expected: str, given: object) -> None:
@@ -98,22 +99,25 @@ class _Part:
         return similarities
 
 
-def _parts(features: NDArray[np.float32]) -> list[_Part]:
-    return [_Part(features[start : start + _TILE]) for start in range(0, len(features), _TILE)]
-
-
-def _neighbours(features: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _neighbours(
+    features: NDArray[np.float32], k: int, queries: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32], Tensor | None]:
     """Return the k nearest items of each, (N, k), itself first, and the squared distance of the farthest, (N,).
 
     One pass over the upper half of the distances gives both; two calls of ``faiss.knn`` would take four times as long.
+    Third come the similarities of the first items, the queries, to the others, unless these are too many to keep.
     """
     n = len(features)
     heap = faiss.ResultHeap(n, k, keep_max=True)
     least = torch.zeros(n)
-    items, parts = np.split(np.arange(n), range(_TILE, n, _TILE)), _parts(features)
+    kept = torch.empty(queries, n - queries) if queries * (n - queries) <= _KEPT else None
+    items = np.split(np.arange(n), [*range(_TILE, queries, _TILE), *range(queries, n, _TILE)])
+    parts = [_Part(features[own]) for own in items]
     for i, (rows, part) in enumerate(zip(items, parts, strict=True)):
         for columns, other in zip(items[i:], parts[i:], strict=True):
             tile = part.similarities(other)
+            if kept is not None and rows[0] < queries <= columns[0]:
+                kept[rows[0] : rows[-1] + 1, columns[0] - queries : columns[-1] + 1 - queries] = tile
             both = (rows, columns, tile), (columns, rows, tile.T)
             for own, others, similarities in both[: 1 if other is part else 2]:
                 similarities = similarities.contiguous()  # NumPy transposes several times more slowly
@@ -122,7 +126,7 @@ def _neighbours(features: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64
                     similarities.fill_diagonal_(torch.inf)  # each is its own nearest
                 heap.add_result_subset(own, similarities.numpy(), others)
     heap.finalize()
-    return heap.I, -2 * least.numpy()
+    return heap.I, -2 * least.numpy(), kept
 
 
 def _reciprocal(neighbours: NDArray[np.int64]) -> csr_array:
@@ -155,7 +159,8 @@ class KReciprocal:
       :math:`(1 - \lambda) (1 - t / (2 - t)) + \lambda D_{ij}`.
 
     Items at the same distance are ranked in no particular order, but each is its own nearest. Memory: two copies of the
-    features, some tiles of distances, and O(N k).
+    features, some tiles of distances, O(N k), and those of the queries to the gallery, or, where they would exceed
+    1 GiB, the time to compute them twice.
 
     Args:
         query: Features (Q, D).
@@ -202,7 +207,7 @@ class KReciprocal:
         torch.from_numpy(features).sub_(torch.from_numpy(features).mean(0))
         self._features = features
         count = min(len(features), max(k1 + 1, k2))
-        neighbours, self._farthest = _neighbours(features, count)
+        neighbours, self._farthest, self._kept = _neighbours(features, count, len(query))
         self._farthest[self._farthest <= 0] = 1  # all items are the same
         near = neighbours[:, :k2]
         encoding = _sparse(near, len(features)) @ self._encoding(_expanded(neighbours, k1))
@@ -225,11 +230,14 @@ class KReciprocal:
         Args:
             block: Largest number of queries in a block, b.
         """
-        gallery = _parts(self._features[self._queries :])
+        gallery = [_Part(own) for own in np.split(self._features, range(self._queries, len(self._features), _TILE))[1:]]
         for start in range(0, self._queries, block):
             part = slice(start, min(start + block, self._queries))
-            queries = _Part(self._features[part])
-            distances = torch.cat([queries.similarities(others) for others in gallery], 1).clamp_max_(0)
+            if self._kept is None:
+                queries = _Part(self._features[part])
+                distances = torch.cat([queries.similarities(others) for others in gallery], 1).clamp_max_(0)
+            else:
+                distances = self._kept[part].clamp_max(0)
             distances *= -2 * self._lambda / torch.from_numpy(self._farthest[part, None])
 
             own = self._own[part]

@@ -87,10 +87,13 @@ def test_few_items(sizes):
     check(*features(*sizes))
 
 
-def test_neither_blocks_nor_the_product_change_anything(monkeypatch):
+@pytest.mark.parametrize('kept', [0, 2**28])
+def test_neither_blocks_nor_the_product_change_anything(monkeypatch, kept):
     query, gallery = features(identities=6)
     expected = by_loops(query, gallery)
     monkeypatch.setattr(reranking, '_TILE', 10)
+    monkeypatch.setattr(reranking, '_KEPT', kept)
+    assert (KReciprocal(query, gallery)._kept is None) == (kept == 0)
     np.testing.assert_allclose(reranked(query, gallery, block=5), expected, atol=1e-5)
     monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: False)
     np.testing.assert_allclose(reranked(query, gallery, block=1), expected, atol=1e-5)
@@ -116,7 +119,7 @@ def test_duplicates(metric):
     assert np.isfinite(distances).all()
     assert distances[0, :40].max() < distances[0, 40:].min()
     assert reranked(query, gallery, metric=metric, lambda_value=1).min() >= 0
-    neighbours, _ = reranking._neighbours(np.concatenate((query, gallery)), 21)
+    neighbours, *_ = reranking._neighbours(np.concatenate((query, gallery)), 21, len(query))
     assert np.array_equal(neighbours[:, 0], np.arange(75))
     same = np.ones((30, 4), np.float32)
     assert np.isfinite(reranked(same[:4], same, metric=metric)).all()
