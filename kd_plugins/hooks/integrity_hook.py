@@ -61,9 +61,10 @@ class IntegrityHook(Hook):
                 f'a run cannot resume from {path}, which holds no state of an optimiser: give one of the '
                 "run's own checkpoints, or load its weights with load_from"
             )
-        groups, own = optimizer.get('param_groups'), getattr(runner.optim_wrapper, 'param_groups', None)
-        if groups and own:
-            _check_groups(path, groups, own)
+        # The wrapper's own param_groups have one more, by which mmengine tracks the base learning rate.
+        own = getattr(runner.optim_wrapper, 'optimizer', None)
+        if own is not None and (groups := optimizer.get('param_groups')):
+            _check_groups(path, groups, own.param_groups)
         _check_schedules(path, checkpoint.get('param_schedulers'), runner.param_schedulers)
 
     def before_train(self, runner: Runner) -> None:

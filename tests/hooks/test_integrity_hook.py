@@ -95,8 +95,19 @@ def test_a_run_resumes_from_its_own_checkpoints_only(tmp_path, data, config):
         train(resumed(adam, path))
     parts = checked(data, tmp_path / 'other')
     parts.optim_wrapper.paramwise_cfg = dict(norm_decay_mult=0.0)
-    with pytest.raises(UserError, match=r'optimiser with 1 parameter groups, this config has 24'):
+    with pytest.raises(UserError, match=r'optimiser with 1 parameter groups, this config has 23'):
         train(resumed(parts, path))
+
+
+def test_a_run_of_several_parameter_groups_resumes(data, tmp_path):
+    for name in ('whole', 'resumed'):
+        config = checked(data, tmp_path / name)
+        config.train_cfg.max_epochs = 2
+        config.optim_wrapper.paramwise_cfg = dict(custom_keys=dict(backbone=dict(lr_mult=0.1)))
+        train(config if name == 'whole' else resumed(config, tmp_path / 'whole/epoch_1.pth'))
+    whole, parts = (read_checkpoint(tmp_path / name / 'epoch_2.pth') for name in ('whole', 'resumed'))
+    assert len(whole['optimizer']['param_groups']) > 1
+    assert equal(whole['state_dict'], parts['state_dict'])
 
 
 def test_no_iteration(data, tmp_path):
