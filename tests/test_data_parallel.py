@@ -80,6 +80,11 @@ def test_adapters_train_as_in_one_process(ranks, way, name):
     assert all(equal(*pair) for pair in zip(*(run['adapters'] for run in together), strict=True))
 
 
+def test_pending_gradients_of_all_processes_are_resumed(ranks):
+    for rank in ranks:
+        assert_close(*rank['pending'])
+
+
 @BOTH
 def test_norms_of_gradients_are_those_of_the_global_batch(ranks, way):
     alone, together = runs(ranks, way, 'watched')

@@ -78,6 +78,8 @@ def prepare_tiny_imagenet(args: argparse.Namespace) -> None:
     sort_validation(args.root / 'val')
     counts = {}
     for split in ('train', 'val'):
+        if not (args.root / split).is_dir():
+            raise UserError(f'{args.root / split}: missing; {again(args.root)}')
         folders = sorted(path for path in (args.root / split).iterdir() if path.is_dir())
         counts[split] = {path.name: sum(map(is_image, path.rglob('*'))) for path in folders}
         empty = [name for name, count in counts[split].items() if not count]
@@ -101,6 +103,8 @@ def sort_validation(folder: Path) -> None:
     if not images.is_dir():
         return
     annotations = folder / 'val_annotations.txt'
+    if not annotations.is_file():
+        raise UserError(f'{annotations}: missing; {again(folder.parent)}')
     for number, line in enumerate(annotations.read_text().splitlines(), 1):
         fields = line.split('\t')
         if len(fields) < 2:

@@ -140,9 +140,11 @@ def held_out(labels: Labels, size: int, seed: int = 0) -> np.ndarray:
     Each class contributes in proportion to its samples; what rounding down leaves goes to the largest remainders.
 
     Raises:
-        UserError: Not 0 < size < the number of samples.
+        UserError: Not 0 < size < the number of samples, or a label below 0.
     """
     labels = np.asarray(labels, np.int64)
+    if len(labels) and labels.min() < 0:
+        raise UserError(f'validation: a label of {labels.min()}; expected labels from 0')
     if not 0 < size < len(labels) or seed < 0:
         raise UserError(
             f'validation: size={size}, seed={seed}, {len(labels)} samples; expected a size between 0 and '
@@ -318,13 +320,19 @@ def corrupted(
     data = DATASETS.build(dataset)
     name = type(data).__name__
     if not isinstance(data, BaseDataset):
+        key = 'datasets=[' if name == 'ConcatDataset' else 'dataset='
         raise UserError(
             f"Corrupted: {name} is not an mmengine data set; put Corrupted inside it: dict(type='{name}', "
-            "dataset=dict(type='kd_plugins.Corrupted', dataset=...))"
+            f"{key}dict(type='kd_plugins.Corrupted', dataset=...){', ...]' if key.endswith('[') else ''})"
         )
     if data.test_mode or getattr(data, 'split', 'train') in ('test', 'val', 'valid'):
         refuse_test(name)
     data.full_init()
+    if getattr(data, 'corruption', None) is not None:
+        raise UserError(
+            f'Corrupted: {name} is corrupted already, by its own options or another Corrupted: give all '
+            'options in one place'
+        )
     infos = [data.get_data_info(i) for i in range(len(data))]
     if not infos or not all(isinstance(info.get('gt_label'), (int, np.integer)) for info in infos):
         raise UserError(f'Corrupted: {name} has samples without an integer gt_label, or none; expected single labels')

@@ -79,8 +79,9 @@ class LoadImage(LoadImageFromFile):
     ) -> None:
         super().__init__(to_float32, color_type, imdecode_backend, backend_args=backend_args)
         self.skip_corrupt = skip_corrupt
-        # By a hash of the path, in memory that the workers of a data loader share: each file is reported once.
-        self._reported = torch.zeros(2**14, dtype=torch.bool).share_memory_()
+        # By a hash of the path, in memory that the workers of a data loader share: each file is reported once. So many
+        # that hardly two unreadable files have one.
+        self._reported = torch.zeros(2**20, dtype=torch.bool).share_memory_()
 
     def transform(self, results: dict) -> dict | None:
         """Read ``results['img_path']``; set ``img`` (H, W, 3), ``img_shape`` and ``ori_shape``."""

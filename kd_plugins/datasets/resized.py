@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,10 @@ class ResizedImages:
         """
         if not -len(self) <= idx < len(self):
             raise IndexError(idx)  # ends a loop over the data set
-        for step in range(len(self)):
+        whole = getattr(self.dataset, 'test_mode', False)
+        if whole and not self._shapes[idx, 0]:
+            raise UserError(f'ResizedImages: image {idx} cannot be read, and a test set must be whole')
+        for step in range(1 if whole else len(self)):
             other = (idx + step) % len(self)
             if self._shapes[other, 0] and (sample := self.pipeline(self.get_data_info(other))) is not None:
                 return sample
@@ -172,11 +176,16 @@ def _build(read: _Reader, cache: Path) -> tuple[Path, np.ndarray]:
     pixels, shapes = cache / f'{key}.pixels', cache / f'{key}.shapes'
     if cache.exists() and not cache.is_dir():
         raise UserError(f'{cache}: expected a folder for the resized images, found a file; name another as cache')
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f'{key}.lock').open('w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # other processes wait, and then find all images
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
         for path in (pixels, shapes):
             path.touch()
+        lock_file = (cache / f'{key}.lock').open('w')
+    except OSError as error:
+        raise UserError(f'{cache}: {error.strerror}; name another folder for the resized images as cache') from error
+    with lock_file as lock:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)  # other processes wait, and then find all images
         # A killed process can leave either file ahead of the other.
         found = np.fromfile(shapes, np.int32, shapes.stat().st_size // 12 * 3).reshape(-1, 3)
         ends = found.prod(1, dtype=np.int64).cumsum()

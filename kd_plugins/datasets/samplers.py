@@ -65,6 +65,8 @@ class PKSampler:
             info = dataset.get_data_info(i)
             if 'gt_label' not in info:
                 raise UserError('PKSampler: the data set has no gt_label; sample the training split')
+            if np.ndim(info['gt_label']):
+                raise UserError('PKSampler: a gt_label is a list of labels; expected one label an image')
             images[int(info['gt_label'])].append(i)
         self.rank, self.world_size = get_dist_info()
         if len(images) < identities * self.world_size:

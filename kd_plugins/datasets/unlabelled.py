@@ -1,6 +1,7 @@
 """Images without labels: folders, lists, and other data sets without their annotations."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike, fspath
 from typing import Any
 
 from mmengine import fileio
@@ -34,7 +35,7 @@ class UnlabelledImages(BaseDataset):
             the folder of the images.
         data_prefix: Folder, or a list of folders, with images at any depth. Hidden files and folders are left out.
         ann_file: List of images, one path in a line, absolute or relative to ``data_prefix`` below ``data_root``,
-            or, without these, to the list's folder. A label behind the path is ignored.
+            or, without these, to the list's folder. One label behind the path, after a space, is ignored.
         dataset: Config dict of another data set, or a list of them. Their annotations and pipelines are not used.
             A set that holds pixels (CIFAR) gives ``img`` instead of ``img_path``; its pipeline loads no image.
         **kwargs: mmengine's ``pipeline``, ``indices``, ``test_mode``, ``serialize_data`` and ``lazy_init``.
@@ -46,7 +47,7 @@ class UnlabelledImages(BaseDataset):
     def __init__(
         self,
         data_root: str = '',
-        data_prefix: str | Sequence[str] | Mapping[str, str] = '',
+        data_prefix: str | PathLike[str] | Sequence[str] | Mapping[str, str] = '',
         ann_file: str = '',
         dataset: Mapping[str, Any] | Sequence[Mapping[str, Any]] = (),
         **kwargs: Any,
@@ -56,6 +57,8 @@ class UnlabelledImages(BaseDataset):
                 'UnlabelledImages: no images are named: give a folder as data_root or data_prefix, a list as '
                 'ann_file, or the config dict of another data set as dataset'
             )
+        if isinstance(data_prefix, PathLike):
+            data_prefix = fspath(data_prefix)
         if not isinstance(data_prefix, (str, Mapping)):
             # mmengine joins the values of a dict with data_root.
             data_prefix = {f'img_path{i or ""}': folder for i, folder in enumerate(data_prefix)}
@@ -93,7 +96,7 @@ class UnlabelledImages(BaseDataset):
         except UnicodeDecodeError:
             raise UserError(f'{self.ann_file}: expected a text with the path of an image in each line') from None
         folder = self.img_prefix if self._has_folders else self.ann_file.rpartition('/')[0]
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in text.removeprefix('\ufeff').splitlines() if line.strip()]
         if not lines:
             raise UserError(f'{self.ann_file}: the list is empty; expected the path of an image in each line')
         for line in lines:

@@ -68,7 +68,7 @@ class VOCDataset(_VOCDataset):
             raise UserError(f'{path}: not XML ({error}); restore the annotation') from None
         except UserError as error:
             raise UserError(f'{path}: {error}') from None
-        except (AttributeError, TypeError, ValueError):
+        except (AttributeError, OverflowError, TypeError, ValueError):
             raise UserError(
                 f'{path}: not a VOC annotation; expected size and, in each object, name and bndbox with '
                 'xmin, ymin, xmax, ymax as numbers'

@@ -61,7 +61,8 @@ class AdversarialTerm(Term):
             (student_logits,), (teacher_logits,) = self.student_levels(student), self.teacher_levels(targets[index])
             chosen = self.loss.choose(student_logits, teacher_logits, labels)
         if len(chosen) < 2:
-            return 0.0 * student_logits.float().sum() + self.zero_loss()
+            # An image that was left out can have infinite logits, times 0 not a number.
+            return 0.0 * student_logits.float().nan_to_num(0.0, 0.0, 0.0).sum() + self.zero_loss()
         samples = [batch.data_samples[i] for i in chosen.tolist()]  # type: ignore[index]  # self.labels has checked them
 
         def logits(inputs: Tensor, indices: Tensor) -> Tensor:

@@ -299,7 +299,7 @@ class Distillation(nn.Module):
             data_samples: Annotations of the images.
 
         Raises:
-            UserError: The batch has several views per image, a loss is not finite, or no loss has a gradient.
+            UserError: The batch has several views per image, a loss that trains is not finite, or none has a gradient.
         """
         with nullcontext() if self.observer is None else self.observer.during_teachers():
             targets = self.teacher_features(inputs, data_samples)
@@ -310,7 +310,9 @@ class Distillation(nn.Module):
                 run_student(mode='tensor')
             else:
                 task = run_student(mode='loss')
-        losses = self.with_task_losses(task, self(features, targets, inputs, data_samples))
+        terms = self(features, targets, inputs, data_samples)
+        losses = self.with_task_losses(task, terms)
+        check_finite(losses if self.task == 'train' else terms)
         self._first_values(losses)
         if self.observer is not None:
             self.observer.before_backward(losses)
@@ -338,7 +340,7 @@ class Distillation(nn.Module):
             data_samples: Annotations of the images.
 
         Raises:
-            UserError: A loss is not finite, a term gives the student no gradient, or an image lacks what a loss needs.
+            UserError: A term gives the student no gradient, or an image lacks what a loss needs.
         """
         if not self.gradients_checked and torch.is_grad_enabled():
             for term in self.terms:
@@ -352,7 +354,6 @@ class Distillation(nn.Module):
             losses[f'loss_{term.name}'] = (
                 weight * term(features, targets, batch) if weight else inputs.new_zeros(()) + term.zero_loss()
             )
-        check_finite(losses)
         return losses
 
     def _check_gradients(self, features: Features) -> None:

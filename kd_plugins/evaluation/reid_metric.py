@@ -1,6 +1,7 @@
 """Retrieval scores of a re-identification run."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -60,6 +61,10 @@ class ReIDMetric(BaseMetric):
                 f'ReIDMetric: expected a metric of {get_args(Metric)} and an ap of '
                 f"{get_args(AveragePrecision)}, got '{metric}' and '{ap}'"
             )
+        if isinstance(ranks, (str, int)) or not all(isinstance(k, int) and k >= 1 for k in ranks):
+            raise UserError(f'ReIDMetric: ranks={ranks!r}; expected whole numbers of at least 1, as (1, 5, 10)')
+        if save_to is not None and Path(save_to).suffix != '.npz':
+            raise UserError(f'ReIDMetric: save_to={save_to!r}; expected the name of a file .npz')
         self.metric, self.ranks, self.ap, self.device = metric, tuple(ranks), ap, device
         self.rerank, self.save_to = rerank, save_to
         if rerank is not None:

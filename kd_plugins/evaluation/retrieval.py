@@ -204,6 +204,12 @@ class _Similarities:
         together = items[-1] - items[0] + 1 == len(items)  # then no copy is needed
         gallery = self._prepared(self._gallery[items[0] : items[-1] + 1] if together else self._gallery[items])
         norms = torch.linalg.vector_norm(gallery, dim=1)
+        vanished = norms < _TINY
+        if self._metric == 'cosine' and vanished.float().mean() > 0.5 and gallery[vanished].any():
+            raise UserError(
+                'most features vanish beside the largest, which holds numbers more than 1e15 times theirs: check what '
+                'the model returns for that image'
+            )
         block = torch.empty(min(_QUERIES, len(self._query)), len(items), device=self._device)
         for start in range(0, len(self._query), _QUERIES):
             part, size = slice(start, start + _QUERIES), 1.0
@@ -311,7 +317,8 @@ def rank_matches(
             each takes its current one.
 
     Raises:
-        UserError: No query has a match, the metric is unknown, or products are set to a lower precision.
+        UserError: No query has a match, the metric is unknown, products are set to a lower precision, or most features
+            have no direction beside the largest.
 
     References:
         1. Higham and Mary, A New Approach to Probabilistic Rounding Error Analysis, SIAM J. Sci. Comput. 2019: sums of

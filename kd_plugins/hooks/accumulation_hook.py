@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from mmengine.device import get_device
 from mmengine.dist import all_reduce, get_world_size
-from mmengine.hooks import Hook
-from mmengine.optim import OptimWrapper
-from mmengine.runner import Runner
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor
 
 from kd_plugins.registry import HOOKS
@@ -38,11 +38,25 @@ class AccumulationHook(Hook):
                 parameter.grad = None if gradient is None else gradient.to(parameter)
         self._pending = None
 
-    def before_train_epoch(self, runner: Runner) -> None:
-        """Release the gradients kept at the end of the previous epoch."""
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Release the gradients kept for a checkpoint."""
         self._pending = None
 
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Average the gradients where a checkpoint follows this iteration, as after an epoch."""
+        loop = runner.train_loop
+        saves = any(
+            isinstance(hook, CheckpointHook) and not hook.by_epoch and self.every_n_train_iters(runner, hook.interval)
+            for hook in runner.hooks
+        )
+        if saves or (isinstance(loop, IterBasedTrainLoop) and self.every_n_train_iters(runner, loop.val_interval)):
+            self._average(runner)
+
     def after_train_epoch(self, runner: Runner) -> None:
+        """Average the gradients."""
+        self._average(runner)
+
+    def _average(self, runner: Runner) -> None:
         """Average the gradients, which are not reduced yet, over the processes; only the first process saves."""
         if get_world_size() > 1 and _has_pending_gradients(runner):
             gradients = [parameter.grad for parameter in _parameters(runner)]
@@ -61,7 +75,9 @@ class AccumulationHook(Hook):
 
 def _has_pending_gradients(runner: Runner) -> bool:
     """Return whether there are gradients that no step has applied yet."""
-    return isinstance(runner.optim_wrapper, OptimWrapper) and not runner.optim_wrapper.should_update()
+    wrapper = runner.optim_wrapper
+    several = isinstance(wrapper, OptimWrapperDict)  # each of them accumulates as its own step says
+    return isinstance(wrapper, OptimWrapper) and not several and not wrapper.should_update()
 
 
 def _parameters(runner: Runner) -> list[Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
+from mmengine.runner.checkpoint import get_state_dict, weights_to_cpu
 
 from kd_plugins.checkpoint import read_checkpoint, save_weights
 from kd_plugins.errors import UserError
@@ -19,8 +20,8 @@ from kd_plugins.utils.models import unwrapped
 class ExportHook(Hook):
     """At the end of training, writes ``student.pth`` and ``result.json`` into the run's folder.
 
-    ``student.pth`` holds the weights of the last checkpoint (the averaged ones under an ``EMAHook``) and no pickled
-    code. ``result.json`` holds the metrics of the last epoch, never of the best one on the test set. A new run, without
+    ``student.pth`` holds the last weights (the averaged ones under an ``EMAHook``) and no pickled code. ``result.json``
+    holds the metrics of the last epoch, never of the best one on the test set. A new run, without
     ``--resume``, first renames both files of an older run in its folder to ``*.earlier``.
 
     A model of several networks has a method ``deployable(state_dict)``, which returns weights by name; each is written
@@ -72,7 +73,15 @@ class ExportHook(Hook):
     def _write(self, runner: Runner) -> None:
         folder = Path(runner.work_dir)
         # A run that was resumed after its last iteration has written no checkpoint itself.
-        checkpoint = read_checkpoint(self._writers[0].last_ckpt or runner._load_from)
+        path = self._writers[0].last_ckpt or (runner._load_from if runner._resume else None)
+        checkpoint = read_checkpoint(path) if path else None
+        if checkpoint is None or checkpoint['meta']['iter'] != runner.iter:  # stopped early, between two checkpoints
+            meta = {'epoch': runner.epoch, 'iter': runner.iter}
+            meta |= (
+                {'dataset_meta': data.metainfo} if hasattr(data := runner.train_dataloader.dataset, 'metainfo') else {}
+            )
+            checkpoint = {'meta': meta, 'state_dict': weights_to_cpu(get_state_dict(unwrapped(runner.model)))}
+            runner.call_hook('before_save_checkpoint', checkpoint=checkpoint)  # an EMAHook puts its averages there
         meta = {key: checkpoint['meta'][key] for key in ('epoch', 'iter', 'dataset_meta') if key in checkpoint['meta']}
         model = unwrapped(runner.model)
         split = getattr(model, 'deployable', lambda weights: {'student': weights})

@@ -19,6 +19,16 @@ class ReseedHook(Hook):
         UserError: Before training: such a data set is used in a run by iterations.
     """
 
+    def before_run(self, runner: Runner) -> None:
+        """Remember the seed that the samplers got: without one in the config a resumed run takes its own afterwards."""
+        self._seed = runner.seed
+
+    def before_train(self, runner: Runner) -> None:
+        """Give the samplers the seed of the run that is resumed."""
+        for sampler in (runner.train_dataloader.sampler, runner.train_dataloader.batch_sampler):
+            if getattr(sampler, 'seed', None) == self._seed:
+                sampler.seed = runner.seed
+
     def before_train_epoch(self, runner: Runner) -> None:
         """Seed Python, NumPy and torch in this process, through torch the loader's workers, and the data set."""
         # A large factor, since with seed + epoch + rank a process would repeat another one's draws an epoch later.

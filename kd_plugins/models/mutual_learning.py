@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -100,6 +101,7 @@ class MutualLearning(Composite):
             self.peers = nn.ModuleList(MODELS.build(copy.deepcopy(peer)) for peer in others)
         self.tau, self.weight, self.update, self.tap = tau, weight, update, tap
         self._recorders = [Recorder(network, [tap]) for network in self._networks]
+        self._steps = 0  # without a runner, which counts them otherwise
 
     def forward(self, inputs: Tensor, data_samples: Sequence[Any] | None = None, mode: str = 'tensor') -> Any:
         """Return what the student returns; in mode ``loss``, the losses of all networks.
@@ -162,6 +164,10 @@ class MutualLearning(Composite):
             tasks = [self.student(inputs, data_samples, mode='loss')]
         logits = [*features[self.tap]]
         with preserved_rng():  # the student's later random draws (dropout) are those of the student alone
+            # And the peers' draws change from step to step where those of the student do not.
+            self._steps += 1
+            iteration = MessageHub.get_current_instance().get_info('iter', self._steps)
+            torch.manual_seed((torch.initial_seed() + 1_000_003 * (1 + iteration)) % 2**63)
             for peer, recorder in zip(self.peers, self._recorders[1:], strict=True):
                 with recorder.recording() as features:
                     tasks.append(peer(inputs, data_samples, mode='loss'))

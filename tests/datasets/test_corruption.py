@@ -358,6 +358,14 @@ def test_what_is_no_mmengine_data_set_goes_outside(root):
         )
 
 
+def test_what_is_corrupted_already_is_refused(root):
+    record = dict(type='kd_plugins.CIFAR10', data_root=str(root), split='train', download=False)
+    noise = dict(label_noise=dict(rate=0.4))
+    for inner in (dict(record, **noise), dict(type='kd_plugins.Corrupted', dataset=record, **noise)):
+        with pytest.raises(UserError, match=r'is corrupted already, .* give all options in one place'):
+            DATASETS.build(dict(type='kd_plugins.Corrupted', dataset=inner, **noise))
+
+
 def test_cifar100_has_a_hundred_classes_to_draw_from(tmp_path):
     folder = tmp_path / CIFAR100.base_folder
     folder.mkdir()

@@ -14,7 +14,7 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from tiny import coco_folder, image_folder
 
-from kd_plugins.datasets import LoadImage, ResizedImages
+from kd_plugins.datasets import LoadImage, ResizedImages, resized
 from kd_plugins.errors import UserError
 from kd_plugins.registry import DATASETS
 
@@ -165,10 +165,28 @@ def test_an_unreadable_image_is_named_or_left_out(photos: Path, tmp_path: Path) 
     with pytest.raises(UserError, match=r'1/1\.png: image file cannot be decoded'):  # now that the file is complete
         _resized(photos)
     assert torch.equal(data[3]['inputs'], data[4]['inputs'])  # sorted: 0/0, 0/2, 0/4, 1/1, 1/3
+    whole = _resized(photos, load=dict(LOAD, skip_corrupt=True), test_mode=True)
+    assert torch.equal(whole[4]['inputs'], data[4]['inputs'])
+    with pytest.raises(UserError, match='image 3 cannot be read, and a test set must be whole'):
+        _ = whole[3]
     for path in photos.rglob('*.png'):
         path.write_text('nothing')
     with pytest.raises(UserError, match='none of the 5 images can be read'):
         _resized(photos, load=dict(LOAD, skip_corrupt=True))[0]
+
+
+def test_a_folder_that_cannot_be_written_is_named_and_locks_are_not_needed(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(38, 'Function not implemented')
+
+    monkeypatch.setattr(resized.fcntl, 'flock', no_locks)
+    assert len(_resized(photos)) == 5
+    with pytest.raises(UserError, match=r'/proc/resized: .*; name another folder for the resized images as cache'):
+        ResizedImages(
+            dict(type='kd_plugins.UnlabelledImages', data_root=str(photos), pipeline=[LOAD, PACK]), 30, '/proc/resized'
+        )
 
 
 def test_mistakes_end_in_one_line(photos: Path, tmp_path: Path) -> None:

@@ -170,6 +170,13 @@ def test_a_batch_without_pairs_is_refused(identities: int, instances: int) -> No
         PKSampler(Labelled(4, 4, 4), identities, instances, seed=0)
 
 
+def test_several_labels_of_an_image_are_refused() -> None:
+    data = Labelled(4, 4)
+    data.get_data_info = lambda index: dict(gt_label=[0, 1])  # type: ignore[method-assign]
+    with pytest.raises(UserError, match='expected one label an image'):
+        PKSampler(data, 2, 2, seed=0)
+
+
 def test_too_few_labels_for_all_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = Labelled(4, 4, 4)
     assert len(PKSampler(data, 3, 2, seed=0)) == 12

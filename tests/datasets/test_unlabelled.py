@@ -83,7 +83,8 @@ def test_a_list_starts_from_its_own_folder_or_from_the_given_one(folder: Path) -
     expected = [str(folder / line) for line in lines]
     assert _paths(UnlabelledImages(ann_file=str(folder / 'list.txt'))) == expected
     assert _paths(UnlabelledImages(str(folder), ann_file='list.txt')) == expected
-    (folder / 'a/list.txt').write_text('1.png\n')
+    assert _paths(UnlabelledImages(data_prefix=folder)) == _paths(UnlabelledImages(str(folder)))
+    (folder / 'a/list.txt').write_text('\ufeff1.png\r\n')  # as Windows writes it
     assert _paths(UnlabelledImages(str(folder), 'a', 'a/list.txt')) == [str(folder / 'a/1.png')]
 
 

@@ -158,10 +158,10 @@ def test_teacher_follows_to(student, teacher, images):
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 def test_loss_that_is_not_finite_stops_with_its_name(student, teacher, images, value):
-    core, features, _, _ = distil(student, teacher, [KD, KD | dict(name='other')], images)
+    core, *_ = distil(student, teacher, [KD, KD | dict(name='other')], images)
     core.terms[1].weight = value
     with pytest.raises(UserError, match=r'^loss_other is (nan|inf) at iteration \d+: training stops'):
-        losses_of(core, features, images, None)
+        core.losses(lambda mode: student(images, labelled([0] * 6), mode=mode), images, None)
 
 
 def frozen(student, *modules):
@@ -611,6 +611,10 @@ def test_bss_needs_two_base_samples(sure, images):
     assert len(core.terms[0].loss.choose(features['head.fc'][0], core.teacher(images, None)['head.fc'][0], labels)) == 1
     student.register_forward_hook(lambda *x: passes.append(x))
     loss = losses_of(core, features, images, labelled(labels))['loss_bss']
+    loss.backward(retain_graph=True)
+    assert loss == 0
+    masked = {'head.fc': [features['head.fc'][0].masked_fill(torch.eye(6, 4, dtype=torch.bool), -torch.inf)]}
+    loss = losses_of(core, masked, images, labelled(labels))['loss_bss']
     loss.backward()
     assert loss == 0
     assert not passes
@@ -725,6 +729,19 @@ def test_without_the_task_its_losses_give_no_gradient(student, teacher, images):
     core.terms[0].adapters.requires_grad_(False)
     with pytest.raises(UserError, match="with task='log' only the terms train the student, but all their weights are"):
         core.with_task_losses(task, losses_of(core, features, images, None))
+
+
+def test_a_loss_of_the_task_that_is_not_finite_is_named(student, teacher, images):
+    term = HINT | dict(student=STAGES[1], teacher=STAGES[1])
+    for task, stopped in (('train', True), ('log', False)):
+        core = Distillation(student, teacher, [term], task=task)
+        core.dry_run(student, images, None)
+
+        def run(mode):
+            return student(images, labelled([0] * 6), mode=mode) | dict(loss_box=torch.tensor(torch.nan))
+
+        with pytest.raises(UserError, match='loss_box is nan at') if stopped else nullcontext():
+            core.losses(run, images, None)
 
 
 def test_without_the_task_the_student_runs_once_to_its_last_tap(student, teacher, images):

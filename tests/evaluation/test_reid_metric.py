@@ -93,6 +93,10 @@ def test_the_triplet_loss_sees_the_batches_of_both_processes(folder) -> None:
     [
         (dict(metric='l2'), "got 'l2' and 'precision'"),
         (dict(ap='auc'), "got 'cosine' and 'auc'"),
+        (dict(ranks=('1', 5)), r"ranks=\('1', 5\); expected whole numbers"),
+        (dict(ranks=1), 'ranks=1; expected whole numbers'),
+        (dict(ranks=(0,)), 'of at least 1'),
+        (dict(save_to='features.npy'), "save_to='features.npy'; expected the name of a file .npz"),
         (dict(rerank=dict(k=3)), 'rerank takes k1, k2 and lambda_value'),
         (dict(rerank=dict(k1=0)), 'k1 of at least 1'),
     ],

@@ -153,6 +153,16 @@ def test_items_far_smaller_than_another_are_distinguished(monkeypatch: pytest.Mo
     assert rank_matches(small, 'euclidean').ranks.tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize('factor', [1e17, 1e25, 1e36])
+def test_features_without_a_direction_beside_another_are_an_error(factor: float) -> None:
+    features = clustered()
+    gallery = features.gallery_features.copy()
+    gallery[np.flatnonzero(features.gallery_ids == 0)[:1]] *= factor
+    with pytest.raises(UserError, match='vanish beside the largest'):
+        rank_matches(replace(features, gallery_features=gallery))
+    rank_matches(replace(features, gallery_features=0 * gallery))  # all have none
+
+
 @pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
 def test_average_precision_is_scikit_learns_where_nothing_ties(metric: str) -> None:
     features = clustered()

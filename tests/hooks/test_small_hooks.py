@@ -168,10 +168,30 @@ def test_export_under_ema_is_the_average(tmp_path, data):
     assert not equal(exported, weights(runner.model))
 
 
+@pytest.mark.parametrize('average', [False, True])
+@pytest.mark.parametrize('interval', [2, 5])
+def test_export_of_a_run_that_stops_between_two_checkpoints(tmp_path, data, average, interval):
+    torch.save({'state_dict': MODELS.build(classifier()).state_dict()}, tmp_path / 'start.pth')
+    config = classification_config(data, tmp_path / 'run', epochs=5, default_hooks=dict(HOOKS))
+    config.default_hooks.checkpoint = dict(type='CheckpointHook', interval=interval)
+    config.load_from = str(tmp_path / 'start.pth')
+    config.custom_hooks = [dict(type='kd_plugins.StopHook', epoch=3)]
+    config.custom_hooks += [dict(type='EMAHook', momentum=0.2)] * average
+    evaluated(config)
+    runner = train(config)
+    exported = torch.load(tmp_path / 'run/student.pth', weights_only=True)
+    (ema,) = [hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook'] or [None]
+    assert equal(exported['state_dict'], weights(ema.ema_model.module if ema else runner.model))
+    assert (exported['meta']['epoch'], exported['meta']['iter']) == (3, 9)
+    assert json.loads((tmp_path / 'run/result.json').read_text())['metrics']['epoch'] == 3
+
+
+@pytest.mark.parametrize('seed', [0, None])
 @pytest.mark.parametrize(('workers', 'persistent'), [(0, False), (1, False), (1, True)])
-def test_resumed_run_equals_the_uninterrupted_one(tmp_path, data, workers, persistent):
+def test_resumed_run_equals_the_uninterrupted_one(tmp_path, data, workers, persistent, seed):
     def config(name):
         config = classification_config(data, tmp_path / name, epochs=4, default_hooks=HOOKS)
+        config.randomness = dict(seed=seed)
         config.train_dataloader.update(num_workers=workers, persistent_workers=persistent)
         return config
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from tiny import (
     CLASSES,
@@ -96,6 +97,37 @@ def test_losses_and_gradients_are_those_of_plain_loops():
         expected.backward(retain_graph=True)
         for own, other in zip(networks_of(model)[i].parameters(), network.parameters(), strict=True):
             torch.testing.assert_close(own.grad, other.grad, rtol=1e-8, atol=1e-12)
+
+
+class Dropped(nn.Module):
+    """A neck with dropout that keeps its masks."""
+
+    def __init__(self):
+        super().__init__()
+        self.masks = []
+
+    def forward(self, levels):
+        x = levels[-1].mean((2, 3))
+        self.masks.append(nn.functional.dropout(torch.ones_like(x)))
+        return (x * self.masks[-1],)
+
+
+def test_the_dropout_of_a_peer_changes_from_step_to_step(tmp_path, data):
+    """Also where the student draws nothing; and it is the same again in a resumed run."""
+
+    def run(name, resume=None):
+        model = dict(type='kd_plugins.MutualLearning', student=classifier())
+        config = classification_config(data, tmp_path / name, model=model, epochs=2)
+        config.load_from, config.resume = resume and str(resume), resume is not None
+        runner = Runner.from_cfg(config)
+        runner.model.peers[0].neck = dropped = Dropped()
+        runner.train()
+        return dropped.masks
+
+    whole = run('whole')
+    assert len(whole) == 6
+    assert not any(torch.equal(x, y) for i, x in enumerate(whole) for y in whole[:i])
+    assert all(map(torch.equal, run('resumed', tmp_path / 'whole/epoch_1.pth'), whole[3:]))
 
 
 @pytest.mark.parametrize(

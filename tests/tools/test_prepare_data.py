@@ -153,6 +153,12 @@ def test_what_is_wrong_with_tiny_imagenet_is_named(tmp_path: Path) -> None:
     root, argv = check('empty')
     (root / 'train' / 'n1' / 'images' / 'n1_0.JPEG').unlink()
     assert refused(*argv).startswith(f'{root / "train" / "n1"}: expected images')
+    root, argv = check('untold')
+    (root / 'val/val_annotations.txt').unlink()
+    assert refused(*argv).startswith(f'{root / "val/val_annotations.txt"}: missing; complete {root}')
+    root, argv = check('untaught')
+    shutil.rmtree(root / 'train')
+    assert refused(*argv).startswith(f'{root / "train"}: missing; complete {root}')
     assert 'name --root so' in refused('tiny-imagenet', '--root', str(tmp_path / 'elsewhere'))
 
 

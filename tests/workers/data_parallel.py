@@ -352,6 +352,39 @@ def norms_of_one_graph(way: str, folder: Path, rank: int) -> dict:
     return run(way, [term], folder, watched=True)['norms']
 
 
+def pending(folder: Path) -> list[dict]:
+    """Train by iterations, two batches a step, whole and resumed between two steps; return the weights of both."""
+    ends = []
+    for resume in (False, True):
+        runner = Runner(
+            model=dict(type=Net, width=5),
+            work_dir=str(folder / 'pending'),
+            experiment_name=f'run{next(RUNS)}',
+            train_dataloader=dict(
+                batch_size=4,
+                num_workers=0,
+                dataset=Noise(),
+                sampler=dict(type=DefaultSampler, shuffle=False),
+                collate_fn=dict(type='default_collate'),
+            ),
+            train_cfg=dict(by_epoch=False, max_iters=6),
+            launcher='pytorch',
+            cfg=Config(WRAPPER),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9), accumulative_counts=2),
+            randomness=dict(seed=5),
+            log_level='ERROR',
+            default_hooks=dict(
+                checkpoint=dict(type='CheckpointHook', interval=3, by_epoch=False),
+                accumulation=dict(type='kd_plugins.AccumulationHook'),
+            ),
+            load_from=str(folder / 'pending/iter_3.pth') if resume else None,
+            resume=resume,
+        )
+        runner.train()
+        ends.append(weights(runner.model.module))
+    return ends
+
+
 def main(folder: Path) -> None:
     """Run everything and save the results of this rank."""
     torch.set_num_threads(1)
@@ -375,6 +408,7 @@ def main(folder: Path) -> None:
     results['shapes'] = {way: error_of_unequal_shapes(way, own, rank) for way in WAYS}
     results['infinite'] = {way: error_of_one_rank(way, own, rank) for way in WAYS}
     results['one graph'] = {way: norms_of_one_graph(way, own, rank) for way in WAYS}
+    results['pending'] = pending(folder)
     torch.set_default_dtype(torch.float32)
     results['real'] = {way: real_run(way, folder) for way in WAYS}
     for name, find_unused in (('hints', True), ('refused', False)):
