@@ -57,11 +57,17 @@ def _refusing(ending: str) -> Iterator[None]:
         ) from error
 
 
-def guard_files(allow_pickle: bool = False) -> None:
+_allowed = False  # set by guard_files
+
+
+def guard_files(allow_pickle: bool | None = None) -> None:
     """Make mmengine read ``.pkl`` and ``.yaml`` files without running code, in this process.
 
     Args:
-        allow_pickle: Leave ``.pkl`` to mmengine's own reader, which runs the code that a file holds.
+        allow_pickle: Leave ``.pkl`` to mmengine's own reader, which runs the code that a file holds; None for what
+            an earlier call has said, at first False.
     """
+    global _allowed
+    allow_pickle = _allowed = _allowed if allow_pickle is None else allow_pickle
     register_handler(['pickle', 'pkl'])(PickleHandler if allow_pickle else _PlainPickleHandler)
     register_handler(['yaml', 'yml'])(_PlainYamlHandler)

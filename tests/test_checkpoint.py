@@ -30,6 +30,7 @@ from kd_plugins.checkpoint import (
 from kd_plugins.compat import provide_interp2d
 from kd_plugins.errors import UserError
 from kd_plugins.registry import MODELS
+from kd_plugins.unpickling import guard_files
 
 
 class Attack:
@@ -228,6 +229,11 @@ def test_mmengine_reads_through_the_guard(tmp_path, monkeypatch, process, name, 
     guard_checkpoints(allow_pickle=True)
     (key,) = _load_checkpoint(name)['state_dict']
     assert key == ('x' if name.startswith('mmcls') else 'backbone.x')
+    assert marker.exists()
+    marker.rmdir()
+    guard_files()  # of another config in this process: what is allowed stays so
+    (tmp_path / 'x.pkl').write_bytes(pickle.dumps(Attack(marker)))
+    mmengine.load(tmp_path / 'x.pkl')
     assert marker.exists()
 
 

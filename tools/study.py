@@ -51,6 +51,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 from mmengine.config import Config
 
+from kd_plugins.checkpoint import guard_checkpoints
 from kd_plugins.engine import BACKENDS, alone_in, check_backends, watch
 from kd_plugins.errors import UserError, one_line_errors
 from kd_plugins.options import add_watch, check_least
@@ -121,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--gpus', type=float, default=0.0, help='GPUs that a run reserves, under Ray')
     args = parser.parse_args(argv)
     check_least(args, jobs=1, threads=1, gpus=0)
+    guard_checkpoints()
     options: list[str] = []
     watched = Config(dict(work_dir=''))
     if args.watch is not None:
@@ -139,6 +141,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.table and not any(run.finished for run in study.runs):
         raise UserError(
             f'--table: no run of the study has a result in {study.root}: train it first, or give its --root'
+        )
+    others = [run for run in study.runs if run.finished and run.changed] if args.table else []
+    if others and args.changed == 'stop':
+        raise UserError(
+            f'--table: {len(others)} finished runs were made with another config than the study now has, or under '
+            f'another spelling of --root, the first in {others[0].folder}: give --changed keep to show them, or '
+            '--changed redo for tables without them'
         )
     if not args.table:
         check_runs(study)

@@ -169,6 +169,11 @@ def compared_beside(config: Config, flags: Sequence[str]) -> Iterator[None]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    # A kill, or a terminal that closes, shall stop them too.
+    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
+    for name, handler in before.items():
+        if handler not in (signal.SIG_IGN, None):  # as under nohup
+            signal.signal(name, signal.default_int_handler)
     try:
         yield
         print_log('waiting for the runs to compare with', 'current')
@@ -177,6 +182,9 @@ def compared_beside(config: Config, flags: Sequence[str]) -> Iterator[None]:
         os.killpg(running.pid, signal.SIGTERM)  # a shell's background jobs ignore SIGINT
         running.wait()
         raise
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler or signal.SIG_DFL)
 
 
 def print_comparison(config: Config, flags: Sequence[str]) -> None:

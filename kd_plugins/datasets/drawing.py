@@ -221,11 +221,11 @@ def _draw_into(root: str | Path, parameters: dict, draw: Callable[[Path], None])
         draw(folder)
         (folder / _MARK).write_text(json.dumps(parameters))
         folder.chmod(0o755)
-        if root.exists():
+        if root.exists() and not _drawn_with(root, parameters):  # another process may have drawn it in the meantime
             shutil.rmtree(root)
         try:
             folder.rename(root)
-        except OSError:  # another process has drawn it in the meantime
+        except OSError:  # it has
             if not _drawn_with(root, parameters):
                 raise
     finally:

@@ -1,8 +1,8 @@
 """Reading images so that an unreadable one is reported instead of trained on."""
 
+import hashlib
 import io
 import logging
-import zlib
 
 import cv2
 import mmcv
@@ -79,9 +79,8 @@ class LoadImage(LoadImageFromFile):
     ) -> None:
         super().__init__(to_float32, color_type, imdecode_backend, backend_args=backend_args)
         self.skip_corrupt = skip_corrupt
-        # By a hash of the path, in memory that the workers of a data loader share: each file is reported once. So many
-        # that hardly two unreadable files have one.
-        self._reported = torch.zeros(2**20, dtype=torch.bool).share_memory_()
+        # A Bloom filter of the paths, in memory that the workers of a data loader share: each file is reported once.
+        self._reported = torch.zeros(2**14, dtype=torch.bool).share_memory_()
 
     def transform(self, results: dict) -> dict | None:
         """Read ``results['img_path']``; set ``img`` (H, W, 3), ``img_shape`` and ``ori_shape``."""
@@ -140,9 +139,10 @@ class LoadImage(LoadImageFromFile):
         self._report(path, f'{defect}; training takes another sample instead')
 
     def _report(self, path: str, text: str) -> None:
-        slot = zlib.crc32(str(path).encode(errors='surrogateescape')) % len(self._reported)
-        if not self._reported[slot]:
-            self._reported[slot] = True
+        digest = hashlib.blake2b(str(path).encode(errors='surrogateescape'), digest_size=8).digest()
+        slots = np.frombuffer(digest, np.uint16).astype(np.int64) % len(self._reported)
+        if not self._reported[slots].all():
+            self._reported[slots] = True
             print_log(f'{path}: image file {text}', 'current', logging.WARNING)
 
     def __repr__(self) -> str:

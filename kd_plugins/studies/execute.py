@@ -27,6 +27,8 @@ from kd_plugins.studies.run import Run
 from kd_plugins.studies.worker import PRELOAD, TRAIN, train
 from kd_plugins.utils.files import write_text
 
+_SESSION = '--- a session starts\n'  # in the log of a run, which all its sessions write
+
 
 class Launcher(Protocol):
     """Starts runs and returns those that have ended."""
@@ -177,7 +179,8 @@ def last_error(run: Run, status: int) -> str:
     """Return the line of a failed run's log that gives the reason: its last error, or else its last line."""
     if status < 0:
         return f'killed by signal {-status}'
-    lines = [x.strip() for x in (run.folder / 'log.txt').read_text(errors='replace').splitlines() if x.strip()]
+    log = (run.folder / 'log.txt').read_text(errors='replace').rpartition(_SESSION)[2]
+    lines = [x.strip() for x in log.splitlines() if x.strip()]
     errors = [x for x in lines if x.startswith('error: ')]
     return (errors or lines or ['no output'])[-1]
 
@@ -211,10 +214,10 @@ def _clear(run: Run) -> None:
     """Empty a run's folder but for a first stage in it; ``run.json`` goes last: a kill leaves the run changed."""
     first = {needed.folder for needed in run.needs}
     for path in sorted(run.folder.iterdir(), key=lambda path: path.name == 'run.json'):
-        if path.is_dir() and path not in first:
-            shutil.rmtree(path)
-        elif not path.is_dir():
+        if path.is_symlink() or not path.is_dir():
             path.unlink()
+        elif path not in first:
+            shutil.rmtree(path)
 
 
 class Execution:
@@ -282,8 +285,11 @@ class Execution:
                 signal.signal(signal.SIGTERM, before)
 
     def _start_ready(self) -> None:
-        known = {*self._waiting, *(run for run, _ in self._active.values()), *self.failed}
-        self._waiting[:0] = [run for search in self._searches for run in search.advance() if run not in known]
+        active = {run for run, _ in self._active.values()}
+        known = {*self._waiting, *active, *self.failed}
+        # A run that has written its score may still be at work, up to the end that it began with.
+        searches = [search for search in self._searches if active.isdisjoint(search.runs.values())]
+        self._waiting[:0] = [run for search in searches for run in search.advance() if run not in known]
         for run in list(self._waiting):
             if len(self._active) >= self._jobs:
                 return
@@ -324,6 +330,8 @@ class Execution:
                     )
                     + '\n',
                 )
+                with (run.folder / 'log.txt').open('a') as log:
+                    log.write(_SESSION)
                 self._active[self._launcher.start(run)] = run, time.time()
 
     def _record(self, run: Run, status: str, seconds: float) -> None:

@@ -261,6 +261,14 @@ _LATEX = {
     '_': r'\_',
     '&': r'\&',
     '#': r'\#',
+    '$': r'\$',
+    '{': r'\{',
+    '}': r'\}',
+    '^': r'\textasciicircum{}',
+    '~': r'\textasciitilde{}',
+    '\\': r'\textbackslash{}',
+    'α': r'$\alpha$',
+    '→': r'$\rightarrow$',
     '↓': r'$\downarrow$',
     'σ': r'$\sigma$',
     'γ': r'$\gamma$',
@@ -430,7 +438,7 @@ def paired(found: Sequence[Gain]) -> str:
 def show(study: Study, tables: Sequence[Grid], console: Console) -> None:
     """Print the tables."""
     for grid in tables:
-        table = Table('', *grid.columns, title=grid.title)
+        table = Table('', *map(escape, grid.columns), title=escape(grid.title))
         for r, row in enumerate(grid.rows):
             fields = []
             for c, cell in enumerate(grid.cells[r]):
@@ -438,7 +446,7 @@ def show(study: Study, tables: Sequence[Grid], console: Console) -> None:
                 text = f'[bold]{text}[/bold]' if (r, c) in grid.best else text
                 text += ' ↓' if (r, c) in grid.marked else ''
                 fields.append(text + (f' \\[{cell.reference}]' if cell is not None and cell.reference else ''))
-            table.add_row(row, *fields)
+            table.add_row(escape(row), *fields)
         console.print(table)
     console.print(caption(study), markup=False, highlight=False)
     if study.searches:

@@ -1,10 +1,13 @@
 """Results of the runs of a study."""
 
 import itertools
+import logging
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import isfinite, nan
 
+from mmengine.logging import print_log
 from scipy import stats
 
 from kd_plugins.errors import UserError
@@ -50,7 +53,7 @@ def metrics_of(study: Study, run: Run) -> dict[str, float]:
 
 
 def result_of(study: Study, run: Run) -> Result | None:
-    """Return a run's result, None where it has none yet.
+    """Return a run's result, None where it has none yet, or one that is not finite.
 
     Raises:
         UserError: The study's metric is not in its result.
@@ -59,8 +62,19 @@ def result_of(study: Study, run: Run) -> Result | None:
         return None
     metric = study.options['metric']
     metrics = metrics_of(study, run)
+    if not isfinite(metrics[metric]):
+        print_log(
+            f"{run.folder / 'result.json'}: '{metric}' is {metrics[metric]}; the tables leave the run out",
+            'current',
+            logging.WARNING,
+        )
+        return None
     chosen_by = held_out(metric) if study.options['validation'] else metric
-    lines = [line for line in (*run.scalars, metrics) if metric in line and chosen_by in line]
+    lines = [
+        line
+        for line in (*run.scalars, metrics)
+        if isfinite(line.get(metric, nan)) and isfinite(line.get(chosen_by, nan))
+    ]
     best = max(lines, key=lambda line: line[chosen_by])[metric] if lines else None
     seconds = run.seconds
     return Result(shown(study, metrics[metric]), None if best is None else shown(study, best), seconds)
@@ -115,7 +129,8 @@ def gains(study: Study, results: Mapping[Run, Result]) -> list[Gain]:
         *(study.options[part] for part in ('networks', 'corruptions', 'methods'))
     ):
         values = tuple(
-            sign * (last[network, corruption, method, seed] - last[network, corruption, baseline, seed])
+            # Rounded, so that differences that are equal are so in binary too.
+            round(sign * (last[network, corruption, method, seed] - last[network, corruption, baseline, seed]), 9)
             for seed in study.options['seeds']
             if {(network, corruption, name, seed) for name in (method, baseline)} <= set(last)
         )

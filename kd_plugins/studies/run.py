@@ -6,8 +6,11 @@ import pprint
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
+from math import isfinite
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from kd_plugins.studies.search import Search
@@ -150,8 +153,22 @@ def _read_lines(path: Path, *state: int) -> list[dict[str, Any]]:
     return lines
 
 
+class _Printer(pprint.PrettyPrinter):
+    """Writes values as Python reads them again: infinity, NumPy's numbers and paths have other names."""
+
+    def format(self, value: object, context: dict[int, int], maxlevels: int, level: int) -> tuple[str, bool, bool]:
+        if isinstance(value, np.generic):
+            value = value.item()
+        elif isinstance(value, PurePath):
+            value = str(value)
+        if isinstance(value, float) and not isfinite(value):
+            return f"float('{value}')", True, False
+        return super().format(value, context, maxlevels, level)
+
+
 def _text(config: dict[str, Any]) -> str:
-    return ''.join(f'{key} = {pprint.pformat(value, width=119, sort_dicts=False)}\n' for key, value in config.items())
+    printer = _Printer(width=119, sort_dicts=False)
+    return ''.join(f'{key} = {printer.pformat(value)}\n' for key, value in config.items())
 
 
 def _json(path: Path) -> dict[str, Any]:

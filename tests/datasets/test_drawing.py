@@ -1,6 +1,7 @@
 """The drawn sets: the same bytes for the same seed, the official layout, boxes that fit what is drawn."""
 
 import hashlib
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -139,6 +140,24 @@ def test_a_complete_set_is_kept_and_other_parameters_replace_it(tmp_path: Path) 
     assert {path: path.stat().st_mtime_ns for path in root.rglob('*')} == written
     draw_voc(root, **SMALL | {'test': 2})
     assert len(_annotations(root)) == 11
+    assert [x.name for x in tmp_path.iterdir()] == ['a']
+
+
+def test_what_another_process_has_drawn_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = shutil.copytree(draw_voc(tmp_path / 'a', **SMALL), tmp_path / 'other')
+    draw_voc(tmp_path / 'a', **SMALL | {'test': 2})
+    own = drawing._annotation
+
+    def annotation(*args: object) -> str:
+        if other.exists():
+            shutil.rmtree(tmp_path / 'a')
+            other.rename(tmp_path / 'a')
+        return own(*args)
+
+    monkeypatch.setattr(drawing, '_annotation', annotation)
+    inode = other.stat().st_ino
+    draw_voc(tmp_path / 'a', **SMALL)
+    assert (tmp_path / 'a').stat().st_ino == inode
     assert [x.name for x in tmp_path.iterdir()] == ['a']
 
 

@@ -127,6 +127,14 @@ def _data_set(root: Path, skip: bool, **options) -> BaseDataset:
     )
 
 
+def test_each_of_many_files_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    MMLogger.get_instance('many').addHandler(caplog.handler)
+    load = LoadImage(skip_corrupt=True)
+    for number in range(600):
+        load._report(f'{number}.jpg', 'is truncated')
+    assert len({record.getMessage() for record in caplog.records}) == 600
+
+
 def test_a_training_set_takes_another_sample(tmp_path: Path) -> None:
     data = _data_set(tmp_path, True)
     others = {data[i]['img'].tobytes() for i in (0, 1, 3)}

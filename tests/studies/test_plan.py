@@ -1,7 +1,9 @@
 """What a study file becomes, and the messages on mistakes in it."""
 
+import math
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -303,6 +305,20 @@ def test_each_seed_may_have_a_split_of_its_own_for_teacher_and_student(monkeypat
         assert run.config['randomness']['seed'] == run.seed + (1000 if run.part == 'teacher' else 0)
         assert all(needed.seed == run.seed for needed in run.needs)
         assert '{seed}' not in run.text
+
+
+def test_a_runs_config_is_read_as_it_was_written(here, data):
+    path = write_study(here, data, "common['optim_wrapper'] = dict(clip_grad=dict(max_norm=float('inf')))\n")
+    run = plan.load_study(str(path)).runs[0]
+    digest = run.digest
+    run.config['optim_wrapper']['optimizer']['lr'] = np.float32(0.25)
+    run.config['work_dir'] = Path('a/b')
+    (here / 'written.py').write_text(run.text)
+    written = Config.fromfile(str(here / 'written.py'))
+    assert written.optim_wrapper.clip_grad.max_norm == math.inf
+    assert type(written.optim_wrapper.optimizer.lr) is float
+    assert (written.optim_wrapper.optimizer.lr, written.work_dir) == (0.25, 'a/b')
+    assert run.digest != digest
 
 
 def test_one_teacher_for_all_splits_is_refused(here, data):

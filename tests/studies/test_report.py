@@ -279,6 +279,25 @@ def test_a_metric_that_is_a_fraction_is_shown_in_percent(here, data, error, last
     assert figures.curves(study, run)[0] == {1: pytest.approx(best), 2: pytest.approx(last)}
 
 
+def test_a_metric_that_is_not_finite_is_left_out(here, data):
+    study = plan.load_study(str(write_study(here, data, 'seeds = [0, 1, 2]\n')))
+    for seed, score in ((0, 'NaN'), (1, '40.0'), (2, '42.0')):
+        folder = study.root / f'small/clean/baseline/seed{seed}'
+        folder.mkdir(parents=True)
+        (folder / 'result.json').write_text(f'{{"metrics": {{"accuracy/top1": {score}, "epoch": 2}}}}')
+    report.report(study, keep_changed=True)
+    assert '41.00 ± 1.41 (n=2, 1 missing)' in (study.root / 'table.md').read_text()
+
+
+def test_equal_differences_have_no_p(here, data):
+    study = plan.load_study(str(write_study(here, data, 'seeds = [0, 1, 2]\n')))
+    values = {('clean', 'Baseline', s): x for s, x in enumerate((55.12, 54.98, 55.31))}
+    values |= {('clean', 'Hinton', s): x for s, x in enumerate((56.34, 56.20, 56.53))}
+    assert len({values['clean', 'Hinton', s] - values['clean', 'Baseline', s] for s in range(3)}) > 1  # in binary
+    (gain,) = results.gains(study, finished(study, values))
+    assert (gain.values, gain.p) == ((1.22, 1.22, 1.22), None)
+
+
 def test_gains_are_paired_by_seed(here, data, monkeypatch):
     study = plan.load_study(str(write_study(here, data, 'seeds = [0, 1, 2]\n')))
     values = {('clean', 'Baseline', s): x for s, x in enumerate((5.0, 6.0, 10.0))}

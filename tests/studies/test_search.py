@@ -64,9 +64,28 @@ class Pretended:
         pass
 
 
-def make(path: Path, launcher: Pretended) -> execute.Execution:
+class Lingering(Pretended):
+    """Its runs write their score, and some time later their result."""
+
+    asked = 0
+
+    def start(self, run):
+        super().start(run)
+        file = run.folder / 'result.json'
+        return run, file, file.read_text(), file.unlink()
+
+    def wait(self, handles, seconds):
+        self.asked += 1
+        if self.asked % 3:
+            return []
+        for _, file, text, _ in handles:
+            file.write_text(text)
+        return [(handle, 0) for handle in handles]
+
+
+def make(path: Path, launcher: Pretended, jobs: int = 1) -> execute.Execution:
     study = plan.load_study(str(path))
-    execution = execute.Execution(study, study.runs, launcher, 1)
+    execution = execute.Execution(study, study.runs, launcher, jobs)
     execution.run()
     return execution
 
@@ -110,6 +129,15 @@ def test_the_better_half_goes_on_and_the_best_is_the_methods_weight(here, data, 
     assert '| small / clean / Searched | weight=1 | 1 | epoch 2: 0.1: 50.0, 0.3: 20.0, ' in table
     assert '| 24 of 24 |' in table
     assert 'on 30 training images held out, never on the test set; one run for each weight, of seed 2004' in table
+
+
+@pytest.mark.parametrize('jobs', [1, 2])
+def test_a_run_that_has_scored_and_not_ended_is_in_its_round_still(here, data, jobs):
+    path = write_study(here, data, SEARCH)
+    launcher = Lingering()
+    assert not make(path, launcher, jobs).failed
+    assert [x[1] for x in launcher.started if isinstance(x, tuple)] == [2] * 5 + [4] * 3 + [8] * 2
+    assert weights_of(path) == {1.0}
 
 
 def test_the_runs_of_a_search_name_no_test_set_and_are_none_of_the_table(here, data):

@@ -17,8 +17,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner.checkpoint import _load_checkpoint
 from tiny_study import FEW, TOOLS, metrics_of, write_study
 
+from kd_plugins.checkpoint import guard_checkpoints
 from kd_plugins.engine import alone_in
 from kd_plugins.errors import UserError
 from kd_plugins.studies import execute, plan
@@ -125,8 +127,13 @@ def test_two_jobs_make_all_runs_the_tables_and_the_figures_and_a_second_call_mak
     with alone_in(root), pytest.raises(UserError, match='another command runs'):
         tool.main([study, '--changed', 'redo'])
     assert {path: path.stat().st_mtime_ns for path in root.rglob('result.json')} == times
-    tool.main([study, '--table'])
+    table = (root / 'table.md').read_text()
+    with pytest.raises(UserError, match='--table: 17 finished runs were made with another config'):
+        tool.main([study, '--table'])
+    assert (root / 'table.md').read_text() == table
+    tool.main([study, '--table', '--changed', 'redo'])
     assert '— (2 missing)' in (root / 'table.md').read_text()
+    assert {path: path.stat().st_mtime_ns for path in root.rglob('result.json')} == times
     tool.main([study, '--table', '--changed', 'keep'])
     assert '— (2 missing)' not in (root / 'table.md').read_text()
     tool.main([study, '--changed', 'redo', '--only', '*clean/baseline/seed0'])
@@ -417,6 +424,36 @@ def test_a_missing_package_of_a_back_end_is_named_before_anything_trains(here, d
     with pytest.raises(UserError, match='pip install wandb'):
         tool.main([str(write_study(here, data)), '--watch', 'wandb'])
     assert not (here / 'work_dirs').exists()
+
+
+def test_pickled_code_is_refused_from_the_first_line_on(here, data):
+    guard_checkpoints(allow_pickle=True)
+    tool.main([str(write_study(here, data)), '--list'])
+    torch.save({'state_dict': {}, 'payload': Path}, here / 'x.pth')
+    with pytest.raises(UserError, match='refused'):
+        _load_checkpoint(str(here / 'x.pth'))
+
+
+def test_what_a_session_before_has_left_in_the_log_is_no_reason(here, data):
+    run = plan.load_study(str(write_study(here, data))).runs[0]
+    run.folder.mkdir(parents=True)
+    log = 'error: no space left\n' + execute._SESSION + 'Traceback ...\nKeyError: 1\n'
+    (run.folder / 'log.txt').write_text(log)
+    assert execute.last_error(run, 1) == 'KeyError: 1'
+    (run.folder / 'log.txt').write_text(log + execute._SESSION + 'error: no such file\nlast words\n')
+    assert execute.last_error(run, 1) == 'error: no such file'
+
+
+def test_a_linked_folder_of_a_run_is_unlinked(here, data):
+    run = plan.load_study(str(write_study(here, data))).runs[0]
+    (here / 'elsewhere').mkdir()
+    (here / 'elsewhere/answer').touch()
+    run.folder.mkdir(parents=True)
+    (run.folder / 'answers').symlink_to(here / 'elsewhere')
+    (run.folder / 'run.json').write_text('{"digest": "another"}')
+    execute.check_unchanged([run], 'redo')
+    assert list(run.folder.iterdir()) == []
+    assert (here / 'elsewhere/answer').exists()
 
 
 def test_mlflows_experiment_is_made_before_the_runs_that_share_it(here, data, monkeypatch):

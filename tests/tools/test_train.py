@@ -729,6 +729,22 @@ def test_compared_runs_stop_with_the_run(tmp_path, beside, interrupt):
     assert {path.name for path in tmp_path.glob('*.py.*')} == {'a.py.begun'}
 
 
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGHUP'])
+def test_compared_runs_stop_when_the_run_is_killed(tmp_path, beside, name):
+    def killed():
+        with beside('touch $0.begun; sleep 60; touch $0.ended'):
+            while not Path('a.py.begun').exists():
+                time.sleep(0.05)
+            os.kill(os.getpid(), getattr(signal, name))
+            time.sleep(60)
+
+    began, before = time.monotonic(), signal.getsignal(getattr(signal, name))
+    with pytest.raises(KeyboardInterrupt):
+        killed()
+    assert time.monotonic() - began < 30
+    assert signal.getsignal(getattr(signal, name)) == before
+
+
 def test_a_note_stands_below_the_table(tmp_path, capsys):
     result = dict(metrics={'voc/mAP': 0.25}, checkpoint='c', log='l')
     (tmp_path / 'result.json').write_text(json.dumps(result))

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from sklearn.manifold import TSNE
-from threadpoolctl import threadpool_limits
 from torch.nn.functional import adaptive_avg_pool2d
 
 from kd_plugins.errors import UserError
@@ -44,6 +42,13 @@ def embed(points: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
     """Embed several sets of points together by t-SNE: (n, 2) for each set of n."""
     joint = np.concatenate(points)
     perplexity = min(PERPLEXITY, (len(joint) - 1) / 3)
+    try:
+        from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits
+    except ImportError as error:
+        raise UserError(
+            "tsne needs scikit-learn: pip install scikit-learn, or this package's extra pictures"
+        ) from error
     with threadpool_limits(1):  # several threads sum in another order each time
         embedded = TSNE(init='pca', perplexity=perplexity, random_state=seed).fit_transform(joint)
     return np.split(embedded, np.cumsum([len(x) for x in points])[:-1])
