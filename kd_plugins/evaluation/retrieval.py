@@ -274,10 +274,14 @@ def _count(
     windows = np.bincount(first, minlength=len(keys) + 1) - np.bincount(end, minlength=len(keys) + 1)
     doubtful = np.flatnonzero(windows[:-1].cumsum() > 0)
     row, column = keys[doubtful] + 2**47 >> 48, keys[doubtful] & 0xFFFF
-    exact = np.empty(len(doubtful))
-    for start in range(0, len(doubtful), _EXACT):
-        part = slice(start, start + _EXACT)
-        exact[part] = _exact(query[row[part], None], gallery[items[column[part]], None], metric).ravel()
+    if 4 * len(doubtful) > block.size:  # as where all features are alike: products are faster than pairs
+        tiles = [_exact(query, gallery[items[i : i + _EXACT]], metric) for i in range(0, len(items), _EXACT)]
+        exact = np.concatenate(tiles, 1)[row, column]
+    else:
+        exact = np.empty(len(doubtful))
+        for start in range(0, len(doubtful), _EXACT):
+            part = slice(start, start + _EXACT)
+            exact[part] = _exact(query[row[part], None], gallery[items[column[part]], None], metric).ravel()
     # Those beyond doubt, and those of the doubtful that come after the limit when both are sorted, a limit first.
     counts = last - end - (np.searchsorted(doubtful, last) - np.searchsorted(doubtful, end))
     order = np.lexsort((np.append(tied, exact), np.append(owner, row)))
