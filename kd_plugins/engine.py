@@ -182,7 +182,8 @@ def _check_launcher(launcher: str) -> None:
         start = dict(pytorch='torchrun --nproc_per_node N', slurm='srun', mpi='mpirun -n N')[launcher]
         raise UserError(
             f'--launcher {launcher}: this process was not started by it; put {start} before the command'
-            f'{" (before an installed kd-... with --no-python)" if launcher == "pytorch" else ""}, or leave the option out'
+            f'{", before an installed kd-train with --no-python" if launcher == "pytorch" else ""}, or leave the '
+            'option out'
         )
     if launcher == 'pytorch':
         for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'):
