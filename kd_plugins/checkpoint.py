@@ -81,6 +81,8 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', allow_pickle: b
     """
     path, backbone = _file_of(os.path.expanduser(str(path)))
     allow_pickle = allow_pickle or _pickle_allowed
+    if os.path.isdir(path):
+        raise UserError(f'checkpoint {path} is a folder: give the path of a .pth or .safetensors file in it')
     if not os.path.isfile(path):
         raise UserError(
             f'checkpoint {path} does not exist: give the path of a .pth or .safetensors file, or train it first'
@@ -196,8 +198,8 @@ def download(url: str, check_hash: bool = False) -> str:
         name = f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}'  # several addresses may end in the same name
     target = os.path.join(get_dir(), 'checkpoints', name)
     if not os.path.isfile(target) and is_main_process():
-        os.makedirs(os.path.dirname(target), exist_ok=True)
         try:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
             download_url_to_file(url, target, digest[1] if digest and check_hash else None)
         except (OSError, RuntimeError) as error:  # the latter of another digest
             raise UserError(f'{url} cannot be downloaded ({error}): download it by hand and give its path') from error
@@ -228,9 +230,11 @@ def weights_of(checkpoint: Mapping[str, Any], path: str | Path, prefix: str = ''
     weights = checkpoint.get('state_dict', checkpoint)
     if isinstance(weights.get('model'), Mapping):  # as timm's and torchvision's own training keeps it
         weights = weights['model']
-    if not any(isinstance(value, torch.Tensor) for value in weights.values()):
+    if not any(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()):
         raise UserError(f'{path} holds no weights: expected a dictionary of tensors, by themselves or under state_dict')
-    found: Any = OrderedDict((name.removeprefix('module.'), value) for name, value in weights.items())
+    found: Any = OrderedDict(
+        (name.removeprefix('module.'), value) for name, value in weights.items() if isinstance(name, str)
+    )
     # The versions by which modules recognise older files.
     versions = {name.removeprefix('module.'): value for name, value in getattr(weights, '_metadata', {}).items()}
     if prefix:

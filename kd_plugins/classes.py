@@ -35,7 +35,9 @@ def check_checkpoint_classes(checkpoint: Mapping[str, Any], dataset: Any) -> Non
     Raises:
         UserError: A name has different labels.
     """
-    trained = ((checkpoint.get('meta') or {}).get('dataset_meta') or {}).get('classes') or ()
-    given = () if getattr(dataset, 'return_classes', False) else dataset.metainfo.get('classes') or ()
+    meta = checkpoint.get('meta')
+    trained = ((meta.get('dataset_meta') if isinstance(meta, Mapping) else None) or {}).get('classes') or ()
+    named = not getattr(dataset, 'return_classes', False)
+    given = ((getattr(dataset, 'metainfo', None) or {}).get('classes') if named else None) or ()
     if any(own != other and other in trained for own, other in zip(trained, given, strict=False)):
         check_classes(trained, given, 'test_dataloader')

@@ -249,6 +249,20 @@ def test_a_damaged_download_is_not_kept_under_the_name_of_the_whole(tmp_path, mo
     assert Path(download(file.as_uri(), check_hash=True)).read_bytes() == content
 
 
+def test_a_folder_for_downloads_that_cannot_be_made_is_one_line(monkeypatch):
+    monkeypatch.setattr(torch.hub, '_hub_dir', '/proc/none')
+    with pytest.raises(UserError, match=r'net-01234567\.pth cannot be downloaded'):
+        download('https://example.org/net-01234567.pth')
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path):
+    with pytest.raises(UserError, match=r'is a folder: give the path of a \.pth'):
+        read_checkpoint(tmp_path)
+    torch.save({0: torch.ones(3)}, tmp_path / 'x.pth')
+    with pytest.raises(UserError, match='holds no weights'):
+        read_weights(tmp_path / 'x.pth')
+
+
 def test_no_prefix_of_mmengine_passes_the_guard_by(process):
     guard_checkpoints()
     assert {loader.__module__ for loader in CheckpointLoader._schemes.values()} == {'kd_plugins.checkpoint'}

@@ -34,7 +34,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint')
     add_run_options(parser, 'the log')
     add_launcher(parser)
-    parser.add_argument('--show-dir', help='draw the predictions into this folder')
+    parser.add_argument(
+        '--show-dir',
+        help="draw the predictions into this folder; of a classifier's images of one file name the last is kept",
+    )
     return parser.parse_args()
 
 

@@ -43,6 +43,12 @@ class Detections(Detector):
         head: Any = network.bbox_head
         kind, self.settings = type(head).__name__, head.test_cfg
         self.count = int(self.settings.get('max_per_img', 100))
+        if 'max_per_img' not in self.settings:
+            print_log(
+                f'{kind}: its test_cfg has no max_per_img: the file keeps the best {self.count} of an image, mmdet all',
+                'current',
+                logging.WARNING,
+            )
         self.meaning = (
             f'the best detections of an image after NMS, best first, always {self.count}: boxes x1 y1 x2 y2 in pixels '
             'of the image as it is given; where there are fewer, the rest have label -1, score 0 and a box of zeros'

@@ -61,10 +61,16 @@ class Runtime:
                 return [*self._module(images)]
             except (AssertionError, RuntimeError) as error:  # a guard of torch.export on the size
                 raise UserError(
-                    f'the file does not take images {tuple(images.shape)}: {_line(error)}; export with --size, larger '
-                    'than the stride of the coarsest level'
+                    f'the file does not take images {tuple(images.shape)}: {_line(error)}; export with the --size of '
+                    'the test images, larger than the stride of the coarsest level, or without'
                 ) from error
-        return [torch.from_numpy(x) for x in self._session.run(None, {'images': images.numpy()})]
+        try:
+            return [torch.from_numpy(x) for x in self._session.run(None, {'images': images.numpy()})]
+        except Exception as error:  # onnxruntime's own kinds
+            raise UserError(
+                f'the file does not take images {tuple(images.shape)}: {_line(error)}; export with the --size of the '
+                'test images, or without'
+            ) from error
 
 
 def optional(package: str) -> Any:

@@ -48,6 +48,8 @@ def images_for(config: Config, network: Any, size: Sequence[int] | None) -> Imag
             raise UserError(f'{config.filename} has no test_dataloader')
         options = dict(num_workers=0, persistent_workers=False, batch_size=COUNT)
         test = copy.deepcopy(config.test_dataloader) | options
+        for key in ('prefetch_factor', 'timeout'):  # of workers alone
+            test.pop(key, None)
         for _, part in walk(test):  # seven images are no reason to fetch a data set
             if isinstance(part, dict) and _downloads(part):
                 part['download'] = False

@@ -3,6 +3,7 @@
 import json
 import logging
 import mmap
+import re
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import Any
@@ -125,7 +126,8 @@ def check_class_count(model: nn.Module, classes: Sequence[str]) -> None:
     """
     for name, module in model.named_modules():
         count = getattr(module, 'num_classes', None)
-        if name.endswith('head') and 'rpn' not in name and isinstance(count, int) and count < len(classes):
+        held = re.sub(r'(\.\d+)+$', '', name)  # a cascade has a list of heads
+        if held.endswith('head') and 'rpn' not in name and isinstance(count, int) and count < len(classes):
             names = f'{", ".join(map(str, classes[:5]))}{", ..." if len(classes) > 5 else ""}'
             raise UserError(
                 f'{name}: num_classes is {count}, but the training data have {len(classes)} classes '

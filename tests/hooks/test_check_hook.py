@@ -181,6 +181,8 @@ def test_names_without_a_label_are_ignored(tmp_path):
     check(train, other)
     check(other, train, model=head(1))
     check_checkpoint_classes(dict(meta=dict(dataset_meta=dict(classes=('person', 'x')))), other)
+    check_checkpoint_classes(dict(meta=dict(dataset_meta=dict(classes=('person', 'x')))), [])  # a set without metainfo
+    check_checkpoint_classes(dict(meta='of another package'), other)
     # The heads of PanopticFPN have the classes of things or of stuff.
     named = SimpleNamespace(metainfo=dict(classes=('a', 'b'), thing_classes=('a',)))
     check(named, model=head(1))
@@ -270,3 +272,9 @@ def test_a_head_with_fewer_classes_than_the_data_is_refused():
     check_class_count(model, ['a', 'b', 'c'])
     with pytest.raises(UserError, match=r'bbox_head: num_classes is 3, .* have 4 classes \(a, b, c, d\)'):
         check_class_count(model, ['a', 'b', 'c', 'd'])
+    cascade = torch.nn.Module()
+    cascade.bbox_head = torch.nn.ModuleList(torch.nn.Module() for _ in range(2))  # as in a CascadeRoIHead
+    cascade.bbox_head[1].num_classes = 3
+    check_class_count(cascade, ['a', 'b', 'c'])
+    with pytest.raises(UserError, match=r'bbox_head\.1: num_classes is 3, .* have 4 classes'):
+        check_class_count(cascade, ['a', 'b', 'c', 'd'])

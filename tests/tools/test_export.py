@@ -474,6 +474,17 @@ def test_a_missed_parity_names_the_output_and_leaves_no_file(run, tmp_path, monk
     assert not [*tmp_path.glob('student.pt2*')]
 
 
+@pytest.mark.parametrize('to', ['student.onnx', 'student.pt2'])
+def test_a_size_that_is_not_the_test_sets_is_one_line(run, tmp_path, to):
+    config = with_test_set(classification_config(image_folder(tmp_path / 'data'), tmp_path / 'run'))
+    config.test_dataloader.update(num_workers=2, prefetch_factor=4, timeout=9)
+    config.dump(tmp_path / 'config.py')
+    saved(config.model, tmp_path / 'student.pth')
+    with pytest.raises(UserError, match=r'does not take images .*16.*; export with the --size of the test images'):
+        run('--size', '32', '32', '--score', to=to)
+    assert run(to=to)[1]['student']['size'] == [16, 16]  # of the test set: its pipeline leaves the size as it is
+
+
 def test_without_a_test_set_images_are_drawn_through_its_pipeline(run, tmp_path):
     pipeline = [TEST[0], dict(type='ResizeEdge', scale=40), dict(type='CenterCrop', crop_size=(24, 32)), TEST[1]]
     config = with_test_set(classification_config(tmp_path / 'nowhere', tmp_path / 'run'), pipeline)
