@@ -10,8 +10,6 @@ from math import isfinite
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     from kd_plugins.studies.search import Search
 
@@ -157,8 +155,8 @@ class _Printer(pprint.PrettyPrinter):
     """Writes values as Python reads them again: infinity, NumPy's numbers and paths have other names."""
 
     def format(self, value: object, context: dict[int, int], maxlevels: int, level: int) -> tuple[str, bool, bool]:
-        if isinstance(value, np.generic):
-            value = value.item()
+        if getattr(value, 'shape', None) == ():
+            value = value.item()  # type: ignore[attr-defined]  # a number of NumPy or torch
         elif isinstance(value, PurePath):
             value = str(value)
         if isinstance(value, float) and not isfinite(value):
