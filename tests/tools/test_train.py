@@ -738,11 +738,25 @@ def test_compared_runs_stop_when_the_run_is_killed(tmp_path, beside, name):
             os.kill(os.getpid(), getattr(signal, name))
             time.sleep(60)
 
-    began, before = time.monotonic(), signal.getsignal(getattr(signal, name))
-    with pytest.raises(KeyboardInterrupt):
-        killed()
+    number = getattr(signal, name)
+    began, before = time.monotonic(), signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            killed()
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
     assert time.monotonic() - began < 30
-    assert signal.getsignal(getattr(signal, name)) == before
+
+
+def test_a_closed_terminal_stops_no_run_that_ignores_it(beside):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with beside('true'):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_note_stands_below_the_table(tmp_path, capsys):
