@@ -25,7 +25,7 @@ from torch.hub import download_url_to_file, get_dir
 
 from kd_plugins.compat import provide_interp2d
 from kd_plugins.errors import UserError
-from kd_plugins.unpickling import guard_files
+from kd_plugins.unpickling import guard_files, pickle_allowed
 from kd_plugins.utils.files import AtomicBackend
 from kd_plugins.utils.names import first, nearest
 
@@ -63,9 +63,6 @@ _SAFE = [
 ]
 
 
-_pickle_allowed = False  # set by guard_checkpoints
-
-
 def read_checkpoint(path: str | Path, map_location: Any = 'cpu', allow_pickle: bool = False) -> dict[str, Any]:
     """Read a checkpoint, tensors and plain values only.
 
@@ -80,7 +77,7 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', allow_pickle: b
         UserError: The file is missing, truncated, no checkpoint, or holds pickled code.
     """
     path, backbone = _file_of(os.path.expanduser(str(path)))
-    allow_pickle = allow_pickle or _pickle_allowed
+    allow_pickle = allow_pickle or pickle_allowed()
     if os.path.isdir(path):
         raise UserError(f'checkpoint {path} is a folder: give the path of a .pth or .safetensors file in it')
     if not os.path.isfile(path):
@@ -398,8 +395,6 @@ def guard_checkpoints(allow_pickle: bool = False) -> None:
     Args:
         allow_pickle: Run the code that pickled files hold: checkpoints, also a teacher's, and ``.pkl`` annotations.
     """
-    global _pickle_allowed
-    _pickle_allowed = allow_pickle
     provide_interp2d()
     guard_files(allow_pickle)
 

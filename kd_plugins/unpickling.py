@@ -60,6 +60,11 @@ def _refusing(ending: str) -> Iterator[None]:
 _allowed = False  # set by guard_files
 
 
+def pickle_allowed() -> bool:
+    """Return whether pickled code may run in this process, as :func:`guard_files` was told."""
+    return _allowed
+
+
 def guard_files(allow_pickle: bool | None = None) -> None:
     """Make mmengine read ``.pkl`` and ``.yaml`` files without running code, in this process.
 

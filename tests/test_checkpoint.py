@@ -17,7 +17,7 @@ from mmengine.structures import InstanceData
 from scipy import interpolate
 from tiny import classification_config, equal, image_folder, train
 
-from kd_plugins import checkpoint
+from kd_plugins import checkpoint, unpickling
 from kd_plugins.checkpoint import (
     download,
     guard_checkpoints,
@@ -182,7 +182,7 @@ def test_weights_come_back_and_strangers_are_named(tmp_path):
 def process(monkeypatch):
     """Guards stay in this test."""
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
-    monkeypatch.setattr(checkpoint, '_pickle_allowed', False)
+    monkeypatch.setattr(unpickling, '_allowed', False)
     for registered in (file_handlers, backends, prefix_to_backends):
         for key, value in registered.items():
             monkeypatch.setitem(registered, key, value)

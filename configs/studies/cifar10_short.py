@@ -1,5 +1,5 @@
-# cifar10.py in a third of its epochs, for a computer without a GPU: all images, ten epochs, of which none repeats
-# another's augmentations.
+# cifar10.py in a third of its epochs, for a computer without a GPU: all images, ten epochs. Augmentations repeat at
+# gamma=0.2 alone, after ten of its epochs.
 #
 #     python tools/study.py configs/studies/cifar10_short.py --jobs 2 --only '*/clean/*/seed0'
 _base_ = './cifar10.py'

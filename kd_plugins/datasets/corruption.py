@@ -320,10 +320,10 @@ def corrupted(
     data = DATASETS.build(dataset)
     name = type(data).__name__
     if not isinstance(data, BaseDataset):
-        key = 'datasets=[' if name == 'ConcatDataset' else 'dataset='
+        inner = "dict(type='kd_plugins.Corrupted', dataset=...)"
+        inner = f'datasets=[{inner}, ...]' if name == 'ConcatDataset' else f'dataset={inner}'
         raise UserError(
-            f"Corrupted: {name} is not an mmengine data set; put Corrupted inside it: dict(type='{name}', "
-            f"{key}dict(type='kd_plugins.Corrupted', dataset=...){', ...]' if key.endswith('[') else ''})"
+            f"Corrupted: {name} is not an mmengine data set; put Corrupted inside it: dict(type='{name}', {inner})"
         )
     if data.test_mode or getattr(data, 'split', 'train') in ('test', 'val', 'valid'):
         refuse_test(name)

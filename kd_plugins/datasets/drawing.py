@@ -225,7 +225,7 @@ def _draw_into(root: str | Path, parameters: dict, draw: Callable[[Path], None])
             shutil.rmtree(root)
         try:
             folder.rename(root)
-        except OSError:  # it has
+        except OSError:  # or even now
             if not _drawn_with(root, parameters):
                 raise
     finally:

@@ -183,7 +183,7 @@ class _Similarities:
     """Blocks of similarities in float32, cosines or minus half the squared Euclidean distances, and their errors."""
 
     def __init__(self, features: ReIDFeatures, metric: Metric, device: str) -> None:
-        self._gallery, self._metric, self._device = features.gallery_features, metric, device
+        self._features, self._gallery, self._metric, self._device = features, features.gallery_features, metric, device
         # Distances do not depend on the origin, but the rounding of their parts does.
         self._origin = self._gallery[:1024].mean(0, dtype=np.float64).astype(np.float32)
         self._query = self._prepared(features.query_features)
@@ -206,9 +206,14 @@ class _Similarities:
         norms = torch.linalg.vector_norm(gallery, dim=1)
         vanished = norms < _TINY
         if self._metric == 'cosine' and vanished.float().mean() > 0.5 and gallery[vanished].any():
+            largest = max(
+                (float(np.abs(row).max()), f'{side} row {i}')
+                for side, rows in (('query', self._features.query_features), ('gallery', self._gallery))
+                for i, row in enumerate(rows)
+            )
             raise UserError(
-                'most features vanish beside the largest, which holds numbers more than 1e15 times theirs: check what '
-                'the model returns for that image'
+                f'most features vanish beside {largest[1]}, which holds a number more than 1e12 times theirs: check '
+                'what the model returns for that image'
             )
         block = torch.empty(min(_QUERIES, len(self._query)), len(items), device=self._device)
         for start in range(0, len(self._query), _QUERIES):

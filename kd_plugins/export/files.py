@@ -56,20 +56,14 @@ class Runtime:
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         """Return the outputs for a batch of images."""
-        if self._session is None:
-            try:
-                return [*self._module(images)]
-            except (AssertionError, RuntimeError) as error:  # a guard of torch.export on the size
-                raise UserError(
-                    f'the file does not take images {tuple(images.shape)}: {_line(error)}; export with the --size of '
-                    'the test images, larger than the stride of the coarsest level, or without'
-                ) from error
         try:
+            if self._session is None:
+                return [*self._module(images)]
             return [torch.from_numpy(x) for x in self._session.run(None, {'images': images.numpy()})]
-        except Exception as error:  # onnxruntime's own kinds
+        except Exception as error:  # a guard of torch.export on the size, or one of onnxruntime's own kinds
             raise UserError(
                 f'the file does not take images {tuple(images.shape)}: {_line(error)}; export with the --size of the '
-                'test images, or without'
+                'test images, larger than the stride of the coarsest level, or without'
             ) from error
 
 

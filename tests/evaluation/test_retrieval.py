@@ -157,8 +157,9 @@ def test_items_far_smaller_than_another_are_distinguished(monkeypatch: pytest.Mo
 def test_features_without_a_direction_beside_another_are_an_error(factor: float) -> None:
     features = clustered()
     gallery = features.gallery_features.copy()
-    gallery[np.flatnonzero(features.gallery_ids == 0)[:1]] *= factor
-    with pytest.raises(UserError, match='vanish beside the largest'):
+    row = int(np.flatnonzero(features.gallery_ids == 0)[0])
+    gallery[row] *= factor
+    with pytest.raises(UserError, match=f'vanish beside gallery row {row}, which'):
         rank_matches(replace(features, gallery_features=gallery))
     rank_matches(replace(features, gallery_features=0 * gallery))  # all have none
 
