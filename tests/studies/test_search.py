@@ -134,10 +134,11 @@ def test_the_better_half_goes_on_and_the_best_is_the_methods_weight(here, data, 
 @pytest.mark.parametrize('jobs', [1, 2])
 def test_a_run_that_has_scored_and_not_ended_is_in_its_round_still(here, data, jobs):
     path = write_study(here, data, SEARCH)
-    launcher = Lingering()
+    # The weight that is tried last leads, so that the run which ends a round goes on in the next one.
+    launcher = Lingering({(weight, epoch): 50 + weight for weight in (0.1, 0.3, 1.0, 3.0, 10.0) for epoch in (2, 4, 8)})
     assert not make(path, launcher, jobs).failed
     assert [x[1] for x in launcher.started if isinstance(x, tuple)] == [2] * 5 + [4] * 3 + [8] * 2
-    assert weights_of(path) == {1.0}
+    assert weights_of(path) == {10.0}
 
 
 def test_the_runs_of_a_search_name_no_test_set_and_are_none_of_the_table(here, data):
