@@ -262,6 +262,16 @@ def test_resumed_run_equals_the_uninterrupted_one_under_ema(tmp_path, data, upda
     assert not equal(ends[0], weights(whole.model.peers[0]))  # the average
 
 
+@pytest.mark.parametrize('kind', ['MutualLearning', 'NativeEnsemble'])
+def test_compiled_run_trains_the_same(tmp_path, data, kind):
+    model = dict(type=f'kd_plugins.{kind}', student=classifier())
+    eager, compiled = (
+        weights(train(classification_config(data, tmp_path / name, model, 1, compile=compile_)).model)
+        for name, compile_ in (('eager', False), ('compiled', dict(backend='eager')))
+    )
+    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
+
+
 def test_reidentification(tmp_path):
     folder = market_folder(tmp_path / 'market')
     plain = reid_config(folder, tmp_path / 'run', epochs=1).model

@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from tiny import CLASSES, classification_config, classifier, equal, image_folder, reid_config, train, weights
@@ -45,8 +46,8 @@ def build(**options):
     return model
 
 
-def batch(dtype=torch.float32, size=16):
-    generator = torch.Generator().manual_seed(2)
+def batch(dtype=torch.float32, size=16, seed=2):
+    generator = torch.Generator().manual_seed(seed)
     return (
         torch.randn(5, 3, size, size, generator=generator).to(dtype),
         [DataSample().set_gt_label(i % CLASSES) for i in range(5)],
@@ -268,6 +269,43 @@ def test_run_starts_as_the_students_and_resumes_bit_for_bit(tmp_path):
     load_weights(student, tmp_path / 'whole/student.pth')
     images, _ = batch()
     assert torch.equal(student.eval()(images), final.eval()(images))
+
+
+def test_resumed_run_equals_the_uninterrupted_one_under_ema(tmp_path):
+    data = image_folder(tmp_path / 'data')
+
+    def config(name):
+        model = dict(type='kd_plugins.NativeEnsemble', student=classifier(), ramp=0.5)
+        averages = [dict(type='EMAHook', momentum=0.2)]
+        return classification_config(data, tmp_path / name, model, 4, default_hooks=HOOKS, custom_hooks=averages)
+
+    whole = train(config('whole')).model
+    resumed = config('resumed')
+    resumed.load_from, resumed.resume = str(tmp_path / 'whole/epoch_2.pth'), True
+    assert equal(weights(train(resumed).model), weights(whole))
+    for name, last in (('student', whole.student), ('ensemble', whole)):
+        ends = [read_checkpoint(tmp_path / run / f'{name}.pth')['state_dict'] for run in ('whole', 'resumed')]
+        assert equal(*ends)
+        assert ends[0].keys() == weights(last).keys()
+        assert not equal(ends[0], weights(last))  # the average
+
+
+def test_accumulated_gradients_are_the_mean_of_the_batches():
+    """The statistics of each BatchNorm are its batch's own; the gradients are those of the weights before the step."""
+    model = build()
+    plain = copy.deepcopy(model)
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), accumulative_counts=2)
+    optimizer = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9)
+    for step, seed in enumerate(range(4), 1):
+        images, samples = batch(seed=seed)
+        model.train_step(dict(inputs=100 * images, data_samples=samples), wrapper)
+        inputs = plain.data_preprocessor(dict(inputs=100 * images, data_samples=samples), True)
+        (sum(plain(**inputs, mode='loss').values()) / 2).backward()
+        if step % 2 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(weights(model), weights(plain), rtol=1e-4, atol=1e-6)
+    assert not equal(weights(model), weights(build()))
 
 
 @pytest.mark.parametrize(
