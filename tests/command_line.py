@@ -23,6 +23,8 @@ import mmengine.runner, mmpretrain.datasets, mmpretrain.models, kd_plugins.hooks
 import rich.table, torch.utils.cpp_extension
 gc.freeze()  # a collection in the fork would copy every page
 for line in sys.stdin:
+    if not line.strip():  # the end; a worker of a data loader may hold the other end of the pipe open
+        break
     job = json.loads(line)
     pids = []
     for rank, environment in enumerate(job['environments']):
@@ -120,6 +122,7 @@ class CommandLine:
 
     def close(self) -> None:
         """End the server."""
+        self.server.stdin.write(b'\n')
         self.server.stdin.close()
         self.server.wait()
 

@@ -68,7 +68,8 @@ from kd_plugins.options import check_device, check_least
 def parser_of() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest='command', required=True)
+    # Named here, since two of them are only started by others.
+    commands = parser.add_subparsers(dest='command', required=True, metavar='{losses,reid,loader,step,teacher,race}')
     command = commands.add_parser('losses', help='every loss compared with its literal form')
     command.add_argument('--full', action='store_true', help='the shapes of CIFAR, ImageNet, an FPN and re-ID')
     command.add_argument('--dtypes', nargs='+', choices=['float32', 'bfloat16'], default=['float32'])

@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--amp', action='store_true', help='train under bfloat16 autocast, where the processor has it')
     add_watch(parser, BACKENDS)
-    parser.add_argument('--skip-corrupt', action='store_true', help='leave out images that cannot be read')
+    parser.add_argument('--skip-corrupt', action='store_true', help='take another sample for an unreadable image')
     return parser.parse_args()
 
 

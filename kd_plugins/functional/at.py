@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_choice, check_maps, check_number
-from .gram import applied, as_float, distillation_loss, match_size, unit
+from .gram import applied, as_float, distillation_loss, kept_type, match_size, unit
 
 CONVENTIONS = ('paper', 'code')
 
@@ -27,7 +27,7 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return (2 * grad).to(x.dtype)[:, None] * x
+        return ((2 * grad).to(kept_type(x.dtype))[:, None] * x).to(x.dtype)
 
 
 def attention_map(features: Tensor, p: float = 2) -> Tensor:

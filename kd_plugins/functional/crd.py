@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from .checks import check_batch, check_channels, check_number, check_shapes
-from .gram import distillation_loss
+from .gram import distillation_loss, refuse_second_derivative
 
 _PART = 2**20  # numbers in the largest matrix of scores
 
@@ -39,6 +39,7 @@ class _Noise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative('CRD has')
         (slope,) = ctx.saved_tensors
         return grad[:, None] * slope, None, None, None, None, None
 

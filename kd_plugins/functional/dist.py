@@ -47,12 +47,10 @@ def dist_loss(
     check_number('tau', tau, 0, strict=True)
     check_number('eps', eps, 0, strict=True)
     check_logits('dist_loss', student, teacher, positions=True)
-    # Around the mean over the classes, and then also over the samples. The gradient in a centred x has mean 0, so that
-    # the mean itself needs none.
-    student, teacher = ((x / tau).softmax(-1).flatten(0, -2) - 1 / x.shape[-1] for x in (student, teacher))
-    of_classes = 1 - _correlation(student, teacher, 1, eps).mean()
-    student, teacher = (x - x.detach().mean(0) for x in (student, teacher))
-    of_samples = 1 - _correlation(student, teacher, 0, eps).mean()
+    p, q = ((x / tau).softmax(-1).flatten(0, -2) for x in (student, teacher))
+    of_classes = 1 - _correlation(p - 1 / p.shape[1], q - 1 / q.shape[1], 1, eps).mean()
+    # Not from the line above: of a far smaller probability, p - 1 / K keeps nothing but rounding.
+    of_samples = 1 - _correlation(p - p.mean(0), q - q.mean(0), 0, eps).mean()
     return tau**2 * (beta * of_classes + gamma * of_samples)
 
 

@@ -288,7 +288,8 @@ class _Gram(torch.autograd.Function):
                 return _times(factor, factor.mT)
             # A float32 sum of millions of products is off by 1e-6, more than nearly equal samples differ.
             total = reduce(torch.add, (_times(part, part.mT).double() for part in factor.split(_LONG, -1)))
-            return total.to(factor.dtype if exact else torch.promote_types(x.dtype, torch.float32))
+            dtype = factor.dtype if exact else torch.promote_types(x.dtype, torch.float32)
+            return total.to(dtype, copy=True)  # traced, an intermediate as it is would have no gradient
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -310,6 +311,12 @@ def gram(x: Tensor, exact: bool = False) -> Tensor:
     return applied(_Gram, lambda x, exact: as_float(x) @ as_float(x).mT, x, exact)
 
 
+def refuse_second_derivative(losses: str) -> None:
+    """Raise in a backward pass that is to be differentiated itself: a closed form would be a constant there."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(f'{losses} no second derivative: call backward without create_graph')
+
+
 class _WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
@@ -319,8 +326,7 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        if torch.is_grad_enabled():  # else a derivative of the gradient would silently be 0
-            raise RuntimeError('PKD and ReviewKD have no second derivative: call backward without create_graph')
+        refuse_second_derivative('PKD and ReviewKD have')
         (gradient,) = ctx.saved_tensors
         return (grad * gradient).to(ctx.dtype), None, None
 

@@ -32,15 +32,13 @@ def expectation(probabilities: Tensor, values: Tensor) -> Tensor:
 def standardized(logits: Tensor) -> Tensor:
     """Shift and scale each row of logits (..., K) to mean 0 and standard deviation 1, that of a sample of K.
 
-    Classes masked by -inf stay so and are left out of both. A row of equal logits becomes 0, without gradient. A second
-    derivative of what is computed from it lacks that of the mean.
+    Classes masked by -inf stay so and are left out of both. A row of equal logits becomes 0, without gradient.
     """
     masked = logits == -torch.inf
     count = logits.shape[-1] - masked.sum(-1, keepdim=True)
-    # Around the largest, so that equal logits become exactly 0. What comes after the loss gives a row a gradient of
-    # mean 0, so that the mean itself needs none.
+    # Around the largest, so that equal logits become exactly 0.
     largest = logits.detach().amax(-1, keepdim=True)
-    mean = largest + (logits.detach() - largest).masked_fill_(masked, 0).sum(-1, keepdim=True) / count
+    mean = largest + (logits - largest).masked_fill(masked, 0).sum(-1, keepdim=True) / count
     centred = (logits - mean).masked_fill(masked, 0)
     length = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
     scale = (count - 1).to(logits.dtype).sqrt() / length.masked_fill(length == 0, torch.inf)

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import mse_loss
 
 from .checks import check_choice, check_maps, check_number
-from .gram import distillation_loss, gram, match_size, unit
+from .gram import distillation_loss, gram, match_size, refuse_second_derivative, unit
 
 KERNELS = ('poly', 'linear', 'gaussian')
 BANDWIDTHS = ('cross', 'all')
@@ -98,11 +97,11 @@ class _GaussianSum(torch.autograd.Function):
                 g = (own @ x / c_s - cross @ y / c_t) * (2 / (c_s * variance))
                 gradient[part] = g.sub_(x * (x * g).sum(2, keepdim=True)).mul_(scales[0])
         ctx.save_for_backward(gradient)
-        return total.to(student.dtype)
+        return total.to(student.dtype, copy=True)  # traced, what was written to would have no gradient
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        refuse_second_derivative("NST's Gaussian kernel has")
         return grad * ctx.saved_tensors[0], None, None
 
 
@@ -153,7 +152,7 @@ def nst_loss(
 
     The value can fall below 0 by rounding. A map of zeros is the zero vector and gets no gradient. Tap both networks
     on the same side of the ReLU: signed and non-negative maps are different sets (the authors tap before it). With the
-    Gaussian kernel it can be differentiated once.
+    Gaussian kernel it has no second derivative.
 
     Args:
         student: Maps (B, C_S, H_S, W_S).

@@ -4,11 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import smooth_l1_loss
 
 from .checks import check_batch, check_choice, check_number
-from .gram import distillation_loss, gram, unit
+from .gram import distillation_loss, gram, refuse_second_derivative, unit
 
 CONVENTIONS = ('paper', 'code')
 
@@ -77,11 +76,11 @@ class _AngleSum(torch.autograd.Function):
             legs[anchors] = r * ((h @ r[:, :, None])[:, :, 0] - r * cos.mul_(h).sum(2))
             across += h.mul_(r[:, :, None]).mul_(r[:, None, :]).sum(0)
         ctx.save_for_backward(legs - across / 2)
-        return total
+        return total.clone()  # traced, what was written to would have no gradient
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        refuse_second_derivative('RKD-A has')
         return grad * ctx.saved_tensors[0], None
 
 
@@ -137,7 +136,7 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor, convention: str = 'paper', 
     (``'code'``, the authors' program, where the other triplets count as zeros). So ``'code'`` is
     (N - 1) (N - 2) / N^2 of ``'paper'``. Where two samples of a network are one point, the cosine is 0.
 
-    Memory grows with N^2, time with N^3. It can be differentiated once.
+    Memory grows with N^2, time with N^3. It has no second derivative.
 
     Args:
         student: Embeddings (N, ...), flattened.

@@ -45,11 +45,11 @@ class AccumulationHook(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Average the gradients where a checkpoint follows this iteration, as after an epoch."""
         loop = runner.train_loop
-        saves = any(
-            isinstance(hook, CheckpointHook) and not hook.by_epoch and self.every_n_train_iters(runner, hook.interval)
-            for hook in runner.hooks
-        )
-        if saves or (isinstance(loop, IterBasedTrainLoop) and self.every_n_train_iters(runner, loop.val_interval)):
+        writers = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook) and not hook.by_epoch]
+        periods = [(hook.interval, hook.save_begin) for hook in writers]
+        if isinstance(loop, IterBasedTrainLoop):  # the best weights are saved at a validation
+            periods += [(interval, 0) for interval in loop.dynamic_intervals]
+        if any(self.every_n_train_iters(runner, *period) for period in periods):
             self._average(runner)
 
     def after_train_epoch(self, runner: Runner) -> None:

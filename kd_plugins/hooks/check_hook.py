@@ -119,7 +119,7 @@ def note_empty_statistics(model: nn.Module) -> None:
 
 
 def check_class_count(model: nn.Module, classes: Sequence[str]) -> None:
-    """Compare the heads of a model with the classes of its training data.
+    """Compare the heads of a model with the classes of its training data; note heads with more.
 
     Raises:
         UserError: A head has fewer classes.
@@ -127,12 +127,17 @@ def check_class_count(model: nn.Module, classes: Sequence[str]) -> None:
     for name, module in model.named_modules():
         count = getattr(module, 'num_classes', None)
         held = re.sub(r'(\.\d+)+$', '', name)  # a cascade has a list of heads
-        if held.endswith('head') and 'rpn' not in name and isinstance(count, int) and count < len(classes):
-            names = f'{", ".join(map(str, classes[:5]))}{", ..." if len(classes) > 5 else ""}'
-            raise UserError(
-                f'{name}: num_classes is {count}, but the training data have {len(classes)} classes '
-                f'({names}): correct one of them'
-            )
+        if not held.endswith('head') or 'rpn' in name or not isinstance(count, int) or count == len(classes):
+            continue
+        names = f'{len(classes)} classes ({", ".join(map(str, classes[:5]))}{", ..." if len(classes) > 5 else ""})'
+        if count < len(classes):
+            raise UserError(f'{name}: num_classes is {count}, but the training data have {names}: correct one of them')
+        print_log(
+            f'{name}: num_classes is {count}, the training data have {names}: the others are never seen, and the '
+            f'checkpoint fits no head of num_classes={len(classes)}',
+            'current',
+            logging.WARNING,
+        )
 
 
 def _try_pipeline(name: str, dataset: Any, steps: Sequence[Any]) -> None:

@@ -84,8 +84,12 @@ class DistillationHook(Hook):
             batch = student.data_preprocessor(batch, False)
         for line in self.distillation.dry_run(student, batch['inputs'], batch.get('data_samples')):
             runner.logger.info(f'distillation term {line}')
-        if parameters := list(self.distillation.parameters()):
-            self._train_adapters(runner, parameters)
+        parameters = list(self.distillation.parameters())
+        if get_world_size() > 1:
+            for parameter in parameters:
+                broadcast(parameter.data)
+        if trained := [parameter for parameter in parameters if parameter.requires_grad]:
+            self._train_adapters(runner, trained)
 
     def _train_adapters(self, runner: Runner, parameters: Sequence[nn.Parameter]) -> None:
         wrapper, schedulers = runner.optim_wrapper, runner.param_schedulers or []
@@ -115,7 +119,6 @@ class DistillationHook(Hook):
                     )
         if get_world_size() > 1:
             for parameter in parameters:
-                broadcast(parameter.data)
                 parameter.register_post_accumulate_grad_hook(_average_gradient)
 
     def before_train(self, runner: Runner) -> None:

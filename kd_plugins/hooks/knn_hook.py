@@ -97,11 +97,15 @@ class KNNHook(Hook):
         self._loaders: dict[str, DataLoader] = {}
         self._teacher_scores: dict[str, float] = {}
         self._noted = False
+        self._start = 0
         self._older: dict[str, Any] = {}
 
     def before_train(self, runner: Runner) -> None:
         """Build the data, and evaluate the teachers and the student that training starts with."""
-        self._report(runner, _averaged(runner), runner.epoch if _by_epoch(runner) else runner.iter)
+        self._start = runner.iter
+        # An EMAHook has copied the network before its weights were initialised, and copies them in the first iteration.
+        model = _averaged(runner) if runner.iter else unwrapped(runner.model)
+        self._report(runner, model, runner.epoch if _by_epoch(runner) else runner.iter)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Add the accuracies to the metrics of a validation."""
@@ -116,13 +120,11 @@ class KNNHook(Hook):
         runner.message_hub.log_scalars.update(self._older)
         self._older = {}
 
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
-        """Evaluate in a run by iterations, except after the last one."""
-        last = runner.iter + 1 >= runner.max_iters
-        if self._interval and self.every_n_train_iters(runner, self._interval) and not last and not _by_epoch(runner):
-            self._report(runner, _averaged(runner), runner.iter + 1)
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Evaluate in a run by iterations, once an EMAHook has averaged the weights of the iteration before."""
+        due = self._interval and runner.iter > self._start and runner.iter % self._interval == 0
+        if due and not _by_epoch(runner):
+            self._report(runner, _averaged(runner), runner.iter)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Evaluate in a run by epochs; in one by iterations, after the last."""

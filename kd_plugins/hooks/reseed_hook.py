@@ -11,7 +11,9 @@ from kd_plugins.registry import HOOKS
 class ReseedHook(Hook):
     """Seeds every epoch from the run's seed and the epoch's index.
 
-    A resumed run then draws the same augmentations as an uninterrupted one. Workers of the data loader, which mmengine
+    A resumed run then draws the same augmentations as an uninterrupted one. One by iterations, which is a single epoch,
+    is seeded from the iteration at which it starts: resumed, it sees the same images, and draws other augmentations.
+    Workers of the data loader, which mmengine
     seeds equally in every epoch, get a seed that changes with the epoch. The method ``set_epoch(epoch, seed)`` of a
     data set, where it has one, is called with both.
 
@@ -31,13 +33,15 @@ class ReseedHook(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Seed Python, NumPy and torch in this process, through torch the loader's workers, and the data set."""
+        by_iterations = isinstance(runner.train_loop, IterBasedTrainLoop)
+        step = runner.iter if by_iterations else runner.epoch
         # A large factor, since with seed + epoch + rank a process would repeat another one's draws an epoch later.
-        set_random_seed((runner.seed + 1_000_003 * runner.epoch) % 2**32, diff_rank_seed=True)
+        set_random_seed((runner.seed + 1_000_003 * step) % 2**32, diff_rank_seed=True)
         loader = runner.train_dataloader
         loader.worker_init_fn = None
         loader._iterator = None  # persistent workers would continue from the previous epoch's random states
         if hasattr(loader.dataset, 'set_epoch'):
-            if isinstance(runner.train_loop, IterBasedTrainLoop):
+            if by_iterations:
                 raise UserError(
                     f'{type(loader.dataset).__name__} draws by epoch, but this run is by iterations, all '
                     'in one epoch: use train_cfg=dict(by_epoch=True, max_epochs=...)'

@@ -170,7 +170,7 @@ def _scores(runner: Runner) -> Iterator[tuple[str, str]]:
     unit = 'iteration' if isinstance(runner.train_loop, IterBasedTrainLoop) else 'epoch'
     scores: dict[int, Any] = runner.message_hub.runtime_info.get(_SCORES) or {}
     if not scores:
-        found = {name: x for name, x in runner.message_hub.log_scalars.items() if name.startswith('val/')}  # of KNNHook
+        found = {name: x for name, x in runner.message_hub.log_scalars.items() if name.startswith('val/knn/')}
         value = next((f'{name.removeprefix("val/")} {x.current():.4g}' for name, x in found.items()), 'not scored')
         yield 'last', f'{unit} {_time_of(runner)}, {value}'
         return

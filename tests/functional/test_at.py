@@ -29,6 +29,19 @@ def test_value_and_gradient(convention, p):
     assert torch.autograd.gradcheck(lambda s: at_loss(s, teacher, convention, p), (student,))
 
 
+@pytest.mark.parametrize(('convention', 'scale'), [('code', 300), ('paper', 1e-3)])
+def test_float16_rounds_the_gradient_once(convention, scale):
+    """A factor of it alone would be below float16's smallest number, or above its largest."""
+    student, teacher = (scale * torch.randn(2, 8, 64, 8, 8)).half().unbind()
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        leaf = student.detach().to(dtype).requires_grad_()
+        found += torch.autograd.grad(1000 * at_loss(leaf, teacher.to(dtype), convention), leaf)
+    assert found[1].dtype == torch.float16
+    torch.testing.assert_close(found[1], found[0].half(), rtol=2e-3, atol=6e-8)
+    assert found[1].count_nonzero() > 0.9 * student.numel()
+
+
 @pytest.mark.parametrize('p', [1, 2, 3.5])
 def test_attention_map(p):
     features = torch.randn(2, 3, 2, 4, dtype=torch.float64)

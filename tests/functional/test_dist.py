@@ -49,6 +49,17 @@ def test_gradcheck():
         assert torch.autograd.gradcheck(lambda s, o=options: dist_loss(s, teacher, **o), (student,))
 
 
+@pytest.mark.parametrize(('scale', 'tau'), [(10, 1.0), (20, 1.0), (1, 0.1)])
+def test_rare_classes_are_no_rounding_noise(scale, tau):
+    student, teacher = (scale * x for x in logits(8, 100))
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        leaf = student.detach().to(dtype).requires_grad_()
+        (gradient,) = torch.autograd.grad(dist_loss(leaf, teacher.to(dtype), tau=tau), leaf)
+        found.append(gradient.double())
+    assert (found[1] - found[0]).norm() < 1e-5 * found[0].norm()
+
+
 def test_positions_are_samples():
     student, teacher = logits(2, 3, 4)
     torch.testing.assert_close(dist_loss(student, teacher), dist_loss(student.flatten(0, 1), teacher.flatten(0, 1)))

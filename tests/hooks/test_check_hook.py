@@ -278,3 +278,15 @@ def test_a_head_with_fewer_classes_than_the_data_is_refused():
     check_class_count(cascade, ['a', 'b', 'c'])
     with pytest.raises(UserError, match=r'bbox_head\.1: num_classes is 3, .* have 4 classes'):
         check_class_count(cascade, ['a', 'b', 'c', 'd'])
+
+
+def test_a_head_with_more_classes_than_the_data_is_noted(caplog):
+    model = torch.nn.ModuleDict(dict(bbox_head=torch.nn.Identity(), rpn_head=torch.nn.Identity()))
+    model['bbox_head'].num_classes, model['rpn_head'].num_classes = 80, 80
+    logger = MMLogger.get_instance('noted', log_level='INFO')
+    logger.addHandler(caplog.handler)
+    check_class_count(model, [*map(str, range(80))])
+    assert not caplog.messages
+    check_class_count(model, ['person', 'car', 'dog'])
+    (text,) = caplog.messages
+    assert text.startswith('bbox_head: num_classes is 80, the training data have 3 classes (person, car, dog)')

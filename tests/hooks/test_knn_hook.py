@@ -1,5 +1,6 @@
 """Nearest neighbours in real runs, computed again from the networks."""
 
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -190,6 +191,40 @@ def test_averaged_weights_are_those_that_are_exported(tmp_path: Path, data: Path
     config.load_from = str(tmp_path / 'run/epoch_4.pth')
     train(config)
     assert scalars(tmp_path / 'resumed')[0] == scalars(tmp_path / 'run')[-1]
+
+
+def test_it_starts_with_the_pretrained_weights_under_an_average_too(tmp_path: Path, data: Path) -> None:
+    """An EMAHook copies the network before ``init_cfg`` has loaded them."""
+    source = MODELS.build(classifier())
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.mul_(3).add_(0.05)
+    torch.save(source.state_dict(), tmp_path / 'pretrained.pth')
+    model = classifier() | dict(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'pretrained.pth')))
+    found = []
+    for average in (False, True):
+        config = neighbours_config(data, tmp_path / f'run{average}', model=model, epochs=1)
+        config.custom_hooks += [dict(type='EMAHook')] * average
+        train(config)
+        found.append(scalars(tmp_path / f'run{average}')[0]['knn/student'])
+    assert found == [pytest.approx(expected(source, data))] * 2
+    random = neighbours_config(data, tmp_path / 'random', epochs=1)
+    train(random)
+    assert scalars(tmp_path / 'random')[0]['knn/student'] != found[0]
+
+
+def test_by_iterations_the_average_is_that_of_the_iteration_that_is_named(tmp_path: Path, data: Path) -> None:
+    config = neighbours_config(data, tmp_path / 'run', neighbours=dict(interval=1))
+    config.custom_hooks.append(dict(type='EMAHook', momentum=0.5))
+    config.merge_from_dict(dict(train_cfg=dict(_delete_=True, by_epoch=False, max_iters=4), param_scheduler=None))
+    config.optim_wrapper.optimizer.lr = 1.0
+    config.default_hooks = dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1))
+    train(config)
+    found = scalars(tmp_path / 'run')
+    assert [line['step'] for line in found] == [0, 1, 2, 3, 4]
+    averaged = [expected(network(tmp_path / f'run/iter_{step}.pth'), data) for step in range(1, 5)]
+    assert [line['knn/student'] for line in found[1:]] == pytest.approx(averaged)
+    assert all(a != b for a, b in itertools.pairwise(averaged[:3]))  # one step off would show
 
 
 def test_two_processes_find_what_one_does(

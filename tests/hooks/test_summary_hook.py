@@ -40,7 +40,8 @@ class Scripted(BaseMetric):
         self.results.append(0)
 
     def compute_metrics(self, results):
-        return {'note': 'a text', self.name: np.float32(self.values.pop(0)), 'second': 0.0}
+        scores = {'note': 'a text', self.name: np.float32(self.values.pop(0)), 'second': 0.0}
+        return scores if self.name else {}
 
 
 @pytest.fixture(scope='module')
@@ -155,6 +156,13 @@ def test_networks_that_learn_together_by_iterations_without_scores(tmp_path, sha
     assert rows['student'].endswith('for 16 × 16 of a MutualLearning')
     assert rows['last'] == 'iteration 2, not scored'
     assert not {'teacher', 'terms', 'best'} & rows.keys()
+
+
+def test_a_validation_without_a_metric_is_no_score(tmp_path, shared, summary):
+    """CocoMetric returns none where no object was found; mmengine logs its times all the same."""
+    runner = train(config_of(shared, tmp_path / 'run', (0.0, 0.0), metric=''))
+    assert 'val/data_time' in runner.message_hub.log_scalars
+    assert dict(summary())['last'] == 'epoch 2, not scored'
 
 
 def test_an_error_in_the_summary_fails_no_run(tmp_path, shared, summary, monkeypatch):

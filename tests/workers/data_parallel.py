@@ -55,6 +55,7 @@ ADAPTED = [
 CRITIC = [
     dict(name='gan', loss=dict(type='kd_plugins.NSTGANLoss', hidden=8), student='maps', teacher='maps'),
     dict(name='vid', loss=dict(type='kd_plugins.VIDLoss'), student='maps', teacher='maps'),
+    dict(name='projected', loss=dict(type='Projected'), student='maps', teacher='maps'),
     dict(name='off', loss=dict(type='kd_plugins.NSTGANLoss', hidden=8), student='maps', teacher='maps', weight=0),
 ]
 BANKS = [
@@ -352,9 +353,10 @@ def norms_of_one_graph(way: str, folder: Path, rank: int) -> dict:
     return run(way, [term], folder, watched=True)['norms']
 
 
-def pending(folder: Path) -> list[dict]:
+def pending(folder: Path, **checkpoint: int) -> list[dict]:
     """Train by iterations, two batches a step, whole and resumed between two steps; return the weights of both."""
     ends = []
+    folder = folder / str(checkpoint)
     for resume in (False, True):
         runner = Runner(
             model=dict(type=Net, width=5),
@@ -374,7 +376,7 @@ def pending(folder: Path) -> list[dict]:
             randomness=dict(seed=5),
             log_level='ERROR',
             default_hooks=dict(
-                checkpoint=dict(type='CheckpointHook', interval=3, by_epoch=False),
+                checkpoint=dict(type='CheckpointHook', by_epoch=False, **checkpoint),
                 accumulation=dict(type='kd_plugins.AccumulationHook'),
             ),
             load_from=str(folder / 'pending/iter_3.pth') if resume else None,
@@ -383,6 +385,19 @@ def pending(folder: Path) -> list[dict]:
         runner.train()
         ends.append(weights(runner.model.module))
     return ends
+
+
+@MODELS.register_module()
+class Projected(nn.Module):
+    """A loss with weights of its own, of which one is frozen, as a network that judges images has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fixed = nn.Conv2d(5, 6, 1).requires_grad_(False)
+        self.learned = nn.Conv2d(6, 6, 1)
+
+    def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        return (self.learned(self.fixed(student)) - teacher).square().mean()
 
 
 def main(folder: Path) -> None:
@@ -408,7 +423,7 @@ def main(folder: Path) -> None:
     results['shapes'] = {way: error_of_unequal_shapes(way, own, rank) for way in WAYS}
     results['infinite'] = {way: error_of_one_rank(way, own, rank) for way in WAYS}
     results['one graph'] = {way: norms_of_one_graph(way, own, rank) for way in WAYS}
-    results['pending'] = pending(folder)
+    results['pending'] = [pending(folder, interval=3), pending(folder, interval=4, save_begin=3)]
     torch.set_default_dtype(torch.float32)
     results['real'] = {way: real_run(way, folder) for way in WAYS}
     for name, find_unused in (('hints', True), ('refused', False)):
