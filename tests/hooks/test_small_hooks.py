@@ -225,6 +225,27 @@ def test_epochs_draw_different_augmentations(tmp_path, data):
     assert len(set(run('without', {}))) == 1
 
 
+def test_a_resumed_run_by_iterations_does_not_repeat_the_draws_of_its_start(tmp_path, data):
+    def drawn(name, checkpoint=None):
+        config = classification_config(data, tmp_path / name, default_hooks=HOOKS)
+        config.train_cfg, config.param_scheduler = dict(by_epoch=False, max_iters=4), None
+        config.default_hooks = HOOKS | dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2))
+        config.load_from, config.resume = checkpoint, checkpoint is not None
+        runner = Runner.from_cfg(config)
+        runner.register_hook(hook := Draw(), 'LOWEST')
+        runner.train()
+        return hook.numbers
+
+    class Draw(Hook):
+        def before_train_epoch(self, runner):
+            self.numbers = torch.rand(3)
+
+    whole = drawn('whole')
+    resumed = [drawn(name, str(tmp_path / 'whole/iter_2.pth')) for name in ('resumed', 'again')]
+    assert torch.equal(*resumed)
+    assert not torch.equal(whole, resumed[0])
+
+
 class TestPretrainedCheck:
     @pytest.fixture
     def source(self, tmp_path):
