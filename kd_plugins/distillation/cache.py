@@ -9,10 +9,13 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from enum import Enum
+from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
@@ -269,14 +272,29 @@ def _unpacked(level: Tensor, shape: Sequence[int], channels_last: bool) -> Tenso
 
 
 def _options(network: nn.Module) -> Iterator[str]:
-    """Yield the plain attributes of all modules: most are in no text of the network (``out_indices``, heads)."""
+    """Yield the attributes of all modules that can be read: most are in no text of the network (``out_indices``)."""
     known = {*vars(nn.Module()), 'init_cfg'}  # torch's own, and the source of weights that are hashed themselves
     for name, module in network.named_modules():
         for key, value in vars(module).items():
             if key in known:
                 continue
-            with suppress(TypeError, ValueError):  # no plain value
-                yield f'{name}.{key}={json.dumps(value)}'
+            with suppress(TypeError, ValueError):  # an object of some class
+                yield f'{name}.{key}={json.dumps(value, default=_readable)}'
+
+
+def _readable(value: Any) -> Any:
+    """Return what stands for a tensor, an array, a function or a class."""
+    if isinstance(value, Tensor):
+        return [str(value.dtype), [*value.shape], hashlib.sha256(_bytes(value)).hexdigest()]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return [str(value.dtype), [*value.shape], hashlib.sha256(value.tobytes()).hexdigest()]
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, Enum):
+        return str(value)
+    if hasattr(value, '__qualname__'):
+        return f'{value.__module__}.{value.__qualname__}'
+    raise TypeError(type(value).__name__)
 
 
 def _checksum(value: bytes | memoryview, context: bytes) -> bytes:

@@ -103,12 +103,18 @@ class Exportable(nn.Module):
             classes: Names of the classes, where they are known.
         """
         stated = {'mean': self.mean.flatten().tolist(), 'std': self.std.flatten().tolist()}
+        preprocessor: Any = getattr(self.whole[0], 'data_preprocessor', None)
+        divisor, value = getattr(preprocessor, 'pad_size_divisor', 1), getattr(preprocessor, 'pad_value', 0)
+        padded = self.pixels(torch.full_like(self.mean, float(value))).flatten()  # after the network's normalisation
+        if divisor > 1:
+            stated['pad_value'] = padded.tolist()
         return {
             'task': self.task,
             'height': str(shape[2]),
             'width': str(shape[3]),
             'dynamic_axes': json.dumps(['batch', 'height', 'width'][: 3 if self.dynamic_size else 1]),
             'channel_order': self.channels,
+            **({'pad_size_divisor': str(divisor), 'pad_sides': 'right and bottom'} if divisor > 1 else {}),
             **{name: json.dumps([float(f'{x:.7g}') for x in values]) for name, values in stated.items()},
             'normalization': (
                 'inside: give pixels of 0 to 255'

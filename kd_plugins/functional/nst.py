@@ -25,7 +25,8 @@ def _inverse_norm(squared: Tensor, eps: float = 1e-24) -> Tensor:
 
 def _cosines(student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
     """Return x'x, y'y and x'y of the normalised maps; the smaller are scaled, the maps or their Gram matrices."""
-    if student.shape[2] < student.shape[1]:
+    # Inductor (torch 2.11) compiles the gradient of the norms from a diagonal wrongly.
+    if student.shape[2] < student.shape[1] or torch.compiler.is_compiling():
         student, teacher = unit(student), unit(teacher)
         return gram(student), teacher @ teacher.mT, student @ teacher.mT
     own, other, cross = gram(student), teacher @ teacher.mT, student @ teacher.mT

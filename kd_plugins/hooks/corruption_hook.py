@@ -8,9 +8,9 @@ from typing import Any
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch.utils.data import DataLoader
 
 from kd_plugins.errors import UserError
+from kd_plugins.hooks.held_out_hook import HeldOutHook
 from kd_plugins.registry import HOOKS
 from kd_plugins.utils.files import write_text
 
@@ -28,12 +28,15 @@ class CorruptionHook(Hook):
 
     def before_test(self, runner: Runner) -> None:
         """Check the test data."""
-        _refuse_corrupted('test_dataloader', runner.test_dataloader)
+        _refuse_corrupted('test_dataloader', runner.test_dataloader.dataset)
 
     def before_train(self, runner: Runner) -> None:
-        """Check the validation data, and write the file."""
+        """Check the validation data and those that a ``HeldOutHook`` evaluates, and write the file."""
         if runner.val_loop is not None:
-            _refuse_corrupted('val_dataloader', runner.val_dataloader)
+            _refuse_corrupted('val_dataloader', runner.val_dataloader.dataset)
+        for hook in runner.hooks:
+            if isinstance(hook, HeldOutHook):
+                _refuse_corrupted('HeldOutHook', hook.dataset)
         self._write(runner)
 
     @master_only
@@ -44,8 +47,8 @@ class CorruptionHook(Hook):
             write_text(Path(runner.work_dir, 'corruption.json'), f'{text}\n')
 
 
-def _refuse_corrupted(name: str, loader: DataLoader) -> None:
-    if any(_corruptions(loader.dataset)):
+def _refuse_corrupted(name: str, dataset: Any) -> None:
+    if any(_corruptions(dataset)):
         raise UserError(f'{name}: its data have label_noise or imbalance, which are for training only; remove them')
 
 

@@ -344,6 +344,10 @@ def test_scored_data_that_are_corrupted_are_refused_even_where_they_do_not_say_t
         runner.train() if part == 'val' else runner.test()
     if part == 'test':
         runner.train()  # scored on a held-out part, which is clean
+        hook = dict(type='kd_plugins.HeldOutHook', dataloader=noisy, evaluator=dict(type='Accuracy', prefix='held'))
+        config.custom_hooks = [hook]
+        with pytest.raises(UserError, match='HeldOutHook: its data have label_noise or imbalance'):
+            Runner.from_cfg(config).train()
 
 
 def test_what_is_no_mmengine_data_set_goes_outside(root):

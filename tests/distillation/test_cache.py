@@ -1,6 +1,8 @@
 """Features from the cache are those of the teacher."""
 
 import sqlite3
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from mmengine.structures import BaseDataElement
 from tiny import CLASSES, classification_config, equal, saved_teacher, train, weights
 from torch import nn
+from torch.nn import functional as F
 
 from kd_plugins.datasets import BatchedImages
 from kd_plugins.distillation import cache
@@ -114,6 +117,33 @@ def test_options_of_the_network_change_the_key(tmp_path: Path) -> None:
     stages[1].load_state_dict(stages[0].state_dict())
     shapes = [Teacher(x, [''], cache=str(tmp_path))(torch.ones(1, 3, 32, 32), None)[''][0].shape for x in stages]
     assert shapes == [(1, 256, 2, 2), (1, 512, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ('first', 'second'),
+    [
+        (torch.relu, torch.sigmoid),
+        (partial(F.leaky_relu, negative_slope=0.5), partial(F.leaky_relu, negative_slope=0.25)),
+        (lambda x: x + 1, torch.abs),
+    ],
+)
+def test_functions_of_the_network_change_the_key(tmp_path: Path, first: Callable, second: Callable) -> None:
+    images = torch.tensor([-1.0, 2.0, -3.0, 4.0]).view(2, 2, 1, 1).expand(2, 2, 3, 3).clone()
+    for function in (first, second):
+        network = Scaled(1.0, 0.0)
+        network.factor = torch.ones(1)
+        network.register_forward_hook(lambda module, args, output: module.act(output))
+        network.act = function
+        (features,) = Teacher(network, [''], cache=str(tmp_path))(images, None)['']
+        assert torch.equal(features, function(images))
+
+
+@pytest.mark.parametrize('kind', [torch.tensor, np.array, np.float32])
+def test_arrays_of_the_network_change_the_key(tmp_path: Path, kind: Callable) -> None:
+    for factor in (2.0, 3.0):
+        network = Scaled(kind(factor), 0.0)
+        (features,) = Teacher(network, [''], cache=str(tmp_path))(torch.ones(2, 3, 4, 4), None)['']
+        assert features.unique().tolist() == [factor]
 
 
 def test_the_teacher_runs_on_the_images_alone_that_have_no_entry(

@@ -1,5 +1,7 @@
 """What every loss keeps to: float32 inside, the teacher outside the graph."""
 
+from shutil import which
+
 import pytest
 import torch
 from loss_table import LOSSES, TOLERANCES
@@ -191,6 +193,17 @@ def test_a_traced_gradient_is_the_same(loss, dtype, monkeypatch):
         found.append(gradient)
     assert found[0].norm() > 0
     assert (found[1] - found[0]).norm() <= TOLERANCES[dtype][1] * found[0].norm()
+
+
+@pytest.mark.skipif(not which('g++'), reason='inductor compiles C++')
+def test_the_usual_backend_compiles_the_gradient_of_nst():
+    """More positions than channels; by inductor the norms of a diagonal have a gradient off by a million."""
+    student, teacher = torch.randn(2, 4, 6, 5, 5).unbind()
+    found = []
+    for function in (LOSSES['nst'], torch.compile(LOSSES['nst'])):
+        leaf = student.clone().requires_grad_()
+        found += torch.autograd.grad(function(leaf, teacher), leaf)
+    assert (found[1] - found[0]).norm() <= 1e-5 * found[0].norm()
 
 
 @pytest.mark.parametrize('name', ONCE)

@@ -12,6 +12,7 @@ import torch
 from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
+from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from tiny import (
     CLASSES,
@@ -210,6 +211,8 @@ def test_a_detector_gives_raw_outputs_at_any_size_and_scores_as_torch_does(run, 
     runtime, card = run('--score', to='student.pt2')
     about = runtime.metadata
     assert json.loads(about['outputs']) == ['cls_score_0', 'cls_score_1', 'bbox_pred_0', 'bbox_pred_1']
+    assert (about['pad_size_divisor'], about['pad_sides']) == ('32', 'right and bottom')
+    assert json.loads(about['pad_value']) == [0.0] * 3
     images = torch.randn(3, 3, 96, 128)
     with torch.no_grad():
         scores, boxes = network(images)
@@ -304,6 +307,21 @@ def test_a_file_with_detections_takes_any_batch_and_size_and_scores_as_torch_doe
     expected = runner.test()
     assert expected['pascal_voc/mAP'] > 0
     assert card['student']['metrics'] == pytest.approx(expected, abs=1e-5)
+
+
+def test_padding_is_stated_as_pixels_and_noted_where_a_score_may_differ(caplog):
+    """mmdet pads what it has normalised."""
+    network = detector_of('RetinaNet')
+    part = exportable(network, normalize=True, decode=True)
+    assert json.loads(part.metadata((1, 3, 64, 64), None)['pad_value']) == [120.0] * 3
+    network.data_preprocessor.pad_size_divisor = 1
+    assert 'pad_value' not in part.metadata((1, 3, 64, 64), None)
+    MMLogger.get_instance('padded', log_level='INFO').addHandler(caplog.handler)
+    outputs = torch.zeros(1, 9, 4), torch.zeros(1, 9), torch.full((1, 9), -1)
+    for width, lines in ((96, 0), (90, 1), (90, 1)):
+        sample = dict(img_shape=(64, width), batch_input_shape=(64, 96), scale_factor=(1, 1))
+        part.predict(outputs, [DetDataSample(metainfo=sample)])
+        assert sum('images are padded' in text for text in caplog.messages) == lines
 
 
 def test_a_detection_that_is_missing_or_elsewhere_or_of_another_class_is_a_difference():
