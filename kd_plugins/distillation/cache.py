@@ -278,7 +278,7 @@ def _options(network: nn.Module) -> Iterator[str]:
         for key, value in vars(module).items():
             if key in known:
                 continue
-            with suppress(TypeError, ValueError):  # an object of some class
+            with suppress(TypeError, ValueError, RuntimeError):  # an object of some class, a tensor without values
                 yield f'{name}.{key}={json.dumps(value, default=_readable)}'
 
 
@@ -286,7 +286,7 @@ def _readable(value: Any) -> Any:
     """Return what stands for a tensor, an array, a function or a class."""
     if isinstance(value, Tensor):
         return [str(value.dtype), [*value.shape], hashlib.sha256(_bytes(value)).hexdigest()]
-    if isinstance(value, (np.ndarray, np.generic)):
+    if isinstance(value, (np.ndarray, np.generic)) and not value.dtype.hasobject:
         return [str(value.dtype), [*value.shape], hashlib.sha256(value.tobytes()).hexdigest()]
     if isinstance(value, partial):
         return [value.func, value.args, value.keywords]

@@ -13,9 +13,8 @@ class ReseedHook(Hook):
 
     A resumed run then draws the same augmentations as an uninterrupted one. One by iterations, which is a single epoch,
     is seeded from the iteration at which it starts: resumed, it sees the same images, and draws other augmentations.
-    Workers of the data loader, which mmengine
-    seeds equally in every epoch, get a seed that changes with the epoch. The method ``set_epoch(epoch, seed)`` of a
-    data set, where it has one, is called with both.
+    Workers of the data loader, which mmengine seeds equally in every epoch, get a seed that changes with the epoch. The
+    method ``set_epoch(epoch, seed)`` of a data set, where it has one, is called with both.
 
     Raises:
         UserError: Before training: such a data set is used in a run by iterations.

@@ -146,6 +146,17 @@ def test_arrays_of_the_network_change_the_key(tmp_path: Path, kind: Callable) ->
         assert features.unique().tolist() == [factor]
 
 
+def test_what_cannot_be_read_of_a_network_is_left_out_of_the_key(tmp_path: Path) -> None:
+    paths = set()
+    for _ in range(2):
+        network = Scaled(1.0, 0.0)
+        network.others = object()
+        network.objects = np.array([object()])
+        network.shapes = torch.empty(3, device='meta')
+        paths.add(FeatureCache(tmp_path, network, []).path)
+    assert len(paths) == 1
+
+
 def test_the_teacher_runs_on_the_images_alone_that_have_no_entry(
     teacher_config: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
