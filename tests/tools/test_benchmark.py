@@ -69,6 +69,10 @@ def test_compiled_losses_are_measured_beside(monkeypatch, tmp_path, capsys):
     assert {case['name'] for case in cases} == {'AT'}
     assert all(case['compiled']['ms'] > 0 for case in cases)
     assert 'compiled ms' in capsys.readouterr().out
+    wrong = lambda loss: lambda s, t: loss(s, t).detach() + 0.9 * (loss(s, t) - loss(s, t).detach())  # noqa: E731
+    monkeypatch.setattr(torch, 'compile', wrong)
+    with pytest.raises(UserError, match=r'^AT \(.*\) and float64 \(compiled\) differ: see the table'):
+        tool.main(['losses', '--only', 'AT', '--compile', *options])
     with pytest.raises(UserError, match='no loss is named ResNet'):
         tool.main(['losses', '--only', 'ResNet', *options])
 

@@ -440,6 +440,7 @@ def measure(case: Case, args: argparse.Namespace, dtype: torch.dtype, machine: M
     if args.compile:
         torch.compiler.reset()  # a loss is compiled eight times at the most
         steps['compiled'] = passes(torch.compile(case.loss), student, teacher, leaves)
+        result['compiled_value_error'], result['compiled_gradient_error'] = off_by(steps['compiled'](), exact)
     times: dict[str, list[float]] = {name: [] for name in steps}
     # Many short calls are timed at once, so that reading the clock does not count; nor does the first call.
     for step in steps.values():
@@ -488,7 +489,7 @@ def print_table(results: Sequence[dict[str, Any]], title: str) -> None:
         'ms (min–max)',
         'literal ms (min–max)',
         'times faster',
-        *(['compiled ms (min–max)', 'times faster'] if compiled else []),
+        *(['compiled ms (min–max)', 'times faster', 'compiled off float64'] if compiled else []),
         'MiB',
         'literal MiB',
         'memory ratio',
@@ -505,7 +506,15 @@ def print_table(results: Sequence[dict[str, Any]], title: str) -> None:
             r['dtype'],
             *(ranged(x) if x else 'too large' for x in sides),
             f'{r["speedup"]:.1f}' if 'speedup' in r else '',
-            *([ranged(r['compiled']), f'{sides[0]["ms"] / r["compiled"]["ms"]:.2f}'] if compiled else []),
+            *(
+                [
+                    ranged(r['compiled']),
+                    f'{sides[0]["ms"] / r["compiled"]["ms"]:.2f}',
+                    f'{r["compiled_value_error"]:.0e} {r["compiled_gradient_error"]:.0e}',
+                ]
+                if compiled
+                else []
+            ),
             *(f'{x["peak_bytes"] / 2**20:.2f}' if x else '' for x in sides),
             f'{r["memory_ratio"]:.4f}' if 'speedup' in r else '',
             f'{r["times_floor"]:.1f}',
@@ -541,6 +550,11 @@ def losses(args: argparse.Namespace) -> None:
 
     checks: list[tuple[tuple[str, str], str, dict[str, float | None]]] = [
         (('value_error', 'gradient_error'), 'float64', {'float32': 1e-5, 'bfloat16': 1e-2}),
+        (
+            ('compiled_value_error', 'compiled_gradient_error'),
+            'float64 (compiled)',
+            {'float32': 1e-5, 'bfloat16': 1e-2},
+        ),
         (
             ('value_disagreement', 'gradient_disagreement'),
             'the literal form',
