@@ -41,6 +41,7 @@ from kd_plugins.config import check_config, load_config
 from kd_plugins.engine import BACKENDS, alone_in, latest_checkpoint, leave_group, load_run
 from kd_plugins.errors import UserError, one_line_errors
 from kd_plugins.options import add_launcher, add_run_options, add_watch
+from kd_plugins.utils.signals import interrupted_by
 
 
 def parse_args() -> argparse.Namespace:
@@ -169,22 +170,15 @@ def compared_beside(config: Config, flags: Sequence[str]) -> Iterator[None]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    # A kill, or a terminal that closes, shall stop them too.
-    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
-    for name, handler in before.items():
-        if handler not in (signal.SIG_IGN, None):  # as under nohup
-            signal.signal(name, signal.default_int_handler)
-    try:
-        yield
-        print_log('waiting for the runs to compare with', 'current')
-        running.wait()
-    except BaseException:
-        os.killpg(running.pid, signal.SIGTERM)  # a shell's background jobs ignore SIGINT
-        running.wait()
-        raise
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler or signal.SIG_DFL)
+    with interrupted_by(signal.SIGTERM, signal.SIGHUP):  # a kill, or a terminal that closes, shall stop them too
+        try:
+            yield
+            print_log('waiting for the runs to compare with', 'current')
+            running.wait()
+        except BaseException:
+            os.killpg(running.pid, signal.SIGTERM)  # a shell's background jobs ignore SIGINT
+            running.wait()
+            raise
 
 
 def print_comparison(config: Config, flags: Sequence[str]) -> None:

@@ -15,7 +15,6 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
@@ -284,10 +283,9 @@ def _options(network: nn.Module) -> Iterator[str]:
 
 def _readable(value: Any) -> Any:
     """Return what stands for a tensor, an array, a function or a class."""
-    if isinstance(value, Tensor):
-        return [str(value.dtype), [*value.shape], hashlib.sha256(_bytes(value)).hexdigest()]
-    if isinstance(value, (np.ndarray, np.generic)) and not value.dtype.hasobject:
-        return [str(value.dtype), [*value.shape], hashlib.sha256(value.tobytes()).hexdigest()]
+    if hasattr(value, '__array__'):  # of torch or NumPy
+        tensor = torch.as_tensor(value)
+        return [str(tensor.dtype), [*tensor.shape], hashlib.sha256(_bytes(tensor)).hexdigest()]
     if isinstance(value, partial):
         return [value.func, value.args, value.keywords]
     if isinstance(value, Enum):

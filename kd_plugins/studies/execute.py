@@ -26,6 +26,7 @@ from kd_plugins.studies.results import metrics_of, shown
 from kd_plugins.studies.run import Run
 from kd_plugins.studies.worker import PRELOAD, TRAIN, train
 from kd_plugins.utils.files import write_text
+from kd_plugins.utils.signals import interrupted_by
 
 _SESSION = '--- a session starts\n'  # in the log of a run, which all its sessions write
 
@@ -267,22 +268,21 @@ class Execution:
                 left='',
                 completed=others - len(self._waiting) + sum(x is not None for x in scores),
             )
-            before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-            try:
-                while self._waiting or self._active:
-                    self._start_ready()
-                    if not self._active:
-                        break
-                    for handle, status in self._launcher.wait(list(self._active), 2.0):
-                        run, began = self._active.pop(handle)
-                        self._finish(run, status, time.time() - began, progress)
-                        progress.advance(bar)
-                    progress.update(bar, left=self._time_left())
-            finally:
-                self._launcher.stop(list(self._active))
-                for run, began in self._active.values():
-                    self._record(run, 'stopped', time.time() - began)
-                signal.signal(signal.SIGTERM, before)
+            with interrupted_by(signal.SIGTERM):
+                try:
+                    while self._waiting or self._active:
+                        self._start_ready()
+                        if not self._active:
+                            break
+                        for handle, status in self._launcher.wait(list(self._active), 2.0):
+                            run, began = self._active.pop(handle)
+                            self._finish(run, status, time.time() - began, progress)
+                            progress.advance(bar)
+                        progress.update(bar, left=self._time_left())
+                finally:
+                    self._launcher.stop(list(self._active))
+                    for run, began in self._active.values():
+                        self._record(run, 'stopped', time.time() - began)
 
     def _start_ready(self) -> None:
         active = {run for run, _ in self._active.values()}
