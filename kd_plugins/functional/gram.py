@@ -317,6 +317,16 @@ def refuse_second_derivative(losses: str) -> None:
         raise RuntimeError(f'{losses} no second derivative: call backward without create_graph')
 
 
+def squared_norms(x: Tensor, products: Tensor) -> Tensor:
+    """Return the diagonal of ``products``, the Gram matrix of the rows of x: their squared norms.
+
+    Compiled, they come from x: inductor (torch 2.11) is wrong about the gradient of a diagonal, at times 1e8-fold.
+    """
+    if torch.compiler.is_compiling():
+        return as_float(x).square().sum(-1)
+    return products.diagonal(dim1=-2, dim2=-1)
+
+
 class _WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:

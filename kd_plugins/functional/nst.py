@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from .checks import check_choice, check_maps, check_number
-from .gram import distillation_loss, gram, match_size, refuse_second_derivative, unit
+from .gram import distillation_loss, gram, match_size, refuse_second_derivative, squared_norms, unit
 
 KERNELS = ('poly', 'linear', 'gaussian')
 BANDWIDTHS = ('cross', 'all')
@@ -25,12 +25,11 @@ def _inverse_norm(squared: Tensor, eps: float = 1e-24) -> Tensor:
 
 def _cosines(student: Tensor, teacher: Tensor) -> tuple[Tensor, ...]:
     """Return x'x, y'y and x'y of the normalised maps; the smaller are scaled, the maps or their Gram matrices."""
-    # Inductor (torch 2.11) compiles the gradient of the norms from a diagonal wrongly.
-    if student.shape[2] < student.shape[1] or torch.compiler.is_compiling():
+    if student.shape[2] < student.shape[1]:
         student, teacher = unit(student), unit(teacher)
         return gram(student), teacher @ teacher.mT, student @ teacher.mT
     own, other, cross = gram(student), teacher @ teacher.mT, student @ teacher.mT
-    s, t = (_inverse_norm(x.diagonal(dim1=1, dim2=2)) for x in (own, other))
+    s, t = (_inverse_norm(squared_norms(*x)) for x in ((student, own), (teacher, other)))
     pairs = (own, s, s), (other, t, t), (cross, s, t)
     return tuple(products * left[:, :, None] * right[:, None, :] for products, left, right in pairs)
 

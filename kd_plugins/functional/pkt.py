@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from .checks import check_batch
-from .gram import distillation_loss, gram
+from .gram import distillation_loss, gram, squared_norms
 
 EPS = 1e-7  # the authors' addition to every probability
 
 
 def _probabilities(features: Tensor) -> Tensor:
-    products = gram(features.flatten(1), exact=True)  # what nearly equal rows differ is divided by
-    squares = products.diagonal()
+    rows = features.flatten(1)
+    products = gram(rows, exact=True)  # what nearly equal rows differ is divided by
+    squares = squared_norms(rows, products)
     scale = squares.masked_fill(squares <= 1e-24, torch.inf).rsqrt()  # a sample of norm 0 has no direction
     # Rounding may take a cosine below -1.
     similarities = (1 + products * (scale[:, None] * scale)).clamp(min=0)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
 from .checks import check_batch, check_choice, check_number
-from .gram import distillation_loss, gram, refuse_second_derivative, unit
+from .gram import distillation_loss, gram, refuse_second_derivative, squared_norms, unit
 
 CONVENTIONS = ('paper', 'code')
 
@@ -26,7 +26,7 @@ def _pairwise(x: Tensor) -> Tensor:
     # Around the mean, the Gram matrix is no larger than the distances it has to resolve.
     x = x - x.mean(0)
     products = gram(x)
-    norms = products.diagonal()
+    norms = squared_norms(x, products)
     norms = norms[:, None] + norms
     distances = norms - 2 * products
     # Samples nearer than rounding can resolve are one point, as each is with itself.

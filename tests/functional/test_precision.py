@@ -196,11 +196,14 @@ def test_a_traced_gradient_is_the_same(loss, dtype, monkeypatch):
 
 
 @pytest.mark.skipif(not which('g++'), reason='inductor compiles C++')
-def test_the_usual_backend_compiles_the_gradient_of_nst():
+@pytest.mark.parametrize(
+    ('name', 'shape'), [('nst', (4, 6, 5, 5)), ('pkt', (64, 8, 4, 4)), ('rkd-distance', (64, 8, 4, 4))]
+)
+def test_the_usual_backend_compiles_the_gradient_of_norms(name, shape):
     """More positions than channels; by inductor the norms of a diagonal have a gradient off by a million."""
-    student, teacher = torch.randn(2, 4, 6, 5, 5).unbind()
+    student, teacher = torch.randn(2, *shape).unbind()
     found = []
-    for function in (LOSSES['nst'], torch.compile(LOSSES['nst'])):
+    for function in (LOSSES[name], torch.compile(LOSSES[name])):
         leaf = student.clone().requires_grad_()
         found += torch.autograd.grad(function(leaf, teacher), leaf)
     assert (found[1] - found[0]).norm() <= 1e-5 * found[0].norm()
