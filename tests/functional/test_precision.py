@@ -196,11 +196,9 @@ def test_a_traced_gradient_is_the_same(loss, dtype, monkeypatch):
 
 
 @pytest.mark.skipif(not which('g++'), reason='inductor compiles C++')
-@pytest.mark.parametrize(
-    ('name', 'shape'), [('nst', (4, 6, 5, 5)), ('pkt', (64, 8, 4, 4)), ('rkd-distance', (64, 8, 4, 4))]
-)
+@pytest.mark.parametrize(('name', 'shape'), [('nst', (4, 6, 5, 5)), ('pkt', (64, 8, 4, 4))])
 def test_the_usual_backend_compiles_the_gradient_of_norms(name, shape):
-    """More positions than channels; by inductor the norms of a diagonal have a gradient off by a million."""
+    """By inductor a diagonal has a wrong gradient; NST has one on maps of more positions than channels."""
     student, teacher = torch.randn(2, *shape).unbind()
     found = []
     for function in (LOSSES[name], torch.compile(LOSSES[name])):
