@@ -1805,7 +1805,7 @@ def preparing() -> Iterator[Mistake]:
 
 def benchmarks() -> Iterator[Mistake]:
     for arguments, *words in (
-        ('', 'command'),
+        ('', 'required: {losses,reid,loader,step,teacher,race}'),
         ('nosuch', 'nosuch'),
         ('losses --repeats 0', 'repeats'),
         ('losses --repeats x', 'repeats'),
