@@ -17,7 +17,7 @@ from torchvision.ops import nms
 from kd_plugins.errors import UserError
 from kd_plugins.export.network import Detector
 
-UNPAIRED = 0.05  # share of the detections
+UNPAIRED = 0.01  # share of the detections
 
 
 class Detections(Detector):
@@ -184,9 +184,8 @@ class Detections(Detector):
         """Yield the largest differences of boxes and scores, as parts of the images' and of the largest score.
 
         Each detection, of either side, is compared with the nearest of its label in the same image on the other side.
-        A rounding decides where a score is at the cut or an IoU at the threshold of NMS, and then for the neighbours,
-        too: of a network that has hardly learnt, whose scores are all alike, 15 of the 100 in one image of seven were
-        others. One detection in twenty need have no such partner.
+        A rounding decides where a score is at the cut or an IoU at the threshold of NMS: one detection in a hundred
+        need have no such partner. A network that has hardly learnt, whose scores are all alike, may miss that.
         """
         size = max(expected[0].abs().max().item(), 1.0)
         top = max(expected[1].max().item(), torch.finfo(torch.float32).tiny)

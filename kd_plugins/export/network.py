@@ -104,10 +104,10 @@ class Exportable(nn.Module):
         """
         stated = {'mean': self.mean.flatten().tolist(), 'std': self.std.flatten().tolist()}
         preprocessor: Any = getattr(self.whole[0], 'data_preprocessor', None)
-        divisor, value = getattr(preprocessor, 'pad_size_divisor', 1), getattr(preprocessor, 'pad_value', 0)
-        padded = self.pixels(torch.full_like(self.mean, float(value))).flatten()  # after the network's normalisation
+        divisor = getattr(preprocessor, 'pad_size_divisor', 1)
         if divisor > 1:
-            stated['pad_value'] = padded.tolist()
+            value = torch.full_like(self.mean, float(preprocessor.pad_value))  # of normalised images
+            stated['pad_value'] = self.pixels(value).flatten().tolist()
         return {
             'task': self.task,
             'height': str(shape[2]),

@@ -4,7 +4,6 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 _interrupting: set[signal.Signals] = set()
 
@@ -29,14 +28,10 @@ def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
     for number, handler in before.items():
         if handler not in (signal.SIG_IGN, None):  # as SIGHUP under nohup
             _interrupting.add(number)
-            signal.signal(number, _interrupt)
+            signal.signal(number, signal.default_int_handler)
     try:
         yield
     finally:
         _interrupting.difference_update(signals)
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
