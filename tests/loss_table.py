@@ -45,6 +45,7 @@ LOSSES = {
     'fsp': lambda s, t: F.fsp_loss((s, s.roll(1, 1)), (t, t.roll(1, 1))),
     'kd': lambda s, t: F.kd_loss(s.flatten(1), t.flatten(1)),
     'kd-standardized': lambda s, t: F.kd_loss(s.flatten(1), t.flatten(1), 2.0, standardize=True),
+    'kd-sigmoid': lambda s, t: F.kd_loss(s.flatten(1), t.flatten(1), use_sigmoid=True),
     'dist': lambda s, t: F.dist_loss(s.flatten(1), t.flatten(1)),
     'nkd': with_labels(F.nkd_loss),
     'dkd': with_labels(F.dkd_loss),

@@ -783,6 +783,7 @@ def terms() -> Iterator[Mistake]:
         ('loss', "dict(type='kd_plugins.KDLoss', tau=0)", 'tau', '0'),
         ('loss', "dict(type='kd_plugins.KDLoss', tau=-2)", 'tau', '-2'),
         ('loss', "dict(type='kd_plugins.KDLoss', tau='4')", 'tau'),
+        ('loss', "dict(type='kd_plugins.KDLoss', standardize=True, use_sigmoid=True)", 'standardize', 'use_sigmoid'),
         ('loss', "dict(type='kd_plugins.KDLoss', tau=None)", 'tau'),
         ('loss', "dict(type='kd_plugins.KDLoss', tau=float('nan'))", 'tau'),
         ('loss', "dict(type='kd_plugins.NSTLoss', kernel='quadratic')", 'kernel', 'quadratic'),

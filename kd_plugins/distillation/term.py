@@ -475,6 +475,8 @@ class Term(nn.Module):
     def check_samples(self, data_samples: Sequence[Any] | None) -> None:
         """Check that a batch has what the loss needs of each image; its weight may be 0 for long.
 
+        A softmax over classes of which an image has several is logged.
+
         Raises:
             UserError: An image lacks it.
         """
@@ -482,6 +484,15 @@ class Term(nn.Module):
             self.labels(data_samples)
         if self.needs_indices:
             self.indices(data_samples)
+        labels = [x for sample in data_samples or () if isinstance(x := getattr(sample, 'gt_label', None), Tensor)]
+        independent = self._declared.features != 'logits' or getattr(self._declared, 'use_sigmoid', False)
+        if not independent and any(x.numel() != 1 for x in labels):
+            print_log(
+                f"term '{self.name}': {type(self.loss).__name__} compares a softmax, whose classes exclude each other, "
+                'but images have several (or none): KDLoss(use_sigmoid=True) compares each class by itself',
+                'current',
+                logging.WARNING,
+            )
 
     def labels(self, data_samples: Sequence[Any] | None) -> Tensor:
         """Return the class labels (N,) of the images.

@@ -91,7 +91,9 @@ def divergence(student: Tensor, teacher: Tensor, tau: float, *masked: Tensor) ->
 
 
 @partial(distillation_loss, takes_half=True)
-def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0, standardize: bool = False) -> Tensor:
+def kd_loss(
+    student: Tensor, teacher: Tensor, tau: float = 4.0, standardize: bool = False, use_sigmoid: bool = False
+) -> Tensor:
     """Divergence of the student's softened class probabilities from the teacher's.
 
     ``tau^2 KL(softmax(t / tau) || softmax(s / tau))``, summed over the classes and averaged over everything else. The
@@ -104,27 +106,38 @@ def kd_loss(student: Tensor, teacher: Tensor, tau: float = 4.0, standardize: boo
     the order is left, which has no gradient. The authors use it on CIFAR-100 with weight 9 beside a tenth of the
     cross-entropy, at tau 2, or 3 for VGG-13 to VGG-8 and students of MobileNetV2.
 
+    With ``use_sigmoid``, each class is a yes or no of its own, as where an image has several. It adds
+    ``p log(p / q) + (1 - p) log((1 - p) / (1 - q))``, of ``p = sigmoid(t / tau)`` and ``q = sigmoid(s / tau)``.
+
     Args:
         student: Logits s, (N, K) or (N, L, K).
         teacher: Logits t of the same shape; they get no gradient.
         tau: Temperature, above 0.
         standardize: Whether both logits are standardised. A row of equal logits then counts as 0, without gradient.
+        use_sigmoid: Whether the probabilities are those of independent classes, not of a softmax.
 
     Returns:
         Scalar, in nats times tau^2.
 
     Raises:
-        ValueError: The shapes differ, hold nothing, or are those of maps; or the temperature is not above 0.
+        ValueError: The shapes differ, hold nothing, or are those of maps; the temperature is not above 0; or logits of
+            independent classes would be standardised.
 
     References:
         1. Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531.
         2. github.com/szagoruyko/attention-transfer (tau 4, weight 0.9).
         3. Sun et al.: Logit Standardization in Knowledge Distillation, CVPR 2024, arXiv 2403.01427.
         4. github.com/sunshangquan/logit-standardization-KD (it adds 1e-7 to the standard deviation).
+        5. Yang et al.: Multi-Label Knowledge Distillation, ICCV 2023, arXiv 2308.06453 (with a sigmoid, at tau 1; there
+           beside losses of label-wise embeddings).
     """
     check_number('tau', tau, 0, strict=True)
+    if standardize and use_sigmoid:
+        raise ValueError('kd_loss: standardize=True compares the classes of a softmax: leave it out, or use_sigmoid')
     check_logits('kd_loss', student, teacher, positions=True)
     if standardize:
         student, teacher = standardized(as_float(student)), standardized(as_float(teacher))
     student, teacher = (x.flatten(0, -2) for x in (student, teacher))
+    if use_sigmoid:  # that of x is the softmax of x and 0
+        student, teacher = (torch.stack((x, torch.zeros_like(x)), 1) for x in (student, teacher))
     return divergence(student, teacher, tau) * (tau**2 / len(student))

@@ -18,7 +18,9 @@ class KDLoss(DistillationLoss):
             student need not match their size.
         anchors: Number A of anchors where the features are maps (B, A * K, H, W), as a dense detector's head predicts
             them: 9 for RetinaNet, 1 for FCOS or GFL. The softmax is then over the K classes of each anchor at each
-            location, and the mean over all of them. The logits of independent (sigmoid) scores serve as well.
+            location, and the mean over all of them.
+        use_sigmoid: Whether the classes are independent, as those of ``MultiLabelLinearClsHead`` and of most dense
+            detectors, and not of a softmax. The softmax of such logits can be compared as well.
 
     Raises:
         ValueError: An option is out of range.
@@ -29,6 +31,8 @@ class KDLoss(DistillationLoss):
         >>> student, teacher = torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log()  # 1/2 and 1/2, 3/4 and 1/4
         >>> round(KDLoss(tau=1.0)(student, teacher).item(), 4)  # 3/4 log 3/2 + 1/4 log 1/2
         0.1308
+        >>> round(KDLoss(tau=1.0, use_sigmoid=True)(student[:, :1], teacher[:, :1]).item(), 4)  # 1/2, and 3/4 by 3 to 7
+        0.1308
         >>> student, teacher = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[5.0, 15.0, 25.0]])
         >>> KDLoss(standardize=True)(student, teacher).item() == 0  # -1, 0 and 1 in both
         True
@@ -36,19 +40,23 @@ class KDLoss(DistillationLoss):
 
     features = 'logits'
 
-    def __init__(self, tau: float = 4.0, standardize: bool = False, anchors: int | None = None) -> None:
+    def __init__(
+        self, tau: float = 4.0, standardize: bool = False, anchors: int | None = None, use_sigmoid: bool = False
+    ) -> None:
         super().__init__()
         check_number('tau', tau, 0, strict=True)
+        if standardize and use_sigmoid:
+            raise ValueError('standardize=True compares the classes of a softmax: leave it out, or use_sigmoid')
         if anchors is not None:
             check_number('anchors', anchors, 1, whole=True)
             self.features = 'maps'  # type: ignore[assignment,misc]  # of this one
-        self.tau, self.standardize, self.anchors = tau, standardize, anchors
+        self.tau, self.standardize, self.anchors, self.use_sigmoid = tau, standardize, anchors, use_sigmoid
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare logits (N, K) or (N, L, K), or with ``anchors`` maps (N, A * K, H, W)."""
         if self.anchors is not None:
             student, teacher = (_at_locations(x, self.anchors) for x in (student, teacher))
-        return kd_loss(student, teacher, self.tau, self.standardize)
+        return kd_loss(student, teacher, self.tau, self.standardize, self.use_sigmoid)
 
 
 def _at_locations(maps: Tensor, anchors: int) -> Tensor:

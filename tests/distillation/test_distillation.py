@@ -12,6 +12,7 @@ from tiny import CLASSES, PREPROCESSOR, classifier, saved_teacher
 from torch.nn.parallel import DistributedDataParallel
 
 from kd_plugins import functional
+from kd_plugins.distillation import term as term_module
 from kd_plugins.distillation.distillation import Distillation
 from kd_plugins.distillation.schedule import Schedule
 from kd_plugins.distillation.term import Batch, Term
@@ -659,6 +660,31 @@ def test_a_loss_of_labels_needs_one_class_an_image(sure, images, name, samples, 
     with pytest.raises(UserError, match=f"term 'term': {name} needs images of one class each.* {found}.*") as error:
         losses_of(core, features, images, samples)
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('loss', 'label', 'noted'),
+    [
+        (dict(type='kd_plugins.KDLoss'), [1, 2], True),
+        (dict(type='kd_plugins.DISTLoss'), [], True),
+        (dict(type='kd_plugins.KDLoss', use_sigmoid=True), [1, 2], False),
+        (dict(type='kd_plugins.KDLoss'), 1, False),
+        (dict(type='kd_plugins.CosineLoss'), [1, 2], False),
+    ],
+)
+def test_a_softmax_over_classes_of_which_an_image_has_several_is_noted(
+    student, teacher, images, loss, label, noted, monkeypatch
+):
+    lines = []
+    monkeypatch.setattr(term_module, 'print_log', lambda line, *_: lines.append(line))
+    core = Distillation(student, teacher, [dict(KD, loss=loss)])
+    core.dry_run(student, images, None)
+    for _ in range(2):  # once
+        with core.recorder.recording() as features:
+            student(images, mode='tensor')
+        losses_of(core, features, images, labelled([label] * 6))
+    assert len(lines) == noted
+    assert all('KDLoss(use_sigmoid=True) compares each class by itself' in line for line in lines)
 
 
 def test_labels_reach_a_loss_against_each_teacher(student, teacher, images):

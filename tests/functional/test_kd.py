@@ -161,6 +161,38 @@ def test_equal_logits_of_an_image_have_nothing_to_standardise(value):
     assert kd_loss(student.detach(), torch.full((2, 7), value), standardize=True).isfinite()
 
 
+def by_classes(student, teacher, tau):
+    total = 0.0
+    for s, t in zip(student.flatten().tolist(), teacher.flatten().tolist(), strict=True):
+        p, q = 1 / (1 + exp(-t / tau)), 1 / (1 + exp(-s / tau))
+        total += p * log(p / q) + (1 - p) * log((1 - p) / (1 - q))
+    return tau**2 * total / student[..., 0].numel()
+
+
+@pytest.mark.parametrize('tau', [0.5, 1.0, 4.0])
+@pytest.mark.parametrize('shape', [(3, 5), (2, 3, 4), (4, 1)])
+def test_independent_classes(shape, tau):
+    student, teacher = torch.randn(2, *shape, dtype=torch.float64)
+    loss = kd_loss(student.requires_grad_(), teacher, tau, use_sigmoid=True)
+    assert loss.item() == pytest.approx(by_classes(student.detach(), teacher, tau), rel=1e-12)
+    loss.backward()
+    expected = tau * ((student / tau).sigmoid() - (teacher / tau).sigmoid()) / student[..., 0].numel()
+    torch.testing.assert_close(student.grad, expected.detach())
+
+
+def test_independent_classes_that_the_teacher_masks_are_a_sure_no():
+    student = torch.tensor([[1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    loss = kd_loss(student, torch.tensor([[1.0, -torch.inf]], dtype=torch.float64), 1.0, use_sigmoid=True)
+    assert loss.item() == pytest.approx(log(1 + exp(2)))
+    loss.backward()
+    torch.testing.assert_close(student.grad, torch.tensor([[0, 1 / (1 + exp(-2))]], dtype=torch.float64))
+
+
+def test_independent_classes_are_not_standardised():
+    with pytest.raises(ValueError, match='kd_loss: standardize=True compares the classes of a softmax'):
+        kd_loss(torch.ones(2, 3), torch.ones(2, 3), standardize=True, use_sigmoid=True)
+
+
 @pytest.mark.parametrize(
     ('student', 'teacher'),
     [((4, 10), (4, 100)), ((4, 10), (3, 10)), ((4,), (4,)), ((0, 5), (0, 5)), ((4, 10, 2, 2),) * 2],

@@ -136,7 +136,7 @@ def test_a_gradient_has_a_gradient(name):
     assert torch.autograd.gradgradcheck(lambda s: LOSSES[name](s, teacher) ** 2, (student.requires_grad_(),))
 
 
-@pytest.mark.parametrize('name', ['kd', 'fitnet', 'mgd', 'cwd', 'at', 'sp', 'fsp', 'pkt', 'nst-gan'])
+@pytest.mark.parametrize('name', ['kd', 'kd-sigmoid', 'fitnet', 'mgd', 'cwd', 'at', 'sp', 'fsp', 'pkt', 'nst-gan'])
 def test_gradients_of_each_batch_by_torch_func(name):
     student, teacher = (torch.randn(3, 2, 4, 3, 3, dtype=torch.float64) for _ in range(2))
     leaf = student.clone().requires_grad_()
@@ -176,7 +176,7 @@ def test_a_lower_precision_of_other_products_costs_nothing(loss, low_precision):
 
 
 def test_losses_are_traced_in_one_piece(student, teacher):
-    several = [LOSSES[name] for name in ('sp', 'kd', 'kd-standardized', 'dkd', 'nkd', 'dist')]
+    several = [LOSSES[name] for name in ('sp', 'kd', 'kd-standardized', 'kd-sigmoid', 'dkd', 'nkd', 'dist')]
     explained = torch._dynamo.explain(lambda s, t: sum(loss(s, t) for loss in several))(student, teacher)
     assert explained.graph_break_count == 0, explained.break_reasons
 
