@@ -5,6 +5,7 @@ of the N items are kept, and the rest is computed from them by sparse products.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 import faiss
@@ -16,10 +17,10 @@ from torch import Tensor
 
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation.features import in_range
-from kd_plugins.evaluation.products import inner_products
+from kd_plugins.evaluation.products import in_threads, inner_products
 
 Floats = NDArray[np.floating]
-_TILE = 2000  # smaller tiles make slower products; transposing a power of 2 is several times slower
+_TILE = 500  # a cache holds such tiles; transposing a power of 2 is several times slower
 _KEPT = 2**28  # similarities of queries to the gallery, 1 GiB; more are computed a second time
 
 
@@ -113,18 +114,21 @@ def _neighbours(
     kept = torch.empty(queries, n - queries) if queries * (n - queries) <= _KEPT else None
     items = np.split(np.arange(n), [*range(_TILE, queries, _TILE), *range(queries, n, _TILE)])
     parts = [_Part(features[own]) for own in items]
-    for i, (rows, part) in enumerate(zip(items, parts, strict=True)):
-        for columns, other in zip(items[i:], parts[i:], strict=True):
-            tile = part.similarities(other)
-            if kept is not None and rows[0] < queries <= columns[0]:
-                kept[rows[0] : rows[-1] + 1, columns[0] - queries : columns[-1] + 1 - queries] = tile
-            both = (rows, columns, tile), (columns, rows, tile.T)
-            for own, others, similarities in both[: 1 if other is part else 2]:
-                similarities = similarities.contiguous()  # NumPy transposes several times more slowly
-                least[own] = torch.minimum(least[own], similarities.amin(1))
-                if other is part:
-                    similarities.fill_diagonal_(torch.inf)  # each is its own nearest
-                heap.add_result_subset(own, similarities.numpy(), others)
+
+    def both(i: int, j: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64], Tensor, Tensor]]:
+        rows, columns, tile = items[i], items[j], parts[i].similarities(parts[j])
+        if kept is not None and rows[0] < queries <= columns[0]:
+            kept[rows[0] : rows[-1] + 1, columns[0] - queries : columns[-1] + 1 - queries] = tile
+        if i == j:
+            smallest = tile.amin(1)
+            return [(rows, rows, tile.fill_diagonal_(torch.inf), smallest)]  # each is its own nearest
+        mirrored = tile.T.contiguous()  # NumPy transposes several times more slowly
+        return [(rows, columns, tile, tile.amin(1)), (columns, rows, mirrored, mirrored.amin(1))]
+
+    for tiles in in_threads(partial(both, i, j) for i in range(len(parts)) for j in range(i, len(parts))):
+        for own, others, similarities, smallest in tiles:
+            least[own] = torch.minimum(least[own], smallest)
+            heap.add_result_subset(own, similarities.numpy(), others)
     heap.finalize()
     return heap.I, -2 * least.numpy(), kept
 
@@ -230,12 +234,11 @@ class KReciprocal:
         Args:
             block: Largest number of queries in a block, b.
         """
-        gallery = [_Part(own) for own in np.split(self._features, range(self._queries, len(self._features), _TILE))[1:]]
+        gallery = _Part(self._features[self._queries :])
         for start in range(0, self._queries, block):
             part = slice(start, min(start + block, self._queries))
             if self._kept is None:
-                queries = _Part(self._features[part])
-                distances = torch.cat([queries.similarities(others) for others in gallery], 1).clamp_max_(0)
+                distances = _Part(self._features[part]).similarities(gallery).clamp_max_(0)
             else:
                 distances = self._kept[part].clamp_max(0)
             distances *= -2 * self._lambda / torch.from_numpy(self._farthest[part, None])

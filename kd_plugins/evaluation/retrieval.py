@@ -5,9 +5,9 @@ before each match: a similarity product, a block at a time, and a count of what 
 (faiss finds the k nearest and has no such count; here no k truncates a ranking.)
 """
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,12 +19,12 @@ from torch import Tensor
 
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation.features import BLOCK, ReIDFeatures
-from kd_plugins.evaluation.products import inner_products
+from kd_plugins.evaluation.products import in_threads, inner_products
 
 Metric = Literal['cosine', 'euclidean']
+_Block = Callable[[slice], tuple[Tensor, float]]
 AveragePrecision = Literal['precision', 'trapezoid']
-_QUERIES, _COLUMNS = 1024, 2**14  # of the largest block of similarities; fewer queries make slower products
-_CHUNK = 2**19  # similarities that are counted together
+_QUERIES, _COLUMNS = 2**9, 2**11  # of a block of similarities, which its thread counts while a cache holds it
 _EXACT = 32  # features, or queries and items, that are compared in float64 together: a cache holds them
 _TINY = 1e-15  # a shorter vector has no direction
 _TIE = 1e-12  # relative; what float64 computes in two ways, such as the cosines of x and 3 x, differs by 1e-15
@@ -149,9 +149,7 @@ def _exact(query: np.ndarray, items: np.ndarray, metric: Metric) -> np.ndarray:
     return -0.5 * np.einsum('...d,...d->...', differences, differences)
 
 
-def _exact_pairs(
-    query: np.ndarray, gallery: np.ndarray, pairs: Pairs, ids: np.ndarray, metric: Metric, pool: ThreadPoolExecutor
-) -> np.ndarray:
+def _exact_pairs(query: np.ndarray, gallery: np.ndarray, pairs: Pairs, ids: np.ndarray, metric: Metric) -> np.ndarray:
     """Return the similarity of every pair in float64, (P,); ``ids`` are those of the queries."""
     similarities = np.empty(len(pairs.query))
     starts = np.searchsorted(pairs.query, np.arange(len(query) + 1))
@@ -164,7 +162,9 @@ def _exact_pairs(
 
     order = np.argsort(ids, kind='stable')
     alike = np.split(order, np.flatnonzero(np.diff(ids[order])) + 1)
-    list(pool.map(fill, [rows[i : i + _EXACT] for rows in alike for i in range(0, len(rows), _EXACT)]))
+    groups = (rows[i : i + _EXACT] for rows in alike for i in range(0, len(rows), _EXACT))
+    for _ in in_threads(partial(fill, rows) for rows in groups):
+        pass
     return similarities
 
 
@@ -196,11 +196,8 @@ class _Similarities:
             rows = rows - self._origin
         return torch.from_numpy(np.require(rows, np.float32, ('C', 'W'))).to(self._device)
 
-    def blocks(self, items: np.ndarray) -> Iterator[tuple[slice, Tensor, float]]:
-        """Yield the rows of some queries, their similarities to some items, and a bound of the parts of these.
-
-        The similarities are overwritten by the next ones.
-        """
+    def to(self, items: np.ndarray) -> _Block:
+        """Return what gives the similarities of some queries to these items, and a bound of their parts."""
         together = items[-1] - items[0] + 1 == len(items)  # then no copy is needed
         gallery = self._prepared(self._gallery[items[0] : items[-1] + 1] if together else self._gallery[items])
         norms = torch.linalg.vector_norm(gallery, dim=1)
@@ -215,19 +212,17 @@ class _Similarities:
                 f'most features vanish beside {largest[1]}, which holds a number more than 1e12 times theirs: check '
                 'what the model returns for that image'
             )
-        block = torch.empty(min(_QUERIES, len(self._query)), len(items), device=self._device)
-        for start in range(0, len(self._query), _QUERIES):
-            part, size = slice(start, start + _QUERIES), 1.0
-            query = self._query[part]
-            similarities = inner_products(query, gallery, out=block[: len(query)])
+
+        def of(rows: slice) -> tuple[Tensor, float]:
+            similarities = inner_products(self._query[rows], gallery)
             if self._metric == 'cosine':
-                similarities /= norms.clamp_min(_TINY)
-            else:
-                own = self._norms[part]
-                similarities -= own.square()[:, None] / 2
-                similarities -= norms.square() / 2
-                size = float(own.max() + norms.max()) ** 2 / 2
-            yield part, similarities, size
+                return similarities.div_(norms.clamp_min(_TINY)), 1.0
+            own = self._norms[rows]
+            similarities -= own.square()[:, None] / 2
+            similarities -= norms.square() / 2
+            return similarities, float(own.max() + norms.max()) ** 2 / 2
+
+        return of
 
 
 def _keys(rows: np.ndarray, similarities: np.ndarray, columns: np.ndarray | int) -> np.ndarray:
@@ -312,9 +307,9 @@ def rank_matches(
     The similarities are compared in float32, and in float64 where two are closer than the rounding of float32. So the
     ranks are those of float64, where a relative difference below 1e-12 is a tie. Rounding is bounded by ``16 +
     2 sqrt(D)`` units in the last place, as theory expects and several times what was ever measured; the bound is
-    checked against the float64 similarities of all matches. Memory: the query, one block of similarities, one of the
-    gallery (none where that is in memory in float32, has no junk, and cosines are computed), and some numbers for each
-    pair of one identity.
+    checked against the float64 similarities of all matches. Memory: the query, a block of similarities for each thread,
+    some of the gallery (none where that is in memory in float32, has no junk, and cosines are computed), and some
+    numbers for each pair of one identity.
 
     Args:
         features: Query and gallery.
@@ -361,31 +356,34 @@ def rank_matches(
     first, end = (len(ranked) * i // processes for i in (rank, rank + 1))
     step = min(max(1, BLOCK // gallery.shape[1]), _COLUMNS)
     parts = [ranked[start : min(start + step, end)] for start in range(first, end, step)]
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # NumPy leaves the lock while it computes
-        known = _exact_pairs(query, gallery, pairs, features.query_ids, metric, pool)
-        # The matches of each query from the most similar one on, and how many wrong items are at least as similar.
-        owner, limits = pairs.query[pairs.match], known[pairs.match]
-        limits = limits[np.lexsort((-limits, owner))]
-        starts = np.searchsorted(owner, np.arange(len(query) + 1))
-        wrong = np.zeros(len(owner), np.int64)
+    blocks = [slice(start, min(start + _QUERIES, len(query))) for start in range(0, len(query), _QUERIES)]
+    known = _exact_pairs(query, gallery, pairs, features.query_ids, metric)
+    # The matches of each query from the most similar one on, and how many wrong items are at least as similar.
+    owner, limits = pairs.query[pairs.match], known[pairs.match]
+    limits = limits[np.lexsort((-limits, owner))]
+    first_pair, starts = (np.searchsorted(x, np.arange(len(query) + 1)) for x in (pairs.query, owner))
+    wrong = np.zeros(len(owner), np.int64)
+
+    def count(rows: slice, items: np.ndarray, similarities_of: _Block) -> tuple[slice, np.ndarray]:
+        computed, size = similarities_of(rows)
+        block, bound = computed.cpu().numpy(), rounding * size + underflow
+        own = np.arange(*first_pair[[rows.start, rows.stop]])
+        own = own[(pairs.gallery[own] >= items[0]) & (pairs.gallery[own] <= items[-1])]
+        cells = pairs.query[own] - rows.start, np.searchsorted(items, pairs.gallery[own])
+        _check_rounding(block[cells], known[own], bound, computed.device)
+        block[cells] = -np.inf
+        own_limits = slice(*starts[[rows.start, rows.stop]])
+        arguments = owner[own_limits] - rows.start, limits[own_limits], bound, query[rows], gallery, items, metric
+        return own_limits, _count(block, *arguments)
+
+    def calls() -> Iterator[Callable[[], tuple[slice, np.ndarray]]]:
         for items in track(parts, 'ranking', console=Console(stderr=True), transient=True, disable=not progress):
-            inside = np.flatnonzero((pairs.gallery >= items[0]) & (pairs.gallery <= items[-1]))
-            own_query, own_column = pairs.query[inside], np.searchsorted(items, pairs.gallery[inside])
-            for rows, computed, size in similarities.blocks(items):
-                block, bound = computed.cpu().numpy(), rounding * size + underflow
-                own = slice(*np.searchsorted(own_query, (rows.start, rows.stop)))
-                cells = own_query[own] - rows.start, own_column[own]
-                _check_rounding(block[cells], known[inside[own]], bound, computed.device)
-                block[cells] = -np.inf
-                tasks = []
-                height = max(1, _CHUNK // len(items))
-                for start in range(rows.start, rows.start + len(block), height):
-                    chunk, part = block[start - rows.start :][:height], slice(start, start + height)
-                    own = slice(*starts[[start, start + len(chunk)]])
-                    arguments = owner[own] - start, limits[own], bound, query[part], gallery, items, metric
-                    tasks.append((own, pool.submit(_count, chunk, *arguments)))
-                for own, task in tasks:
-                    wrong[own] += task.result()
+            similarities_of = similarities.to(items)
+            for rows in blocks:
+                yield partial(count, rows, items, similarities_of)
+
+    for own_limits, counts in in_threads(calls()):
+        wrong[own_limits] += counts
     if distributed:
         all_reduce(torch.from_numpy(wrong))  # shares its memory
     position = np.arange(len(owner)) - starts[owner]

@@ -200,7 +200,6 @@ def test_blocks_have_no_influence(metric: str, monkeypatch: pytest.MonkeyPatch) 
     expected = rank_matches(features, metric).ranks
     monkeypatch.setattr(retrieval, 'BLOCK', 37 * 96)
     monkeypatch.setattr(retrieval, '_QUERIES', 7)
-    monkeypatch.setattr(retrieval, '_CHUNK', 37 * 3)
     monkeypatch.setattr(retrieval, '_EXACT', 2)
     np.testing.assert_array_equal(rank_matches(features, metric).ranks, expected)
 
@@ -298,7 +297,7 @@ def test_a_lower_precision_of_other_products_changes_no_rank(metric: str, low_pr
 
 
 def test_products_of_a_lower_precision_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, 'inner_products', lambda a, b, out: out.copy_(a.bfloat16() @ b.bfloat16().T))
+    monkeypatch.setattr(retrieval, 'inner_products', lambda a, b: (a.bfloat16() @ b.bfloat16().T).float())
     for metric in ('cosine', 'euclidean'):
         with pytest.raises(UserError, match='switch off lower precision of matrix products'):
             rank_matches(clustered(), metric)
