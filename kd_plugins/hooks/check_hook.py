@@ -41,8 +41,8 @@ class CheckHook(Hook):
     Raises:
         UserError: Before training: as :func:`~kd_plugins.classes.check_classes`, or the batch size is not that of the
             sampler's groups, or images of unknown sizes would be grouped by them, or a pipeline cannot be switched, or
-            a student without a head would be validated; before training or testing: as
-            :func:`kd_plugins.compat.check_operators`.
+            a student without a head would be validated, or a PreciseBNHook would find a BatchNorm without statistics;
+            before training or testing: as :func:`kd_plugins.compat.check_operators`.
     """
 
     priority = 'HIGH'  # before an EMAHook copies the model
@@ -73,6 +73,8 @@ class CheckHook(Hook):
         for hook in runner.hooks:
             if steps := getattr(hook, 'switch_pipeline', None):
                 _try_pipeline(type(hook).__name__, loader.dataset, steps)
+            if type(hook).__name__ == 'PreciseBNHook':
+                _check_statistics(runner.model)
         note_empty_statistics(runner.model)
         distillation = distillation_of(runner)
         if distillation is not None and distillation.task == 'off':  # no label is learned, and no head
@@ -138,6 +140,15 @@ def check_class_count(model: nn.Module, classes: Sequence[str]) -> None:
             'current',
             logging.WARNING,
         )
+
+
+def _check_statistics(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise UserError(
+                f'PreciseBNHook averages the statistics of every BatchNorm, and {name} keeps none: remove the hook, '
+                "or, for a Distiller's adapter, use a DistillationHook, whose adapters the model does not hold"
+            )
 
 
 def _try_pipeline(name: str, dataset: Any, steps: Sequence[Any]) -> None:

@@ -11,7 +11,7 @@ import torch
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.logging import MMLogger
 from mmpretrain.datasets import CustomDataset
-from tiny import classification_config, coco_folder, image_folder, train
+from tiny import classification_config, coco_folder, image_folder, saved_teacher, train
 from torch.utils.data import DataLoader, SequentialSampler
 
 from kd_plugins.classes import check_checkpoint_classes
@@ -74,6 +74,24 @@ def test_statistics_of_no_data_that_are_kept_are_logged(monkeypatch, kind):
     note_empty_statistics(torch.nn.ModuleDict(dict(backbone=backbone)))
     logged = ['backbone: norm_eval=True keeps the statistics of BatchNorm' in line for line in lines]
     assert logged == [True] * (kind == 'random')
+
+
+@pytest.mark.parametrize('by', ['hook', 'model'])
+def test_precise_statistics_need_some(tmp_path, by):
+    taps = [f'backbone.stage{i}' for i in (1, 2, 3)]
+    term = dict(name='r', loss=dict(type='kd_plugins.ReviewKDLoss'), student=taps, teacher=taps, adapter='abf')
+    distillation = dict(teacher=saved_teacher(tmp_path), terms=[term])
+    config = classification_config(image_folder(tmp_path / 'data'), tmp_path / 'run', epochs=1)
+    config.custom_hooks = [dict(type='mmpretrain.PreciseBNHook', num_samples=16), dict(type='kd_plugins.CheckHook')]
+    if by == 'hook':
+        config.custom_hooks.append(dict(type='kd_plugins.DistillationHook', **distillation))
+        train(config)
+        return
+    config.model = dict(type='kd_plugins.Distiller', student=config.model, **distillation)
+    with pytest.raises(
+        UserError, match=r'PreciseBNHook averages .*, and distillation.* keeps none: .*DistillationHook'
+    ):
+        train(config)
 
 
 def test_images_of_unknown_sizes_are_not_grouped_by_them(tmp_path):
