@@ -88,7 +88,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.expand is not None and args.metric != 'cosine':
         raise UserError('--expand makes queries of norm 1, which go with --metric cosine only')
     check_device(args.device)
-    check_least(args, expand=1, k1=1, k2=1, top=1)
+    check_least(args, expand=1, alpha=0, k1=1, k2=1, top=1)
     if not 0 <= args.lambda_value <= 1:
         raise UserError(f'--lambda: expected a number from 0 to 1, got {args.lambda_value}')
     if not math.isfinite(args.alpha):
@@ -110,7 +110,13 @@ def extract(args: argparse.Namespace) -> ReIDFeatures:
         raise UserError(f'checkpoint {args.checkpoint} does not exist: give the path of a .pth file')
     with DATASETS.switch_scope_and_registry(config.get('default_scope')) as registry:
         images = registry.build(config.test_dataloader.dataset)
-    paths = [images.get_data_info(i)['img_path'] for i in range(len(images))]
+    infos = [images.get_data_info(i) for i in range(len(images))] if hasattr(images, 'get_data_info') else []
+    if not infos or not all('img_path' in info for info in infos):
+        raise UserError(
+            f'{args.source}: expected a test set of people in files, as kd_plugins.Market1501, got a '
+            f'{type(images).__name__}'
+        )
+    paths = [info['img_path'] for info in infos]
     described = repr(
         [
             *(config.get(key) for key in ('model', 'data_preprocessor', 'test_dataloader')),
@@ -147,10 +153,7 @@ def score(features: ReIDFeatures, args: argparse.Namespace) -> dict[str, float |
     }
     if args.expand is not None or args.rerank or args.approximate:
         features = features.without_junk()
-    if args.approximate and is_main_process():
-        found, recall = evaluation.rank_approximately(features, args.approximate, args.top, args.metric)
-        scores |= {f'approximate_{name}': value for name, value in found.summary(RANKS, args.ap).items()}
-        scores |= {'approximate_index': args.approximate, f'approximate_recall{args.top}': recall}
+    given = features
     if args.expand is not None:
         expanded = evaluation.expand_queries(
             features.query_features, features.gallery_features, args.expand, args.alpha
@@ -158,6 +161,11 @@ def score(features: ReIDFeatures, args: argparse.Namespace) -> dict[str, float |
         features = replace(features, query_features=expanded)
         found = rank(features)
         scores |= {f'expand_{name}': value for name, value in found.summary(RANKS, args.ap).items()}
+    # What the first process does alone comes last, since the others wait for it.
+    if args.approximate and is_main_process():
+        found, recall = evaluation.rank_approximately(given, args.approximate, args.top, args.metric)
+        scores |= {f'approximate_{name}': value for name, value in found.summary(RANKS, args.ap).items()}
+        scores |= {'approximate_index': args.approximate, f'approximate_recall{args.top}': recall}
     if args.rerank and is_main_process():
         reranked = evaluation.KReciprocal(
             features.query_features, features.gallery_features, args.k1, args.k2, args.lambda_value, args.metric

@@ -267,6 +267,9 @@ def prepare_cifar100_teachers(args: argparse.Namespace) -> None:
             continue
         network, revise_keys = TEACHERS[name]
         teacher = trained(f'configs/cifar100/canonical/{network}.py')
+        if Path(teacher['checkpoint']).exists():
+            print(f'{teacher["checkpoint"]} is in place already: kept; to convert {file}, remove it')
+            continue
         model = build_teacher(located(teacher['config'], ''), file, revise_keys=revise_keys)
         save_weights(model.state_dict(), teacher['checkpoint'], {})
         print(f'{file}: converted to {teacher["checkpoint"]}')

@@ -25,6 +25,16 @@ _MIN_GAMMA, _MAX_GAMMA = 1e-6, 50
 _KINDS = {Real: 'a number', Integral: 'a whole number', bool: 'True or False', str: 'a text'}
 
 
+def _checked(name: str, labels: Labels, classes: int) -> np.ndarray:
+    labels = np.asarray(labels, np.int64)
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise UserError(
+            f'{name}: labels from {labels.min()} to {labels.max()}, but there are {classes} classes; correct the '
+            "labels, or the classes in the data set's metainfo"
+        )
+    return labels
+
+
 def noisy_labels(
     labels: Labels,
     classes: int,
@@ -48,7 +58,7 @@ def noisy_labels(
         (N,) int64.
 
     Raises:
-        UserError: The rate is no probability, or there is no other class.
+        UserError: The rate is no probability, there is no other class, or a label is none of them.
 
     References:
         1. hendrycks/pre-training, ``load_corrupted_ours_hierarchical.py``, ``uniform_mix_C``; so does
@@ -59,7 +69,7 @@ def noisy_labels(
             f'label_noise: rate={rate}, seed={seed}, {classes} classes; expected a probability, a seed '
             'of at least 0, and two classes'
         )
-    labels = np.asarray(labels, np.int64)
+    labels = _checked('label_noise', labels, classes)
     rng = np.random.default_rng((seed, _DRAWS['noise']))
     replaced = rng.random(len(labels)) < rate
     if include_true:
@@ -113,11 +123,11 @@ def kept_samples(
         seed: Seed of the draw.
 
     Raises:
-        UserError: A class has fewer samples than are to be kept, or as :func:`class_sizes`.
+        UserError: A class has fewer samples than are to be kept, a label is no class, or as :func:`class_sizes`.
     """
     if seed < 0:
         raise UserError(f'imbalance: seed={seed}; expected at least 0')
-    labels = np.asarray(labels, np.int64)
+    labels = _checked('imbalance', labels, classes)
     found = np.bincount(labels, minlength=classes)
     most = int(found.max()) if most is None else most
     sizes = class_sizes(classes, gamma, most, most // 20 if least is None else least)

@@ -45,6 +45,8 @@ def rank_approximately(
     """
     if index not in ('ivf', 'hnsw') or k < 1:
         raise UserError(f"approximate search: expected 'ivf' or 'hnsw' and k of at least 1, got '{index}' and {k}")
+    if metric not in ('cosine', 'euclidean'):
+        raise UserError(f"metric: expected 'cosine' or 'euclidean', got '{metric}'")
     pairs = same_identity(features)
     left_out = np.bincount(pairs.query[~pairs.match], minlength=len(features.query_ids))
     # As many more as are left out of a query's ranking, so that k remain.

@@ -1,6 +1,7 @@
 """Embeddings of a query and a gallery set, in memory or memory-mapped."""
 
 import math
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass, fields, replace
@@ -15,13 +16,15 @@ from kd_plugins.utils.names import nearest
 BLOCK = 2**25  # numbers of the gallery that are processed together, 128 MiB in float32
 
 
-def in_range(*features: np.ndarray) -> tuple[np.ndarray, ...]:
+def in_range(*features: np.ndarray, largest: float | None = None) -> tuple[np.ndarray, ...]:
     """Scale arrays by one power of two where the squares of their numbers could leave the range of float32.
 
     That changes no angle, and no order of distances. The largest number is then between 1/2 and 1; arrays whose
-    largest number is between 1e-3 and 1e12 are returned as they are.
+    largest number is between 1e-3 and 1e12 are returned as they are. ``largest`` is that number, where it is known.
     """
-    exponent = math.frexp(max(abs(float(x)) for array in features for x in (array.min(), array.max())))[1]
+    if largest is None:
+        largest = max(abs(float(x)) for array in features for x in (array.min(), array.max()))
+    exponent = math.frexp(largest)[1]
     if -10 < exponent <= 40:
         return features
     return tuple(np.ldexp(array, -exponent) for array in features)
@@ -72,6 +75,7 @@ class ReIDFeatures:
     gallery_paths: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        largest = 0.0
         for side in ('query', 'gallery'):
             features = getattr(self, f'{side}_features')
             if features.ndim != 2 or features.dtype.kind not in 'fiu':
@@ -94,18 +98,21 @@ class ReIDFeatures:
                     raise UserError(f'{side}_{name}: expected integers, got {values.dtype}')
             step = max(1, BLOCK // features.shape[1])
             for start in range(0, len(features), step):
-                usable = np.isfinite(features[start : start + step]).all(axis=1)
-                if not usable.all():
+                block = features[start : start + step]
+                ends = float(block.min()), float(block.max())  # both are NaN where one number is
+                if not all(map(math.isfinite, ends)):
+                    row = start + int(np.isfinite(block).all(axis=1).argmin())
                     raise UserError(
-                        f'{side}_features: row {start + int(usable.argmin())} holds a number that is not '
-                        'finite; check what the model returns for that image'
+                        f'{side}_features: row {row} holds a number that is not finite; check what the model returns '
+                        'for that image'
                     )
+                largest = max(largest, *map(abs, ends))
         if self.query_features.shape[1] != self.gallery_features.shape[1]:
             raise UserError(
                 f'query_features have {self.query_features.shape[1]} dimensions, gallery_features '
                 f'{self.gallery_features.shape[1]}: both must come from one model'
             )
-        scaled = in_range(self.query_features, self.gallery_features)
+        scaled = in_range(self.query_features, self.gallery_features, largest=largest)
         for side, features in zip(('query', 'gallery'), scaled, strict=True):
             object.__setattr__(self, f'{side}_features', features)  # as dataclasses do it where they are frozen
 
@@ -161,7 +168,10 @@ def load_features(path: str | Path) -> ReIDFeatures:
         else:
             with np.load(path, allow_pickle=False) as file:
                 found = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        *(ValueError, OSError, EOFError, AttributeError, TypeError, SyntaxError),
+        *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+    ) as error:
         raise UserError(
             f'{path} holds no readable arrays (damaged, pickled or of another format): expected a file '
             f'.npz or a folder of .npy files ({error})'
@@ -181,8 +191,6 @@ def save_features(features: ReIDFeatures, path: str | Path) -> None:
     Raises:
         UserError: The file cannot be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: value for name in _NAMES if (value := getattr(features, name)) is not None}
     with written_whole(path) as partial, open(partial, 'wb') as file:
         np.savez(file, **arrays)

@@ -25,13 +25,18 @@ def in_threads(calls: Iterable[Callable[[], T]]) -> Iterator[T]:
     A block of products small enough for a core's cache, and all that follows from it, is then faster in one thread than
     each step in several. The calls are made when their turn is near.
     """
-    count = torch.get_num_threads()
+    count, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
+
+    def run(call: Callable[[], T]) -> T:
+        with torch.inference_mode(inference):  # a mode of the thread
+            return call()
+
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
     running: deque[Future[T]] = deque()
     try:
         with products_of(torch.float32):  # a setting of the process, not of a thread
             for call in calls:
-                running.append(pool.submit(call))
+                running.append(pool.submit(run, call))
                 if len(running) > 2 * count:
                     yield running.popleft().result()
             while running:

@@ -24,7 +24,8 @@ from kd_plugins.evaluation.products import in_threads, inner_products
 Metric = Literal['cosine', 'euclidean']
 _Block = Callable[[slice], tuple[Tensor, float]]
 AveragePrecision = Literal['precision', 'trapezoid']
-_QUERIES, _COLUMNS = 2**9, 2**11  # of a block of similarities, which its thread counts while a cache holds it
+_SIMILARITIES = 2**20  # of a block, which its thread counts while a cache holds it
+_COLUMNS = 2**11, 2**14  # of a block, least and most
 _EXACT = 32  # features, or queries and items, that are compared in float64 together: a cache holds them
 _TINY = 1e-15  # a shorter vector has no direction
 _TIE = 1e-12  # relative; what float64 computes in two ways, such as the cosines of x and 3 x, differs by 1e-15
@@ -183,13 +184,29 @@ class _Similarities:
     """Blocks of similarities in float32, cosines or minus half the squared Euclidean distances, and their errors."""
 
     def __init__(self, features: ReIDFeatures, metric: Metric, device: str) -> None:
-        self._features, self._gallery, self._metric, self._device = features, features.gallery_features, metric, device
+        self._gallery, self._metric, self._device = features.gallery_features, metric, device
         # Distances do not depend on the origin, but the rounding of their parts does.
         self._origin = self._gallery[:1024].mean(0, dtype=np.float64).astype(np.float32)
         self._query = self._prepared(features.query_features)
         self._norms = torch.linalg.vector_norm(self._query, dim=1)
         if metric == 'cosine':
             self._query = self._query / self._norms.clamp_min(_TINY)[:, None]
+        lost, norms = 0, []
+        for start in range(0, len(self._gallery), step := max(1, BLOCK // self._gallery.shape[1])):
+            block = self._prepared(self._gallery[start : start + step])
+            norms.append(torch.linalg.vector_norm(block, dim=1))
+            lost += int(block[norms[-1] < _TINY].any(1).sum())
+        self._gallery_norms = torch.cat(norms)
+        if metric == 'cosine' and 2 * lost > len(self._gallery):
+            _, where = max(
+                (float(np.abs(row).max()), f'{side} row {i}')
+                for side, rows in (('query', features.query_features), ('gallery', self._gallery))
+                for i, row in enumerate(rows)
+            )
+            raise UserError(
+                f'most features vanish beside {where}, which holds a number more than 1e12 times theirs: check what '
+                'the model returns for that image'
+            )
 
     def _prepared(self, rows: np.ndarray) -> Tensor:
         if self._metric == 'euclidean':
@@ -200,18 +217,7 @@ class _Similarities:
         """Return what gives the similarities of some queries to these items, and a bound of their parts."""
         together = items[-1] - items[0] + 1 == len(items)  # then no copy is needed
         gallery = self._prepared(self._gallery[items[0] : items[-1] + 1] if together else self._gallery[items])
-        norms = torch.linalg.vector_norm(gallery, dim=1)
-        vanished = norms < _TINY
-        if self._metric == 'cosine' and vanished.float().mean() > 0.5 and gallery[vanished].any():
-            largest = max(
-                (float(np.abs(row).max()), f'{side} row {i}')
-                for side, rows in (('query', self._features.query_features), ('gallery', self._gallery))
-                for i, row in enumerate(rows)
-            )
-            raise UserError(
-                f'most features vanish beside {largest[1]}, which holds a number more than 1e12 times theirs: check '
-                'what the model returns for that image'
-            )
+        norms = self._gallery_norms[torch.from_numpy(items).to(self._device)]
 
         def of(rows: slice) -> tuple[Tensor, float]:
             similarities = inner_products(self._query[rows], gallery)
@@ -275,8 +281,8 @@ def _count(
     doubtful = np.flatnonzero(windows[:-1].cumsum() > 0)
     row, column = keys[doubtful] + 2**47 >> 48, keys[doubtful] & 0xFFFF
     if 4 * len(doubtful) > block.size:  # as where all features are alike: products are faster than pairs
-        tiles = [_exact(query, gallery[items[i : i + _EXACT]], metric) for i in range(0, len(items), _EXACT)]
-        exact = np.concatenate(tiles, 1)[row, column]
+        rows, columns = ([slice(i, i + _EXACT) for i in range(0, size, _EXACT)] for size in block.shape)
+        exact = np.block([[_exact(query[r], gallery[items[c]], metric) for c in columns] for r in rows])[row, column]
     else:
         exact = np.empty(len(doubtful))
         for start in range(0, len(doubtful), _EXACT):
@@ -354,15 +360,17 @@ def rank_matches(
     ranked = np.flatnonzero(features.gallery_ids != -1)
     rank, processes = get_dist_info() if distributed else (0, 1)
     first, end = (len(ranked) * i // processes for i in (rank, rank + 1))
-    step = min(max(1, BLOCK // gallery.shape[1]), _COLUMNS)
-    parts = [ranked[start : min(start + step, end)] for start in range(first, end, step)]
-    blocks = [slice(start, min(start + _QUERIES, len(query))) for start in range(0, len(query), _QUERIES)]
     known = _exact_pairs(query, gallery, pairs, features.query_ids, metric)
     # The matches of each query from the most similar one on, and how many wrong items are at least as similar.
     owner, limits = pairs.query[pairs.match], known[pairs.match]
     limits = limits[np.lexsort((-limits, owner))]
     first_pair, starts = (np.searchsorted(x, np.arange(len(query) + 1)) for x in (pairs.query, owner))
     wrong = np.zeros(len(owner), np.int64)
+    # In each part of the gallery all matches of a query are looked up: with many of them the parts are larger.
+    columns = int(np.clip(128 * len(owner) / len(query), *_COLUMNS))
+    height, width = max(1, _SIMILARITIES // columns), min(max(1, BLOCK // gallery.shape[1]), columns)
+    blocks = [slice(start, min(start + height, len(query))) for start in range(0, len(query), height)]
+    parts = [ranked[start : min(start + width, end)] for start in range(first, end, width)]
 
     def count(rows: slice, items: np.ndarray, similarities_of: _Block) -> tuple[slice, np.ndarray]:
         computed, size = similarities_of(rows)

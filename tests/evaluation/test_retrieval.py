@@ -199,7 +199,7 @@ def test_blocks_have_no_influence(metric: str, monkeypatch: pytest.MonkeyPatch) 
     features = clustered()
     expected = rank_matches(features, metric).ranks
     monkeypatch.setattr(retrieval, 'BLOCK', 37 * 96)
-    monkeypatch.setattr(retrieval, '_QUERIES', 7)
+    monkeypatch.setattr(retrieval, '_SIMILARITIES', 7 * retrieval._COLUMNS[0])
     monkeypatch.setattr(retrieval, '_EXACT', 2)
     np.testing.assert_array_equal(rank_matches(features, metric).ranks, expected)
 
