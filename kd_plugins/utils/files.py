@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,7 +28,8 @@ def written_whole(path: str | Path) -> Iterator[str]:
     except OSError as error:
         raise UserError(f'{path} cannot be written ({error.strerror}): earlier files are kept; {MAKE_ROOM}') from error
     finally:
-        Path(partial).unlink(missing_ok=True)
+        with suppress(OSError):  # there is none, or no such folder
+            os.unlink(partial)
 
 
 class AtomicBackend(LocalBackend):

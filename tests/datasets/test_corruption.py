@@ -51,6 +51,14 @@ TRUE = [(number, number * 7 % 10) for number in range(5 * PER_FILE)]
 # Label noise
 
 
+@pytest.mark.parametrize('labels', [[0, 1, 2], [0, -1, 1]])
+@pytest.mark.parametrize('options', [dict(label_noise=dict(rate=0.4)), dict(imbalance=dict(gamma=1.0))])
+def test_a_label_that_is_no_class_is_reported(labels, options):
+    with pytest.raises(UserError, match=f'{next(iter(options))}: labels from {min(labels)} to .* 2 classes'):
+        corrupt(labels, 2, **options)
+    assert corrupt([0, 1, 2, 2], 2, validation=dict(size=1)).given.tolist()  # needs no classes
+
+
 @pytest.mark.parametrize('rate', [0.2, 0.4, 0.6, 1.0])
 @pytest.mark.parametrize('include_true', [True, False])
 def test_noise_is_symmetric_and_flips_at_its_rate(rate, include_true):

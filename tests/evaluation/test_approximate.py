@@ -78,6 +78,8 @@ def test_mistakes_are_reported(features: ReIDFeatures) -> None:
         rank_approximately(features, 'lsh', 5)
     with pytest.raises(UserError, match='k of at least 1'):
         rank_approximately(features, 'ivf', 0)
+    with pytest.raises(UserError, match="metric: expected 'cosine' or 'euclidean', got 'l2'"):
+        rank_approximately(features, 'hnsw', metric='l2')
 
 
 def test_first_matches_are_those_of_an_exact_search_by_faiss(

@@ -95,6 +95,41 @@ def test_mistakes_are_reported_with_the_file(tmp_path: Path, arrays: dict[str, n
     assert str(path) in str(error.value)
 
 
+def test_a_file_in_the_place_of_the_folder_is_reported(tmp_path: Path) -> None:
+    (tmp_path / 'file').write_text('')
+    one = np.ones(1, int)
+    with pytest.raises(UserError, match='cannot be written'):
+        save_features(ReIDFeatures(np.ones((1, 4)), one, one, np.ones((1, 4)), one, one), tmp_path / 'file/f.npz')
+
+
+@pytest.mark.parametrize('lost', [b')', b'}', b"'"])
+def test_a_damaged_header_is_reported(tmp_path: Path, lost: bytes) -> None:
+    for name in ('query_features', 'gallery_features'):
+        np.save(tmp_path / f'{name}.npy', np.ones((3, 4)))
+    file = tmp_path / 'query_features.npy'
+    file.write_bytes(file.read_bytes().replace(lost, b' ', 1))
+    with pytest.raises(UserError, match='holds no readable arrays'):
+        load_features(tmp_path)
+
+
+def test_the_gallery_is_read_once(tmp_path: Path) -> None:
+    class Counted(np.ndarray):
+        reads = 0
+
+        def __getitem__(self, index: object) -> object:
+            Counted.reads += 1
+            return np.asarray(super().__getitem__(index))
+
+        def min(self, *args: object, **options: object) -> object:
+            raise AssertionError('a pass of its own')
+
+        max = min
+
+    one, x = np.ones(3, int), np.ones((3, 4)).view(Counted)
+    ReIDFeatures(np.ones((3, 4)), one, one, x, one, one)
+    assert Counted.reads == 1
+
+
 def test_unreadable_files_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='does not exist: expected features'):
         load_features(tmp_path / 'none.npz')

@@ -101,6 +101,14 @@ def test_neither_blocks_nor_the_product_change_anything(monkeypatch, kept):
     np.testing.assert_allclose(reranked(*fortran), expected, atol=1e-5)
 
 
+def test_inference_mode_changes_nothing():
+    query, gallery = np.random.default_rng(0).standard_normal((2, 30, 8)).astype(np.float32)
+    (_, expected), *_ = KReciprocal(query, gallery, k1=5, k2=2).rows()
+    with torch.inference_mode():
+        (_, found), *_ = KReciprocal(query, gallery, k1=5, k2=2).rows()
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_the_features_stay_as_they_were():
     query, gallery = features()
     before = query.copy(), gallery.copy()

@@ -1,5 +1,6 @@
 """Retrieval scores against a brute-force evaluation by plain loops in float64."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -162,6 +163,56 @@ def test_features_without_a_direction_beside_another_are_an_error(factor: float)
     with pytest.raises(UserError, match=f'vanish beside gallery row {row}, which'):
         rank_matches(replace(features, gallery_features=gallery))
     rank_matches(replace(features, gallery_features=0 * gallery))  # all have none
+
+
+@pytest.mark.parametrize('reversed_', [False, True])
+def test_one_item_without_a_direction_is_no_error_wherever_it_lies(
+    reversed_: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = clustered()
+    small = int(np.flatnonzero(features.gallery_ids == 0)[-1])
+    order = np.append(np.delete(np.arange(len(features.gallery_ids)), small), small)[:: -1 if reversed_ else 1]
+    x = features.gallery_features.copy()
+    x[small] *= 1e-20
+    lost = replace(
+        features,
+        **{
+            f'gallery_{name}': value[order]
+            for name, value in (('features', x), ('ids', features.gallery_ids), ('cams', features.gallery_cams))
+        },
+    )
+    expected = rank_matches(lost).ranks
+    monkeypatch.setattr(retrieval, 'BLOCK', 96 * (len(x) - 1))  # the last one has a block of its own
+    np.testing.assert_array_equal(rank_matches(lost).ranks, expected)
+
+
+@pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
+def test_many_matches_are_looked_up_in_larger_parts(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = clustered()
+    expected, widths = rank_matches(features, metric).ranks, []
+    prepare = retrieval._Similarities.to
+
+    def noted(self: object, items: np.ndarray) -> object:
+        widths.append(len(items))
+        return prepare(self, items)
+
+    monkeypatch.setattr(retrieval._Similarities, 'to', noted)
+    monkeypatch.setattr(retrieval, '_COLUMNS', (5, 2**14))
+    np.testing.assert_array_equal(rank_matches(features, metric).ranks, expected)
+    matches = len(expected) / len(features.query_ids)
+    assert max(widths) == min(int(128 * matches), (features.gallery_ids != -1).sum())
+
+
+def test_features_that_are_all_alike_are_compared_in_small_tiles() -> None:
+    x = np.ones((64, 512), np.float32) + 1e-6 * np.random.default_rng(0).random((64, 512), np.float32)
+    query, gallery = np.tile(x, (4, 1)), np.tile(x, (2, 1))
+    ids, cams = np.full(256, 1), np.zeros(256, int)
+    features = ReIDFeatures(query, ids, cams, gallery, np.arange(128) % 2, np.ones(128, int))
+    tracemalloc.start()
+    rank_matches(features, 'euclidean')
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 * 2**20  # 256 x 32 differences of 512 numbers in float64 would take 32 MiB at once
 
 
 @pytest.mark.parametrize('metric', ['cosine', 'euclidean'])

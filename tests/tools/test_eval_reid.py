@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from tiny import market_folder, reid_config, train
 
 from kd_plugins import evaluation
+from kd_plugins.datasets.cifar import CIFAR10
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation import load_features, rank_matches, rank_rows
 
@@ -119,6 +121,23 @@ def test_a_model_is_scored_once_and_then_from_its_features(tmp_path: Path, capsy
     assert len(list((tmp_path / 'run').glob('features-*.npz'))) == 3
 
 
+def test_a_test_set_without_files_is_reported(tmp_path: Path) -> None:
+    market_folder(tmp_path / 'data')
+    config = reid_config(tmp_path / 'data', tmp_path / 'run')
+    images = tmp_path / CIFAR10.base_folder / CIFAR10.test_list[0][0]
+    images.parent.mkdir()
+    images.write_bytes(pickle.dumps({'data': np.zeros((4, 3072), np.uint8), 'labels': [0, 1, 2, 3]}, protocol=2))
+    config.test_dataloader = config.val_dataloader
+    config.test_dataloader.dataset = dict(type='kd_plugins.CIFAR10', data_root=str(tmp_path), split='test', pipeline=[])
+    config.test_cfg, config.test_evaluator = dict(), dict(type='kd_plugins.ReIDMetric')
+    config.dump(tmp_path / 'config.py')
+    torch.save({}, tmp_path / 'model.pth')
+    with pytest.raises(
+        UserError, match=r'expected a test set of people in files, as kd_plugins.Market1501, got a CIFAR10'
+    ):
+        eval_reid.main([str(tmp_path / 'config.py'), str(tmp_path / 'model.pth')])
+
+
 @pytest.mark.usefixtures('faiss')
 def test_mistakes_end_in_one_line(file: Path, tmp_path: Path) -> None:
     for arguments, message in (
@@ -126,6 +145,7 @@ def test_mistakes_end_in_one_line(file: Path, tmp_path: Path) -> None:
         (['config.py'], 'config.py is a config: give the checkpoint'),
         ([str(file), 'model.pth'], r'expected a config \(.py\) before a checkpoint'),
         ([str(file), '--rerank', '--k1', '0'], '--k1: expected at least 1, got 0'),
+        ([str(file), '--expand', '3', '--alpha', '-1'], '--alpha: expected at least 0, got -1'),
         ([str(file), '--expand', '0'], '--expand: expected at least 1, got 0'),
         ([str(file), '--expand', '3', '--metric', 'euclidean'], 'go with --metric cosine only'),
         ([str(file), '--device', 'tpu'], "expected 'cpu' or 'cuda', got 'tpu'"),

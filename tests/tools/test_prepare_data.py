@@ -441,6 +441,10 @@ def test_teachers_of_repdistiller_are_where_the_pairs_look(folder, config, names
     assert capsys.readouterr().out.endswith(f'models/{folder}/ckpt_epoch_240.pth: converted to {path}\n')
     written = read_weights(path)
     assert all(torch.equal(written[name], x) for name, x in weights.items())
+    Path(path).write_text('trained')
+    tool.main(['cifar100-teachers', '--root', 'models'])
+    assert capsys.readouterr().out.startswith(f'{path} is in place already: kept; ')
+    assert Path(path).read_text() == 'trained'
 
 
 def test_a_folder_without_teachers_is_reported(tmp_path):
