@@ -28,8 +28,8 @@ class STL10(BaseDataset):
 
     Expects ``data_root/stl10_binary`` with ``<split>_X.bin``, for each image its red, green and blue plane, each
     plane **column by column**, one byte a pixel, and ``<split>_y.bin``, one byte an image: its class from 1 to 10.
-    Samples hold ``img``, (96, 96, 3) uint8 in RGB, and ``gt_label`` from 0 to 9. A file whose MD5 is not the official
-    one is used, with one logged warning. The 100,000 images without a class are not read.
+    Samples hold ``img``, (96, 96, 3) uint8 in BGR, as OpenMMLab loads files, and ``gt_label`` from 0 to 9. A file whose
+    MD5 is not the official one is used, with one logged warning. The 100,000 images without a class are not read.
 
     Args:
         data_root: Folder that holds ``stl10_binary``.
@@ -80,5 +80,5 @@ class STL10(BaseDataset):
                 f'{labels_path}: expected {len(data) // size} classes from 1 to 10, as many as '
                 f'{path} has images, got {len(labels)}{span}; {remedy}'
             )
-        images = np.ascontiguousarray(data.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 3, 2, 1))
+        images = np.ascontiguousarray(data.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 3, 2, 1)[..., ::-1])
         return [{'img': img, 'gt_label': int(label) - 1} for img, label in zip(images, labels, strict=True)]

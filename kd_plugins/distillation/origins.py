@@ -24,6 +24,15 @@ class Normalisation(NamedTuple):
     reversed: bool
     pad: float
 
+    @property
+    def sees_rgb(self) -> bool:
+        """Whether the network sees RGB: after a conversion, or of a data set of RGB arrays (CIFAR).
+
+        Without a conversion images are BGR, as OpenMMLab loads files. A mean that is more red than blue, as natural
+        images are, tells arrays of RGB.
+        """
+        return self.reversed or bool(self.mean.flatten()[0] > self.mean.flatten()[-1])
+
 
 def normalisation_of(preprocessor: Any) -> Normalisation:
     """Return a preprocessor's normalisation; without mean and std pixels stay as they are."""

@@ -73,9 +73,9 @@ def build_teacher(
     =============== ====================================================================================================
 
     Each states its normalisation itself, but for ``build`` and a bare backbone; the student's batch is converted to it.
-    The other libraries' networks take RGB images, unless a processor of transformers says BGR. A student with
+    The other libraries' networks take RGB images, unless a processor of transformers says BGR. A network with
     ``to_rgb=False`` is taken to see BGR, unless its mean, more red than blue, is that of a data set of RGB images
-    (CIFAR).
+    (CIFAR); two that convert, or two that do not, see the same.
 
     Args:
         config: See the table, as ``timm``, ``torchvision``, ``huggingface`` and ``build``; exactly one is given.

@@ -40,9 +40,9 @@ class RGBImages(ImgDataPreprocessor):
 class _Renormalise(nn.Module):
     """Converts a batch normalised for the student into one normalised for the teacher.
 
-    Per channel ``(x * std_s + mean_s - mean_t) / std_t``, with channels reversed where only one of the two networks
-    reverses them; padding is set to the teacher's padding value. An image preprocessor without mean and std means raw
-    pixels, a mean of 0 and a std of 1. A teacher without an image preprocessor (``BaseDataPreprocessor``) gets the
+    Per channel ``(x * std_s + mean_s - mean_t) / std_t``, with channels reversed where one of the two networks sees RGB
+    and the other BGR; padding is set to the teacher's padding value. An image preprocessor without mean and std means
+    raw pixels, a mean of 0 and a std of 1. A teacher without an image preprocessor (``BaseDataPreprocessor``) gets the
     student's batch as it is.
 
     Args:
@@ -68,16 +68,18 @@ class _Renormalise(nn.Module):
                 f"{type(student).__name__}, defines none: give the student one of mmengine's, mmdet's or "
                 "mmpretrain's, or give the teacher data_preprocessor={} to pass it the student's batch as it is"
             )
-        mean_s, std_s, flip_s, pad_s = normalisation_of(student)
-        mean_t, std_t, flip_t, pad = normalisation_of(teacher)
+        own, theirs = normalisation_of(student), normalisation_of(teacher)
+        (mean_s, std_s, flip_s, pad_s), (mean_t, std_t, flip_t, pad) = own, theirs
         if len({x.numel() for x in (mean_s, std_s, mean_t, std_t)} - {1}) > 1:
             raise UserError(
                 f"the teacher's data_preprocessor has a mean of {mean_t.numel()} channels, the student's "
                 f'of {mean_s.numel()}: both get the same images, so give both as many channels'
             )
-        if isinstance(teacher, RGBImages) and not flip_s and mean_s.numel() == 3 and mean_s[0] > mean_s[2]:
-            flip_t = not flip_t  # the data set gives RGB
-        self.flip, self.student_pad, self.pad = flip_s != flip_t, pad_s, pad
+        self.student_pad, self.pad = pad_s, pad
+        if isinstance(teacher, RGBImages):
+            self.flip = own.sees_rgb != flip_t
+        else:  # two that convert, or two that do not, see the same images in the same order, whichever that is
+            self.flip = flip_s != flip_t and own.sees_rgb != theirs.sees_rgb
         if self.flip:
             mean_s, std_s = mean_s.flip(0), std_s.flip(0)
         self.register_buffer('scale', std_s / std_t, persistent=False)

@@ -10,6 +10,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from kd_plugins.distillation.origins import normalisation_of
 from kd_plugins.errors import UserError
 from kd_plugins.models.reid import ReIDModel
 
@@ -40,10 +41,7 @@ class Exportable(nn.Module):
         stated = getattr(preprocessor, '_enable_normalize', False)
         self.register_buffer('mean', preprocessor.mean.flatten()[:, None, None] if stated else torch.zeros(1, 1, 1))
         self.register_buffer('std', preprocessor.std.flatten()[:, None, None] if stated else torch.ones(1, 1, 1))
-        converts = getattr(preprocessor, '_channel_conversion', getattr(preprocessor, 'to_rgb', False))
-        # As for teachers: without a conversion images are BGR, as OpenMMLab loads them, but of a data set of RGB
-        # arrays (CIFAR), whose mean is more red than blue.
-        self.channels = 'RGB' if converts or self.mean[0] > self.mean[-1] else 'BGR'
+        self.channels = 'RGB' if normalisation_of(preprocessor).sees_rgb else 'BGR'
         self.names: list[str] = []
 
     def needed(self, network: Any) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import get_state_dict, weights_to_cpu
+from mmengine.runner.checkpoint import weights_to_cpu
 
 from kd_plugins.checkpoint import read_checkpoint, save_weights
 from kd_plugins.errors import UserError
@@ -80,7 +80,7 @@ class ExportHook(Hook):
             meta |= (
                 {'dataset_meta': data.metainfo} if hasattr(data := runner.train_dataloader.dataset, 'metainfo') else {}
             )
-            checkpoint = {'meta': meta, 'state_dict': weights_to_cpu(get_state_dict(unwrapped(runner.model)))}
+            checkpoint = {'meta': meta, 'state_dict': weights_to_cpu(unwrapped(runner.model).state_dict())}
             runner.call_hook('before_save_checkpoint', checkpoint=checkpoint)  # an EMAHook puts its averages there
         meta = {key: checkpoint['meta'][key] for key in ('epoch', 'iter', 'dataset_meta') if key in checkpoint['meta']}
         model = unwrapped(runner.model)

@@ -41,7 +41,7 @@ def test_pictures_are_stored_column_by_column_and_classes_count_from_1(tmp_path:
             assert (img.shape, img.dtype, img.flags.c_contiguous) == ((96, 96, 3), np.uint8, True)
             # Plane, then column, then row.
             for y, x, colour in ((0, 1, 0), (5, 7, 2), (95, 94, 1)):
-                assert img[y, x, colour] == row[96 * 96 * colour + 96 * x + y]
+                assert img[y, x, 2 - colour] == row[96 * 96 * colour + 96 * x + y]
 
 
 def test_the_names_of_the_classes_are_in_the_order_of_the_labels(tmp_path: Path):

@@ -70,6 +70,33 @@ def test_sees_images_in_its_own_normalisation(teacher, student):
     torch.testing.assert_close(converted, own, rtol=1e-4, atol=1e-4)
 
 
+CIFAR = dict(mean=[125.3, 123.0, 113.9], std=[63.0, 62.1, 66.7])  # of RGB arrays, which need no conversion
+IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)  # of files, loaded as BGR
+CAFFE = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1, 1])  # of the same files, as they are
+
+
+@pytest.mark.parametrize(
+    ('student', 'arrays', 'teacher', 'sees'),
+    [
+        (CIFAR, 'rgb', IMAGENET, 'rgb'),
+        (CIFAR, 'rgb', CIFAR | dict(mean=[127.5] * 3), 'rgb'),
+        (IMAGENET, 'bgr', CIFAR, 'rgb'),
+        (IMAGENET, 'bgr', CAFFE, 'bgr'),
+        (CAFFE, 'bgr', IMAGENET, 'rgb'),
+        (CAFFE, 'bgr', CAFFE | dict(mean=[127.5] * 3), 'bgr'),
+        (IMAGENET | dict(mean=[127.5] * 3), 'bgr', IMAGENET, 'rgb'),
+    ],
+)
+def test_sees_the_order_of_channels_that_it_was_trained_with(student, arrays, teacher, sees):
+    red = torch.rand(1, 3, 8, 8) * torch.tensor([255.0, 20, 20])[:, None, None]
+    images = red if arrays == 'rgb' else red.flip(1)
+    student, teacher = build(**student), build(**teacher)
+    batch = student.data_preprocessor(dict(inputs=images), False)['inputs']
+    converted = Teacher(teacher, ['head.fc'], student.data_preprocessor)._convert(batch, None)
+    own = (red if sees == 'rgb' else red.flip(1)) - teacher.data_preprocessor.mean
+    torch.testing.assert_close(converted, own / teacher.data_preprocessor.std, rtol=1e-4, atol=1e-4)
+
+
 def test_config_dict_without_a_normalisation_gets_the_batch_as_it_is():
     model = classifier()
     without = {key: value for key, value in model.items() if key != 'data_preprocessor'}

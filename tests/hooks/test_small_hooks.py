@@ -7,7 +7,7 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from tiny import classification_config, classifier, equal, image_folder, train, weights
+from tiny import classification_config, classifier, equal, image_folder, saved_teacher, train, weights
 
 from kd_plugins.checkpoint import load_weights, read_checkpoint
 from kd_plugins.datasets.corruption import held_out
@@ -184,6 +184,22 @@ def test_export_of_a_run_that_stops_between_two_checkpoints(tmp_path, data, aver
     assert equal(exported['state_dict'], weights(ema.ema_model.module if ema else runner.model))
     assert (exported['meta']['epoch'], exported['meta']['iter']) == (3, 9)
     assert json.loads((tmp_path / 'run/result.json').read_text())['metrics']['epoch'] == 3
+
+
+@pytest.mark.parametrize('average', [False, True])
+def test_export_of_a_distiller_that_stops_between_two_checkpoints(tmp_path, data, average):
+    term = dict(name='fit', loss=dict(type='kd_plugins.FitNetLoss'), adapter='auto')
+    term |= dict(student='backbone.stage2', teacher='backbone.stage2')
+    model = dict(type='kd_plugins.Distiller', student=classifier(), teacher=saved_teacher(tmp_path), terms=[term])
+    config = classification_config(data, tmp_path / 'run', model=model, epochs=3, default_hooks=dict(HOOKS))
+    config.default_hooks.checkpoint = dict(type='CheckpointHook', interval=5)
+    config.custom_hooks = [dict(type='kd_plugins.StopHook', epoch=1)]
+    config.custom_hooks += [dict(type='EMAHook', momentum=0.2)] * average
+    runner = train(config)
+    exported = torch.load(tmp_path / 'run/student.pth', weights_only=True)['state_dict']
+    (ema,) = [hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook'] or [None]
+    assert equal(exported, weights((ema.ema_model.module if ema else runner.model).student))
+    load_weights(MODELS.build(classifier()), tmp_path / 'run/student.pth')
 
 
 @pytest.mark.parametrize('seed', [0, None])

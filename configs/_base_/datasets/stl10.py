@@ -1,6 +1,6 @@
 # STL-10 at 32 x 32 pixels, for networks that learned from CIFAR; Pillow's bilinear filter, as torchvision resizes. The
 # augmentation of training and the normalisation are those of winycg/HSAKD, eval_rep.py.
-data_preprocessor = dict(num_classes=10, mean=[127.5] * 3, std=[127.5] * 3, to_rgb=False)
+data_preprocessor = dict(num_classes=10, mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True)
 
 train_dataloader = dict(
     batch_size=64,
