@@ -384,7 +384,10 @@ def _use_float32(config: Config) -> None:
     wanted = type_name(config.get('optim_wrapper') or {}) == 'BF16OptimWrapper'
     if wanted:
         config.optim_wrapper.type = 'OptimWrapper'
-    teachers = [node['teacher'] for node in _config_dicts(config) if isinstance(node.get('teacher'), dict)]
+    given = [node['teacher'] for node in _config_dicts(config) if isinstance(node.get('teacher'), (dict, list, tuple))]
+    teachers = [
+        x for teacher in given for x in ([teacher] if isinstance(teacher, dict) else teacher) if isinstance(x, dict)
+    ]
     loops = [config[name] for name in ('val_cfg', 'test_cfg') if config.get(name)]
     for nodes, option in ((teachers, 'bf16'), (loops, 'fp16')):
         for node in nodes:

@@ -44,6 +44,16 @@ def check_pretrained(model: torch.nn.Module) -> Iterator[tuple[str, dict[str, to
         yield name, found, path
 
 
+def check_readable(model: torch.nn.Module) -> None:
+    """Read every checkpoint that an ``init_cfg`` names, before mmengine does, which runs the code in pickled ones.
+
+    Raises:
+        UserError: A checkpoint is missing, damaged or pickled.
+    """
+    for _, _, path, _ in _pretrained(model):
+        read_checkpoint(path)
+
+
 def check_arrival(model: torch.nn.Module) -> None:
     """Check that each module with ``init_cfg=dict(type='Pretrained', ...)`` has at least one tensor of its checkpoint.
 

@@ -115,7 +115,12 @@ def test_a_cpu_without_bfloat16_computes_in_float32(monkeypatch, has):
             optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1)),
             val_cfg=dict(fp16=True),
             test_cfg=None,
-            custom_hooks=[dict(type='kd_plugins.DistillationHook', teacher=dict(config='teacher.py', bf16=True))],
+            custom_hooks=[
+                dict(type='kd_plugins.DistillationHook', teacher=dict(config='teacher.py', bf16=True)),
+                dict(
+                    type='kd_plugins.DistillationHook', teacher=[dict(timm='a', bf16=True), dict(timm='b', bf16=True)]
+                ),
+            ],
         )
     )
     notices = []
@@ -125,6 +130,7 @@ def test_a_cpu_without_bfloat16_computes_in_float32(monkeypatch, has):
     assert config.optim_wrapper.optimizer == dict(type='SGD', lr=0.1)
     assert config.val_cfg.fp16 is has
     assert config.custom_hooks[0].teacher.bf16 is has
+    assert [teacher.bf16 for teacher in config.custom_hooks[1].teacher] == [has, has]
     assert ['the run computes in float32' in text for text in notices] == [True] * (not has)
     prepare_run(config := Config(dict(optim_wrapper=dict(type='OptimWrapper'))))
     assert config.optim_wrapper == dict(type='OptimWrapper')

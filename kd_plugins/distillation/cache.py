@@ -5,6 +5,7 @@ import json
 import logging
 import sqlite3
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,18 +27,20 @@ from kd_plugins.errors import UserError
 Item = TypeVar('Item')
 Result = TypeVar('Result')
 
+_LIBRARIES = {'torch', 'torchvision', 'timm', 'transformers', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'kd_plugins'}
 _LARGE = 2**16  # bytes of an entry whose checksum takes as long as reading it: it is compared once in a process
 
 
 class FeatureCache:
     """A teacher's features, keyed by the bytes of the teacher and of each input, in one SQLite file per teacher.
 
-    The name of the file is a hash of the teacher's weights, structure, options and taps; the key of an entry is a hash
-    of the input's pixels, or of the image that they follow from, and the autocast precision. Features of another
-    teacher or another augmentation are therefore never returned, and any number of runs and processes may share a
-    folder. Entries are written whole or not at all, with a checksum over the features, the input and the layout; a
-    damaged entry is computed again. Features have the memory layout that those of the file's first run had,
-    channels-last or not.
+    The name of the file is a hash of the teacher's weights, structure, options and taps, and of the files of those
+    classes in it that are no library's; the key of an entry is a hash of the input's pixels, or of the image that they
+    follow from, and the autocast precision. Features of another teacher or another augmentation are therefore never
+    returned, and any number of runs and processes may share a folder. What a library changes in its next version, or a
+    function registers on a network (forward hooks), is not seen: delete the folder then. Entries are written whole or
+    not at all, with a checksum over the features, the input and the layout; a damaged entry is computed again. Features
+    have the memory layout that those of the file's first run had, channels-last or not.
 
     The checksum of a large entry is compared once in a process, which keeps a hundred bytes for each.
 
@@ -54,7 +57,7 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | Path, network: nn.Module, parts: Iterable[str]) -> None:
-        digest = hashlib.sha256('\n'.join([str(network), *_options(network), *parts]).encode())
+        digest = hashlib.sha256('\n'.join([str(network), *_options(network), *_sources(network), *parts]).encode())
         for name, tensor in sorted((network.state_dict() | dict(network.named_buffers())).items()):
             digest.update(name.encode())
             digest.update(_bytes(tensor))
@@ -78,7 +81,7 @@ class FeatureCache:
             if not hasattr(self._local, 'file'):
                 file = sqlite3.connect(self.path, timeout=60)  # other processes may write at the same time
                 file.execute('PRAGMA page_size=32768')  # of a new file: maps are read twice as fast as from 4 KiB
-                file.execute('PRAGMA journal_mode=WAL')
+                _share(file)
                 file.execute('PRAGMA synchronous=NORMAL')
                 if not file.execute('SELECT 1 FROM sqlite_master').fetchone():
                     with file:
@@ -122,7 +125,7 @@ class FeatureCache:
         shapes = [str(getattr(sample, 'img_shape', '')) for sample in data_samples or [None] * len(inputs)]
         if origin is None or not self._by_origin:
             images: Tensor | list[Tensor] = inputs
-            contexts = [f'{precision} {shape}'.encode()[:64] for shape in shapes]
+            contexts = [f'{precision} {shape or tuple(inputs.shape[1:])}'.encode()[:64] for shape in shapes]
         else:
             images, way = origin
             alike = [images[0]] * len(images) if isinstance(images, Tensor) else images
@@ -240,6 +243,19 @@ class FeatureCache:
             )
 
 
+def _share(file: sqlite3.Connection) -> None:
+    """Let others read while one writes. Of a new file SQLite refuses that at once while another process asks too."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            file.execute('PRAGMA journal_mode=WAL')
+            return
+        except sqlite3.OperationalError as error:
+            if 'locked' not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.02)
+
+
 def _marks(keys: Sequence[bytes]) -> str:
     return ', '.join('?' * len(keys))
 
@@ -279,6 +295,16 @@ def _options(network: nn.Module) -> Iterator[str]:
                 continue
             with suppress(TypeError, ValueError, RuntimeError):  # an object of some class, a tensor without values
                 yield f'{name}.{key}={json.dumps(value, default=_readable)}'
+
+
+def _sources(network: nn.Module) -> Iterator[str]:
+    """Yield hashes of the files that define the classes of a network, where these are of none of the libraries."""
+    for kind in sorted({type(module) for module in network.modules()}, key=str):
+        code = getattr(kind.forward, '__code__', None)
+        if kind.__module__.partition('.')[0] not in _LIBRARIES and code is not None:
+            file = Path(code.co_filename)
+            source = file.read_bytes() if file.is_file() else code.co_code + repr(code.co_consts).encode()
+            yield f'{kind.__qualname__} {hashlib.sha256(source).hexdigest()}'
 
 
 def _readable(value: Any) -> Any:

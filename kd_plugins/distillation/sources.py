@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from kd_plugins.checkpoint import download, load_exactly, read_weights, renamed
 from kd_plugins.distillation.teacher import RGBImages
 from kd_plugins.errors import UserError
-from kd_plugins.pretrained import check_pretrained
+from kd_plugins.pretrained import check_pretrained, check_readable
 from kd_plugins.registry import MODELS, check_arguments, type_name
+from kd_plugins.unpickling import pickle_allowed
 from kd_plugins.utils.names import first, nearest
 
 _REQUIRED: Any = object()  # config= has to say checkpoint=None: few of those networks load weights themselves
@@ -303,7 +304,7 @@ def _from_huggingface(
                     state_dict=weights if given else None,
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,  # they are in the report
-                    weights_only=not allow_pickle,
+                    weights_only=not (allow_pickle or pickle_allowed()),
                     dtype=torch.float32,
                 )
     except Exception as error:  # of the hub, the files or the code that reads them
@@ -486,6 +487,7 @@ def _initialise(network: nn.Module) -> None:
             # Else mmengine calls init_weights, by which timm and transformers re-initialise.
             module.is_init = True  # type: ignore[assignment]  # torch declares tensors and modules only
     if isinstance(network, BaseModule):
+        check_readable(network)
         network.init_weights()
     random = dict(network.named_parameters())
     for name, found, _ in check_pretrained(network):

@@ -143,7 +143,8 @@ def _card_of_teacher(
     elif source.get('config') is not None:
         network = build_network(source['config'], source.get('data_preprocessor'))
     else:
-        network = build_teacher(**source | dict(checkpoint=None, weights=None))
+        known = {} if source.get('build') else dict(weights=None)  # a function of one's own states no weights
+        network = build_teacher(**source | dict(checkpoint=None, revise_keys=()) | known)
     if type(network.data_preprocessor) is BaseDataPreprocessor:  # it takes the student's batch as it is
         network.data_preprocessor = student.data_preprocessor
     if size := options.get('size'):

@@ -1,9 +1,12 @@
 """Features from the cache are those of the teacher."""
 
+import multiprocessing
 import sqlite3
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.queues import Queue
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -213,6 +216,52 @@ def test_a_run_that_repeats_its_augmentations_runs_the_teacher_for_the_first_one
     assert len(origins) == 2 * 5 * 3
     assert all(origin is not None and origin.images[0].dtype == torch.uint8 for origin in origins)
     assert BatchedImages(dict(type='kd_plugins.Shades'))[0]['inputs'].shape == (1, 3, 16, 16)
+
+
+def test_another_forward_pass_of_the_same_class_is_another_teacher(tmp_path: Path) -> None:
+    images, found = torch.rand(2, 3, 2, 2), []
+    for expression in ('x', '2 * x', 'x'):
+        (tmp_path / 'own.py').write_text(
+            'import torch\n\n\nclass Net(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n'
+            '        self.fc = torch.nn.Linear(12, 3)\n        torch.nn.init.ones_(self.fc.weight)\n'
+            '        torch.nn.init.ones_(self.fc.bias)\n\n    def forward(self, x):\n'
+            f'        return self.fc(({expression}).flatten(1))\n\n\ndef net():\n    return Net()\n'
+        )
+        network = build_teacher(build=f'{tmp_path}/own.py:net', data_preprocessor={})
+        found.append(Teacher(network, ['fc'], None, str(tmp_path / 'cache'))(images, None)['fc'][0])
+        torch.testing.assert_close(found[-1], network(images))
+    assert torch.equal(found[0], found[2])
+    assert len(list((tmp_path / 'cache').glob('*.sqlite'))) == 2
+
+
+def _open(barrier: Barrier, failed: Queue, folder: str) -> None:
+    torch.manual_seed(0)
+    network = nn.Linear(2, 2)
+    for number in range(40):
+        barrier.wait()
+        try:
+            FeatureCache(f'{folder}/{number}', network, [])
+        except UserError as error:
+            failed.put(str(error))
+    failed.put(None)
+
+
+def test_processes_may_make_a_file_at_the_same_time(tmp_path: Path) -> None:
+    context = multiprocessing.get_context('fork')
+    barrier, failed = context.Barrier(4), context.Queue()
+    workers = [context.Process(target=_open, args=(barrier, failed, str(tmp_path))) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    assert [failed.get(timeout=120) for _ in workers] == [None] * 4
+    for worker in workers:
+        worker.join()
+
+
+@pytest.mark.parametrize('sizes', [(4, 8), (8, 4)])
+def test_images_of_equal_bytes_and_other_sizes_are_other_images(tmp_path: Path, sizes: tuple[int, int]) -> None:
+    file = FeatureCache(tmp_path, nn.Linear(2, 2), [])
+    (first,), (second,) = (file.keys(torch.ones(1, 3, *size), None)[1] for size in (sizes, sizes[::-1]))
+    assert first != second
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,33 @@ def test_pickled_code_is_not_run_by_timm(tmp_path, monkeypatch):
     assert not (tmp_path / 'ran').exists()
 
 
+def test_pickled_code_is_not_run_by_an_init_cfg(tmp_path):
+    torch.save({'state_dict': {'weight': torch.zeros(1)}, 'more': Touch(tmp_path / 'ran')}, tmp_path / 'evil.pth')
+    config = classifier()
+    config['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint=str(tmp_path / 'evil.pth'), prefix='backbone.')
+    with pytest.raises(UserError, match=r'evil.pth holds pickled code'):
+        build_teacher(config, None)
+    assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize('allowed', [False, True])
+def test_the_commands_flag_for_pickled_code_holds_for_hugging_face_too(tmp_path, monkeypatch, allowed):
+    transformers = pytest.importorskip('transformers')
+    asked = []
+
+    def from_pretrained(*_, weights_only, **__):
+        asked.append(weights_only)
+        raise ValueError('stop here')
+
+    folder = tmp_path / 'model'
+    transformers.Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(folder)
+    monkeypatch.setattr(transformers.Dinov2Model, 'from_pretrained', from_pretrained)
+    monkeypatch.setattr(sources, 'pickle_allowed', lambda: allowed)
+    with pytest.raises(UserError, match='stop here'):
+        build_teacher(huggingface=str(folder))
+    assert asked == [not allowed]
+
+
 def test_torchvisions_weights_load_where_pickles_are_allowed_elsewhere(tmp_path, monkeypatch):
     from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
 

@@ -1,5 +1,6 @@
 """``tools/export.py``: files compute what torch does, say what they take, and score the same."""
 
+import argparse
 import json
 import runpy
 import sys
@@ -33,6 +34,7 @@ from kd_plugins.export import files
 from kd_plugins.export.card import latency_of
 from kd_plugins.export.files import Runtime
 from kd_plugins.export.network import Exportable, exportable
+from kd_plugins.export.run import teachers_of
 from kd_plugins.registry import MODELS
 
 ROOT = Path(__file__).parents[2]
@@ -400,6 +402,25 @@ def test_the_student_of_a_run_exports_without_what_it_learnt_from(run, tmp_path,
     if 'teacher' in card:
         assert card['teacher']['parameters'] > card['student']['parameters']
         assert card['teacher']['macs'] > card['student']['macs']
+
+
+@pytest.mark.parametrize('kind', ['build', 'revise_keys'])
+def test_a_teacher_is_measured_without_its_weights(tmp_path, kind):
+    (tmp_path / 'own.py').write_text(
+        'from torch import nn\n\n\ndef net():\n'
+        '    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n'
+    )
+    teachers = dict(
+        build=dict(build=f'{tmp_path}/own.py:net', data_preprocessor={}),
+        revise_keys=dict(torchvision='resnet18', checkpoint=str(tmp_path / 'none.pth'), revise_keys=[('a', 'b')]),
+    )
+    hook = dict(type='kd_plugins.DistillationHook', teacher=teachers[kind], terms=[])
+    args = argparse.Namespace(backbone=False, normalize=False, decode=False)
+    images = torch.zeros(7, 3, 32, 32)
+    (card,) = teachers_of(
+        Config(dict(model=classifier(), custom_hooks=[hook])), args, MODELS.build(classifier()), images
+    )
+    assert card.parameters == dict(build=3 * 4 * 9 + 4, revise_keys=11_689_512)[kind]
 
 
 def test_a_stock_checkpoint_of_a_stock_config_exports(run, tmp_path):
