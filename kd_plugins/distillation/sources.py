@@ -416,13 +416,20 @@ def _add_preprocessor(
 ) -> None:
     """Add a data preprocessor to a network of another library: the given one, or one of its statistics."""
     if data_preprocessor:
-        network.data_preprocessor = MODELS.build({'type': 'mmpretrain.ClsDataPreprocessor'} | dict(data_preprocessor))
+        kind = {'type': 'mmpretrain.ClsDataPreprocessor'}
+        set_preprocessor(network, MODELS.build(kind | dict(data_preprocessor)))
     elif data_preprocessor is None and statistics is not None:
-        network.data_preprocessor = RGBImages(*statistics)
+        set_preprocessor(network, RGBImages(*statistics))
     elif data_preprocessor is not None or not hasattr(network, 'data_preprocessor'):
-        network.data_preprocessor = BaseDataPreprocessor()
+        set_preprocessor(network, BaseDataPreprocessor())
         if data_preprocessor is None:
             _warn_of_unknown_normalisation()
+
+
+def set_preprocessor(network: nn.Module, preprocessor: nn.Module) -> None:
+    """Give a network a data preprocessor that is none of its modules: an ``nn.Sequential`` runs all of them."""
+    network._modules.pop('data_preprocessor', None)
+    object.__setattr__(network, 'data_preprocessor', preprocessor)
 
 
 def _warn_of_unknown_normalisation() -> None:

@@ -19,7 +19,13 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from kd_plugins.checkpoint import load_exactly, read_checkpoint, weights_of
-from kd_plugins.distillation.sources import build_network, build_teacher, source_and_options, student_of
+from kd_plugins.distillation.sources import (
+    build_network,
+    build_teacher,
+    set_preprocessor,
+    source_and_options,
+    student_of,
+)
 from kd_plugins.engine import load_run, scope_of
 from kd_plugins.errors import UserError
 from kd_plugins.export.card import Card, latency_of, macs_of, parameters_of, table_of
@@ -146,7 +152,7 @@ def _card_of_teacher(
         known = {} if source.get('build') else dict(weights=None)  # a function of one's own states no weights
         network = build_teacher(**source | dict(checkpoint=None, revise_keys=()) | known)
     if type(network.data_preprocessor) is BaseDataPreprocessor:  # it takes the student's batch as it is
-        network.data_preprocessor = student.data_preprocessor
+        set_preprocessor(network, student.data_preprocessor)
     if size := options.get('size'):
         images = interpolate(images, (size, size) if isinstance(size, int) else tuple(size), mode='bilinear')
     try:

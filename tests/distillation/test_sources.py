@@ -285,6 +285,19 @@ def test_pickled_code_is_not_run_by_timm(tmp_path, monkeypatch):
     assert not (tmp_path / 'ran').exists()
 
 
+@pytest.mark.parametrize('given', [dict(mean=[10.0, 20.0, 30.0], std=[1.0, 2.0, 4.0]), {}])
+def test_a_sequential_network_does_not_run_its_preprocessor(tmp_path, given):
+    (tmp_path / 'own.py').write_text(
+        'from torch import nn\n\n\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())\n'
+    )
+    network = build_teacher(build=f'{tmp_path}/own.py:net', data_preprocessor=given)
+    images, student = torch.rand(2, 3, 8, 8), MODELS.build(classifier()).data_preprocessor
+    features = Teacher(network, ['1'], student)(images, None)['1'][0]
+    converted = Teacher(network, ['1'], student)._convert(images, None)
+    torch.testing.assert_close(features, network[0](converted).relu())
+    assert torch.equal(converted, images) == (not given)
+
+
 def test_pickled_code_is_not_run_by_an_init_cfg(tmp_path):
     torch.save({'state_dict': {'weight': torch.zeros(1)}, 'more': Touch(tmp_path / 'ran')}, tmp_path / 'evil.pth')
     config = classifier()
