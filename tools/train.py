@@ -43,6 +43,8 @@ from kd_plugins.errors import UserError, one_line_errors
 from kd_plugins.options import add_launcher, add_run_options, add_watch
 from kd_plugins.utils.signals import interrupted_by
 
+_GRACE = 5.0  # seconds in which a run that has got the same signal ends by itself
+
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
@@ -114,12 +116,27 @@ def command_of(config: str, flags: Sequence[str]) -> list[str]:
 def train_apart(config: str, flags: Sequence[str]) -> None:
     """Train another config in a process of its own."""
     print_log(f'training {config} first', 'current')
-    try:
-        status = subprocess.run(command_of(config, flags), check=False).returncode
-    except KeyboardInterrupt:  # the other process got it too, and has printed how to continue
-        raise SystemExit(130) from None
+    with interrupted_by(signal.SIGTERM, signal.SIGHUP):
+        running = subprocess.Popen(command_of(config, flags))
+        try:
+            status = running.wait()
+        except KeyboardInterrupt:
+            try:  # a terminal's Ctrl-C reaches it too: it stops its own, and prints how to continue
+                running.wait(timeout=_GRACE)
+            except subprocess.TimeoutExpired:
+                running.terminate()
+                running.wait()
+                raise KeyboardInterrupt from None
+            raise SystemExit(130) from None
     if status:
         raise UserError(f'{config}, which this run builds on, failed: see its error above')
+
+
+def share_missing(config: Config) -> bool:
+    """Return whether a run and one that it is compared with build on the same checkpoint, which is still missing."""
+    named = [{x.checkpoint for x in load_config(path).get('requires', [])} for path in config.compare.values()]
+    required = {x.checkpoint for x in config.get('requires', [])}
+    return any(not Path(path).is_file() for path in required & set().union(*named))
 
 
 def train_missing(config: Config, launcher: str, flags: Sequence[str]) -> None:
@@ -227,6 +244,8 @@ def main() -> None:
     with alone_in(config.work_dir, args.launcher):
         prepare(config)
         beside = config.get('compare') and config.get('beside') and args.launcher == 'none'
+        if beside and share_missing(config):  # else both would train it
+            train_missing(config, args.launcher, flags)
         with compared_beside(config, flags) if beside else nullcontext():
             train_missing(config, args.launcher, flags)
             set_resume(config, args.resume)

@@ -24,7 +24,7 @@ def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
     workers by SIGTERM: one that raised instead, or was about to, could keep a lock of the pool, and its parent would
     wait for ever.
     """
-    before = {number: signal.getsignal(number) for number in signals}
+    before, outer = {number: signal.getsignal(number) for number in signals}, set(_interrupting)
     for number, handler in before.items():
         if handler not in (signal.SIG_IGN, None):  # as SIGHUP under nohup
             _interrupting.add(number)
@@ -32,6 +32,6 @@ def interrupted_by(*signals: signal.Signals) -> Iterator[None]:
     try:
         yield
     finally:
-        _interrupting.difference_update(signals)
+        _interrupting.intersection_update(outer)
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)

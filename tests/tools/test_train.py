@@ -759,6 +759,54 @@ def test_a_closed_terminal_stops_no_run_that_ignores_it(beside):
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.fixture
+def apart(tmp_path, monkeypatch):
+    """Return what trains a required run, with a shell's command in place of the training."""
+    monkeypatch.chdir(tmp_path)
+    found = runpy.run_path(str(TRAIN))['train_apart']
+    found.__globals__['_GRACE'] = 0.5
+
+    def apart(command):
+        found.__globals__['command_of'] = lambda path, flags: ['sh', '-c', command]
+        found('a.py', [])
+
+    return apart
+
+
+@pytest.mark.parametrize('name', ['TERM', 'INT'])
+def test_a_required_run_ends_with_the_run_that_needs_it(tmp_path, apart, name):
+    began, before = time.monotonic(), signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            apart(f'touch begun; sleep 0.5; kill -{name} $PPID; sleep 60; touch ended')
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert time.monotonic() - began < 30
+    assert [path.name for path in tmp_path.iterdir()] == ['begun']
+
+
+def test_a_required_run_that_ends_at_ctrl_c_has_said_so_itself(apart):
+    with pytest.raises(SystemExit) as ended:
+        apart('sleep 0.5; kill -INT $PPID; exit 130')
+    assert ended.value.code == 130
+    apart('true')
+    with pytest.raises(UserError, match=r'a.py, which this run builds on, failed: see its error above'):
+        apart('exit 3')
+
+
+@pytest.mark.parametrize('there', [False, True])
+def test_what_two_runs_build_on_is_trained_before_they_part(tmp_path, monkeypatch, there):
+    monkeypatch.chdir(tmp_path)
+    shared, own = dict(config='t.py', checkpoint='t.pth'), dict(config='s.py', checkpoint='s.pth')
+    Config(dict(work_dir='a', requires=[shared])).dump('a.py')
+    if there:
+        Path('t.pth').touch()
+    share_missing = runpy.run_path(str(TRAIN))['share_missing']
+    compare = dict(a='a.py')
+    assert share_missing(Config(dict(compare=compare, requires=[own, shared]))) == (not there)
+    assert not share_missing(Config(dict(compare=compare, requires=[own])))
+
+
 def test_a_note_stands_below_the_table(tmp_path, capsys):
     result = dict(metrics={'voc/mAP': 0.25}, checkpoint='c', log='l')
     (tmp_path / 'result.json').write_text(json.dumps(result))

@@ -12,6 +12,8 @@ from kd_plugins.utils.signals import interrupted_by
 def test_a_fork_is_ended_by_the_signal_that_interrupts_its_parent():
     """At once, by the system: a handler of Python's may run too late, in a lock that the parent waits for."""
     with interrupted_by(signal.SIGTERM):
+        with interrupted_by(signal.SIGTERM):
+            pass  # leaves the outer one as it was
         assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
         if not (pid := os.fork()):
             os._exit(0 if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL else 3)
