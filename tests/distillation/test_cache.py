@@ -234,6 +234,21 @@ def test_another_forward_pass_of_the_same_class_is_another_teacher(tmp_path: Pat
     assert len(list((tmp_path / 'cache').glob('*.sqlite'))) == 2
 
 
+def test_a_file_that_another_process_is_making_is_waited_for() -> None:
+    answers = [sqlite3.OperationalError('database is locked')] * 3
+
+    class File:
+        def execute(self, command: str) -> None:
+            if answers:
+                raise answers.pop()
+
+    cache._share(File())
+    assert not answers
+    answers.append(sqlite3.OperationalError('disk I/O error'))
+    with pytest.raises(sqlite3.OperationalError, match='disk'):
+        cache._share(File())
+
+
 def _open(barrier: Barrier, failed: Queue, folder: str) -> None:
     torch.manual_seed(0)
     network = nn.Linear(2, 2)

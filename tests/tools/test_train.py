@@ -778,17 +778,18 @@ def test_a_required_run_ends_with_the_run_that_needs_it(tmp_path, apart, name):
     began, before = time.monotonic(), signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         with pytest.raises(KeyboardInterrupt):
-            apart(f'touch begun; sleep 0.5; kill -{name} $PPID; sleep 60; touch ended')
+            apart(f'trap "touch told; exit" TERM; sleep 0.5; kill -{name} $PPID; sleep 60 & wait; touch ended')
     finally:
         signal.signal(signal.SIGTERM, before)
     assert time.monotonic() - began < 30
-    assert [path.name for path in tmp_path.iterdir()] == ['begun']
+    assert [path.name for path in tmp_path.iterdir()] == ['told']
 
 
-def test_a_required_run_that_ends_at_ctrl_c_has_said_so_itself(apart):
+def test_a_required_run_that_ends_at_ctrl_c_has_said_so_itself(tmp_path, apart):
     with pytest.raises(SystemExit) as ended:
-        apart('sleep 0.5; kill -INT $PPID; exit 130')
+        apart('sleep 0.5; kill -INT $PPID; sleep 0.3; touch said; exit 130')
     assert ended.value.code == 130
+    assert (tmp_path / 'said').exists()
     apart('true')
     with pytest.raises(UserError, match=r'a.py, which this run builds on, failed: see its error above'):
         apart('exit 3')
