@@ -310,6 +310,9 @@ class Execution:
                     if run.finished:  # with the same weight, or, as the next call says, with another one
                         continue
                     check_unchanged([run], 'keep')
+                elif run.part == 'search' and run.reached > (run.until or 0):
+                    # The round is new, as of a list that has grown, and the run has gone past its end without a score.
+                    _clear(run)
                 run.folder.mkdir(parents=True, exist_ok=True)
                 write_text(run.folder / 'config.py', run.text)
                 write_text(
@@ -354,7 +357,9 @@ class Execution:
             progress.console.print(f'{run.name}: failed: {self.failed[run]}', markup=False, highlight=False)
             return
         if run.part == 'search' and run.search is not None and run.search.score(run, run.until) is None:
-            self.failed[run] = f"its scalars.json has no '{run.search.metric}': a search needs a LoggerHook"
+            self.failed[run] = (
+                f"its scalars.json has no '{run.search.metric}' of epoch {run.until}: a search needs a LoggerHook"
+            )
             return
         value = (
             ''

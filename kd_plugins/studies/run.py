@@ -103,6 +103,12 @@ class Run:
         return epoch if isinstance(epoch, int) else 0
 
     @property
+    def reached(self) -> int:
+        """Epoch from which it would go on: that of its newest checkpoint, or of its result."""
+        names = [path.stem.removeprefix('epoch_') for path in self.folder.glob('epoch_*.pth')]
+        return max([self.epoch, *(int(name) for name in names if name.isdecimal())])
+
+    @property
     def seconds(self) -> float:
         """Duration of its sessions."""
         return sum(session['seconds'] for session in self.record.get('sessions', []))

@@ -223,6 +223,42 @@ def test_a_weight_that_is_added_is_searched_and_runs_of_another_one_are_reported
     assert launcher.started == [f'small / clean / Searched / seed {seed}' for seed in (4, 5)]
 
 
+@pytest.mark.parametrize('interrupted', [False, True])
+def test_a_run_past_the_end_of_a_new_round_without_a_score_starts_over(here, data, interrupted):
+    """Two weights have one round, three have two: the old runs have no score at the end of the first."""
+    path = write_study(here, data, SEARCH.replace('[0.1, 0.3, 1.0, 3.0, 10.0]', '[0.1, 0.3]'))
+    scores = {(weight, epoch): 50 + weight for weight in (0.1, 0.3, 2.0) for epoch in (4, 8)}
+    launcher = Pretended(scores)
+    make(path, launcher)
+    assert [x for x in launcher.started if isinstance(x, tuple)] == [('0.1', 8), ('0.3', 8)]
+    study = plan.load_study(str(path))
+    old = study.root / 'small/clean/searched/search/0.1'
+    (old / 'epoch_6.pth').write_text('past the new end')
+    if interrupted:  # no result tells how far it has come
+        (old / 'result.json').unlink()
+    path = write_study(here, data, SEARCH.replace('[0.1, 0.3, 1.0, 3.0, 10.0]', '[0.1, 0.3, 2.0]'))
+    launcher = Pretended(scores)
+    assert not make(path, launcher).failed
+    assert launcher.started == [('0.1', 4), ('0.3', 4), ('2', 4), ('2', 8), ('0.3', 8)]
+    assert not (old / 'epoch_6.pth').exists()
+    assert weights_of(path) == {2.0}
+
+
+def test_a_search_whose_runs_log_no_score_says_so(here, data):
+    class Silent(Pretended):
+        def start(self, run):
+            super().start(run)
+            (run.folder / '2026/vis_data/scalars.json').write_text('')
+            return run
+
+    path = write_study(here, data, SEARCH)
+    for _ in range(2):  # the second time it goes on from where it ended
+        reasons = {run.name: reason for run, reason in make(path, Silent()).failed.items()}
+        assert reasons['small / clean / Searched / weight 0.1 to epoch 2'] == (
+            "its scalars.json has no 'accuracy/top1' of epoch 2: a search needs a LoggerHook"
+        )
+
+
 def test_a_weight_that_changes_in_time_keeps_its_course_and_named_terms_alone_get_one():
     terms = [
         dict(name='a', loss=0, weight=dict(at=[0, 1, 2], value=[0.0, 4.0, 1.0], by='progress')),
