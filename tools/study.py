@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if args.launcher == 'ray'
                 else LocalLauncher(threads, args.threads is None, options)
             )
-            execution = Execution(study, runs, launcher, args.jobs)
+            execution = Execution(study, runs, launcher, args.jobs, args.changed)
             execution.run()
             if args.changed == 'stop':  # searches may have found other weights than runs were made with
                 check_unchanged(runs, args.changed)

@@ -190,12 +190,13 @@ def check_unchanged(runs: Sequence[Run], changed: str) -> None:
     """Keep, clear or refuse folders with runs of another config; the caller holds the study's folder.
 
     Only finished runs are kept: an interrupted one would continue with another config, or other teachers, than it
-    began with, and so starts from scratch.
+    began with, and so starts from scratch; as do all runs of a search that has not found its weight. A run that waits
+    for a weight is compared once that is known.
 
     Raises:
         UserError: There are such folders, and ``changed`` is 'stop'.
     """
-    others = [run for run in runs if run.changed]  # one that waits for its weight may be
+    others = [run for run in runs if run.changed]
     if others and changed == 'stop':
         raise UserError(
             f'{len(others)} runs were made with another config than the study now has, the first in '
@@ -203,10 +204,11 @@ def check_unchanged(runs: Sequence[Run], changed: str) -> None:
             'finished ones as they are, or another --root'
         )
     for run in runs:
-        if run.record and (
-            run.changed or run.waits
+        done = run.finished and (run.part != 'search' or run.search is None or run.search.best is not None)
+        if (
+            run in others
             if changed == 'redo'
-            else not run.waits and not run.finished and run.record.get('digest', run.actual_digest) != run.actual_digest
+            else not run.waits and not done and run.record.get('digest', run.actual_digest) != run.actual_digest
         ):
             _clear(run)
 
@@ -229,12 +231,17 @@ class Execution:
         runs: The runs to make, each after those that it needs.
         launcher: Starts them.
         jobs: Number of runs at once.
+        changed: What to do with runs of another config that had to wait for a weight, as :func:`check_unchanged` did
+            with the others; 'stop' keeps those that are finished, for the caller to report.
     """
 
-    def __init__(self, study: Study, runs: Sequence[Run], launcher: Launcher, jobs: int) -> None:
+    def __init__(self, study: Study, runs: Sequence[Run], launcher: Launcher, jobs: int, changed: str = 'stop') -> None:
         self._study, self._launcher, self._jobs = study, launcher, jobs
         self._runs = runs
+        self._changed = 'redo' if changed == 'redo' else 'keep'
         self._searches = list(dict.fromkeys(run.search for run in runs if run.search is not None))
+        # They start from a run whose own weight is searched.
+        self._later = [x for x in self._searches if any(run.waits for run in x.runs.values())]
         # The runs of a search wait from round to round.
         self._waiting = [run for run in runs if run.part != 'search' and (run.waits or not run.finished)]
         self._active: dict[Any, tuple[Run, float]] = {}
@@ -284,11 +291,17 @@ class Execution:
                     for run, began in self._active.values():
                         self._record(run, 'stopped', time.time() - began)
 
+    def _ready(self, run: Run) -> bool:
+        return not run.waits and all(needed.finished and needed not in self._waiting for needed in run.needs)
+
     def _start_ready(self) -> None:
         active = {run for run, _ in self._active.values()}
         known = {*self._waiting, *active, *self.failed}
         # A run that has written its score may still be at work, up to the end that it began with.
         searches = [search for search in self._searches if active.isdisjoint(search.runs.values())]
+        for search in [x for x in self._later if all(map(self._ready, x.runs.values()))]:
+            self._later.remove(search)
+            check_unchanged([*search.runs.values()], self._changed)
         self._waiting[:0] = [run for search in searches for run in search.advance() if run not in known]
         for run in list(self._waiting):
             if len(self._active) >= self._jobs:
@@ -303,14 +316,14 @@ class Execution:
             elif run.search is not None and run.search.diverged:
                 self._waiting.remove(run)
                 self.failed[run] = 'not started, since every weight of its search diverged: give it smaller ones'
-            elif not run.waits and all(needed.finished for needed in run.needs):
+            elif self._ready(run):
                 self._waiting.remove(run)
-                if run.part == 'student' and run.search is not None:
+                if run.part != 'search':
                     run.take_weight()
-                    if run.finished:  # with the same weight, or, as the next call says, with another one
+                    check_unchanged([run], self._changed)
+                    if run.finished:  # it has only waited
                         continue
-                    check_unchanged([run], 'keep')
-                elif run.part == 'search' and run.reached > (run.until or 0):
+                elif run.reached > (run.until or 0):
                     # The round is new, as of a list that has grown, and the run has gone past its end without a score.
                     _clear(run)
                 run.folder.mkdir(parents=True, exist_ok=True)

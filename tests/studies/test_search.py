@@ -83,9 +83,10 @@ class Lingering(Pretended):
         return [(handle, 0) for handle in handles]
 
 
-def make(path: Path, launcher: Pretended, jobs: int = 1) -> execute.Execution:
+def make(path: Path, launcher: Pretended, jobs: int = 1, changed: str = 'stop') -> execute.Execution:
     study = plan.load_study(str(path))
-    execution = execute.Execution(study, study.runs, launcher, jobs)
+    execute.check_unchanged(study.runs, changed)
+    execution = execute.Execution(study, study.runs, launcher, jobs, changed)
     execution.run()
     return execution
 
@@ -221,6 +222,53 @@ def test_a_weight_that_is_added_is_searched_and_runs_of_another_one_are_reported
     launcher = Pretended()
     make(path, launcher)
     assert launcher.started == [f'small / clean / Searched / seed {seed}' for seed in (4, 5)]
+
+
+def test_keep_starts_a_search_anew_that_has_not_found_its_weight(here, data):
+    path = write_study(here, data, SEARCH)
+    launcher = Pretended(stop_after=3)  # the teacher and two weights, which end their first round
+    with pytest.raises(KeyboardInterrupt):
+        make(path, launcher)
+    weight = plan.load_study(str(path)).root / 'small/clean/searched/search/0.1'
+    assert ('0.1', 2) in launcher.started
+    (weight / 'epoch_2.pth').write_text('of the old rate')
+    path = write_study(here, data, SEARCH + "common['optim_wrapper'] = dict(optimizer=dict(lr=0.5))\n")
+    launcher = Pretended()
+    make(path, launcher, changed='keep')
+    assert not (weight / 'epoch_2.pth').exists()
+    assert [x for x in launcher.started if isinstance(x, tuple)][:5] == [(x, 2) for x in ('0.1', '0.3', '1', '3', '10')]
+    assert all("'lr': 0.5" in x.read_text() for x in weight.parent.glob('*/config.py'))
+    path = write_study(here, data, SEARCH + "common['optim_wrapper'] = dict(optimizer=dict(lr=0.7))\n")
+    launcher = Pretended()
+    make(path, launcher, changed='keep')  # all is finished, the search too
+    assert not launcher.started
+
+
+@pytest.mark.parametrize(('better', 'interrupted'), [(False, False), (True, False), (True, True)])
+def test_redo_makes_what_another_weight_changes_and_nothing_else(here, data, better, interrupted):
+    """Of a search that gets a further weight, the students wait; as does a search that starts from one of them."""
+    more = """
+methods['Next'] = dict(first='Searched', terms=['kd'], search=dict(weight=[0.1, 0.3]))
+methods['Last'] = dict(first='Searched', terms=['kd'])
+seeds = [4]
+"""
+    scores = SCORES | {(0.3, 8): 10.0}
+    make(write_study(here, data, SEARCH + more), Pretended(scores))
+    path = write_study(here, data, SEARCH.replace('10.0]', '10.0, 2.0]') + more)
+    launcher = Pretended(scores | {(2.0, epoch): 90.0 if better else 1.0 for epoch in (2, 4, 8)})
+    if interrupted:
+        launcher.stop_after = 3
+        with pytest.raises(KeyboardInterrupt):
+            make(path, launcher, changed='redo')
+        launcher.stop_after = math.inf
+    assert not make(path, launcher, changed='redo').failed
+    students = [f'small / clean / {method} / seed 4' for method in ('Searched', 'Next', 'Last')]
+    if better:
+        assert launcher.started[:4] == [('2', 2), ('2', 4), ('2', 8), students[0]]
+        assert sorted(map(str, launcher.started[4:])) == sorted(map(str, [('0.1', 8), ('0.3', 8), *students[1:]]))
+    else:
+        assert launcher.started == [('2', 2)]
+    assert not any(run.changed or not run.finished for run in plan.load_study(str(path)).runs)
 
 
 @pytest.mark.parametrize('interrupted', [False, True])
