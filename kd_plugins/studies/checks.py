@@ -71,27 +71,15 @@ def check_study(path: str, options: Mapping[str, Any]) -> None:
                     f"{where} names no config: give config='configs/...py'"
                     + (', or given=dict(...), a teacher that is there' if part == 'teachers' else '')
                 )
-            if isinstance(first := config.get('first', {}), str):
-                if first not in list(options[part])[: list(options[part]).index(name)]:
-                    raise UserError(f"{where}: first is '{first}', expected a method above it, or a config dict")
-            else:
-                _check_dict(f"{where}['first']", first, allowed - {'first', 'search'})
-            check_search(where, config, options['validation'])
+            if part == 'methods':
+                _check_method(where, name, config, options)
     for name, config in options['networks'].items():
         own, where = config.get('methods', {}), f"{path}: networks['{name}']['methods']"
         _check_dict(where, own, options['methods'])
         for method in own:
             if not isinstance(own[method], Mapping):
                 raise UserError(f"{where}['{method}'] is {own[method]!r}, expected a dict")
-            merged = method_on(name, method, options)
-            _check_dict(f"{where}['{method}']", merged, _KEYS['methods'])
-            check_search(f"{where}['{method}']", merged, options['validation'])
-    for name, config in options['methods'].items():
-        if 'first' in config and 'wrap' in config:
-            raise UserError(
-                f"{path}: methods['{name}'] has first and wrap, but the weights of one network do not fit "
-                'several that train together: wrap the first stage too, or leave wrap out'
-            )
+            _check_method(f"{where}['{method}']", method, method_on(name, method, options), options)
     for name, condition in options['corruptions'].items():
         _check_data(f"{path}: corruptions['{name}']", {key: condition.get(key) for key in ('label_noise', 'imbalance')})
     _check_data(path, dict(validation=options['validation']))
@@ -116,6 +104,22 @@ def check_study(path: str, options: Mapping[str, Any]) -> None:
                 f'{path}: {key} is {options[key]!r}, expected one of '
                 f'{", ".join(repr(x) for x in choices if x is not None)}'
             )
+
+
+def _check_method(where: str, name: str, config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Check a method, as the study has it or as it is on one network."""
+    _check_dict(where, config, _KEYS['methods'])
+    if isinstance(first := config.get('first', {}), str):
+        if first not in list(options['methods'])[: list(options['methods']).index(name)]:
+            raise UserError(f"{where}: first is '{first}', expected a method above it, or a config dict")
+    else:
+        _check_dict(f"{where}['first']", first, _KEYS['methods'] - {'first', 'search'})
+    if 'first' in config and 'wrap' in config:
+        raise UserError(
+            f'{where} has first and wrap, but the weights of one network do not fit several that train together: '
+            'wrap the first stage too, or leave wrap out'
+        )
+    check_search(where, config, options['validation'])
 
 
 def method_on(network: str, method: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -112,6 +112,18 @@ def test_a_network_adds_to_a_method(here, data):
         ("networks['small']['methods'] = dict(ONE=dict())", r"networks\['small'\]\['methods'\] has no option 'ONE'"),
         ("networks['small']['methods'] = dict(Baseline='kd')", r"\['methods'\]\['Baseline'\] is 'kd', expected a dict"),
         ("networks['small']['methods'] = dict(Baseline=dict(warp=dict()))", r"\['Baseline'\] has no option 'warp'"),
+        (
+            "networks['small']['methods'] = dict(Hinton=dict(first='Two stages'))",
+            r"networks\['small'\]\['methods'\]\['Hinton'\]: first is 'Two stages', expected a method above it",
+        ),
+        ("networks['small']['methods'] = dict(Hinton=dict(first='no'))", "first is 'no', expected a method above it"),
+        ("networks['small']['methods'] = dict(Hinton=dict(first=5))", r"\['Hinton'\]\['first'\] is 5, expected a dict"),
+        (
+            "networks['small']['methods'] = dict(Hinton=dict(first=dict(term=['kd'])))",
+            r"networks\['small'\]\['methods'\]\['Hinton'\]\['first'\] has no option 'term'",
+        ),
+        ("networks['small']['methods'] = {'Two stages': dict(wrap=dict(type='X'))}", 'has first and wrap'),
+        ("methods = {'A': dict(first=5)}", r"methods\['A'\]\['first'\] is 5, expected a dict"),
         ("methods = {'A': dict(term=['kd'])}", "has no option 'term'"),
         ("methods = {'A': dict(first=dict(term=['kd']))}", r"methods\['A'\]\['first'\] has no option 'term'"),
         ("methods = {'A': dict(first=dict(first=dict()))}", r"\['first'\] has no option 'first'"),
