@@ -175,14 +175,8 @@ class Distillation(nn.Module):
                 f'student=..., teacher=...)], got {terms!r}'
             )
         with preserved_rng():
-            built = nn.ModuleList(build_term(index, term) for index, term in enumerate(terms))
+            built = nn.ModuleList(build_terms(terms, len(configs)))
             self.terms: Sequence[Term] = built  # type: ignore[assignment]  # ModuleList is not generic
-            for term in self.terms:
-                term.choose_teachers(len(configs))
-            names = [term.name for term in self.terms]
-            for name in names:
-                if names.count(name) > 1:
-                    raise UserError(f"two terms are named '{name}': give each its own name")
             self._first_values = FirstValues(self.terms)
             taps = [tap for term in self.terms for tap in term.taps_in('student', student)]
             self.recorder = Recorder(student, taps, role='student')
@@ -392,6 +386,22 @@ class Distillation(nn.Module):
                 for name, value in task.items()
             }
         return task | terms
+
+
+def build_terms(configs: Sequence[Mapping[str, Any]], teachers: int) -> list[Term]:
+    """Build the terms of a distillation from that many teachers.
+
+    Raises:
+        UserError: A term is wrong, has the name of another one, or names a teacher that there is not.
+    """
+    terms = [build_term(index, config) for index, config in enumerate(configs)]
+    for term in terms:
+        term.choose_teachers(teachers)
+    names = [term.name for term in terms]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two terms are named '{name}': give each its own name")
+    return terms
 
 
 def build_term(index: int, config: Mapping[str, Any]) -> Term:

@@ -10,7 +10,7 @@ from torch import nn
 
 from kd_plugins.config import check_config, one_slip
 from kd_plugins.datasets.corruption import check_options
-from kd_plugins.distillation.distillation import build_term
+from kd_plugins.distillation.distillation import build_terms
 from kd_plugins.distillation.recorder import Recorder
 from kd_plugins.distillation.sources import build_teacher, source_and_options
 from kd_plugins.errors import UserError
@@ -178,7 +178,7 @@ def check_runs(study: Any) -> None:
     """Build every network of a study's runs, and its terms, as the runs would.
 
     Raises:
-        UserError: A run's config cannot train, or a term, a tap or the study's metric does not exist.
+        UserError: A run's config cannot train, a term is wrong, or a tap or the study's metric does not exist.
     """
     networks: dict[str, nn.Module] = {}
 
@@ -210,13 +210,12 @@ def check_runs(study: Any) -> None:
             if hook['type'] == 'kd_plugins.DistillationHook':
                 trained = [needed for needed in run.needs if needed.part == 'teacher']
                 teacher = network_of(trained[0].config) if trained else given(hook['teacher'])
-                for index, config in enumerate(hook['terms']):
-                    try:
-                        term = build_term(index, config)
+                try:
+                    for term in build_terms(hook['terms'], 1):
                         Recorder(student, term.taps_in('student', student), role='student')
                         Recorder(teacher, term.taps_in('teacher', teacher), whole=True, role='teacher')
-                    except UserError as error:
-                        raise UserError(f'{study.name}: {run.name}: {error}') from error
+                except UserError as error:
+                    raise UserError(f'{study.name}: {run.name}: {error}') from error
 
 
 def _check_metric(study: Any, config: Mapping[str, Any]) -> None:

@@ -213,6 +213,8 @@ seeds = [0]
         ("methods['Wrong'] = dict(terms=['no_such'])", "has no terms 'no_such': it has kd, "),
         ("methods['Wrong'] = dict(terms=[dict(KD, student='head.fcc')])", "no module 'head.fcc' to tap"),
         ("methods['Wrong'] = dict(terms=[dict(KD, loss=dict(type='kd_plugins.KDLoss', tua=4.0))])", "no option 'tua'"),
+        ("methods['Wrong'] = dict(terms=['nst_linear', 'nst_poly'])", "Wrong / seed 0: two terms are named 'nst'"),
+        ("methods['Wrong'] = dict(terms=[dict(KD, teachers=[1])])", r'teachers must list .* from 0 to 0, got \[1\]'),
         ("methods['Wrong'] = dict(wrap=dict(type='kd_plugins.Mutual'))", 'Mutual is not in'),
         ("metric = 'accuracy/top5'", "there is no metric 'accuracy/top5': give the study one of accuracy/top1"),
         ("common['train_dataloader'] = dict(batch_size=0)", 'train_dataloader.batch_size is 0, expected'),
