@@ -143,8 +143,8 @@ class WatchHook(Hook):
         outputs: Mapping[str, Any] | None = None,
     ) -> None:
         """Log what was seen in the step."""
-        if self._distillation is None:
-            return
+        if self._distillation is None or not self._losses:  # the student's train_step called no forward
+            return  # DistillationHook, which follows, says so
         values = dict(zip(self._losses, torch.stack([*self._losses.values()]).tolist(), strict=True))
         total = sum(map(abs, values.values()))
         found: dict[str, Any] = {}

@@ -37,7 +37,7 @@ def config_of(way, shared, work_dir, terms, watch=None, task='train', **more):
     data, teacher = shared
     distillation = dict(teacher=teacher, terms=terms, task=task)
     hooks = [] if watch is None else [dict(type='kd_plugins.WatchHook', **watch)]
-    model = None
+    model = more.pop('model', None)
     if way == 'hook':
         hooks.append(dict(type='kd_plugins.DistillationHook', **distillation))
     else:
@@ -214,6 +214,13 @@ def test_reentrant_checkpointing_ends_in_one_line(tmp_path, shared):
     runner.model.backbone.stage2 = Checkpointed(copy.deepcopy(runner.model.backbone.stage2))
     with pytest.raises(UserError, match=r'WatchHook: the gradient of kd alone cannot be computed.*with_cp'):
         runner.train()
+
+
+def test_it_leaves_the_message_to_the_hook_where_no_loss_was_computed(tmp_path, shared):
+    model = dict(type='kd_plugins.MutualLearning', student=classifier(), update='alternating')
+    config = config_of('hook', shared, tmp_path / 'run', [dict(KD, student='student.head.fc')], {}, model=model)
+    with pytest.raises(UserError, match=r"DistillationHook adds its terms.*update='joint'"):
+        train(config)
 
 
 def test_a_run_without_a_teacher_trains(tmp_path, shared):
