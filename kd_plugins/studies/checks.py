@@ -206,7 +206,7 @@ def check_runs(study: Any) -> None:
         check_config(Config(run.config), where=f'{study.name}: {run.name}')
         _check_metric(study, run.config)
         student = network_of(run.config)
-        for hook in run.config.get('custom_hooks', []):
+        for hook in run.config.get('custom_hooks') or []:
             if hook['type'] == 'kd_plugins.DistillationHook':
                 trained = [needed for needed in run.needs if needed.part == 'teacher']
                 teacher = network_of(trained[0].config) if trained else given(hook['teacher'])

@@ -33,7 +33,7 @@ def hold_out(config: dict[str, Any], options: Mapping[str, Any], metric: str) ->
     given, prefix = config['val_evaluator'], held_out(metric).partition('/')[0]
     evaluator = [dict(x, prefix=prefix) for x in (given if isinstance(given, (list, tuple)) else [given])]
     hook = dict(type='kd_plugins.HeldOutHook', dataloader=loader, evaluator=evaluator)
-    config['default_hooks'] = dict(config.get('default_hooks', {}), held_out=hook)
+    config['default_hooks'] = dict(config.get('default_hooks') or {}, held_out=hook)
 
 
 def hide_test_set(config: dict[str, Any], options: Mapping[str, Any]) -> None:

@@ -200,7 +200,7 @@ class _Plan:
                 hold_out(plain, validation, self._options['metric'])
             data['validation'] = dict(validation)
         corrupt(plain['train_dataloader'], data)
-        plain['randomness'] = dict(plain.get('randomness', {}), seed=later + seed)
+        plain['randomness'] = dict(plain.get('randomness') or {}, seed=later + seed)
         plain['work_dir'] = folder.as_posix()
         return plain
 
@@ -254,7 +254,7 @@ class _Plan:
     ) -> Search:
         where, given = f"{self._path}: methods['{method}']", options['search']
         names = searched_terms(where, student.config['custom_hooks'][-1]['terms'], given.get('terms'))
-        whole = student.config.get('train_cfg', {}).get('max_epochs')
+        whole = (student.config.get('train_cfg') or {}).get('max_epochs')
         epochs = rounds_of(where, len(given['weight']), given.get('epochs'), whole)
         search = Search(self._options['metric'], epochs, list(names), max(names.values()))
         for weight in given['weight']:
@@ -264,7 +264,7 @@ class _Plan:
                 _start_from(run, first)
             search.weigh(run.config, weight)
             # A round may end between two of the training's own checkpoints.
-            hooks = run.config.get('default_hooks', {})
+            hooks = run.config.get('default_hooks') or {}
             checkpoint = (hooks.get('checkpoint') or dict(type='CheckpointHook')) | dict(interval=1, by_epoch=True)
             run.config['default_hooks'] = dict(hooks, checkpoint=checkpoint)
             run.part, run.search, run.until = 'search', search, epochs[0]
@@ -308,11 +308,11 @@ class _Plan:
                         f"'{source['teacher']}', which would then learn from other data than the network: put it "
                         "in both, with teacher_seeds='each'"
                     )
-                config['requires'] = [*config.get('requires', []), teacher]
+                config['requires'] = [*(config.get('requires') or []), teacher]
             if options.get('teacher_cache', self._options['teacher_cache']):
                 teacher = dict(teacher, cache=(home / 'answers').as_posix())
             hook = dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms, **options.get('hook', {}))
-            config['custom_hooks'] = [*config.get('custom_hooks', []), hook]
+            config['custom_hooks'] = [*(config.get('custom_hooks') or []), hook]
         if 'wrap' in options:
             config['model'] = dict(options['wrap'], student=config['model'])
         return Run(network, corruption, method, seed, folder, config, needs, problem=problem)
@@ -347,7 +347,7 @@ def _start_from(run: Run, first: Run) -> None:
     """Let a run start from the weights of another."""
     run.needs.append(first)
     run.config['load_from'] = (first.folder / 'student.pth').as_posix()
-    run.config['requires'] = [*run.config.get('requires', []), _required(first)]
+    run.config['requires'] = [*(run.config.get('requires') or []), _required(first)]
 
 
 def _has_splits(config: Config) -> bool:

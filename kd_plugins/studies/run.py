@@ -62,7 +62,7 @@ class Run:
         if self.until is None:
             return _text(self.config)
         stop = dict(type='kd_plugins.StopHook', epoch=self.until)
-        return _text(self.config | dict(custom_hooks=[*self.config.get('custom_hooks', []), stop]))
+        return _text(self.config | dict(custom_hooks=[*(self.config.get('custom_hooks') or []), stop]))
 
     @property
     def digest(self) -> str:

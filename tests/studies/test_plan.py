@@ -363,6 +363,31 @@ def test_the_checks_leave_the_runs_as_they_are(here, data):
     assert [run.digest for run in study.runs] == digests
 
 
+def test_none_stands_for_no_hooks_and_no_options(here, data):
+    """As in a config that is trained by itself."""
+    more = """
+methods['Searched'] = dict(terms=['kd'], search=dict(weight=[0.1, 0.3]))
+validation = dict(size=30)
+common = dict(custom_hooks=None, default_hooks=None, randomness=None)
+"""
+    study = plan.load_study(str(write_study(here, data, FEW + more)))
+    check_runs(study)
+    found = {
+        (run.method, run.part): (
+            [hook['type'] for hook in run.config['custom_hooks'] or []],
+            [*run.config['default_hooks']],
+            run.config['randomness'],
+        )
+        for run in study.runs
+    }
+    terms = ['kd_plugins.DistillationHook']
+    assert found['teacher', 'teacher'] == ([], ['held_out'], dict(seed=1000))
+    assert found['Baseline', 'student'] == ([], ['held_out'], dict(seed=0))
+    assert found['KD', 'student'] == (terms, ['held_out'], dict(seed=0))
+    assert found['Searched', 'search'] == (terms, ['checkpoint'], dict(seed=2000))
+    assert all(compile(run.text, run.name, 'exec') for run in study.runs)
+
+
 def test_a_study_of_detectors_is_checked(monkeypatch):
     """mmdet's models read their config dicts by attributes."""
     pytest.importorskip('mmdet')

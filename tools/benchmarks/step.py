@@ -63,7 +63,7 @@ def configs_of(part: str) -> dict[str, Config]:
 
 def terms_of(config: Config) -> tuple[dict[str, Any], Sequence[dict[str, Any]], str]:
     """Return a config's teacher, terms and task."""
-    for hook in config.get('custom_hooks', []):
+    for hook in config.get('custom_hooks') or []:
         if type_name(hook) == 'DistillationHook':
             return dict(hook.teacher, checkpoint=None, cache=None), hook.terms, hook.get('task', 'train')
     raise UserError(f'{config.filename}: has no DistillationHook; measure a config that distils')
