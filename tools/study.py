@@ -25,8 +25,8 @@ methods       name=dict(terms=[...], hook=dict(...), wrap=dict(type=...), overri
               terms that get the weight, where there are several
 corruptions   name=dict(label_noise=..., imbalance=..., common=..., teacher_common=...): options of the training data;
               common and teacher_common add to the study's, and win. clean=dict() by default
-seeds         whole numbers below 1000; a teacher's seed is 1000 more than its students'. '{seed}' in a text of the
-              configs and overrides is replaced by the student's, as where each seed has a split of its own
+seeds         whole numbers below 1000; a teacher's seed is 1000 more than its students'. '{seed}' in any text of a
+              run's config is replaced by the student's, as where each seed has a split of its own
 replace       configs whose keys replace those of all networks; a network or teacher may have its own replace. common,
               teacher_common: overrides of all runs, of teachers
 teacher_data  'clean' or 'same': what teachers learn from; teacher_seeds 'one' or 'each': one for all seeds or one each

@@ -315,6 +315,7 @@ class _Plan:
             config['custom_hooks'] = [*(config.get('custom_hooks') or []), hook]
         if 'wrap' in options:
             config['model'] = dict(options['wrap'], student=config['model'])
+        config = filled(config, seed)  # the terms, the given teacher and the wrapper, too
         return Run(network, corruption, method, seed, folder, config, needs, problem=problem)
 
     def _terms_of(self, names: Iterable[str | dict[str, Any]], path: str) -> list[dict[str, Any]]:

@@ -363,6 +363,24 @@ def test_the_checks_leave_the_runs_as_they_are(here, data):
     assert [run.digest for run in study.runs] == digests
 
 
+def test_the_seed_is_filled_in_whatever_makes_a_students_config(here, data):
+    more = """
+teachers = dict(big=dict(given=dict(config='net.py', checkpoint='x/seed{seed}.pth')))
+methods = dict(All=dict(
+    terms=[dict(name='x', loss=dict(type='kd_plugins.KDLoss', note='{seed}'), student='head.fc', teacher='head.fc')],
+    hook=dict(task='{seed}'), wrap=dict(type='W', note='{seed}'), overrides=dict(note='{seed}')))
+seeds = [3, 4]
+corruptions = dict(clean=dict())
+"""
+    path = write_study(here, data, more)
+    for run in plan.load_study(str(path)).students:
+        seed, hook = str(run.seed), run.config['custom_hooks'][-1]
+        assert hook['teacher']['checkpoint'] == f'x/seed{seed}.pth'
+        assert hook['terms'][0]['loss']['note'] == hook['task'] == seed
+        assert run.config['model']['note'] == run.config['note'] == seed
+        assert '{seed}' not in run.text
+
+
 def test_none_stands_for_no_hooks_and_no_options(here, data):
     """As in a config that is trained by itself."""
     more = """
