@@ -137,6 +137,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(state_of(run), run.folder.relative_to(study.root).as_posix())
         print(cost(runs))
         return
+    if args.table and args.only:
+        raise UserError('--table shows all runs of the study, as every call does: leave --only out')
     failed = {}
     if args.table and not any(run.finished for run in study.runs):
         raise UserError(

@@ -141,6 +141,11 @@ def test_two_jobs_make_all_runs_the_tables_and_the_figures_and_a_second_call_mak
     assert metrics_of(root / 'small/clean/baseline/seed1')['epoch'] == 2
 
 
+def test_a_table_is_of_all_runs(here, data):
+    with pytest.raises(UserError, match='--table shows all runs of the study, as every call does: leave --only out'):
+        tool.main([str(write_study(here, data)), '--table', '--only', '*/seed0'])
+
+
 def test_a_method_goes_on_from_another_and_what_is_held_out_is_scored(here, data):
     study = str(
         write_study(
