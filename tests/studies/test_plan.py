@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -429,6 +430,30 @@ def test_detectors_and_probes_start_from_the_students_that_the_other_studies_lea
     }
     assert len(taken) == 10 * seeds  # ten students
     assert {path for path in taken if int(re.search(r'seed(\d)', path)[1]) < 3 or 'labelled' in path} <= left
+
+
+def test_the_probes_command_names_the_runs_whose_students_are_trained_and_no_others(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = 'configs/studies/voc_sample_probe.py'
+    commands = [
+        re.search(r'voc_sample_probe.py \\\n.*--only (.*)', Path(x).read_text())[1]
+        for x in (path, 'configs/pretrain/README.md')
+    ]
+    assert commands[0] == commands[1]
+    study = plan.load_study(path)
+    left = {
+        (run.folder / 'student.pth').as_posix()
+        for name in ('pretrain', 'pretrain_labelled')
+        for run in plan.load_study(f'configs/studies/{name}.py').students
+    }
+
+    def starts(run):
+        init = run.config['model']['backbone']['init_cfg']
+        return init is None or run.method == 'The teacher as backbone' or init['checkpoint'] in left
+
+    chosen = study.only(shlex.split(commands[0]))
+    assert chosen == [run for run in study.runs if starts(run)]
+    assert len(chosen) == 6 * 5 + 6 * 3  # six methods without labels
 
 
 def test_only_names_what_exists(here, data):
