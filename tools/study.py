@@ -79,6 +79,12 @@ def cost(runs: Sequence[Run]) -> str:
     return text
 
 
+def threads_of(jobs: int) -> int:
+    """Return the number of threads of a run, of so many at once, where none is given."""
+    exported = os.environ.get('OMP_NUM_THREADS', '').partition(',')[0]  # those of nested regions follow
+    return int(exported) if exported.isdecimal() and int(exported) else max(len(os.sched_getaffinity(0)) // jobs, 1)
+
+
 def make_experiment(backends: Sequence[Mapping[str, Any]]) -> None:
     """Make MLflow's database and experiment where they are missing: of two runs that both make them, one fails."""
     import mlflow
@@ -153,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if not args.table:
         check_runs(study)
-        threads = args.threads or max(len(os.sched_getaffinity(0)) // args.jobs, 1)
+        threads = args.threads or threads_of(args.jobs)
         with alone_in(study.root):
             check_unchanged(runs, args.changed)
             print(cost(runs))

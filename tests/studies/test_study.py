@@ -426,6 +426,28 @@ def test_given_threads_go_before_exported_ones(here, data, monkeypatch, options,
     assert (os.environ['OMP_NUM_THREADS'], os.environ['MKL_NUM_THREADS']) == (threads, threads)
 
 
+@pytest.mark.parametrize(
+    ('exported', 'options', 'threads'),
+    [('5', [], 5), ('5,2', [], 5), ('5', ['--threads', '3'], 3), ('0', ['--jobs', '1000'], 1), (None, [], None)],
+)
+def test_ray_reserves_the_exported_number_of_threads(here, data, monkeypatch, exported, options, threads):
+    if exported is None:
+        monkeypatch.delenv('OMP_NUM_THREADS')
+    else:
+        monkeypatch.setenv('OMP_NUM_THREADS', exported)
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(*arguments):
+        raise StoppedError(*arguments)
+
+    monkeypatch.setattr(tool, 'RayLauncher', stop)
+    with pytest.raises(StoppedError) as stopped:
+        tool.main([str(write_study(here, data, FEW)), '--launcher', 'ray', *options])
+    assert stopped.value.args[0] == (threads or len(os.sched_getaffinity(0)))
+
+
 def test_a_missing_package_of_a_back_end_is_named_before_anything_trains(here, data, monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb', None)
     with pytest.raises(UserError, match='pip install wandb'):
