@@ -63,6 +63,11 @@ _SAFE = [
 ]
 
 
+def may_run_pickles(allow_pickle: bool = False) -> bool:
+    """Return whether the code in pickled files may run: by an option of this file, or by the command's."""
+    return allow_pickle or pickle_allowed()
+
+
 def read_checkpoint(path: str | Path, map_location: Any = 'cpu', allow_pickle: bool = False) -> dict[str, Any]:
     """Read a checkpoint, tensors and plain values only.
 
@@ -77,7 +82,7 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', allow_pickle: b
         UserError: The file is missing, truncated, no checkpoint, or holds pickled code.
     """
     path, backbone = _file_of(os.path.expanduser(str(path)))
-    allow_pickle = allow_pickle or pickle_allowed()
+    allow_pickle = may_run_pickles(allow_pickle)
     if os.path.isdir(path):
         raise UserError(f'checkpoint {path} is a folder: give the path of a .pth or .safetensors file in it')
     if not os.path.isfile(path):

@@ -23,12 +23,11 @@ from mmengine.logging import print_log
 from mmengine.model import BaseDataPreprocessor, BaseModel, BaseModule
 from torch import Tensor, nn
 
-from kd_plugins.checkpoint import download, load_exactly, read_weights, renamed
+from kd_plugins.checkpoint import download, load_exactly, may_run_pickles, read_weights, renamed
 from kd_plugins.distillation.teacher import RGBImages
 from kd_plugins.errors import UserError
 from kd_plugins.pretrained import check_pretrained, check_readable
 from kd_plugins.registry import MODELS, check_arguments, type_name
-from kd_plugins.unpickling import pickle_allowed
 from kd_plugins.utils.names import first, nearest
 
 _REQUIRED: Any = object()  # config= has to say checkpoint=None: few of those networks load weights themselves
@@ -304,7 +303,7 @@ def _from_huggingface(
                     state_dict=weights if given else None,
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,  # they are in the report
-                    weights_only=not (allow_pickle or pickle_allowed()),
+                    weights_only=not may_run_pickles(allow_pickle),
                     dtype=torch.float32,
                 )
     except Exception as error:  # of the hub, the files or the code that reads them

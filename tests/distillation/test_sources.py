@@ -16,6 +16,7 @@ from tiny import classifier, equal
 from torch import nn
 from torchvision.transforms.functional import resize
 
+from kd_plugins import checkpoint
 from kd_plugins.distillation import sources
 from kd_plugins.distillation.sources import build_teacher
 from kd_plugins.distillation.teacher import Teacher
@@ -319,7 +320,7 @@ def test_the_commands_flag_for_pickled_code_holds_for_hugging_face_too(tmp_path,
     folder = tmp_path / 'model'
     transformers.Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=1).save_pretrained(folder)
     monkeypatch.setattr(transformers.Dinov2Model, 'from_pretrained', from_pretrained)
-    monkeypatch.setattr(sources, 'pickle_allowed', lambda: allowed)
+    monkeypatch.setattr(checkpoint, 'pickle_allowed', lambda: allowed)
     with pytest.raises(UserError, match='stop here'):
         build_teacher(huggingface=str(folder))
     assert asked == [not allowed]
