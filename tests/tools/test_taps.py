@@ -185,7 +185,6 @@ def test_tokens_are_shown_with_their_grid(tmp_path, capsys):
         'block': ['2 in 2 runs', '2 x (B, 25, 11)', '3.27 3.27', '1 + 6 x 4 tokens'],
         'unused': ['', 'does not run', '', ''],
         'last': ['1', '(B, 11)', '', 'vectors'],
-        'data_preprocessor': ['', 'does not run', '', ''],
     }
     modules = {x['name']: x for x in content['networks'][1]['modules']}
     assert modules['block']['maps'] == [[2, 11, 6, 4]] * 2

@@ -770,7 +770,9 @@ def apart(tmp_path, monkeypatch):
         found.__globals__['command_of'] = lambda path, flags: ['sh', '-c', command]
         found('a.py', [])
 
-    return apart
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # below a shell's background job it is ignored
+    yield apart
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize('name', ['TERM', 'INT'])
