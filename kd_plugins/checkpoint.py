@@ -99,7 +99,7 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', allow_pickle: b
         name = re.search(r'GLOBAL ([\w.]+)', str(error))
         if name is None:
             raise UnreadableError(
-                f'{path} is not a readable checkpoint (damaged or of another format): make it again'
+                f'{path} is not a readable checkpoint (damaged or of another format): {_again(path)}'
             ) from error
         raise UserError(
             f"{path} holds pickled code ('{name[1]}'), which is refused: re-save its state_dict alone, or, if you "
@@ -107,8 +107,13 @@ def read_checkpoint(path: str | Path, map_location: Any = 'cpu', allow_pickle: b
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, ImportError, IndexError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if 'TorchScript' in str(error):
+            raise UserError(
+                f'{path} is a TorchScript program, not weights: save the state_dict of torch.jit.load({path!r}), and '
+                'give that'
+            ) from error
         raise UnreadableError(
-            f'{path} is not a readable checkpoint (truncated or damaged): make it again ({reason})'
+            f'{path} is not a readable checkpoint (truncated or damaged): {_again(path)} ({reason})'
         ) from error
     weights = checkpoint.get('state_dict', {}) if isinstance(checkpoint, dict) else checkpoint
     if not isinstance(weights, dict):
@@ -132,7 +137,7 @@ def _read_safetensors(path: str, map_location: Any) -> dict[str, torch.Tensor]:
         return load_file(path, str(map_location or 'cpu'))
     except (SafetensorError, OSError, ValueError) as error:
         raise UnreadableError(
-            f'{path} is not a readable checkpoint (truncated, damaged or of another format): make it again ({error})'
+            f'{path} is not a readable checkpoint (truncated, damaged or of another format): {_again(path)} ({error})'
         ) from error
 
 
@@ -150,8 +155,14 @@ def _check_sums(path: str) -> None:
                             pass
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, struct.error) as error:
         raise UnreadableError(
-            f'{path} is not a readable checkpoint (truncated or damaged): make it again ({error})'
+            f'{path} is not a readable checkpoint (truncated or damaged): {_again(path)} ({error})'
         ) from error
+
+
+def _again(path: str) -> str:
+    """Return how to get a whole file in the place of a damaged one."""
+    downloaded = Path(get_dir(), 'checkpoints') in Path(path).parents  # maybe cut off on the way
+    return 'remove it, and it is downloaded again' if downloaded else 'make it again'
 
 
 def _file_of(path: str) -> tuple[str, bool]:

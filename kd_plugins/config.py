@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import FUNCTIONS, MODELS, OPTIMIZERS, Registry
 from mmengine.utils import import_modules_from_strings
 
@@ -110,6 +111,10 @@ def config_file(name: str) -> str:
     return str(path)
 
 
+# Keys of files and folders that a run writes: they are meant from where it is started.
+_WRITTEN = {'work_dir', 'out_dir', 'cache', 'save_dir', 'save_to'}
+
+
 def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] | None = None) -> Config:
     """Read a config, locate the paths in it, and settle where its run lives.
 
@@ -140,6 +145,10 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
         raise UserError(f'{path} names {os.path.relpath(file)}, which does not exist; {near}') from error
     except (Exception, SystemExit) as error:
         raise UserError(f'{path} is no valid config: {type(error).__name__}: {error}') from error
+    for option in options:
+        key = option.partition('.')[0]
+        if key not in config and (similar := [x for x in {*config} | _READ if one_slip(key, x)]):
+            raise UserError(f"--cfg-options {option}: nothing reads '{key}'; did you mean '{min(similar)}'?")
     try:
         config.merge_from_dict(options)
     except Exception as error:
@@ -166,7 +175,11 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
         for _, node in [('', config), *walk(config)]:
             for key, text in () if isinstance(node, tuple) else _items(node):
                 # The paths of this project's configs begin so.
-                if isinstance(text, str) and text.startswith(('configs/', 'data/', 'work_dirs/')):
+                if (
+                    isinstance(text, str)
+                    and text.startswith(('configs/', 'data/', 'work_dirs/'))
+                    and key not in _WRITTEN
+                ):
                     node[key] = located(text, path)
         config.work_dir = work_dir or given or default_work_dir(path, variant)
         user_named(text for _, text in walk(config) if isinstance(text, str))
@@ -401,12 +414,15 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
     where = where or config.filename or 'the config'
     if 'networks' in config and 'methods' in config:
         raise UserError(f'{where} is a study: kd-study {where} trains it')
-    for key in set(_READ) - set(config):
-        if near := [x for x in config if x not in _READ and one_slip(x, key)]:
+    for key in sorted(_READ):
+        near = [x for x in config if x not in _READ and one_slip(x, key)]
+        if near and key not in config:
             raise UserError(
                 f"{where} has '{near[0]}', which nothing reads, and no '{key}': correct it, or choose a "
                 'less similar name'
             )
+        if near:  # a variable of the author's own, or a slip in a config that inherits the key
+            print_log(f"{where} has '{near[0]}', which nothing reads, beside '{key}'", 'current', logging.WARNING)
     _check_parts(config, part, where)
     for path, value in walk(config):
         if path.partition('.')[0] not in _READ:

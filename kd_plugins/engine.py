@@ -39,9 +39,9 @@ def load_run(path: str, args: argparse.Namespace, part: str) -> Config:
             :func:`prepare_run`.
     """
     config = load_config(path, args.work_dir, args.cfg_options)
+    check_config(config, part)
     if (backends := getattr(args, 'watch', None)) is not None:
         watch(config, backends)
-    check_config(config, part)
     if part != 'export':
         check_backends(config)
     if part != 'train':  # the command names the checkpoint
@@ -119,6 +119,7 @@ def watch(config: Config, backends: Sequence[str]) -> None:
     )
     visualizer = config.get('visualizer') or dict(type='Visualizer')
     found = visualizer.get('vis_backends') or [dict(type='LocalVisBackend')]
+    found = [found] if isinstance(found, Mapping) else found
     kinds = {type_name(backend) for backend in found}
     new = [dict(type=BACKENDS[name]) | options[name] for name in backends if BACKENDS[name] not in kinds]
     config.visualizer = {**visualizer, 'vis_backends': [*found, *new]}
@@ -290,6 +291,9 @@ def latest_checkpoint(config: Config) -> str | None:
         ),
         reverse=True,
     )
+    numbers = [number for _, number, _ in found]
+    if numbers != sorted(numbers, reverse=True):  # of several runs, or copies, whose files are as old as the copy
+        found.sort(key=lambda x: (_saved_at(x[-1]), *x), reverse=True)
     file = Path(work_dir, RUN_ID)
     run = file.read_text() if file.is_file() else None
     damaged = None
@@ -310,6 +314,15 @@ def latest_checkpoint(config: Config) -> str | None:
         'current',
     )
     return None
+
+
+def _saved_at(path: str) -> str:
+    """Return when a checkpoint was written, as mmengine notes in it, in a form that sorts; '' of a damaged one."""
+    try:
+        meta = read_checkpoint(path).get('meta')
+    except UnreadableError:
+        return ''
+    return str(meta.get('time', '')) if isinstance(meta, dict) else ''
 
 
 # Hooks that mmengine adds itself. It accepts None for these alone.
@@ -366,12 +379,12 @@ def _use_cpu(config: Config) -> None:
         _use_float32(config)
     if config.launcher == 'pytorch':
         join_group(config.launcher)
-        config.model_wrapper_cfg = dict(
+        default = dict(
             type='MMDistributedDataParallel',
             broadcast_buffers=False,
-            device_ids=None,
             find_unused_parameters=config.get('find_unused_parameters', False),
         )
+        config.model_wrapper_cfg = default | dict(config.get('model_wrapper_cfg') or {}) | dict(device_ids=None)
 
 
 def has_bfloat16() -> bool:

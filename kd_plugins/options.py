@@ -1,7 +1,9 @@
 """Options of the command lines: those that several have, and checks."""
 
 import argparse
+import ast
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -77,7 +79,22 @@ def check_device(device: str | None) -> None:
 
 
 class KeyValues(DictAction):
-    """mmengine's ``KEY=VALUE ...``, with an error that names a value of another form."""
+    """mmengine's ``KEY=VALUE ...``, with an error that names a value of another form.
+
+    Unlike mmengine's it keeps the spaces of a text, and takes a text in quotes as it is, with its commas, also in
+    a list.
+    """
+
+    @staticmethod
+    def _parse_iterable(val: str) -> Any:
+        if len(val) > 1 and val[0] == val[-1] and val[0] in '\'"' and val[0] not in val[1:-1]:
+            return val[1:-1]
+        if val[:1] in ('[', '(') and ('"' in val or "'" in val):
+            with suppress(ValueError, SyntaxError):  # not all texts in it are in quotes
+                return ast.literal_eval(val)
+        if any(x in val for x in ',[](){}'):
+            return DictAction._parse_iterable(val)
+        return DictAction._parse_int_float_bool(val)
 
     def __call__(
         self,

@@ -249,6 +249,24 @@ def test_a_damaged_download_is_not_kept_under_the_name_of_the_whole(tmp_path, mo
     assert Path(download(file.as_uri(), check_hash=True)).read_bytes() == content
 
 
+def test_a_download_that_was_cut_off_is_to_be_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
+    torch.save(dict(x=torch.ones(1000)), tmp_path / 'net-01234567.pth')
+    whole = (tmp_path / 'net-01234567.pth').read_bytes()
+    kept = tmp_path / 'hub/checkpoints/net-01234567.pth'
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r'truncated or damaged\): remove it, and it is downloaded again'):
+        read_checkpoint('https://example.org/net-01234567.pth')
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit:DeprecationWarning')
+def test_a_torchscript_program_is_named(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / 'x.pt')
+    with pytest.raises(UserError, match=r'x\.pt is a TorchScript program, not weights: save the state_dict'):
+        read_checkpoint(tmp_path / 'x.pt')
+
+
 def test_a_folder_for_downloads_that_cannot_be_made_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.hub, '_hub_dir', '/proc/none')
     with pytest.raises(UserError, match=r'net-01234567\.pth cannot be downloaded'):

@@ -46,6 +46,18 @@ def test_a_variant_names_a_folder(tmp_path):
         load_config(str(tmp_path / 'x.py'))
 
 
+def test_what_a_run_writes_is_meant_from_where_it_starts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ('clone/configs', 'clone/data', 'clone/work_dirs'):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / 'clone/configs/x.py').write_text(
+        "root = 'data/'\nhook = dict(out_dir='work_dirs/', save_to='work_dirs/')\nteacher = [dict(cache='data/')]"
+    )
+    config = load_config(str(tmp_path / 'clone/configs/x.py'))
+    assert config.root == str(tmp_path / 'clone/data/') + '/'
+    assert (config.hook, config.teacher) == (dict(out_dir='work_dirs/', save_to='work_dirs/'), [dict(cache='data/')])
+
+
 def test_a_path_that_exists_here_stays_as_it_is_written(tmp_path, monkeypatch):
     """Data sets may join it to a name without a slash; a text of any length that begins like a path is none."""
     monkeypatch.chdir(tmp_path)
@@ -149,12 +161,25 @@ def test_what_an_author_may_write_passes(config, change):
     check_config(config)
 
 
-def test_a_slip_in_a_name_that_the_runner_reads(config):
+def test_a_slip_in_a_name_that_the_runner_reads(config, monkeypatch):
     config.custom_hook = [dict(type='EMAHook')]
     with pytest.raises(UserError, match="'custom_hook', which nothing reads, and no 'custom_hooks'"):
         check_config(config)
     config.custom_hooks = [config.custom_hook[0]]  # a variable of the author's own
+    logged: list[str] = []
+    monkeypatch.setattr('kd_plugins.config.print_log', lambda text, *args: logged.append(text))
     check_config(config)
+    (text,) = logged
+    assert text.endswith("has 'custom_hook', which nothing reads, beside 'custom_hooks'")
+
+
+def test_a_slip_in_an_option(tmp_path):
+    path = tmp_path / 'x.py'
+    path.write_text("model = dict(type='A')\nbase_lr = 1\nnote = 'x'")
+    for option, near in (('optim_wraper.optimizer.lr', 'optim_wrapper'), ('base_lrs', 'base_lr')):
+        with pytest.raises(UserError, match=f"--cfg-options {option}: nothing reads .*; did you mean '{near}'"):
+            load_config(str(path), None, {option: 1})
+    assert load_config(str(path), None, {'mine': 1, 'train_cfg.max_epochs': 2}).mine == 1
 
 
 @pytest.mark.parametrize(

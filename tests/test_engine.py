@@ -260,6 +260,9 @@ def test_back_ends_get_what_is_watched(tmp_path, monkeypatch):
     config.default_hooks.watch = dict(gradients=3)
     watch(config, ['tensorboard', 'wandb', 'mlflow'])
     watch(config, ['wandb'])  # is there already
+    alone = Config(dict(work_dir='x', visualizer=dict(type='Visualizer', vis_backends=dict(type='LocalVisBackend'))))
+    watch(alone, ['tensorboard'])
+    assert [backend.type for backend in alone.visualizer.vis_backends] == ['LocalVisBackend', 'TensorboardVisBackend']
     assert [backend.type for backend in config.visualizer.vis_backends] == [
         'LocalVisBackend',
         'TensorboardVisBackend',
@@ -329,6 +332,25 @@ def run_config(folder, **hook):
     return Config(dict(work_dir=str(folder), default_hooks=dict(checkpoint=dict(type='CheckpointHook', **hook))))
 
 
+def test_a_wrapper_of_the_config_keeps_its_options_on_a_cpu(monkeypatch):
+    monkeypatch.setattr('kd_plugins.engine.join_group', lambda launcher: None)
+    monkeypatch.setattr('kd_plugins.engine._check_launcher', lambda launcher: None)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    found = []
+    for more in (
+        {},
+        dict(model_wrapper_cfg=dict(static_graph=True, device_ids=[0])),
+        dict(find_unused_parameters=True),
+    ):
+        prepare_run(config := Config(more), 'pytorch')
+        found.append(config.model_wrapper_cfg.to_dict())
+    default = dict(type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None)
+    assert found == [
+        default | dict(find_unused_parameters=x) | y
+        for x, y in ((False, {}), (False, dict(static_graph=True)), (True, {}))
+    ]
+
+
 def test_newest_by_time_then_by_number(tmp_path, logged):
     config = run_config(tmp_path)
     assert latest_checkpoint(config) is None
@@ -340,6 +362,17 @@ def test_newest_by_time_then_by_number(tmp_path, logged):
     save_weights({'x': torch.ones(1)}, tmp_path / 'epoch_1.pth', {})  # a run that started anew
     assert latest_checkpoint(config) == str(tmp_path / 'epoch_1.pth')
     assert latest_checkpoint(Config(dict(work_dir=str(tmp_path)))) == str(tmp_path / 'epoch_1.pth')
+
+
+def test_copied_checkpoints_are_in_the_order_in_which_they_were_written(tmp_path):
+    for age, name in enumerate(('epoch_10.pth', 'epoch_11.pth', 'epoch_9.pth')):  # as scp writes them
+        number = int(name[6:-4])
+        save_weights({'x': torch.ones(1)}, tmp_path / name, dict(time=f'20260101_0000{number:02d}'))
+        os.utime(tmp_path / name, (1000 + age, 1000 + age))
+    assert latest_checkpoint(run_config(tmp_path)) == str(tmp_path / 'epoch_11.pth')
+    # A run that was resumed from an earlier checkpoint, and stopped.
+    save_weights({'x': torch.ones(1)}, tmp_path / 'epoch_9.pth', dict(time='20260102_000000'))
+    assert latest_checkpoint(run_config(tmp_path)) == str(tmp_path / 'epoch_9.pth')
 
 
 def test_looks_where_the_checkpoint_hook_writes(tmp_path):

@@ -33,6 +33,19 @@ def test_key_and_value(capsys):
     parser.add_argument('--cfg-options', nargs='+', action=KeyValues)
     given = parser.parse_args(['--cfg-options', 'model.depth=8', 'classes=[a,b]']).cfg_options
     assert given == {'model.depth': 8, 'classes': ['a', 'b']}
+    for text, value in (
+        ('x=/data/my photos', '/data/my photos'),
+        ('x="a, b"', 'a, b'),
+        ("x='5'", '5'),
+        ("x=['a b', 'c,d']", ['a b', 'c,d']),
+        ('x=(1, [2, c])', (1, [2, 'c'])),
+        ('x=1, 2', [1, 2]),
+        ('x=None', None),
+        ('x=', ''),
+        ('x=1e-3', 1e-3),
+    ):
+        found = parser.parse_args(['--cfg-options', text]).cfg_options['x']
+        assert (found, type(found)) == (value, type(value))
     for wrong in ('novalue', '=5'):
         with pytest.raises(SystemExit):
             parser.parse_args(['--cfg-options', 'a=1', wrong])

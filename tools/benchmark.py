@@ -26,17 +26,19 @@ step      training steps: of the student alone, with the teacher's forward pass,
           with the teacher's features held in memory and read from disk; and the three operations on which a distilled
           step spends most time.
 teacher   a teacher's forward pass by layout and precision, and with --compile compiled, and its features from disk.
-race      whole trainings of the quick pair of CIFAR-10, one process each: by a plain loop with the literal loss, by
-          torchdistill where it is installed, by DistillationHook on the same kind of data, and with batched images, the
-          teacher's features from disk, bfloat16 and channels-last: images a second, memory, and the time to the
-          accuracy that all reach. The last one also compiled, where --contestants names it.
+race      whole trainings of the quick pair of CIFAR-10 on the CPU, one process each: by a plain loop with the literal
+          loss, by torchdistill where it is installed, by DistillationHook on the same kind of data, and with batched
+          images, the teacher's features from disk, bfloat16 and channels-last: images a second, memory, and the time to
+          the accuracy that all reach. The last one also compiled, where --contestants names it.
 
 Time is the median of interleaved repetitions: on a GPU by its own clock; on a CPU with --threads 1 the time that the
-thread ran, on which other programs have less influence. A ratio of retrieval's is the median of the single ratios. The
+thread ran, on which other programs have less influence, and which leaves out waiting for a disk: files come from the
+system's cache of them. A ratio of retrieval's is the median of the single ratios. The
 floor is the time to read and write what a loss or a batch consists of, at the measured bandwidth, or to compute the
 products that it needs, at the measured rate of large products; a step's has all its convolutions and products. Of
 losses, batches and steps, memory is the peak that a call allocates: on CUDA by torch's own statistics; on a CPU the
-highest sum of the allocations and frees that torch.profiler records, which is exact and independent of what ran before.
+highest sum of the allocations and frees of tensors that torch.profiler records, which is exact and independent of what
+ran before; NumPy's arrays are not among them.
 (The process's resident size is neither; but it includes the scratch space of the matrix library.) Of retrieval, memory
 is the largest resident size of the process while it ran, in a process of its own, how much of it the run added, and
 what was allocated on a GPU.
@@ -119,8 +121,11 @@ def parser_of() -> argparse.ArgumentParser:
     )
     add_race_options(command)
     command.set_defaults(run_command=race)
-    for command in commands.choices.values():
-        command.add_argument('--repeats', type=int, default=5)
+    for name, command in commands.choices.items():
+        if name == 'reid':
+            command.add_argument('--repeats', type=int, help='(default: 5 of market, 1 of the others, which take long)')
+        elif name != 'race':
+            command.add_argument('--repeats', type=int, default=5)
         command.add_argument('--json', metavar='FILE', help='also write the measurements here')
     command = commands.add_parser('reid-run')  # what reid starts
     command.add_argument('features')
@@ -133,8 +138,11 @@ def parser_of() -> argparse.ArgumentParser:
     command.add_argument('contestant', choices=CONTESTANTS)
     add_race_options(command)
     command.set_defaults(run_command=race_run)
-    for command in commands.choices.values():
+    for name, command in commands.choices.items():
         command.add_argument('--threads', type=int, default=torch.get_num_threads(), help='number of CPU threads')
+        if name.startswith('race'):
+            command.set_defaults(device='cpu')
+            continue
         command.add_argument(
             '--device',
             default='cuda' if torch.cuda.is_available() else 'cpu',

@@ -43,6 +43,7 @@ from kd_plugins.errors import UserError, one_line_errors
 from kd_plugins.evaluation import ReIDFeatures, load_features, rank_matches, rank_rows
 from kd_plugins.options import add_launcher, add_run_options, check_device, check_least
 from kd_plugins.registry import DATASETS
+from kd_plugins.utils.models import unwrapped
 
 RANKS = (1, 5, 10, 20)
 
@@ -119,7 +120,7 @@ def extract(args: argparse.Namespace) -> ReIDFeatures:
     paths = [info['img_path'] for info in infos]
     described = repr(
         [
-            *(config.get(key) for key in ('model', 'data_preprocessor', 'test_dataloader')),
+            *(config.get(key) for key in ('model', 'data_preprocessor', 'test_dataloader', 'test_cfg')),
             *((path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths),
         ]
     )
@@ -131,7 +132,7 @@ def extract(args: argparse.Namespace) -> ReIDFeatures:
     config.test_evaluator = dict(type='kd_plugins.ReIDMetric', save_to=str(kept), device=args.device)
     config.default_hooks.logger = dict(type='LoggerHook', interval=10)
     runner = Runner.from_cfg(config)
-    load_weights(runner.model, args.checkpoint, args.allow_pickle)
+    load_weights(unwrapped(runner.model), args.checkpoint, args.allow_pickle)
     runner.test()
     print_log(f'features are kept in {kept}', 'current')
     del runner

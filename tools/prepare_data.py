@@ -239,7 +239,7 @@ def prepare_images(args: argparse.Namespace) -> None:
         try:
             data[index]
         except UserError as error:
-            print(str(error).partition(';')[0])
+            print(str(error).rpartition('; ')[0])
             unreadable += 1
     if unreadable:
         raise UserError(

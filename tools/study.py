@@ -60,6 +60,7 @@ from kd_plugins.studies.execute import Execution, LocalLauncher, RayLauncher, ch
 from kd_plugins.studies.plan import load_study
 from kd_plugins.studies.report import references, report
 from kd_plugins.studies.run import Run
+from kd_plugins.utils.cores import usable_cores
 
 
 def state_of(run: Run) -> str:
@@ -82,7 +83,7 @@ def cost(runs: Sequence[Run]) -> str:
 def threads_of(jobs: int) -> int:
     """Return the number of threads of a run, of so many at once, where none is given."""
     exported = os.environ.get('OMP_NUM_THREADS', '').partition(',')[0]  # those of nested regions follow
-    return int(exported) if exported.isdecimal() and int(exported) else max(len(os.sched_getaffinity(0)) // jobs, 1)
+    return int(exported) if exported.isdecimal() and int(exported) else max(usable_cores() // jobs, 1)
 
 
 def make_experiment(backends: Sequence[Mapping[str, Any]]) -> None:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from kd_plugins.errors import UserError
 from kd_plugins.registry import DATASETS
+from kd_plugins.utils.cores import usable_cores
 from kd_plugins.utils.random import preserved_rng
 
 _FEW = 200  # images that one process reads as fast as several start
@@ -200,7 +201,7 @@ def _build(read: _Reader, cache: Path) -> tuple[Path, np.ndarray]:
 
 def _append(read: _Reader, done: int, pixels: Path, shapes: Path) -> None:
     left = range(done, len(read))
-    workers = len(os.sched_getaffinity(0)) if len(left) > _FEW else 0
+    workers = usable_cores() if len(left) > _FEW else 0
     print_log(f'ResizedImages: resizes {len(left)} images once, into {pixels}', 'current')
     with preserved_rng(), pixels.open('ab') as pixel_file, shapes.open('ab') as shape_file:
         loader: DataLoader = DataLoader(

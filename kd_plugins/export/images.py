@@ -28,6 +28,13 @@ class Images(NamedTuple):
     classes: Sequence[str] | None
 
 
+def loads_no_files(config: Config) -> bool:
+    """Return whether a config has test data that are arrays already, since no step of their pipeline loads files."""
+    pipelines = [value for path, value in walk(config.get('test_dataloader')) if path.endswith('pipeline')]
+    steps = [type_name(step) for pipeline in pipelines for _, step in walk(pipeline) if isinstance(step, Mapping)]
+    return bool(pipelines) and not any(step.startswith('Load') and 'Image' in step for step in steps)
+
+
 def images_for(config: Config, network: Any, size: Sequence[int] | None) -> Images:
     """Return images as a network gets them in a test.
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from kd_plugins.checkpoint import load_exactly, read_checkpoint, weights_of
+from kd_plugins.distillation.origins import normalisation_of
 from kd_plugins.distillation.sources import (
     build_network,
     build_teacher,
@@ -30,7 +31,7 @@ from kd_plugins.engine import load_run, scope_of
 from kd_plugins.errors import UserError
 from kd_plugins.export.card import Card, latency_of, macs_of, parameters_of, table_of
 from kd_plugins.export.files import Parity, Runtime, check_target, compare, run_once, write
-from kd_plugins.export.images import images_for
+from kd_plugins.export.images import images_for, loads_no_files
 from kd_plugins.export.network import Exportable, exportable
 from kd_plugins.export.score import check_score, score
 from kd_plugins.registry import MODELS, type_name
@@ -47,6 +48,8 @@ def export(args: argparse.Namespace) -> None:
     init_default_scope(scope_of(config))
     network, checkpoint = load_student(config, args.checkpoint, args.allow_pickle)
     part = exportable(network, args.backbone, args.normalize, args.decode)
+    if loads_no_files(config) and not normalisation_of(network.data_preprocessor).reversed:
+        part.channels = 'RGB'  # the order of arrays (CIFAR)
     found = images_for(config, network, args.size)
     images = part.pixels(found.images)
     meta = checkpoint.get('meta') if isinstance(checkpoint.get('meta'), Mapping) else {}
@@ -78,6 +81,11 @@ def load_student(config: Config, path: str, allow_pickle: bool) -> tuple[nn.Modu
     """
     model: Any = {'data_preprocessor': config.get('data_preprocessor')} | dict(config.model)
     student = student_of(model)
+    if model.get('predict') == 'ensemble' and type_name(model) == 'NativeEnsemble':
+        raise UserError(
+            "NativeEnsemble: a file holds one branch, and predict='ensemble' scores all of them: export with "
+            '--cfg-options model.predict=branch'
+        )
     with MODELS.switch_scope_and_registry(scope_of(config)) as registry:
         network: Any = registry.build(ConfigDict(copy.deepcopy(dict(student))))
     checkpoint = read_checkpoint(path, 'cpu', allow_pickle)

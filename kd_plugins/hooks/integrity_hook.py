@@ -1,13 +1,16 @@
 """Checks of weights and checkpoints that end a run instead of a wrong result."""
 
+import inspect
+import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.logging import print_log
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor
 
 from kd_plugins.checkpoint import RUN_ID, load_loosely, weights_of
@@ -25,7 +28,7 @@ class IntegrityHook(Hook):
     mmengine loads checkpoints loosely and saves weights unchecked. With this hook a run ends with one line where
 
     * ``load_from`` or a pretrained ``init_cfg`` has no tensor of the model, or ``--resume`` lacks one, or the state of
-      the optimiser;
+      the optimiser, or would go on with another schedule or learning rate than the config's;
     * there is no iteration to train;
     * weights are not finite when they are saved.
 
@@ -37,6 +40,7 @@ class IntegrityHook(Hook):
     """
 
     priority = 'VERY_HIGH'
+    _behind: Sequence[int] = ()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Compare the checkpoint with the model, the optimiser and the schedules."""
@@ -62,10 +66,16 @@ class IntegrityHook(Hook):
                 "run's own checkpoints, or load its weights with load_from"
             )
         # The wrapper's own param_groups have one more, by which mmengine tracks the base learning rate.
-        own = getattr(runner.optim_wrapper, 'optimizer', None)
-        if own is not None and (groups := optimizer.get('param_groups')):
+        own, groups = getattr(runner.optim_wrapper, 'optimizer', None), optimizer.get('param_groups')
+        if own is not None and groups:
             _check_groups(path, groups, own.param_groups)
-        _check_schedules(path, checkpoint.get('param_schedulers'), runner.param_schedulers)
+        # Of another number of processes, or another batch size, iterations count differently.
+        same = isinstance(runner.train_loop, IterBasedTrainLoop)
+        same |= meta['iter'] == meta['epoch'] * len(runner.train_dataloader)
+        schedules, states = _flat(runner.param_schedulers), _flat(checkpoint.get('param_schedulers'))
+        self._behind = _check_schedules(path, states, schedules, same)
+        if own is not None and groups:
+            _note_options(path, groups, own.param_groups, {schedule.param_name for schedule in schedules})
 
     def before_train(self, runner: Runner) -> None:
         """Check that there is something to train on, and write the run's id."""
@@ -76,6 +86,9 @@ class IntegrityHook(Hook):
                 f'{" (drop_last drops an incomplete one)" if getattr(loader, "drop_last", False) else ""}, for '
                 f'{runner.max_epochs} epochs: lower the batch size, or give more data or epochs'
             )
+        for schedule, steps in zip(_flat(runner.param_schedulers), self._behind, strict=False):
+            for _ in range(steps):
+                schedule.step()
         if not runner._load_from:
             check_arrival(unwrapped(runner.model))
         if not runner._resume:
@@ -122,14 +135,72 @@ def _check_groups(path: str, saved: Sequence[dict[str, Any]], own: Sequence[dict
         )
 
 
-def _check_schedules(path: str, saved: Any, own: Any) -> None:
-    """Compare the saved schedules with those of the config; mmengine would load the states of others silently."""
-    own, saved = (
-        [x for y in given.values() for x in y] if isinstance(given, dict) else given or [] for given in (own, saved)
-    )
+def _note_options(
+    path: str, saved: Sequence[dict[str, Any]], own: Sequence[dict[str, Any]], scheduled: set[str]
+) -> None:
+    """Log where a resumed run keeps other options of the optimiser than the config's; a hook may have set them."""
+    for before, now in zip(saved, own, strict=True):
+        for name in sorted((before.keys() & now.keys()) - {'params', *scheduled}):
+            old, new = (list(x) if isinstance(x, tuple) else x for x in (before[name], now[name]))
+            if old != new and not name.startswith('initial_'):
+                print_log(
+                    f'{path} was written with {name}={before[name]}, which the resumed run keeps, and this config '
+                    f'gives {now[name]}: to train with that, load the weights with load_from',
+                    'current',
+                    logging.WARNING,
+                )
+                return
+
+
+def _flat(schedules: Any) -> list[Any]:
+    """Return schedules, or their states, in one list; those of several optimisers are in a dict."""
+    return [x for given in schedules.values() for x in given] if isinstance(schedules, dict) else schedules or []
+
+
+def _check_schedules(path: str, saved: Sequence[dict[str, Any]], own: Sequence[Any], values: bool) -> list[int]:
+    """Compare the saved schedules with those of the config; mmengine would load the states of others silently.
+
+    Where a schedule stops is taken from the config, so that a run can be made longer: the states are changed to that.
+
+    Args:
+        path: The checkpoint.
+        saved: The states of its schedules.
+        own: The schedules of the config.
+        values: Whether to compare the numbers, too.
+
+    Returns:
+        How many steps each schedule is behind, which a run at its end did not take.
+    """
     kinds = [sorted(x.state_dict()) for x in own], [sorted(x) for x in saved]
     if kinds[0] != kinds[1]:
         raise UserError(
             f'{path} was written with {len(saved)} schedules (param_scheduler), this config has '
             f'{len(own)}, or others: resume with the config that wrote it, or load its weights with load_from'
         )
+    behind = []
+    for schedule, state in zip(own, saved, strict=True) if values else ():
+        behind.append(0)
+        now = schedule.state_dict()
+        # Where it stops is by default the run's end, which may be moved, unless the values follow from it.
+        if 'total_iters' not in now and now['end'] != state['end']:
+            behind[-1] = max(0, min(state['_global_step'], now['end'] - 1) - state['end'] + 1)
+            state.update(end=now['end'], _global_step=state['_global_step'] - behind[-1])
+        given = {name for kind in type(schedule).__mro__ for name in inspect.signature(kind).parameters}
+        for name in sorted(({*now} & given | {'base_values'}) - {'last_step', 'verbose'}):
+            if now.get(name) != state.get(name):
+                shown = 'initial values' if name == 'base_values' else name
+                raise UserError(
+                    f'{path} was written with the {shown} {_shown(state.get(name))} of its {type(schedule).__name__}, '
+                    f'and this config gives {_shown(now.get(name))}, which a resumed run would not take: resume with '
+                    'the config that wrote it, or load its weights with load_from'
+                )
+    return behind
+
+
+def _shown(value: Any) -> str:
+    """Return a schedule's value in a few words: milestones are counted, and there is an initial value a group."""
+    if isinstance(value, Mapping):
+        value = sorted(value)
+    if isinstance(value, Sequence):
+        return ', '.join(map(str, dict.fromkeys(value)))
+    return str(value)

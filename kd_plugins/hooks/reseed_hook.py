@@ -1,5 +1,6 @@
 """Seeds that depend on the epoch."""
 
+from mmengine.dataset import worker_init_fn
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner, set_random_seed
 
@@ -13,7 +14,8 @@ class ReseedHook(Hook):
 
     A resumed run then draws the same augmentations as an uninterrupted one. One by iterations, which is a single epoch,
     is seeded from the iteration at which it starts: resumed, it sees the same images, and draws other augmentations.
-    Workers of the data loader, which mmengine seeds equally in every epoch, get a seed that changes with the epoch. The
+    Workers of the data loader, which mmengine seeds equally in every epoch, get a seed that changes with the epoch,
+    unless the config has a ``worker_init_fn`` of its own. The
     method ``set_epoch(epoch, seed)`` of a data set, where it has one, is called with both.
 
     Raises:
@@ -37,7 +39,8 @@ class ReseedHook(Hook):
         # A large factor, since with seed + epoch + rank a process would repeat another one's draws an epoch later.
         set_random_seed((runner.seed + 1_000_003 * step) % 2**32, diff_rank_seed=True)
         loader = runner.train_dataloader
-        loader.worker_init_fn = None
+        if getattr(loader.worker_init_fn, 'func', None) is worker_init_fn:
+            loader.worker_init_fn = None
         loader._iterator = None  # persistent workers would continue from the previous epoch's random states
         if hasattr(loader.dataset, 'set_epoch'):
             if by_iterations:

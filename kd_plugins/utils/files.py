@@ -20,11 +20,12 @@ def written_whole(path: str | Path) -> Iterator[str]:
     Raises:
         UserError: The file cannot be written.
     """
-    partial = f'{path}.partial'
+    target = os.path.realpath(path)  # a link stays one
+    partial = f'{target}.{os.getpid()}.partial'  # another process may write the same file
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
         yield partial
-        os.replace(partial, path)
+        os.replace(partial, target)
     except OSError as error:
         raise UserError(f'{path} cannot be written ({error.strerror}): earlier files are kept; {MAKE_ROOM}') from error
     finally:
@@ -47,8 +48,10 @@ class AtomicBackend(LocalBackend):
         Raises:
             UserError: The file cannot be written.
         """
-        with written_whole(filepath) as partial:
-            super().put(obj, partial)
+        with written_whole(filepath) as partial, open(partial, 'wb') as file:
+            file.write(obj)
+            file.flush()
+            os.fsync(file.fileno())  # before an older checkpoint goes
         self._to_remove.discard(str(filepath))
         while self._to_remove:
             Path(self._to_remove.pop()).unlink(missing_ok=True)

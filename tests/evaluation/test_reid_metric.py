@@ -32,6 +32,9 @@ def folder(tmp_path_factory, faiss, two_processes):
             ReIDFeatures(*(x for side, own in zip(sides, meta, strict=True) for x in (side, *own))),
             folder / f'{name}.npz',
         )
+    scored = reid_config(folder / 'data', folder / 'scored')
+    scored.experiment_name = 'scored'
+    scored.dump(folder / 'config.py')
     two_processes('reid_parallel.py', folder)
     torch.save(metrics, folder / 'alone.pth')
     return folder
@@ -64,10 +67,12 @@ def test_two_processes_score_as_one(folder) -> None:
 
 def test_two_processes_that_share_the_gallery_find_the_scores_of_one(folder, capsys) -> None:
     results = [torch.load(folder / f'rank{rank}.pth', weights_only=False)['scores'] for rank in range(2)]
-    assert results[1] == [None, None]  # only the first prints
+    assert results[1] == [None, None, None]  # only the first prints
+    expected = rank_matches(load_features(folder / 'alone.npz')).summary()
+    assert {k: results[0][0][k] for k in expected} == pytest.approx(expected, abs=1e-12)  # of a config and a checkpoint
     main = runpy.run_path(str(Path(__file__).parents[2] / 'tools' / 'eval_reid.py'))['main']
     options = ['--expand', '2', '--rerank', '--k1', '4', '--k2', '2']
-    for scores, name, more in zip(results[0], ('drawn', 'one_item'), (options, []), strict=True):
+    for scores, name, more in zip(results[0][1:], ('drawn', 'one_item'), (options, []), strict=True):
         main([str(folder / f'{name}.npz'), *more])
         assert scores == json.loads(capsys.readouterr().out.splitlines()[-1])
 

@@ -12,7 +12,7 @@ from tiny import classification_config, classifier, equal, image_folder, train, 
 from kd_plugins.checkpoint import RUN_ID, read_checkpoint, run_of
 from kd_plugins.engine import latest_checkpoint
 from kd_plugins.errors import UserError
-from kd_plugins.hooks.integrity_hook import _check_schedules
+from kd_plugins.hooks.integrity_hook import _check_schedules, _flat
 from kd_plugins.pretrained import check_arrival
 from kd_plugins.registry import MODELS
 
@@ -99,6 +99,51 @@ def test_a_run_resumes_from_its_own_checkpoints_only(tmp_path, data, config):
         train(resumed(parts, path))
 
 
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(milestones=[2, 3]), r'the milestones 1 of its MultiStepLR, and this config gives 2, 3, which'),
+        (dict(gamma=0.5), r'the gamma 0\.1 of its MultiStepLR, and this config gives 0\.5, which'),
+        (dict(), r'the initial values 0\.05 of its MultiStepLR, and this config gives 0\.2, which'),
+    ],
+)
+def test_a_run_resumes_with_the_schedule_that_it_has(data, tmp_path, change, message):
+    schedule = dict(type='MultiStepLR', milestones=[1], gamma=0.1)
+    train(checked(data, tmp_path / 'run', param_scheduler=[schedule]))
+    config = checked(data, tmp_path / 'other', param_scheduler=[schedule | change])
+    if not change:
+        config.optim_wrapper.optimizer.lr = 0.2
+    with pytest.raises(UserError, match=message):
+        train(resumed(config, tmp_path / 'run/epoch_1.pth'))
+    config.train_dataloader.batch_size = 4  # other iterations an epoch, as with another number of processes
+    config.train_cfg.max_epochs = 2
+    train(resumed(config, tmp_path / 'run/epoch_1.pth'))
+
+
+def test_a_run_that_is_made_longer_keeps_to_its_schedule(data, tmp_path):
+    """mmengine keeps the end of the shorter run, after which no milestone would count."""
+    schedule = dict(type='MultiStepLR', milestones=[2], gamma=0.1)
+    train(checked(data, tmp_path / 'run', param_scheduler=[schedule]))
+    longer = resumed(checked(data, tmp_path / 'longer', param_scheduler=[schedule]), tmp_path / 'run/epoch_1.pth', 3)
+    train(longer)
+    saved = read_checkpoint(tmp_path / 'longer/epoch_3.pth')
+    assert saved['optimizer']['param_groups'][0]['lr'] == pytest.approx(0.005)
+    ramp = [dict(type='LinearLR', start_factor=0.1)]
+    train(checked(data, tmp_path / 'ramp', param_scheduler=ramp))
+    with pytest.raises(UserError, match=r'the end 1 of its LinearLR, and this config gives 2'):
+        train(resumed(checked(data, tmp_path / 'other', param_scheduler=ramp), tmp_path / 'ramp/epoch_1.pth'))
+
+
+def test_an_option_that_a_resumed_run_does_not_take_is_logged(data, tmp_path):
+    train(checked(data, tmp_path / 'run'))
+    config = checked(data, tmp_path / 'other')
+    config.train_cfg.max_epochs = 2
+    config.optim_wrapper.optimizer.weight_decay, config.log_level = 0.5, 'WARNING'
+    train(resumed(config, tmp_path / 'run/epoch_1.pth'))
+    log = ''.join(path.read_text() for path in (tmp_path / 'other').glob('*/*.log'))
+    assert log.count('epoch_1.pth was written with weight_decay=0.0001, which the resumed run keeps') == 1
+
+
 def test_a_run_of_several_parameter_groups_resumes(data, tmp_path):
     for name in ('whole', 'resumed'):
         config = checked(data, tmp_path / name)
@@ -179,9 +224,9 @@ def test_a_run_of_an_older_version_resumes(tmp_path, data):
 def test_schedules_of_another_kind_are_refused():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     steps, cosine = MultiStepLR(optimizer, [1]), CosineAnnealingLR(optimizer, T_max=5)
-    _check_schedules('x.pth', [steps.state_dict()], [MultiStepLR(optimizer, [3, 4])])
-    _check_schedules('x.pth', None, [])
-    _check_schedules('x.pth', dict(a=[steps.state_dict()]), dict(a=[steps]))
-    for saved, own in (([steps.state_dict()], [cosine]), ([steps.state_dict()], None), ([], [steps])):
+    _check_schedules('x.pth', [steps.state_dict()], [MultiStepLR(optimizer, [3, 4])], False)
+    assert _flat(None) == []
+    assert _flat(dict(a=[1], b=[2])) == [1, 2]
+    for saved, own in (([steps.state_dict()], [cosine]), ([steps.state_dict()], []), ([], [steps])):
         with pytest.raises(UserError, match=r'x\.pth was written with \d schedules \(param_scheduler\)'):
-            _check_schedules('x.pth', saved, own)
+            _check_schedules('x.pth', saved, own, True)

@@ -31,6 +31,21 @@ def evaluated(config):
     return config.merge_from_dict(dict(val_dataloader=loader, val_cfg={}, val_evaluator=dict(type='Accuracy')))
 
 
+def start_worker(worker, note):
+    with open(note, 'a') as file:
+        file.write(str(worker))
+
+
+def test_workers_start_as_the_config_says(tmp_path, data):
+    config = classification_config(data, tmp_path / 'run', default_hooks=HOOKS)
+    note = tmp_path / 'note'
+    config.train_dataloader.update(num_workers=1, worker_init_fn=dict(type=start_worker, note=str(note)))
+    train(config)
+    assert note.read_text() == '00'  # two epochs
+    del config.train_dataloader['worker_init_fn']
+    assert train(config).train_dataloader.worker_init_fn is None
+
+
 def test_export_is_the_last_checkpoint_and_the_last_metrics(tmp_path, data):
     config = classification_config(data, tmp_path / 'run', default_hooks=HOOKS)
     evaluated(config)

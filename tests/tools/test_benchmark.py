@@ -408,7 +408,8 @@ def test_a_race_is_told_by_the_accuracy_that_all_reach(monkeypatch, capsys):
         fast=dict(seconds=[2.0, 1.0], accuracy=[0.5, 0.7]),
     )
 
-    def run(command, **options):
+    def run(command, env, **options):
+        assert env['CUDA_VISIBLE_DEVICES'] == ''  # all on the CPU
         line = json.dumps(answers[command[3]] | dict(peak_bytes=2**20))
         return type('Done', (), dict(returncode=0, stdout=line))
 

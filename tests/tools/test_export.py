@@ -33,6 +33,7 @@ from kd_plugins.evaluation import load_features, rank_matches
 from kd_plugins.export import files
 from kd_plugins.export.card import latency_of
 from kd_plugins.export.files import Runtime
+from kd_plugins.export.images import loads_no_files
 from kd_plugins.export.network import Exportable, exportable
 from kd_plugins.export.run import teachers_of
 from kd_plugins.registry import MODELS
@@ -365,6 +366,23 @@ def test_decoding_of_what_has_no_boxes_is_refused():
         network = registry.build(classifier())
     with pytest.raises(UserError, match='--decode: ImageClassifier has no boxes to decode'):
         exportable(network, decode=True)
+
+
+def test_an_ensemble_is_not_exported_as_one_of_its_branches(run, tmp_path):
+    config = with_test_set(classification_config(image_folder(tmp_path / 'data'), tmp_path / 'run'))
+    config.model = dict(type='kd_plugins.NativeEnsemble', student=config.model.to_dict(), predict='ensemble')
+    config.dump(tmp_path / 'config.py')
+    with MODELS.switch_scope_and_registry('mmpretrain') as registry:
+        torch.save(dict(state_dict=registry.build(config.model).state_dict()), tmp_path / 'all.pth')
+    with pytest.raises(UserError, match=r"predict='ensemble' scores all of them: .*model\.predict=branch"):
+        run(checkpoint='all.pth')
+
+
+@pytest.mark.parametrize(('steps', 'order'), [([], 'RGB'), ([dict(type='LoadImageFromFile')], 'BGR')])
+def test_the_order_of_channels_is_that_of_the_data(steps, order):
+    data = dict(dataset=dict(type='CIFAR10', pipeline=[*steps, dict(type='PackInputs')]))
+    assert loads_no_files(Config(dict(test_dataloader=data))) == (order == 'RGB')
+    assert not loads_no_files(Config({}))
 
 
 @pytest.mark.parametrize('by', ['DistillationHook', 'Distiller', 'MutualLearning', 'NativeEnsemble'])

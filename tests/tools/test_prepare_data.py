@@ -359,15 +359,15 @@ def test_unreadable_images_of_a_folder_are_all_named(tmp_path, capsys):
     root = tmp_path / 'photos'
     (root / 'deep').mkdir(parents=True)
     for i in range(4):
-        cv2.imwrite(str(root / f'deep/{i}.png'), np.full((8, 8, 3), i, np.uint8))
+        cv2.imwrite(str(root / f'deep/{i}{";a" * (i == 3)}.png'), np.full((8, 8, 3), i, np.uint8))
     tool.main(['images', '--root', str(root)])
     assert capsys.readouterr().out.endswith(f'{root}: 4 images, all readable\n')
     (root / 'deep/1.png').write_text('nothing')
-    (root / 'deep/3.png').write_bytes((root / 'deep/3.png').read_bytes()[:-9])
+    (root / 'deep/3;a.png').write_bytes((root / 'deep/3;a.png').read_bytes()[:-9])
     assert refused('images', '--root', str(root)).startswith(f'{root}: 2 of 4 images are unreadable, named above')
     assert capsys.readouterr().out.splitlines() == [
         f'{root}/deep/1.png: image file cannot be decoded',
-        f'{root}/deep/3.png: image file is truncated',
+        f'{root}/deep/3;a.png: image file is truncated',
     ]
     assert 'no such folder of images' in refused('images', '--root', str(root / 'none'))
 

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -370,13 +371,13 @@ def overlapping(figure) -> list[tuple[str, str]]:
     return over + [(a, b) for i, (a, x) in enumerate(boxes) for b, y in boxes[:i] if x.overlaps(y)]
 
 
-def test_networks_answer_through_their_own_normalisation_and_images_are_as_stored(argv: list[str], tmp_path: Path):
+def test_networks_answer_through_their_own_normalisation_and_images_have_their_colours(argv: list[str], tmp_path: Path):
     rows, dataset, images, teacher, students = features_of(argv)
     assert (teacher.name, [x.name for x in students]) == ('teacher', ['plain', 'with NST'])
     paths = [Path(dataset.get_data_info(i)['img_path']) for i in rows]
     stored = [cv2.imread(str(path)) for path in paths]
-    # The students' preprocessor does not swap the channels: they learned from what the file holds, in that order.
-    assert all(np.array_equal(a, b) for a, b in zip(images.pixels, stored, strict=True))
+    # The students' preprocessor does not swap the channels: they see BGR, and the picture shows RGB.
+    assert all(np.array_equal(a, b[..., ::-1]) for a, b in zip(images.pixels, stored, strict=True))
     assert [f'class{label}' for label in images.labels] == [path.parent.name for path in paths]
     assert [images.name(label) for label in images.labels] == [path.parent.name for path in paths]
     for name, mean, std, width, found in (('teacher', 90, 30, 8, teacher), ('plain', 120, 60, 4, students[0])):
@@ -395,6 +396,13 @@ def test_images_of_a_network_that_reads_rgb_are_shown_in_their_colours(argv: lis
     rows, dataset, images, *_ = features_of(argv)
     for i, pixels in zip(rows, images.pixels, strict=True):
         assert np.array_equal(pixels, cv2.imread(dataset.get_data_info(i)['img_path'])[..., ::-1])
+
+
+def test_a_test_set_with_options_of_workers_is_read_without_them(argv: list[str]):
+    config = Config.fromfile(argv[4])
+    config.test_dataloader.update(num_workers=2, prefetch_factor=4, timeout=5)
+    config.dump(argv[4])
+    assert len(networks.test_set(argv[4]).dataset) == 24
 
 
 def test_a_point_of_the_embedding_is_a_channel_and_its_linear_mmd_is_the_loss():
@@ -641,6 +649,26 @@ def test_a_resumed_run_takes_the_place_of_what_it_repeats(tmp_path):
     found = curves.course_of(tmp_path, 'run')
     assert found.losses == dict(cls={2: 1.0, 4: 1.0, 6: 0.5, 8: 0.5})
     assert found.metrics == dict(mAP={1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4})
+
+
+def test_a_new_run_in_an_old_folder_is_drawn_alone(tmp_path):
+    for time, iterations in (('a', range(1, 10)), ('b', (10, 20))):
+        lines = [logged(i, 1 if i < 20 else 2, loss=100.0 if time == 'a' else 1.0) for i in iterations]
+        logged_run(tmp_path, lines, time)
+    assert curves.course_of(tmp_path, 'run').losses == dict(task={10: 1.0, 20: 1.0})
+
+
+def test_a_loss_that_is_not_finite_leaves_the_others_as_they_are(tmp_path):
+    lines = [logged(1, 1, loss=0.8, loss_cls=0.4, loss_bbox=0.4), logged(2, 1, loss=math.nan, loss_cls=math.nan)]
+    assert curves.course_of(logged_run(tmp_path, lines), 'run').losses == dict(cls={1: 0.4}, bbox={1: 0.4})
+
+
+def test_the_share_of_a_task_with_losses_of_other_names_is_in_the_legend(tmp_path):
+    shares = {'loss_share/task': 0.25, 'loss_share/kd': 0.75}
+    lines = [logged(i, 1, loss=2.0, loss_cls=0.5, loss_kd=1.5) | shares for i in (1, 2)]
+    figure = curves.draw_curves([curves.course_of(logged_run(tmp_path, lines), 'run')], None)
+    (legend,) = [legend for axes in figure.axes if (legend := axes.get_legend())]
+    assert [text.get_text() for text in legend.get_texts()] == ['cls', 'kd', 'task']
 
 
 def test_curves_of_runs_by_iterations(tmp_path):

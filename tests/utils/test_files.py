@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import resource
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kd_plugins.errors import UserError
-from kd_plugins.utils.files import AtomicBackend, write_text
+from kd_plugins.utils.files import AtomicBackend, write_text, written_whole
 
 
 def test_failed_write_keeps_the_old_file(tmp_path):
@@ -20,6 +21,27 @@ def test_failed_write_keeps_the_old_file(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == b'good'
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_processes_write_one_file(tmp_path):
+    path = tmp_path / 'x.txt'
+    with written_whole(path) as partial:
+        Path(partial).write_text('mine')
+        context = multiprocessing.get_context('spawn')
+        other = context.Process(target=write_text, args=(path, 'theirs'))
+        other.start()
+        other.join()
+        assert path.read_text() == 'theirs'
+    assert path.read_text() == 'mine'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_one(tmp_path):
+    (tmp_path / 'large').mkdir()
+    (tmp_path / 'x.txt').symlink_to(tmp_path / 'large/x.txt')
+    write_text(tmp_path / 'x.txt', 'new')
+    assert (tmp_path / 'x.txt').is_symlink()
+    assert (tmp_path / 'large/x.txt').read_text() == 'new'
 
 
 def test_files_are_removed_after_the_next_write(tmp_path):

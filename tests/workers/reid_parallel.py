@@ -1,8 +1,8 @@
 """Re-identification in two processes: the command line that scores features, training, the evaluation of an odd number
 of images, the triplet loss.
 
-Started once per rank with torch's usual environment variables and a folder that holds ``data``, ``model.pth``,
-``drawn.npz`` and ``one_item.npz``; leaves ``rank<r>.pth``.
+Started once per rank with torch's usual environment variables and a folder that holds ``data``, ``config.py``,
+``model.pth``, ``drawn.npz`` and ``one_item.npz``; leaves ``rank<r>.pth``.
 """
 
 import contextlib
@@ -31,9 +31,13 @@ def printed_scores(folder: Path) -> list[dict | None]:
     main = runpy.run_path(str(ROOT / 'tools' / 'eval_reid.py'))['main']
     main.__globals__['leave_group'] = lambda: None
     scores = []
-    for name, *options in (['drawn', '--expand', '2', '--rerank', '--k1', '4', '--k2', '2'], ['one_item']):
+    for names, *options in (
+        (['config.py', 'model.pth'],),
+        (['drawn.npz'], '--expand', '2', '--rerank', '--k1', '4', '--k2', '2'),
+        (['one_item.npz'],),
+    ):
         with contextlib.redirect_stdout(io.StringIO()) as output:
-            main([str(folder / f'{name}.npz'), *options, '--launcher', 'pytorch'])
+            main([*(str(folder / name) for name in names), *options, '--launcher', 'pytorch'])
         scores.append(json.loads(output.getvalue().splitlines()[-1]) if output.getvalue() else None)
         main.__globals__['join_group'] = lambda launcher: None
     return scores

@@ -48,6 +48,8 @@ def endless(config: Config, root: Path, device: str) -> Callable[[], None]:
     inner.data_root = str(root)
     batched = inner is not loader.dataset
     loader.update(num_workers=0, persistent_workers=False)
+    for key in ('prefetch_factor', 'timeout'):  # of workers alone
+        loader.pop(key, None)
     if batched:
         loader.dataset.device = device
     source = Runner.build_dataloader(loader, seed=0)

@@ -8,6 +8,7 @@ is another loss: it divides the rows of similarities by the sum of their absolut
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -352,7 +353,8 @@ def race(args: argparse.Namespace) -> None:
         options = ('method', 'epochs', 'images', 'views', 'data', 'teacher', 'seed', 'threads')
         command = [sys.executable, str(TOOL), 'race-run', name]
         command += [word for option in options for word in (f'--{option}', str(getattr(args, option)))]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        on_cpu = os.environ | {'CUDA_VISIBLE_DEVICES': ''}  # mmengine's runner would take a GPU, the loops do not
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=on_cpu)
         if done.returncode:
             raise UserError(f'{name} failed, see the error above')
         results[name] = json.loads(done.stdout.splitlines()[-1])

@@ -187,7 +187,7 @@ def reid(args: argparse.Namespace) -> None:
     for part in args.parts or [part for part in REID_PARTS if part != 'rerank' or find_spec('faiss')]:
         *sizes, names = REID_PARTS[part]
         queries, gallery, dimensions = (max(1, int(x * args.scale)) for x in sizes)
-        repeats = args.repeats if part == 'market' else 1
+        repeats = args.repeats or (5 if part == 'market' else 1)
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             reid_features(queries, gallery, dimensions, Path(folder))
 

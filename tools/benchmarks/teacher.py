@@ -3,7 +3,7 @@
 import argparse
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -78,19 +78,18 @@ def teacher(args: argparse.Namespace) -> None:
         side = STEP_PARTS[part][1]
         config, *_ = terms_of(next(iter(configs_of(part).values())))
         inputs = torch.randn(args.batch_size, 3, side, side, device=device)
-        times: dict[str, list[float]] = {}
-        first: dict[str, float] = {}
-
-        def measure(name: str, run: Callable[[], Any], times: Any = times, first: Any = first) -> None:
-            first[name] = seconds(run, device)
-            times[name] = [seconds(run, device) for _ in range(args.repeats)]
-
-        for name in PASSES:
-            if args.compile or not PASSES[name][3]:
-                measure(name, forward(config, inputs, name))
-        for name, taps in TAPS.items():
-            with cached(config, inputs, taps) as run:
-                measure(f'from the cache: {name}', run)
+        with ExitStack() as caches:
+            runs = {
+                name: forward(config, inputs, name) for name, way in PASSES.items() if args.compile or not way[3]
+            } | {
+                f'from the cache: {name}': caches.enter_context(cached(config, inputs, taps))
+                for name, taps in TAPS.items()
+            }
+            first = {name: seconds(run, device) for name, run in runs.items()}
+            times: dict[str, list[float]] = {name: [] for name in runs}
+            for _ in range(args.repeats):
+                for name, run in runs.items():
+                    times[name].append(seconds(run, device))
         base = median(times['float32'])
         title = f'{Path(config["config"]).name}, {args.batch_size} images, {device}, {args.threads} threads'
         table = Table('way', 'ms (min–max)', 'times faster', 'first call, s', title=title)

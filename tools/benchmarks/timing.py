@@ -74,8 +74,9 @@ def keep(args: argparse.Namespace, results: dict[str, Any]) -> None:
     """
     device = torch.device(getattr(args, 'device', 'cpu'))
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else str(device)
+    repeats = {'repeats': args.repeats} if getattr(args, 'repeats', None) else {}
     args.results[args.command] = (
-        dict(device=name, torch=torch.__version__, threads=torch.get_num_threads(), repeats=args.repeats) | results
+        dict(device=name, torch=torch.__version__, threads=torch.get_num_threads()) | repeats | results
     )
     if args.json:
         found = args.results if args.several else args.results[args.command]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from kd_plugins.errors import UserError
@@ -70,17 +71,19 @@ def course_of(folder: Path, name: str) -> Course:
     for lines in sessions_of(folder):
         own = [line for line in lines if 'iter' in line]
         by_epoch = 'epoch' in own[0]
-        training = [line for line in training if line['iter'] < own[0]['iter']] + own
+        anew = by_epoch and own[0]['epoch'] == 1  # another run in the same folder, maybe with other intervals
+        training = [line for line in training if line['iter'] < own[0]['iter'] and not anew] + own
         start = own[0]['epoch' if by_epoch else 'iter']
         scores = [line for line in scores if line['step'] < start] + [x for x in lines if 'iter' not in x]
     training = [{key.removeprefix('train/'): value for key, value in line.items()} for line in training]
     losses = {key for line in training for key in line if 'loss' in key and '/' not in key}
     parts = [key for key in _keys(training) if key in losses - {'loss'}]
+    finite = [line for line in training if all(math.isfinite(line.get(key, 0.0)) for key in losses)]
     # mmengine's sum of all losses, or the task's own loss where that has the same name.
     is_sum = bool(parts) and all(
         abs(line['loss'] - sum(line.get(key, 0.0) for key in parts))
         <= 1e-3 * sum(abs(line.get(key, 0.0)) for key in parts)
-        for line in training
+        for line in finite
         if 'loss' in line
     )
     shown = ['loss', *parts] if 'loss' in losses and not is_sum else parts
@@ -181,8 +184,10 @@ def draw_curves(courses: Sequence[Course], metric: str | None) -> Figure:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         if label in names
     }
+    # Of the task's share there may be no loss, and so no line.
+    shown = [handles.get(name) or Patch(color=colours[name]) for name in names]
     figure.axes[len(first) * (len(courses) - 1)].legend(
-        [handles[x] for x in names], names, loc='upper left', bbox_to_anchor=(1.02, 1.0), fontsize=8, frameon=False
+        shown, names, loc='upper left', bbox_to_anchor=(1.02, 1.0), fontsize=8, frameon=False
     )
     if metric:
         _draw_metric(figure.add_subplot(grid[-1, :]), courses, metric)

@@ -13,9 +13,11 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from kd_plugins.config import load_config
+from kd_plugins.distillation.origins import normalisation_of
 from kd_plugins.distillation.recorder import Recorder
 from kd_plugins.distillation.sources import build_teacher
 from kd_plugins.errors import UserError
+from kd_plugins.export.images import loads_no_files
 
 # Okabe and Ito's colours, which colour-blind people can distinguish too.
 BLUE, VERMILLION = '#0072B2', '#D55E00'
@@ -88,6 +90,8 @@ def test_set(path: str) -> Any:
         raise UserError(f'{path} has no test_dataloader, from which the images are taken: give a whole config')
     init_default_scope(config.get('default_scope', 'mmpretrain'))
     loader = config.test_dataloader | dict(num_workers=0, persistent_workers=False)
+    for key in ('prefetch_factor', 'timeout'):  # of workers alone
+        loader.pop(key, None)
     return Runner.build_dataloader(loader, seed=0)
 
 
@@ -161,8 +165,8 @@ def images_and_features(
         tap = args.tap if number else args.teacher_tap or args.tap
         networks.append(Network(name, features_at(network, tap, batches)))
         if number == 1:  # the network that the pipeline belongs to
-            preprocessor = network.data_preprocessor
-            reverse = getattr(preprocessor, '_channel_conversion', getattr(preprocessor, 'to_rgb', False))
+            found = normalisation_of(network.data_preprocessor)
+            reverse = found.reversed or not (found.sees_rgb or loads_no_files(load_config(path)))
     pixels, labels = [], []
     for batch in batches:
         for image, sample in zip(batch['inputs'], batch['data_samples'], strict=True):
