@@ -18,6 +18,7 @@ from kd_plugins.utils.names import nearest
 
 _BRANCHES = ('cls_convs', 'reg_convs')
 _ANCHORS, _POINTS = ('anchor_list', 'valid_flag_list'), ('points', 'batch_gt_instances')  # arguments of get_targets
+_KNOWN = {'AnchorHead', 'ATSSHead', 'GFLHead', 'FCOSHead', 'CondInstBboxHead'}  # whose results are read here
 
 
 class CrossKDTerm(Term):
@@ -81,7 +82,7 @@ class CrossKDTerm(Term):
                 'independent scores (use_sigmoid=True in its loss_cls)'
             )
         if side == 'student':
-            if _assignment(head) not in (_ANCHORS, _POINTS):
+            if _assignment(head) not in (_ANCHORS, _POINTS) or not _assigns_as_known(head):
                 raise UserError(
                     f"term '{self.name}': {type(head).__name__} assigns its targets in a way of its own, expected one "
                     'like RetinaNet, FCOS, GFL or ATSS'
@@ -184,6 +185,14 @@ class CrossKDTerm(Term):
 def _assignment(head: Any) -> tuple[str, ...]:
     """Return the first arguments by which a head assigns targets."""
     return tuple(inspect.signature(head.get_targets).parameters)[:2] if hasattr(head, 'get_targets') else ()
+
+
+def _assigns_as_known(head: Any) -> bool:
+    """Return whether the assignment is not of another of mmdet's heads (PAA, FSAF, DDOD, ...), with its own results."""
+    methods = [getattr(type(head), name, None) for name in ('get_targets', '_get_targets_single')]
+    return not any(
+        x.__module__.startswith('mmdet.') and x.__qualname__.partition('.')[0] not in _KNOWN for x in methods if x
+    )
 
 
 class _Given(nn.Module):

@@ -352,11 +352,20 @@ class Distillation(nn.Module):
 
     def _check_gradients(self, features: Features) -> None:
         """Raise where a term gives the student no gradient; some of its levels may be frozen."""
+
+        def trains(tap: str) -> bool:
+            return any(p.requires_grad for p in self.recorder.model.get_submodule(tap).parameters())
+
         for term in self.terms:
+            if not term.is_ever_active():
+                continue
             levels = term.student_levels(features)
-            if term.is_ever_active() and levels and not any(x.requires_grad for x in levels):
+            dead = [tap for tap in term.student_taps if not any(x.requires_grad for x in features[tap])]
+            if levels and any(x.requires_grad for x in levels):
+                dead = [tap for tap in dead if features[tap] and trains(tap)]
+            if levels and dead:
                 raise UserError(
-                    f"term '{term.name}': no gradient flows from {'+'.join(term.student_taps)} into the student, so "
+                    f"term '{term.name}': no gradient flows from {'+'.join(dead)} into the student, so "
                     'the term would train nothing: all layers up to it are frozen, or it is inside a block with '
                     'activation checkpointing (with_cp=True); tap the whole block or a later module, or turn '
                     'checkpointing off'

@@ -1,6 +1,7 @@
 """Tokens and maps: where the positions of the image are in a feature."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
 
@@ -57,7 +58,8 @@ class Tokens(NamedTuple):
             raise UserError(f"{name}: take must be 'cls' or None, got {self.take!r}")
 
 
-class Layout(NamedTuple):
+@dataclass
+class Layout:
     """How the feature at a tap is laid out.
 
     Attributes:
@@ -66,6 +68,7 @@ class Layout(NamedTuple):
         tokens: What the config states.
         prefix: Number of tokens before those of the image, as the network states it; None where it does not.
         patch: Stride (height, width) of the network's first convolution: a vision transformer's patch.
+        counts: Number of tokens that the tap has yielded first, by the size of the input.
     """
 
     side: str
@@ -73,6 +76,7 @@ class Layout(NamedTuple):
     tokens: Tokens
     prefix: int | None
     patch: Size
+    counts: dict[Size, int] = field(default_factory=dict)
 
     def taken(self, feature: Tensor, input_size: Size) -> Tensor:
         """Return what the config asks for: the class token (B, C), a map where it states one, else the whole feature.
@@ -112,7 +116,7 @@ class Layout(NamedTuple):
             input_size: Height and width of the images that the network got.
 
         Raises:
-            ValueError: The tokens fit no grid, or several.
+            ValueError: The tokens fit no grid, or several, or are not as many as those of other images of this size.
         """
         if feature.ndim == 4:
             _, first, second, third = feature.shape
@@ -120,7 +124,13 @@ class Layout(NamedTuple):
             return feature.movedim(-1, 1) if channels_last else feature
         if feature.ndim != 3:
             return feature
-        prefix, size = self._grid(feature.shape[1], input_size)
+        count, height, width = feature.shape[1], *input_size
+        if (first := self.counts.setdefault((height, width), count)) != count:
+            raise ValueError(
+                f"'{self.tap}' yields {count} tokens for images of {height}x{width}, and has yielded {first}: some are "
+                'left out, as by masking, so that they fill no map; tap where all are there, or a network without it'
+            )
+        prefix, size = self._grid(count, input_size)
         return feature[:, prefix:].mT.unflatten(2, size)
 
     def _grid(self, count: int, input_size: Size) -> tuple[int, Size]:

@@ -70,7 +70,8 @@ class Recorder:
         """Call ``hook(tap, tensors)`` after every run of a tapped module inside the block."""
         handles = [  # looked up each time: mmengine may have replaced a module by a SyncBatchNorm
             self.model.get_submodule(tap).register_forward_hook(
-                lambda module, args, output, tap=tap: hook(tap, list(tensors_in(output)))
+                # A tensor that is returned twice, as by mmdet's Swin, is one level.
+                lambda module, args, output, tap=tap: hook(tap, list({id(x): x for x in tensors_in(output)}.values()))
             )
             for tap in self._taps
         ]
@@ -121,7 +122,7 @@ class Recorder:
         """Record one pass like :meth:`recording`, and find out how each tap runs.
 
         An output that the next layer overwrites in place (a BatchNorm before ``ReLU(inplace=True)``) would be recorded
-        with the values of that layer; later passes record a copy of it.
+        with the values of that layer; this pass records copies, and later ones a copy of it.
 
         The pass may fail after every tap has run: random images have no annotations, which a RoI head may need.
 
@@ -130,15 +131,16 @@ class Recorder:
                 once for each image, and more often in a larger batch. None where no tap does so.
         """
         calls: Counter[str] = Counter()
-        versions: dict[str, list[int]] = {tap: [] for tap in self._taps}
+        outputs: list[tuple[str, Tensor, int]] = []  # with their versions
         parts = set()
 
         def count(tap: str, tensors: list[Tensor]) -> None:
             calls[tap] += 1
             if images is not None and any(x.shape[:1] != (images,) for x in tensors):
                 parts.add(tap)
-            versions[tap] += [x._version for x in tensors]
+            outputs.extend((tap, x, x._version) for x in tensors)
 
+        self._cloned = set(self._taps)  # for this pass, which shows for which it is needed
         with self.recording() as features, self._hooked(count):
             try:
                 yield features
@@ -147,4 +149,4 @@ class Recorder:
                     raise
         self._runs, self._probed = calls, True
         self._constant = all(calls[tap] == 1 for tap in parts)
-        self._cloned = {tap for tap in self._taps if versions[tap] != [x._version for x in features[tap]]}
+        self._cloned = {tap for tap, x, version in outputs if x._version != version}

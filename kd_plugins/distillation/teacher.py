@@ -192,6 +192,7 @@ class Teacher:
             self._folding = None
         elif self._folding:
             self._folding.fold()
+        self.model.eval()  # LeViT and its like compute a bias from their parameters here, which no _apply moves
 
     def expect(self, images: int) -> None:
         """Let a cache say so where more inputs than these come and none repeats."""
@@ -232,7 +233,7 @@ class Teacher:
         to_channels_last(self.model)
         try:
             with self._folding.watching():
-                same = _equal(features, self._probed(inputs, data_samples))
+                same = _equal(features, self.features(inputs, data_samples))
         except Exception:  # as of a network that views its maps as rows
             same = False
         if not same:
@@ -240,7 +241,7 @@ class Teacher:
             if not self._bf16:
                 self.model._apply(Tensor.contiguous)
             return self._probed(inputs, data_samples)
-        if self._folding.fold() and not _equal(features, self._probed(inputs, data_samples)):
+        if self._folding.fold() and not _equal(features, self.features(inputs, data_samples)):
             self._folding.forget()
         return features
 
@@ -264,6 +265,14 @@ class Teacher:
                 self._forward(inputs, data_samples)
             except torch.OutOfMemoryError:
                 raise
+            except AttributeError as error:
+                if not data_samples or type(data_samples[0]).__name__ not in str(error):
+                    raise
+                raise UserError(
+                    f'the teacher, {type(self.model).__name__}, reads what the data samples of the student, '
+                    f'{type(data_samples[0]).__name__}s, do not have ({error}): take a teacher without that, or its '
+                    'backbone alone'
+                ) from error
             except known as error:
                 reason = ' '.join(str(error).split())
                 raise UserError(

@@ -225,6 +225,9 @@ class Term(nn.Module):
             UserError: The shapes do not match, or the loss does not take them.
         """
         levels = self.student_levels(student)
+        self._check_first_axis('student', student, len(batch.inputs))
+        for index in self.teachers:
+            self._check_first_axis('teacher', targets[index], len(batch.inputs))
         with self.explain_shape_errors(student, targets):
             taken = {index: self._taken(index, student, targets[index], batch) for index in self.teachers}
         if self._adapter is not None:
@@ -243,6 +246,17 @@ class Term(nn.Module):
             indices = torch.arange(len(levels[0]), device=levels[0].device) % (self._declared.num_samples or 1)
         self.compare(student, targets, batch, labels, indices)
         return self.describe(student, targets, taken)
+
+    def _check_first_axis(self, side: str, features: Features, images: int) -> None:
+        taps = self.student_taps if side == 'student' else self.teacher_taps
+        for tap in taps:
+            for x in features[tap]:
+                if x.ndim > 2 and x.shape[0] != images == x.shape[1]:
+                    raise UserError(
+                        f"term '{self.name}': the {side}'s '{tap}' yields {tuple(x.shape)} for {images} images: its "
+                        "layers come first, not the images, as of a DETR's decoder; tap one of the layers, as "
+                        f'{tap}.layers.{x.shape[0] - 1}'
+                    )
 
     def _adapters_for(self, levels: list[Tensor], targets: list[Tensor]) -> list[nn.Module]:
         """Build the adapters for the levels of a student and of a teacher.

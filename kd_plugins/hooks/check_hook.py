@@ -22,7 +22,7 @@ from kd_plugins.compat import check_operators, mend_ssd_head
 from kd_plugins.errors import UserError
 from kd_plugins.hooks.distillation_hook import distillation_of, give_num_samples
 from kd_plugins.hooks.held_out_hook import HeldOutHook
-from kd_plugins.registry import HOOKS
+from kd_plugins.registry import HOOKS, type_name
 from kd_plugins.utils.models import unwrapped
 from kd_plugins.utils.random import preserved_rng
 
@@ -41,8 +41,9 @@ class CheckHook(Hook):
     Raises:
         UserError: Before training: as :func:`~kd_plugins.classes.check_classes`, or the batch size is not that of the
             sampler's groups, or images of unknown sizes would be grouped by them, or a pipeline cannot be switched, or
-            a student without a head would be validated, or a PreciseBNHook would find a BatchNorm without statistics;
-            before training or testing: as :func:`kd_plugins.compat.check_operators`.
+            a student without a head would be validated, or a PreciseBNHook would find a BatchNorm without statistics,
+            or mmdet's layer-wise rates would not find the layers of a composite model; before training or testing: as
+            :func:`kd_plugins.compat.check_operators`.
     """
 
     priority = 'HIGH'  # before an EMAHook copies the model
@@ -51,6 +52,7 @@ class CheckHook(Hook):
         """Check the model."""
         mend_ssd_head()
         check_operators(runner.model)
+        _check_constructor(runner)
         distillation = distillation_of(runner)
         if distillation is not None and isinstance(runner.optim_wrapper, OptimWrapper):  # not in val() or test()
             give_num_samples(distillation, runner.train_dataloader.dataset)  # a Distiller does not know its data
@@ -98,6 +100,18 @@ class CheckHook(Hook):
         if trained and 'thing_classes' not in getattr(loader.dataset, 'metainfo', {}):
             classes, labels = max(trained, key=itemgetter(1))
             check_class_count(runner.model, classes[:labels])
+
+
+def _check_constructor(runner: Runner) -> None:
+    wrapper, model = runner.cfg.get('optim_wrapper') or {}, unwrapped(runner.model)
+    kind = type_name(dict(type=wrapper.get('constructor', '')))
+    found = any(name.startswith('backbone') for name, _ in model.named_parameters())
+    if kind == 'LearningRateDecayOptimizerConstructor' and not found:
+        raise UserError(
+            f"optim_wrapper: mmdet's {kind} finds layers by names that begin with 'backbone', and those of a "
+            f"{type(model).__name__} begin with 'student', so that all would get the same rate: give the student as "
+            'model, with a DistillationHook'
+        )
 
 
 def note_empty_statistics(model: nn.Module) -> None:

@@ -1,10 +1,12 @@
 """Distillation for any stock config, with one entry in ``custom_hooks``."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
 from types import MethodType
 from typing import Any
 
+import numpy as np
 from mmengine.dataset import BaseDataset
 from mmengine.dist import all_reduce, broadcast, get_world_size
 from mmengine.hooks import Hook
@@ -12,7 +14,7 @@ from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
 from kd_plugins.distillation.distillation import Distillation, check_inputs
@@ -72,15 +74,17 @@ class DistillationHook(Hook):
                 'teacher=[dict(...), dict(...)] for several teachers and teachers=[...] in a term for some of them'
             )
         student: BaseModel = unwrapped(runner.model)
+        loader = runner.train_dataloader
+        with preserved_rng():
+            dataset = _copied(loader.dataset)
+            batch = loader.collate_fn([dataset[0], dataset[min(1, len(dataset) - 1)]])
+            check_inputs(batch.get('inputs') if isinstance(batch, Mapping) else batch)
         self.distillation = Distillation(student, self._teacher, self._terms, self._task)
         self.distillation.to(next(student.parameters()).device)
         if any(p.dim() == 4 and not p.is_contiguous() for p in student.parameters()):
             to_channels_last(self.distillation)
-        give_num_samples(self.distillation, runner.train_dataloader.dataset)
-        loader = runner.train_dataloader
+        give_num_samples(self.distillation, loader.dataset)
         with preserved_rng():
-            batch = loader.collate_fn([loader.dataset[0], loader.dataset[min(1, len(loader.dataset) - 1)]])
-            check_inputs(batch.get('inputs') if isinstance(batch, Mapping) else batch)
             batch = student.data_preprocessor(batch, False)
         for line in self.distillation.dry_run(student, batch['inputs'], batch.get('data_samples')):
             runner.logger.info(f'distillation term {line}')
@@ -228,6 +232,24 @@ def give_num_samples(distillation: Distillation, dataset: Any) -> None:
             'images of each of its data sets from 0: give one data set of all images'
         )
     distillation.set_num_samples(len(dataset))
+
+
+def _copied(dataset: Any) -> Any:
+    """Return a copy of a data set, of which samples can be drawn while its pipeline keeps none (mmdet's CachedMosaic).
+
+    The arrays are shared. One that cannot be copied is returned itself.
+    """
+    shared: dict[int, Any] = {}
+    parts = [dataset]
+    while parts:
+        part = parts.pop()
+        own = getattr(part, '__dict__', {})
+        shared |= {id(x): x for name, x in own.items() if isinstance(x, (np.ndarray, Tensor)) or name == 'data_list'}
+        parts += [own['dataset']] if 'dataset' in own else own.get('datasets') or []
+    try:
+        return copy.deepcopy(dataset, shared)
+    except Exception:  # files, locks and what else has no copy
+        return dataset
 
 
 def _arguments(

@@ -8,9 +8,11 @@ import torch
 from tiny import coco_folder, stock_detector, train
 from torch.nn.functional import relu
 
+from kd_plugins.distillation.crosskd import CrossKDTerm
 from kd_plugins.distillation.distillation import Distillation
 from kd_plugins.errors import UserError
 from kd_plugins.functional import box_distribution_loss, giou_loss, soft_focal_loss
+from kd_plugins.losses import CrossKDLoss
 from kd_plugins.registry import MODELS
 
 pytest.importorskip('mmdet.models')
@@ -251,6 +253,25 @@ def test_a_mistake_ends_in_one_line(term, message):
     with pytest.raises(UserError, match=message) as error:
         distillation('RetinaNet', **term)
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'head'),
+    [
+        ('PAA', dict(type='PAAHead', anchor_generator=ANCHORS, loss_bbox=dict(type='GIoULoss'))),
+        ('FSAF', dict(type='FSAFHead', anchor_generator=ANCHORS)),
+        ('DDOD', dict(type='DDODHead', anchor_generator=ANCHORS)),
+        ('AutoAssign', dict(type='AutoAssignHead', strides=[8, 16, 32], force_topk=False)),
+    ],
+)
+def test_heads_whose_assignment_returns_other_things_are_refused(kind, head):
+    common = dict(num_classes=4, in_channels=32, feat_channels=32, stacked_convs=3)
+    with MODELS.switch_scope_and_registry('mmdet'):
+        network = torch.nn.Module()
+        network.bbox_head = MODELS.build(common | head | dict(train_cfg=None))
+    term = dict(name='crosskd', loss=CrossKDLoss(layer=2), student='bbox_head', teacher='bbox_head')
+    with pytest.raises(UserError, match=f'{kind}Head assigns its targets in a way of its own'):
+        CrossKDTerm(**term).taps_in('student', network)
 
 
 def test_heads_that_share_no_layers_or_assign_otherwise_are_refused():

@@ -189,6 +189,30 @@ def test_frozen_levels_beside_trained_ones_are_common(student, teacher, images, 
     distil(frozen(student, *BELOW), teacher, [term], images)
 
 
+def test_a_level_without_gradient_is_found_beside_others(student, teacher, images):
+    """A tap inside a block with activation checkpointing adds to the loss, and trains nothing."""
+    core, features, *_ = distil(student, teacher, [HINT | dict(student=STAGES[:2], teacher=STAGES[:2])], images)
+    core.gradients_checked = False
+    cut = features | {STAGES[0]: [x.detach() for x in features[STAGES[0]]]}
+    with pytest.raises(UserError, match=r"term 'hint': no gradient flows from backbone.stage1 into"):
+        losses_of(core, cut, images, None)
+    core.terms[0].weight = 0
+    losses_of(core, cut, images, None)
+
+
+def test_layers_in_the_place_of_images_are_refused(student, teacher, images):
+    """As a DETR's decoder returns them: (layers, images, queries, channels)."""
+    core = Distillation(
+        student, teacher, [dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), student=STAGES[2], teacher=STAGES[2])]
+    )
+    given = {STAGES[2]: [torch.randn(3, len(images), 10, 16)]}
+    batch = Batch(images, None, core.recorder, core.teachers)
+    with pytest.raises(
+        UserError, match=r"'sp': the student's 'backbone.stage3' yields \(3, 6, 10, 16\) for 6 images: its layers"
+    ):
+        core.terms[0].prepare(given, [given], batch)
+
+
 def test_a_tap_that_does_not_run_in_training(student, teacher, images):
     core, *_ = distil(student, teacher, [KD], images)
     core.gradients_checked = False

@@ -144,3 +144,47 @@ def test_folded_features_of_a_bfloat16_teacher_are_as_exact(monkeypatch: pytest.
         errors = [(x(images, None)[tap][0].double() - expected).norm() / expected.norm() for x in (plain, folded)]
         assert 1e-3 < errors[0] < 5e-3
         assert errors[1] < 1.25 * errors[0]
+
+
+def test_a_tap_that_the_next_layer_overwrites_is_folded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, taps = torch.randn(2, 3, 9, 9), ['stem_norm', '']
+    expected = network().eval()
+    teacher = Teacher(network(), taps)
+    probed = teacher.probe(images, None)
+    assert ran(monkeypatch, teacher, images) == 2
+    for features in (probed, teacher(images, None)):
+        torch.testing.assert_close(
+            features['stem_norm'][0], expected.stem_norm(expected.stem(images)), atol=1e-5, rtol=1e-5
+        )
+
+
+def test_layers_behind_the_taps_run_once_in_a_dry_run() -> None:
+    """They may take minutes, as a head that computes masks for all boxes."""
+    model, runs = network(), []
+    model.shared.register_forward_hook(lambda *_: runs.append(1))
+    Teacher(model, ['depthwise_norm']).probe(torch.randn(2, 3, 9, 9), None)
+    assert len(runs) == 2  # it runs twice in a pass
+
+
+class Biased(nn.Module):
+    """A network that keeps what follows from its parameters outside of its buffers, as LeViT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.kept = nn.Linear(3, 3), None
+
+    def train(self, mode: bool = True) -> 'Biased':
+        super().train(mode)
+        self.kept = None if mode else 2 * self.fc.bias.detach()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) + self.kept
+
+
+def test_what_a_network_computes_on_entering_evaluation_follows_its_parameters() -> None:
+    teacher = Teacher(Biased(), [''])
+    teacher.apply(lambda x: x.double())
+    assert teacher.features(torch.randn(2, 3).double(), None)[''][0].dtype == torch.float64
+    teacher.apply(lambda x: x.to('meta'))
+    assert teacher.model.kept.is_meta

@@ -46,6 +46,17 @@ def test_tokens_of_a_map_come_back_as_that_map(size, prefix):
         assert torch.equal(known.as_map(tokens, pixels), maps)
 
 
+def test_tokens_that_are_left_out_fill_no_smaller_map():
+    """As by an autoencoder that masks three of four patches in training, but not in a dry run."""
+    known = layout(1, (8, 8))
+    known.as_map(torch.randn(2, 65, 3), (64, 64))
+    known.as_map(torch.randn(2, 17, 3), (32, 32))  # images of another size
+    with pytest.raises(
+        ValueError, match=r"'tap' yields 17 tokens for images of 64x64, and has yielded 65: some are left"
+    ):
+        known.as_map(torch.randn(2, 17, 3), (64, 64))
+
+
 @pytest.mark.parametrize('prefix', [0, 1])
 @pytest.mark.parametrize('size', [(4, 4), (14, 7), (3, 5)])
 def test_a_network_that_states_nothing_may_have_a_class_token(size, prefix):

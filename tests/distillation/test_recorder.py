@@ -238,3 +238,27 @@ def test_the_networks_own_output_is_a_tap_where_it_is_asked_for():
         Recorder(network, ['x'], whole=True)
     with pytest.raises(UserError, match=r"has no module '' to tap; nearest names: 0, 1"):
         Recorder(network, [''])
+
+
+def test_probing_twice_finds_the_same(net, images):
+    recorder, expected = Recorder(net, ['norm', 'late']), net.norm(net.conv(images))
+    for _ in range(2):
+        with torch.no_grad(), recorder.probing() as features:
+            net(images)
+        assert torch.equal(features['norm'][0], expected)  # before the ReLU, in this pass, too
+        with recorder.recording() as features:
+            net(images)
+        assert torch.equal(features['norm'][0], expected)
+
+
+def test_a_tensor_that_is_returned_twice_is_one_level(images):
+    class Twice(nn.Module):
+        def forward(self, x):
+            y = x + 1
+            return y, (8, 8), [y, x * 2]
+
+    net = nn.Sequential(Twice())
+    with Recorder(net, ['0']).recording() as features:
+        net(images)
+    assert len(features['0']) == 2
+    assert torch.equal(features['0'][1], images * 2)

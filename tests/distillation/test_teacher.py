@@ -3,8 +3,9 @@ import copy
 import mmengine
 import pytest
 import torch
-from mmengine.model import BaseDataPreprocessor, BaseModule, ImgDataPreprocessor
+from mmengine.model import BaseDataPreprocessor, BaseModel, BaseModule, ImgDataPreprocessor
 from mmengine.structures import BaseDataElement
+from mmpretrain.structures import DataSample
 from tiny import PREPROCESSOR, classifier, equal, saved_teacher
 from torch import nn
 
@@ -306,3 +307,21 @@ def test_a_network_whose_weights_have_five_dimensions_runs_channels_last(options
     assert network.flat.weight.is_contiguous(memory_format=torch.channels_last)
     (output,) = teacher(images, None)['']
     torch.testing.assert_close(output.float(), expected, rtol=0.05, atol=0.05)
+
+
+class Detector(BaseModel):
+    """A network that reads what mmdet's data samples have and mmpretrain's lack."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return inputs * data_samples[0].batch_input_shape[0]
+
+
+def test_data_samples_of_another_package_are_named() -> None:
+    teacher, images = Teacher(Detector(), ['']), torch.randn(1, 3, 4, 4)
+    with pytest.raises(
+        UserError,
+        match=r"the teacher, Detector, reads what the data samples .*DataSamples, do not have .*'batch_input_shape'",
+    ):
+        teacher.probe(images, [DataSample()])
+    with pytest.raises(TypeError, match='subscriptable'):  # without samples: of the network itself
+        teacher.probe(images, None)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.logging import MMLogger
 from mmpretrain.datasets import CustomDataset
@@ -44,6 +45,24 @@ def check(train, val=None, hooks=(), model=None):
             val_dataloader=SimpleNamespace(dataset=val),
         )
     )
+
+
+@pytest.mark.parametrize('composite', [True, False])
+def test_layerwise_rates_by_names_that_a_composite_does_not_have_are_refused(composite):
+    kind = 'LearningRateDecayOptimizerConstructor'
+    wrapper = dict(
+        constructor=f'mmdet.{kind}', paramwise_cfg=dict(num_layers=2, decay_rate=0.5, decay_type='layer_wise')
+    )
+    model = torch.nn.ModuleDict({'student' if composite else 'backbone': torch.nn.Linear(2, 2)})
+    config = Config(dict(optim_wrapper=wrapper))
+    runner = SimpleNamespace(model=model, cfg=config, optim_wrapper=None, hooks=[])
+    if not composite:
+        CheckHook().before_run(runner)
+        return
+    with pytest.raises(
+        UserError, match=f"{kind} finds layers by names that begin with 'backbone', and those of a ModuleD"
+    ):
+        CheckHook().before_run(runner)
 
 
 @pytest.mark.parametrize('options', [{}, GIVEN])

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from mmcv.transforms import BaseTransform
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.hub import get_config
@@ -23,7 +24,7 @@ from tiny import (
 
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import DistillationHook
-from kd_plugins.registry import MODELS
+from kd_plugins.registry import MODELS, TRANSFORMS
 
 pytestmark = pytest.mark.usefixtures('device')  # mmengine's runner uses a GPU where there is one
 STAGES = ['backbone.stage1', 'backbone.stage2', 'backbone.stage3']
@@ -121,6 +122,39 @@ def test_zero_weights_equal_the_stock_run_bit_for_bit(tmp_path, data, teacher, w
     ]
     train(classification_config(data, tmp_path / 'run', **way(teacher, terms)))
     assert equal(saved(tmp_path / 'run/epoch_2.pth')['state_dict'], weights(stock.model))
+
+
+@TRANSFORMS.register_module(force=True)
+class Remembering(BaseTransform):
+    """Keeps the images that it has seen, as mmdet's CachedMosaic."""
+
+    def __init__(self):
+        self.results_cache = []
+
+    def transform(self, results):
+        self.results_cache.append(results['sample_idx'])
+        return results
+
+
+def test_a_dry_run_fills_no_cache_of_images(tmp_path, data, teacher):
+    config = classification_config(data, tmp_path / 'run', epochs=1, **by_hook(teacher, [KD]))
+    config.train_dataloader.dataset.pipeline.insert(1, dict(type=Remembering))
+    runner = train(config)
+    (kept,) = [x for x in runner.train_dataloader.dataset.pipeline.transforms if isinstance(x, Remembering)]
+    assert len(kept.results_cache) == len(runner.train_dataloader.dataset)  # those of the epoch
+
+
+def test_views_of_several_kinds_are_refused_before_anything_else(tmp_path, data, teacher):
+    """A preprocessor of several branches (semi-supervised) is not said to lack a normalisation."""
+    config = classification_config(data, tmp_path / 'run', **by_hook(teacher, [KD]))
+    config.train_dataloader.collate_fn = dict(type=in_branches)
+    with pytest.raises(UserError, match='with one view per image, got a dict of sup, unsup as inputs'):
+        train(config)
+
+
+def in_branches(samples):
+    images = [sample['inputs'] for sample in samples]
+    return dict(inputs=dict(sup=images, unsup=images), data_samples=None)
 
 
 @BOTH
