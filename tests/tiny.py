@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.hub import get_config
 from mmengine.runner import Runner
 
@@ -242,9 +243,28 @@ def reid_config(data: Path, work_dir: Path, identities: int = 6, epochs: int = 2
     )
 
 
+class Moves(Hook):
+    """Checks that a run trains: of every group of the optimiser with a learning rate, something has changed."""
+
+    priority = 'LOWEST'
+
+    def before_train(self, runner: Runner) -> None:
+        self.start = [[p.detach().clone() for p in group['params']] for group in runner.optim_wrapper.param_groups]
+
+    def after_train(self, runner: Runner) -> None:
+        for group, start in zip(runner.optim_wrapper.param_groups, self.start, strict=True):
+            pairs = [(p, old) for p, old in zip(group['params'], start, strict=True) if p.requires_grad]
+            assert (
+                not pairs
+                or not group.get('initial_lr', group['lr'])
+                or any(not torch.equal(p, old) for p, old in pairs)
+            )
+
+
 def train(config: Config) -> Runner:
-    """Run a config to its end."""
+    """Run a config to its end, and check that it trains."""
     runner = Runner.from_cfg(config)
+    runner.register_hook(Moves())
     runner.train()
     return runner
 

@@ -1,4 +1,5 @@
 import copy
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mmengine.runner import Runner
 from mmpretrain.models import ImageClassifier
 from mmpretrain.structures import DataSample
 from tiny import (
+    Moves,
     classification_config,
     classifier,
     coco_folder,
@@ -353,6 +355,11 @@ def test_adapters_learn_are_saved_and_resumed(tmp_path, data, teacher, way):
     config.load_from, config.resume = str(tmp_path / 'whole/epoch_4.pth'), True
     resumed = train(config)
     adapters = [core_of(runner).state_dict() for runner in (whole, resumed)]
+    if way is by_hook:
+        early = saved(tmp_path / 'whole/epoch_1.pth')['distillation']
+        learnt = dict(core_of(whole).named_parameters())
+        still = {name for name, p in learnt.items() if p.requires_grad and torch.equal(p.cpu(), early[name])}
+        assert not still, still
     assert len(adapters[0]) == 6 + 4 + 8 + 8 + 4 * 3 + 3 * 2 + 4 * 3
     assert whole.message_hub.get_scalar('train/loss_bss').data[0][4:].max() > 0
     assert equal(*adapters)
@@ -525,6 +532,18 @@ def test_compiled_run_trains_the_same(tmp_path, data, teacher, way, terms, task)
         torch.testing.assert_close(eager[key], compiled[key], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(not shutil.which('g++'), reason='inductor needs a C++ compiler')
+def test_inductor_trains_the_same(tmp_path, data, teacher):
+    """``compile=True`` itself, of one loss, since it takes most of a minute."""
+    for name, compile_ in (('eager', False), ('compiled', True)):
+        config = without_labels(data, tmp_path / name, by_hook, teacher, [NST], backbone_alone(), compile=compile_)
+        config.train_cfg.max_epochs = 1
+        train(config)
+    eager, compiled = (saved(tmp_path / name / 'epoch_1.pth')['state_dict'] for name in ('eager', 'compiled'))
+    for key in eager:
+        torch.testing.assert_close(eager[key], compiled[key], rtol=1e-4, atol=1e-5)
+
+
 def test_accumulation_equals_the_large_batch(tmp_path, data, teacher):
     """With KD, a mean over samples, three small batches accumulate the gradient of a large one (no BatchNorm)."""
     results = []
@@ -536,6 +555,7 @@ def test_accumulation_equals_the_large_batch(tmp_path, data, teacher):
         config.optim_wrapper.accumulative_counts = count
         config.optim_wrapper.optimizer.momentum = 0
         runner = Runner.from_cfg(config)
+        runner.register_hook(Moves())
         for module in runner.model.modules():  # BatchNorm's statistics depend on the batch
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.forward = lambda x: x
