@@ -31,6 +31,7 @@ setup(
         ],
     },
     python_requires='>=3.10',
+    classifiers=['Operating System :: POSIX :: Linux'],
     install_requires=[
         'torch>=2.6,<3',
         'torchvision>=0.21,<1',

@@ -11,8 +11,8 @@
 
 Several may be named, with options that all of them have; the next runs even if one fails.
 
-losses    every loss, forward and backward, compared with its literal form (all pairs by broadcasting, as popular code
-          does) and with its floor: the time to read student and teacher and to write the gradient, or to compute the
+losses    most losses, forward and backward, compared with their literal forms (all pairs by broadcasting, as popular
+          code does) and with a floor: the time to read student and teacher and to write the gradient, or to compute the
           products that it needs, at the speeds measured of this machine; with --compile also compiled. Value and
           gradient are compared with those of the literal form and of float64; the exit status is 1 where they disagree.
 reid      retrieval on drawn features: the evaluation at the size of Market-1501, compared with the similarity product
@@ -72,7 +72,7 @@ def parser_of() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     # Named here, since two of them are only started by others.
     commands = parser.add_subparsers(dest='command', required=True, metavar='{losses,reid,loader,step,teacher,race}')
-    command = commands.add_parser('losses', help='every loss compared with its literal form')
+    command = commands.add_parser('losses', help='losses compared with their literal forms')
     command.add_argument('--full', action='store_true', help='the shapes of CIFAR, ImageNet, an FPN and re-ID')
     command.add_argument('--dtypes', nargs='+', choices=['float32', 'bfloat16'], default=['float32'])
     command.add_argument(

@@ -1,4 +1,4 @@
-# Every loss alone, and KD with others, on the sample of Market-1501: mAP of a narrow ResNet-18.
+# KD, AT, SP, RKD and NST alone, and KD with others, on the sample of Market-1501: mAP of a narrow ResNet-18.
 #
 #     python tools/study.py configs/studies/market1501_sample.py --jobs 2
 title = 'Part of Market-1501, 400 identities'

@@ -1,4 +1,4 @@
-# Every loss alone, and KD + NST, on the short schedule of configs/cifar10_quick: ResNet-8 from ResNet-20.
+# KD, FitNet, FSP, AT, SP, RKD and NST alone, and KD + NST: ResNet-8 from ResNet-20, as in configs/cifar10_quick.
 #
 #     python tools/study.py configs/studies/resnet8_from_resnet20.py --jobs 2
 title = 'CIFAR-10, 20,000 images, two epochs'

@@ -1,9 +1,8 @@
 """The mathematics of the losses: tensors in, scalar out.
 
 A distillation loss takes the student first, the teacher second; ``batch_hard_triplet_loss`` is a task's loss.
-``base_samples``, ``draw_targets`` and ``boundary_attack`` make the inputs that ``bss_loss`` compares on;
-``attention_map`` and ``similarity_matrix`` are what ``at_loss`` and ``sp_loss`` compare. ``soft_focal_loss``,
-``giou_loss`` and ``box_distribution_loss`` compare the predictions of dense detectors, with a weight for each.
+``soft_focal_loss``, ``giou_loss`` and ``box_distribution_loss`` compare the predictions of dense detectors, with a
+weight for each; ``matched_attention`` gives the two attention maps of one size.
 ``base_samples``, ``draw_targets`` and ``boundary_attack`` make the inputs that ``bss_loss`` compares on, and
 ``draw_mask`` chooses what ``mgd_loss`` hides; ``attention_map`` and ``similarity_matrix`` are what ``at_loss`` and
 ``sp_loss`` compare.

@@ -26,7 +26,7 @@ def distillation_loss(function: Loss, takes_half: bool = False) -> Loss:
 
     Autocast is off, and so is a lower precision of products (TF32): a relational or Gram loss in half precision is
     off by tens of per cent. The teacher is detached, since one that needs gradients would keep its whole graph alive.
-    A function that ``takes_half`` gets features of half precision as they are, and computes with them in float32.
+    A function that ``takes_half`` gets features of half precision as they are: their products are sums in float32.
     """
 
     @wraps(function)

@@ -12,7 +12,7 @@ from kd_plugins.functional.gram import as_float, unit
 from kd_plugins.losses.base import DistillationLoss
 from kd_plugins.registry import MODELS
 
-_WIDEST = 8  # entries of a bank that a step uses, as a multiple of the number of negatives
+_WIDEST = 8  # least entries that a step uses of a larger bank, as a multiple of the number of negatives
 
 
 @MODELS.register_module()
@@ -27,8 +27,8 @@ class CRDLoss(DistillationLoss):
     Negatives are the entries of other classes, as in the authors' code for CIFAR-100. An image's class is remembered
     with its embedding. Until then its entry is a random direction, which is a fair negative for every class.
 
-    A bank that is larger than 8 times ``negatives`` is not compared as a whole: each step takes every k-th entry, from
-    a random start.
+    A bank of 16 times ``negatives`` or more is not compared as a whole: each step takes every k-th entry, at least 8
+    times ``negatives``, from a random start.
 
     RepDistiller puts it on the pooled features before the classifier, with weight 0.8, for all of its CIFAR-100 pairs.
 
