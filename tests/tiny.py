@@ -249,9 +249,12 @@ class Moves(Hook):
     priority = 'LOWEST'
 
     def before_train(self, runner: Runner) -> None:
+        self.iter = runner.iter
         self.start = [[p.detach().clone() for p in group['params']] for group in runner.optim_wrapper.param_groups]
 
     def after_train(self, runner: Runner) -> None:
+        if runner.iter == self.iter:  # a run that had ended already
+            return
         for group, start in zip(runner.optim_wrapper.param_groups, self.start, strict=True):
             pairs = [(p, old) for p, old in zip(group['params'], start, strict=True) if p.requires_grad]
             assert (

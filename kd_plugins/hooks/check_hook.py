@@ -52,9 +52,11 @@ class CheckHook(Hook):
         """Check the model."""
         mend_ssd_head()
         check_operators(runner.model)
+        if not isinstance(runner.optim_wrapper, OptimWrapper):  # in val() or test()
+            return
         _check_constructor(runner)
         distillation = distillation_of(runner)
-        if distillation is not None and isinstance(runner.optim_wrapper, OptimWrapper):  # not in val() or test()
+        if distillation is not None:
             give_num_samples(distillation, runner.train_dataloader.dataset)  # a Distiller does not know its data
 
     def before_train(self, runner: Runner) -> None:

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,11 @@ class IntegrityHook(Hook):
                 f'{" (drop_last drops an incomplete one)" if getattr(loader, "drop_last", False) else ""}, for '
                 f'{runner.max_epochs} epochs: lower the batch size, or give more data or epochs'
             )
-        for schedule, steps in zip(_flat(runner.param_schedulers), self._behind, strict=False):
-            for _ in range(steps):
-                schedule.step()
+        with warnings.catch_warnings():  # mmengine's, of a step before the optimiser's first
+            warnings.simplefilter('ignore', UserWarning)
+            for schedule, steps in zip(_flat(runner.param_schedulers), self._behind, strict=False):
+                for _ in range(steps):
+                    schedule.step()
         if not runner._load_from:
             check_arrival(unwrapped(runner.model))
         if not runner._resume:

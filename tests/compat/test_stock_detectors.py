@@ -76,7 +76,8 @@ def test_trains_and_predicts(name):
             assert any((model.get_parameter(n) != before[n]).any() for n in trainable if n.startswith(part)), part
 
         model.eval()
-        CheckHook().before_run(SimpleNamespace(model=model, hooks=()))  # as tools/train.py and tools/test.py have it
+        runner = SimpleNamespace(model=model, hooks=(), optim_wrapper=None)
+        CheckHook().before_run(runner)  # as tools/train.py and tools/test.py have it
         with torch.no_grad():
             (sample,) = model.test_step(data)
 

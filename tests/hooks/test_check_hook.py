@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.logging import MMLogger
+from mmengine.optim import OptimWrapper
 from mmpretrain.datasets import CustomDataset
 from tiny import classification_config, coco_folder, image_folder, saved_teacher, train
 from torch.utils.data import DataLoader, SequentialSampler
@@ -55,7 +56,8 @@ def test_layerwise_rates_by_names_that_a_composite_does_not_have_are_refused(com
     )
     model = torch.nn.ModuleDict({'student' if composite else 'backbone': torch.nn.Linear(2, 2)})
     config = Config(dict(optim_wrapper=wrapper))
-    runner = SimpleNamespace(model=model, cfg=config, optim_wrapper=None, hooks=[])
+    optimiser = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+    runner = SimpleNamespace(model=model, cfg=config, optim_wrapper=optimiser, hooks=[])
     if not composite:
         CheckHook().before_run(runner)
         return
