@@ -33,6 +33,11 @@ class Normalisation(NamedTuple):
         """
         return self.reversed or bool(self.mean.flatten()[0] > self.mean.flatten()[-1])
 
+    @property
+    def order_is_open(self) -> bool:
+        """Whether the means of colour images do not tell RGB from BGR, being one number."""
+        return self.mean.numel() == 3 and bool((self.mean == self.mean.flatten()[0]).all())
+
 
 def normalisation_of(preprocessor: Any) -> Normalisation:
     """Return a preprocessor's normalisation; without mean and std pixels stay as they are."""

@@ -1,12 +1,14 @@
 """The frozen teacher."""
 
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModel, ImgDataPreprocessor
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -80,6 +82,14 @@ class _Renormalise(nn.Module):
             self.flip = own.sees_rgb != flip_t
         else:  # two that convert, or two that do not, see the same images in the same order, whichever that is
             self.flip = flip_s != flip_t and own.sees_rgb != theirs.sees_rgb
+        if not flip_s and (flip_t or self.flip) and own.order_is_open:
+            print_log(
+                "the student's data_preprocessor has one mean for all channels and converts nothing, so its images are "
+                'taken for BGR, as files are loaded, and the teacher gets RGB: of a data set of RGB arrays, give the '
+                'teacher data_preprocessor=dict(mean=..., std=..., to_rgb=False)',
+                'current',
+                logging.WARNING,
+            )
         if self.flip:
             mean_s, std_s = mean_s.flip(0), std_s.flip(0)
         self.register_buffer('scale', std_s / std_t, persistent=False)

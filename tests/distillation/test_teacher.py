@@ -98,6 +98,22 @@ def test_sees_the_order_of_channels_that_it_was_trained_with(student, arrays, te
     torch.testing.assert_close(converted, own / teacher.data_preprocessor.std, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ('student', 'teacher', 'noted'),
+    [
+        (CIFAR | dict(mean=[127.5] * 3), IMAGENET, True),
+        (CIFAR | dict(mean=[127.5] * 3), CIFAR, False),
+        (CIFAR, IMAGENET, False),
+        (IMAGENET | dict(mean=[127.5] * 3), IMAGENET, False),
+    ],
+)
+def test_an_order_of_channels_that_nothing_tells_is_noted(student, teacher, noted, monkeypatch):
+    lines = []
+    monkeypatch.setattr('kd_plugins.distillation.teacher.print_log', lambda text, *_: lines.append(text))
+    Teacher(build(**teacher), ['head.fc'], build(**student).data_preprocessor)
+    assert ['are taken for BGR' in line for line in lines] == [True] * noted
+
+
 def test_config_dict_without_a_normalisation_gets_the_batch_as_it_is():
     model = classifier()
     without = {key: value for key, value in model.items() if key != 'data_preprocessor'}
