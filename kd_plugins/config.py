@@ -188,6 +188,12 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
     return config
 
 
+def without_workers(loader: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of a data loader that loads in this process, without the options of workers alone."""
+    kept = {key: value for key, value in loader.items() if key not in ('prefetch_factor', 'timeout')}
+    return kept | dict(num_workers=0, persistent_workers=False)
+
+
 def walk(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
     """Yield every value below a config or a part of one, from the outermost in, with its dotted path."""
     for key, value in _items(node):

@@ -360,10 +360,12 @@ class Distillation(nn.Module):
             if not term.is_ever_active():
                 continue
             levels = term.student_levels(features)
-            dead = [tap for tap in term.student_taps if not any(x.requires_grad for x in features[tap])]
-            if levels and any(x.requires_grad for x in levels):
-                dead = [tap for tap in dead if features[tap] and trains(tap)]
-            if levels and dead:
+            taken = {tap: [x for x in features[tap] if any(x is y for y in levels)] for tap in term.student_taps}
+            flows = any(x.requires_grad for x in levels)
+            dead = [tap for tap, own in taken.items() if own and not any(x.requires_grad for x in own)]
+            if flows:
+                dead = [tap for tap in dead if trains(tap)]
+            if dead:
                 raise UserError(
                     f"term '{term.name}': no gradient flows from {'+'.join(dead)} into the student, so "
                     'the term would train nothing: all layers up to it are frozen, or it is inside a block with '

@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import Tensor
 
-from kd_plugins.config import walk
+from kd_plugins.config import walk, without_workers
 from kd_plugins.errors import UserError
 from kd_plugins.registry import DATASETS, type_name
 
@@ -53,10 +53,7 @@ def images_for(config: Config, network: Any, size: Sequence[int] | None) -> Imag
     try:
         if config.get('test_dataloader') is None:
             raise UserError(f'{config.filename} has no test_dataloader')
-        options = dict(num_workers=0, persistent_workers=False, batch_size=COUNT)
-        test = copy.deepcopy(config.test_dataloader) | options
-        for key in ('prefetch_factor', 'timeout'):  # of workers alone
-            test.pop(key, None)
+        test = without_workers(copy.deepcopy(config.test_dataloader)) | dict(batch_size=COUNT)
         for _, part in walk(test):  # seven images are no reason to fetch a data set
             if isinstance(part, dict) and _downloads(part):
                 part['download'] = False

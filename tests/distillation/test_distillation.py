@@ -198,6 +198,10 @@ def test_a_level_without_gradient_is_found_beside_others(student, teacher, image
         losses_of(core, cut, images, None)
     core.terms[0].weight = 0
     losses_of(core, cut, images, None)
+    taken = HINT | dict(student=STAGES[:2], teacher=STAGES[:2], student_levels=[1], teacher_levels=[1])
+    core, features, *_ = distil(student, teacher, [taken], images)
+    core.gradients_checked = False
+    losses_of(core, features | {STAGES[0]: [x.detach() for x in features[STAGES[0]]]}, images, None)
 
 
 def test_layers_in_the_place_of_images_are_refused(student, teacher, images):

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.timing import keep, machine_of, peak_memory, seconds
-from kd_plugins.config import load_config
+from kd_plugins.config import load_config, without_workers
 from kd_plugins.datasets import ResizedImages
 from kd_plugins.errors import UserError
 from kd_plugins.registry import DATASETS, type_name
@@ -47,12 +47,9 @@ def endless(config: Config, root: Path, device: str) -> Callable[[], None]:
     inner = loader.dataset.get('dataset', loader.dataset)
     inner.data_root = str(root)
     batched = inner is not loader.dataset
-    loader.update(num_workers=0, persistent_workers=False)
-    for key in ('prefetch_factor', 'timeout'):  # of workers alone
-        loader.pop(key, None)
     if batched:
         loader.dataset.device = device
-    source = Runner.build_dataloader(loader, seed=0)
+    source = Runner.build_dataloader(without_workers(loader), seed=0)
     if batched:
         source.dataset.set_epoch(0, 0)
     preprocessor = MODELS.build(dict(config.data_preprocessor, type='mmpretrain.ClsDataPreprocessor')).to(device)

@@ -12,7 +12,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor
 
-from kd_plugins.config import load_config
+from kd_plugins.config import load_config, without_workers
 from kd_plugins.distillation.origins import normalisation_of
 from kd_plugins.distillation.recorder import Recorder
 from kd_plugins.distillation.sources import build_teacher
@@ -89,10 +89,7 @@ def test_set(path: str) -> Any:
     if config.get('test_dataloader') is None:
         raise UserError(f'{path} has no test_dataloader, from which the images are taken: give a whole config')
     init_default_scope(config.get('default_scope', 'mmpretrain'))
-    loader = config.test_dataloader | dict(num_workers=0, persistent_workers=False)
-    for key in ('prefetch_factor', 'timeout'):  # of workers alone
-        loader.pop(key, None)
-    return Runner.build_dataloader(loader, seed=0)
+    return Runner.build_dataloader(without_workers(config.test_dataloader), seed=0)
 
 
 def labels_of(dataset: Any) -> np.ndarray:
