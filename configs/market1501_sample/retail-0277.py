@@ -2,11 +2,11 @@
 # file of your own returns it, see the README of this folder. Scores of identities do not fit, since it knows others;
 # what compares embeddings or maps does:
 #
-#     METHOD=rkd_da python tools/train.py configs/market1501_sample/retail-0277.py
+#     METHOD=cosine python tools/train.py configs/market1501_sample/retail-0277.py
 _base_ = ['./student.py', '../_base_/methods_embedding.py']
 from kd_plugins.config import terms_of
 
-variant = '{{$METHOD:rkd_da}}'
+variant = '{{$METHOD:cosine}}'
 name = variant
 # Two augmentations of each picture, whose embeddings and maps the cache keeps.
 train_dataloader = dict(
