@@ -36,11 +36,12 @@ class FeatureCache:
 
     The name of the file is a hash of the teacher's weights, structure, options and taps, and of the files of those
     classes in it that are no library's; the key of an entry is a hash of the input's pixels, or of the image that they
-    follow from, and the autocast precision. Features of another teacher or another augmentation are therefore never
-    returned, and any number of runs and processes may share a folder. What a library changes in its next version, or a
-    function registers on a network (forward hooks), is not seen: delete the folder then. Entries are written whole or
-    not at all, with a checksum over the features, the input and the layout; a damaged entry is computed again. Features
-    have the memory layout that those of the file's first run had, channels-last or not.
+    follow from, the autocast precision, and the sizes to which maps are pooled. Features of another teacher or another
+    augmentation are therefore never returned, and any number of runs and processes may share a folder. What a library
+    changes in its next version, or a function registers on a network (forward hooks), is not seen: delete the folder
+    then. Entries are written whole or not at all, with a checksum over the features, the input and the layout; a
+    damaged entry is computed again. Features have the memory layout that those of the file's first run had,
+    channels-last or not.
 
     The checksum of a large entry is compared once in a process, which keeps a hundred bytes for each.
 
@@ -110,7 +111,7 @@ class FeatureCache:
         return [result for part in self._pool.map(function, parts) for result in part]
 
     def keys(
-        self, inputs: Tensor, data_samples: Sequence[Any] | None, origin: Origin | None = None
+        self, inputs: Tensor, data_samples: Sequence[Any] | None, origin: Origin | None = None, form: str = ''
     ) -> tuple[str, list[bytes]]:
         """Return the key of what all images of a batch share, and the key of each image.
 
@@ -118,6 +119,7 @@ class FeatureCache:
             inputs: The batch.
             data_samples: Annotations of its images.
             origin: What the batch follows from, where that is known: fewer bytes to hash.
+            form: What becomes of the features before they are stored, where that is not the teacher's alone.
         """
         device = inputs.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
@@ -136,7 +138,10 @@ class FeatureCache:
         def hashes(part: Sequence[tuple[memoryview, bytes]]) -> list[bytes]:
             return [hashlib.blake2b(pixels, key=context, digest_size=16).digest() for pixels, context in part]
 
-        return kind, self._in_threads(hashes, list(zip(_rows(images), contexts, strict=True)), images[0].nbytes)
+        keys = self._in_threads(hashes, list(zip(_rows(images), contexts, strict=True)), images[0].nbytes)
+        if form:
+            keys = [hashlib.blake2b(key + form.encode(), digest_size=16).digest() for key in keys]
+        return f'{kind} {form}'.rstrip(), keys
 
     def missing(self, keys: Sequence[bytes]) -> list[int]:
         """Return the positions of the images that have no entry."""

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
@@ -277,7 +278,14 @@ class Distillation(nn.Module):
                     )
         with preserved_rng():
             batch = Batch(inputs, None, self.recorder, self.teachers)
-            return [term.prepare(features, targets, batch) for term in self.terms]
+            lines = [term.prepare(features, targets, batch) for term in self.terms]
+            for index, teacher in enumerate(self.teachers):
+                if teacher.caches:
+                    terms = [term for term in self.terms if index in term.teachers]
+                    pairs = {x for term in terms for x in term.pooled(index, features, targets[index], batch)}
+                    taps = Counter(tap for tap, _ in pairs)  # pooled to one size, by all terms
+                    teacher.pool({tap: size for tap, size in pairs if size and taps[tap] == 1}, inputs)
+            return lines
 
     def losses(
         self, run_student: Callable[..., Any], inputs: Tensor, data_samples: Sequence[Any] | None

@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from kd_plugins.distillation.adapters import ABF, adapter_for
-from kd_plugins.distillation.layout import Layout, Tokens, layout_of, size_of
+from kd_plugins.distillation.layout import Layout, Size, Tokens, layout_of, size_of
 from kd_plugins.distillation.recorder import Features, Recorder
 from kd_plugins.distillation.schedule import Schedule
 from kd_plugins.distillation.teacher import Teacher
@@ -446,6 +446,36 @@ class Term(nn.Module):
             levels.append(s)
             targets.append(t)
         return levels, targets
+
+    def pooled(self, index: int, student: Features, target: Features, batch: Batch) -> list[tuple[str, Size | None]]:
+        """Return each tap of a teacher with the size to which the term average-pools its map before all else.
+
+        The size is None where the term takes the map whole, or something else than one map. A tap that is compared with
+        several of the student's comes once for each.
+        """
+        if self.resize == 'teacher' or (self.resize == 'smaller' and not self._declared.pools):
+            return [(tap, None) for tap in self.teacher_taps]
+        levels, targets = self._taken(index, student, target, batch)
+        mode = self.adapters.training
+        self.adapters.eval()  # their statistics stay as they are
+        levels = self._adapted(index, levels, targets)
+        self.adapters.train(mode)
+        input_size = batch.teachers[index].input_size(batch.inputs)
+
+        def size(tap: str, s: Tensor, t: Tensor) -> Size | None:
+            if s.ndim != 4 or t.ndim != 4 or len(target[tap]) > 1:
+                return None
+            smaller = min(s.shape[-2], t.shape[-2]), min(s.shape[-1], t.shape[-1])
+            cell = t[:1, :, : smaller[0], : smaller[1]]
+            is_map = self._layouts[index, tap].as_map(cell, input_size) is cell  # not taken for a channels-last one
+            return smaller if is_map and smaller != size_of(t) else None
+
+        pairs = list(zip(levels, targets, strict=True))
+        return [
+            (tap, x)
+            for tap in self.teacher_taps
+            for x in [size(tap, s, t) for s, t in pairs if any(t is own for own in target[tap])] or [None]
+        ]
 
     def _layouts_of(
         self, index: int | None, side: str, taps: list[str], features: Features, network: nn.Module

@@ -29,6 +29,7 @@ class CosineLoss(DistillationLoss):
     """
 
     features = 'positions'
+    pools = True
 
     def __init__(self, smooth_l1: float = 0.1) -> None:
         super().__init__()

@@ -33,6 +33,7 @@ class CWDLoss(DistillationLoss):
     """
 
     features = 'maps'
+    pools = True
 
     def __init__(self, tau: float = 1.0) -> None:
         super().__init__()

@@ -28,6 +28,7 @@ class FitNetLoss(DistillationLoss):
     """
 
     features = 'positions'
+    pools = True
 
     def __init__(self, reduction: str = 'mean') -> None:
         super().__init__()

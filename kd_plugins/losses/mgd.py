@@ -41,6 +41,7 @@ class MGDLoss(DistillationLoss):
     """
 
     features = 'maps'
+    pools = True
     per_level = True
 
     def __init__(self, share: float = 0.65, mask: str = 'positions') -> None:

@@ -32,6 +32,7 @@ class NSTLoss(DistillationLoss):
     """
 
     features = 'maps'
+    pools = True
 
     def __init__(self, kernel: str = 'poly', degree: int = 2, c: float = 0.0, bandwidth: str | float = 'cross') -> None:
         super().__init__()

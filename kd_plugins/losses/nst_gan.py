@@ -58,6 +58,7 @@ class NSTGANLoss(DistillationLoss):
     """
 
     features = 'maps'
+    pools = True
 
     def __init__(self, hidden: int = 128) -> None:
         super().__init__()

@@ -28,6 +28,7 @@ class PKDLoss(DistillationLoss):
     """
 
     features = 'maps'
+    pools = True
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare maps (B, C, H, W)."""

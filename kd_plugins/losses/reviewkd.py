@@ -32,6 +32,7 @@ class ReviewKDLoss(DistillationLoss):
     """
 
     features = 'maps'
+    pools = True
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare maps (B, C, H, W)."""

@@ -45,6 +45,7 @@ class VIDLoss(DistillationLoss):
     """
 
     features = 'positions'
+    pools = True
     per_level = True
 
     def __init__(self, variance: float = 5.0) -> None:

@@ -199,7 +199,7 @@ def test_a_run_that_repeats_its_augmentations_runs_the_teacher_for_the_first_one
         )
         with monkeypatch.context() as patch:
             calls, keys = forwards(patch), FeatureCache.keys
-            patch.setattr(FeatureCache, 'keys', lambda *args: (origins.append(args[-1]), keys(*args))[1])
+            patch.setattr(FeatureCache, 'keys', lambda *args: (origins.append(args[3]), keys(*args))[1])
             model = train(config).model
             assert not model.data_preprocessor._forward_hooks
             return weights(model), sum(calls[3:])  # the first three are the dry run's

@@ -132,7 +132,7 @@ def steps_of(
     features: list[Any] = []
 
     def kept(inputs: Tensor, samples: Sequence[Any] | None) -> list[Any]:
-        features[:] = features or distillation.teacher_features(inputs, samples)
+        features[:] = features or cached.teacher_features(inputs, samples)
         return features
 
     held.teacher_features = kept  # type: ignore[assignment]  # the floor of any cache
