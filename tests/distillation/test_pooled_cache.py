@@ -2,11 +2,13 @@
 
 import copy
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mmengine.model import BaseModel
 from tiny import classifier, saved_teacher
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
@@ -21,20 +23,30 @@ SMALL, LARGE = 'backbone.stage3', 'backbone.stage2'  # 4 x 4 and 8 x 8 of images
 POOLING = [x for x in vars(losses).values() if getattr(x, 'pools', False)]
 
 
+def classes() -> nn.Module:
+    return MODELS.build(classifier())
+
+
 def steps(
-    folder: Path, terms: list[dict[str, Any]], images: list[Tensor], first: Tensor | None = None, **teacher: Any
+    folder: Path,
+    terms: list[dict[str, Any]],
+    images: list[Tensor],
+    first: Tensor | None = None,
+    student: Callable[[], nn.Module] = classes,
+    **teacher: Any,
 ) -> tuple[list[float], list[tuple[int, ...]]]:
     """Return the sum of the losses of each batch, and the shapes of the teacher's features, from the cache."""
     torch.manual_seed(0)
-    student = MODELS.build(classifier())
-    core = Distillation(student, dict(saved_teacher(folder), **teacher), terms)
-    core.dry_run(student, images[0] if first is None else first, None)
+    network = student()
+    source = {} if 'build' in teacher else saved_teacher(folder)
+    core = Distillation(network, source | teacher, terms)
+    core.dry_run(network, images[0] if first is None else first, None)
     sums, shapes = [], []
     for batch in images:
         core.teacher_features(batch, None)
         (targets,) = core.teacher_features(batch, None)
         with core.recorder.recording() as features:
-            student(batch, mode='tensor')
+            network(batch, mode='tensor')
         sums.append(float(sum(core(features, [targets], batch, None).values()).detach()))
         shapes += [tuple(x.shape) for levels in targets.values() for x in levels]
     return sums, shapes
@@ -114,11 +126,50 @@ def test_images_of_another_size_than_the_dry_runs_are_kept_whole(tmp_path: Path)
     assert shapes == [(3, 8, 16, 16), (3, 8, 4, 4)]
 
 
+class Maps(BaseModel):
+    """Gives maps of these sizes, all by one module where there are several."""
+
+    def __init__(self, channels: int, *sizes: tuple[int, int]) -> None:
+        super().__init__()
+        self.conv, self.sizes, self.tap = nn.Conv2d(3, channels, 1), sizes, nn.Identity()
+
+    def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = 'tensor') -> list[Tensor]:
+        maps = [adaptive_avg_pool2d(self.conv(inputs), size) for size in self.sizes]
+        return self.tap(maps[0] if len(maps) == 1 else maps)
+
+
+def maps(sizes: list[tuple[int, int]]) -> nn.Module:
+    """Return a teacher that gives maps of four channels, and the same in every process."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return Maps(4, *sizes)
+
+
+@pytest.mark.parametrize(
+    ('small', 'large', 'options'),
+    [
+        ([(4, 4), (2, 2)], [(8, 8), (4, 4)], {}),  # a pyramid, whose levels are pooled to several sizes
+        ([(4, 4)], [(8, 8), (4, 4)], dict(teacher_levels=[0])),  # a level of one
+        ([(4, 7)], [(8, 14)], {}),  # (4, 4, 7) of 16 x 16 pixels would count as four rows of four cells
+    ],
+)
+def test_what_has_no_one_pooled_form_is_kept_whole(
+    tmp_path: Path, small: list[tuple[int, int]], large: list[tuple[int, int]], options: dict[str, Any]
+) -> None:
+    term = HINT | dict(student='tap', teacher='tap') | options
+    images = [torch.randn(3, 3, 16, 14)]
+    teacher = dict(build=dict(function=f'{__name__}:maps', sizes=large), data_preprocessor={}, size=16)
+    whole, shapes = steps(tmp_path, [term], images, None, lambda: Maps(6, *small), **teacher)
+    assert shapes == [(3, 4, *size) for size in large]
+    cached = steps(tmp_path, [term], images, None, lambda: Maps(6, *small), **teacher, cache=str(tmp_path / 'cache'))
+    assert cached == (whole, shapes)
+
+
 def test_pooled_and_whole_maps_share_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.randn(4, 3, 16, 16)
     config = saved_teacher(tmp_path)
     pooled, whole, again = (
-        Distillation(MODELS.build(classifier()), dict(config, cache=str(tmp_path / 'cache')), [term])
+        Distillation(classes(), dict(config, cache=str(tmp_path / 'cache')), [term])
         for term in (
             HINT | dict(student=SMALL, teacher=LARGE),
             HINT | dict(student=LARGE, teacher=LARGE),
@@ -139,7 +190,7 @@ def test_pooled_and_whole_maps_share_a_file(tmp_path: Path, monkeypatch: pytest.
 def test_half_precision_keeps_its_type(tmp_path: Path) -> None:
     terms = [HINT | dict(student=SMALL, teacher=LARGE)]
     images = torch.randn(4, 3, 16, 16)
-    student = MODELS.build(classifier())
+    student = classes()
     core = Distillation(student, dict(saved_teacher(tmp_path), cache=str(tmp_path / 'cache')), terms)
     core.dry_run(student, images, None)
     with torch.autocast('cpu', torch.bfloat16):
@@ -157,7 +208,7 @@ def test_the_statistics_of_adapters_stay_as_they_are(tmp_path: Path) -> None:
     states = []
     for options in ({}, dict(cache=str(tmp_path / 'cache'))):
         torch.manual_seed(0)
-        student = MODELS.build(classifier())
+        student = classes()
         term = HINT | dict(student=SMALL, teacher=LARGE, adapter=adapter)
         core = Distillation(student, dict(saved_teacher(tmp_path), **options), [term])
         core.dry_run(student, images, None)
