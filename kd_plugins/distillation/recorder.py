@@ -61,6 +61,8 @@ class Recorder:
                 raise UserError(
                     f"{who} has no module '{tap}' to tap; {nearest(tap, modules)}{output}; visualize.py taps lists all"
                 )
+        # Else a graph of the same class of network, compiled while a module had no hook, is taken where it has one.
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
         self._cloned: set[str] = set()
         self._runs: Counter[str] = Counter()  # of each tap in probing
         self._probed = self._constant = False

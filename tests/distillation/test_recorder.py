@@ -262,3 +262,21 @@ def test_a_tensor_that_is_returned_twice_is_one_level(images):
         net(images)
     assert len(features['0']) == 2
     assert torch.equal(features['0'][1], images * 2)
+
+
+def test_networks_of_one_class_are_compiled_for_their_own_taps():
+    def recorded(*taps):
+        model = Net().eval()
+        recorder = Recorder(model, taps)
+
+        def step(x):
+            with recorder.recording() as features:
+                model(x)
+            return {tap: len(levels) for tap, levels in features.items()}
+
+        return torch.compile(step, backend='eager')(torch.randn(2, 3, 8, 8))
+
+    torch._dynamo.reset()
+    assert recorded('conv') == {'conv': 1}
+    assert recorded('norm') == {'norm': 1}
+    assert recorded('conv', 'head') == {'conv': 1, 'head': 3}
