@@ -5,7 +5,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from kd_plugins.distillation.adapters import ABF, adapter_for
 from kd_plugins.distillation.layout import Layout, Size, Tokens, layout_of, size_of
 from kd_plugins.distillation.recorder import Features, Recorder
+from kd_plugins.distillation.samples import indices_of, labels_of
 from kd_plugins.distillation.schedule import Schedule
 from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.errors import UserError
@@ -151,6 +151,10 @@ class Term(nn.Module):
     @property
     def _declared(self) -> DistillationLoss | type[DistillationLoss]:
         return self.loss if isinstance(self.loss, DistillationLoss) else DistillationLoss
+
+    @property
+    def _who(self) -> str:
+        return f"term '{self.name}': {type(self.loss).__name__}"
 
     @property
     def needs_indices(self) -> bool:
@@ -539,23 +543,8 @@ class Term(nn.Module):
             )
 
     def labels(self, data_samples: Sequence[Any] | None) -> Tensor:
-        """Return the class labels (N,) of the images.
-
-        Raises:
-            UserError: An image has no label, several, or soft ones.
-        """
-        labels = []
-        for sample in [None] if data_samples is None else data_samples:
-            label, mixed = getattr(sample, 'gt_label', None), getattr(sample, 'gt_score', None) is not None
-            if mixed or not isinstance(label, Tensor) or label.numel() != 1:
-                found = f'{label.numel()} numbers' if isinstance(label, Tensor) else label
-                raise UserError(
-                    f"term '{self.name}': {type(self.loss).__name__} needs images of one class each, a gt_label of one "
-                    f'number in each data sample, got {"a gt_score" if mixed else found}: use it for single-label '
-                    'classification, without mixed images (Mixup, CutMix) or soft labels'
-                )
-            labels.append(label.flatten())
-        return torch.cat(labels)
+        """Return the class labels (N,) of the images, see :func:`~kd_plugins.distillation.samples.labels_of`."""
+        return labels_of(data_samples, self._who)
 
     def set_num_samples(self, num_samples: int) -> None:
         """Give the number of images of the training set to a loss that needs their indices.
@@ -576,34 +565,8 @@ class Term(nn.Module):
                 )
 
     def indices(self, data_samples: Sequence[Any] | None) -> list[int]:
-        """Return the indices of the images in the training set.
-
-        Raises:
-            UserError: An image has no index or one out of range, is mixed of several, or the number of images of the
-                training set is unknown.
-        """
-        count, kind = self._declared.num_samples, type(self.loss).__name__
-        if count is None:
-            raise UserError(
-                f"term '{self.name}': {kind} needs the number of images of the training set, which only the "
-                "project's commands and DistillationHook find: give loss=dict(num_samples=...)"
-            )
-        indices = []
-        for sample in [None] if data_samples is None else data_samples:
-            index, mixed = getattr(sample, 'sample_idx', None), getattr(sample, 'gt_score', None) is not None
-            if mixed or not isinstance(index, Integral):
-                raise UserError(
-                    f"term '{self.name}': {kind} needs the index of each image in the training set, sample_idx in the "
-                    f'metainfo of its data sample, got {"a mixed image" if mixed else index}: '
-                    + ('do not mix images' if mixed else 'add it to the meta_keys of the last step of the pipeline')
-                )
-            if not 0 <= int(index) < count:
-                raise UserError(
-                    f"term '{self.name}': the sample_idx of an image is {index}, expected 0 to {count - 1}, the "
-                    f'{kind} being for num_samples={count}: give the size of the training set'
-                )
-            indices.append(int(index))
-        return indices
+        """Return the indices of the images, see :func:`~kd_plugins.distillation.samples.indices_of`."""
+        return indices_of(data_samples, self._declared.num_samples, self._who)
 
     @contextmanager
     def explain_shape_errors(self, student: Features, targets: Sequence[Features]) -> Iterator[None]:
