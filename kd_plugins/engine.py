@@ -3,10 +3,12 @@
 import argparse
 import fcntl
 import gc
+import itertools
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -223,26 +225,42 @@ def join_group(launcher: str) -> None:
 
 
 @contextmanager
-def alone_in(folder: str | Path, launcher: str = 'none') -> Iterator[None]:
+def alone_in(
+    folder: str | Path, launcher: str = 'none', file: str = '.lock', until: Callable[[], object] | None = None
+) -> Iterator[None]:
     """Hold a folder, so that no other command writes into it at the same time.
 
+    Args:
+        folder: The folder, which is made where it is missing.
+        launcher: Of several processes that a launcher starts, the first one holds the folder.
+        file: Name of the file that is locked.
+        until: Wait for another command that holds the folder, but no longer than until this returns what is true.
+
     Raises:
-        UserError: Another command holds it.
+        UserError: Another command holds it, and ``until`` is None.
     """
     if int(os.environ.get(_RANKS.get(launcher, ''), 0)):  # the first process holds it for the others
         yield
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
-    with Path(folder, '.lock').open('w') as lock:
+    with Path(folder, file).open('w') as lock:
         os.register_at_fork(after_in_child=lock.close)  # a loader's worker can outlive this process
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f'{folder}: another command runs in this folder: wait until it ends, or name another folder'
-            ) from None
-        except OSError:  # a file system without locks
-            pass
+        for tried in itertools.count():
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if until is None:
+                    raise UserError(
+                        f'{folder}: another command runs in this folder: wait until it ends, or name another folder'
+                    ) from None
+                if until():
+                    break
+                if not tried:
+                    print_log(f'waiting for another command, which runs in {folder}', 'current')
+                time.sleep(1)
+            except OSError:  # a file system without locks
+                break
         yield
 
 

@@ -199,6 +199,21 @@ def test_a_folder_has_one_command_and_is_free_again_when_that_ends_though_its_ch
     os.waitpid(child, 0)
 
 
+def test_a_command_waits_for_a_folder_until_that_is_free_or_what_it_wants_is_there(tmp_path, monkeypatch):
+    slept, asked = [], []
+    monkeypatch.setattr('time.sleep', slept.append)
+    with alone_in(tmp_path), alone_in(tmp_path, file='.turn', until=lambda: False):  # another lock, which is free
+        with alone_in(tmp_path, until=lambda: asked.append(0) or len(asked) == 3):
+            pass
+        assert (len(asked), slept) == (3, [1, 1])
+    held = alone_in(tmp_path)
+    held.__enter__()
+    with alone_in(tmp_path, until=lambda: held.__exit__(None, None, None)):
+        assert slept == [1, 1, 1]
+        with pytest.raises(UserError, match='another command runs in this folder'), alone_in(tmp_path):
+            pass
+
+
 def test_data_that_are_read_by_pickle_are_refused_unless_allowed():
     config = Config(
         dict(

@@ -2,12 +2,13 @@
 
     python tools/train.py configs/nst_voc.py
 
-Five keys of a config are read by this command and not by mmengine's runner:
+Six keys of a config are read by this command and not by mmengine's runner:
 
 prepare   functions that make the data: dict(type='module.function', ...)
 requires  runs that come first: dict(config='configs/x.py', checkpoint='work_dirs/x/student.pth'), in a config
           kd_plugins.config.trained('configs/x.py'); trained where the checkpoint is missing
 compare   name='configs/y.py': other runs in the table that is printed at the end; trained where their result is missing
+name      what this run is called in that table; by default its file
 beside    True: those runs train while this one does, one after the other; what they print is in their logs alone
 note      a text below that table, as over how many seeds the difference was checked
 """
@@ -16,13 +17,15 @@ import argparse
 import importlib
 import inspect
 import json
+import logging
 import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
@@ -86,10 +90,10 @@ def check_others(config: Config, above: tuple[str, ...] = ()) -> None:
     """Check the configs that a run requires, where they are not trained yet, and those that it is compared with.
 
     Raises:
-        UserError: A config is missing or invalid, requires a run that requires it, or trains in another folder under
-            the variables of this environment.
+        UserError: A config is missing or invalid, requires a run that requires it, or trains in the folder of such a
+            run, or in another folder under the variables of this environment.
     """
-    above += (os.path.realpath(path := config.filename),)
+    above += (os.path.realpath(path := config.filename), os.path.realpath(config.work_dir))
     missing = {x.config: x.checkpoint for x in config.get('requires', []) if not Path(x.checkpoint).is_file()}
     for other in [*missing, *config.get('compare', {}).values()]:
         try:
@@ -106,6 +110,8 @@ def check_others(config: Config, above: tuple[str, ...] = ()) -> None:
                     'NETWORK and the like as they are in the environment: train it first, by a command of its own'
                 )
             check_others(required, above)
+            if os.path.realpath(required.work_dir) in above:
+                raise UserError(f'{path} requires {other}, and both train in {required.work_dir}: rename one of them')
 
 
 def command_of(config: str, flags: Sequence[str]) -> list[str]:
@@ -132,11 +138,14 @@ def train_apart(config: str, flags: Sequence[str]) -> None:
         raise UserError(f'{config}, which this run builds on, failed: see its error above')
 
 
-def share_missing(config: Config) -> bool:
-    """Return whether a run and one that it is compared with build on the same checkpoint, which is still missing."""
-    named = [{x.checkpoint for x in load_config(path).get('requires', [])} for path in config.compare.values()]
-    required = {x.checkpoint for x in config.get('requires', [])}
-    return any(not Path(path).is_file() for path in required & set().union(*named))
+def train_once(config: str, flags: Sequence[str], trained: Callable[[], object]) -> None:
+    """Train another config, if it is not trained; of several commands that need it, one does, and the others wait."""
+    folder = load_config(config).work_dir
+    with alone_in(folder, file='.turn', until=trained):
+        with alone_in(folder, until=trained):  # a command of its own may train it
+            pass
+        if not trained():
+            train_apart(config, flags)
 
 
 def train_missing(config: Config, launcher: str, flags: Sequence[str]) -> None:
@@ -145,7 +154,7 @@ def train_missing(config: Config, launcher: str, flags: Sequence[str]) -> None:
         if not Path(other.checkpoint).is_file():
             if launcher != 'none':
                 raise UserError(f'{other.checkpoint} is missing: make it first, with kd-train {other.config}')
-            train_apart(other.config, flags)
+            train_once(other.config, flags, Path(other.checkpoint).is_file)
         if not Path(other.checkpoint).is_file():
             raise UserError(
                 f'{other.config} was trained but left no {other.checkpoint}: requires names another '
@@ -202,11 +211,14 @@ def print_comparison(config: Config, flags: Sequence[str]) -> None:
     """Train the runs to compare with, where their result is missing, and print a table of all last metrics."""
     folders = {}
     for name, path in config.compare.items():
-        folders[name] = load_config(path).work_dir
-        if read_result(folders[name]) is None:
-            if config.launcher != 'none':
-                raise UserError(f'{path}, to compare with, has no result: make it with kd-train {path}')
-            train_apart(path, flags)
+        folder = load_config(path).work_dir
+        if read_result(folder) is None and config.launcher != 'none':
+            print_log(
+                f'{path}, to compare with, has no result: make it with kd-train {path}', 'current', logging.WARNING
+            )
+            continue
+        train_once(path, flags, partial(read_result, folder))
+        folders[name] = folder
     folders[config.get('name', Path(config.filename).stem)] = config.work_dir
     results = {}
     for name, folder in folders.items():
@@ -224,11 +236,11 @@ def print_comparison(config: Config, flags: Sequence[str]) -> None:
     ]
     groups = {key.rpartition('/')[0] for key in metrics}
     names = [key.rpartition('/')[2] for key in metrics] if len(groups) == 1 else metrics
-    table = Table('run', *names, 'checkpoint', 'log')
+    table = Table('run', *map(escape, names), 'checkpoint', 'log')
     for name, result in results.items():
         values = [result['metrics'].get(key) for key in metrics]
         values = [f'{value:.4g}' if isinstance(value, (int, float)) else '–' for value in values]
-        table.add_row(name, *values, *(os.path.relpath(result[key]) for key in ('checkpoint', 'log')))
+        table.add_row(*map(escape, [name, *values, *(os.path.relpath(result[key]) for key in ('checkpoint', 'log'))]))
     console = Console(width=max(160, 80 + 12 * len(metrics), Console().width), soft_wrap=True)
     console.print(table)
     if note := config.get('note'):
@@ -244,8 +256,6 @@ def main() -> None:
     with alone_in(config.work_dir, args.launcher):
         prepare(config)
         beside = config.get('compare') and config.get('beside') and args.launcher == 'none'
-        if beside and share_missing(config):  # else both would train it
-            train_missing(config, args.launcher, flags)
         with compared_beside(config, flags) if beside else nullcontext():
             train_missing(config, args.launcher, flags)
             set_resume(config, args.resume)

@@ -17,6 +17,7 @@ import pytest
 import torch
 from command_line import two_ranks
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from tiny import classification_config, classifier, equal, image_folder, saved_teacher
 
 from kd_plugins import engine
@@ -635,6 +636,42 @@ def test_requirements_in_a_circle_are_refused_before_anything_trains(tmp_path, c
     assert not (tmp_path / 'run').exists()
 
 
+def test_a_requirement_that_would_train_in_the_runs_own_folder_is_refused(tmp_path, command, config):
+    """It would wait for the folder for ever."""
+    config.requires = [dict(config='b.py', checkpoint='none.pth')]
+    config.dump(tmp_path / 'a.py')
+    config.pop('requires')
+    config.dump(tmp_path / 'b.py')
+    assert command(tmp_path, 'a.py') == 1
+    error_line(tmp_path, 'a.py requires b.py, and both train in', f'{tmp_path}/run: rename one of them')
+
+
+@pytest.mark.parametrize('by', ['another command that needs it', 'a command of its own'])
+def test_of_two_commands_that_need_a_run_one_trains_it_and_the_other_waits(tmp_path, monkeypatch, capsys, by):
+    monkeypatch.chdir(tmp_path)
+    Path('t.py').write_text("work_dir = 't'")
+    found = runpy.run_path(str(TRAIN))
+    trained, checkpoint = [], tmp_path / 't/student.pth'
+    found['train_once'].__globals__['train_apart'] = lambda path, flags: (trained.append(path), checkpoint.touch())
+    run = Config(dict(requires=[dict(config='t.py', checkpoint='t/student.pth')]))
+    holds, told = alone_in('t', file='.turn' if by.startswith('another') else '.lock'), []
+    holds.__enter__()
+
+    def sleep(seconds):
+        told.append(seconds)
+        checkpoint.touch()  # the other command ends
+        holds.__exit__(None, None, None)
+
+    monkeypatch.setattr('time.sleep', sleep)
+    found['train_missing'](run, 'none', [])
+    assert (trained, told) == ([], [1])
+    checkpoint.unlink()
+    found['train_missing'](run, 'none', [])
+    assert (trained, told) == (['t.py'], [1])
+    found['train_missing'](run, 'none', [])
+    assert trained == ['t.py']
+
+
 @pytest.mark.parametrize(
     'named',
     [dict(requires=[dict(config='b.py', checkpoint='none.pth')]), dict(compare=dict(b='b.py'))],
@@ -797,28 +834,33 @@ def test_a_required_run_that_ends_at_ctrl_c_has_said_so_itself(tmp_path, apart):
         apart('exit 3')
 
 
-@pytest.mark.parametrize('there', [False, True])
-def test_what_two_runs_build_on_is_trained_before_they_part(tmp_path, monkeypatch, there):
-    monkeypatch.chdir(tmp_path)
-    shared, own = dict(config='t.py', checkpoint='t.pth'), dict(config='s.py', checkpoint='s.pth')
-    Config(dict(work_dir='a', requires=[shared])).dump('a.py')
-    if there:
-        Path('t.pth').touch()
-    share_missing = runpy.run_path(str(TRAIN))['share_missing']
-    compare = dict(a='a.py')
-    assert share_missing(Config(dict(compare=compare, requires=[own, shared]))) == (not there)
-    assert not share_missing(Config(dict(compare=compare, requires=[own])))
-
-
-def test_a_note_stands_below_the_table(tmp_path, capsys):
+def comparison(folder, **options):
+    """Return a config whose run has left a result, and the function that prints its table."""
+    (folder / 'run').mkdir()
     result = dict(metrics={'voc/mAP': 0.25}, checkpoint='c', log='l')
-    (tmp_path / 'result.json').write_text(json.dumps(result))
-    run = dict(compare={}, name='NST', note='ahead in 9 of 10 seeds', work_dir=str(tmp_path))
-    config = Config(run, cfg_text='-', filename='nst.py')
-    runpy.run_path(str(TRAIN))['print_comparison'](config, [])
+    (folder / 'run/result.json').write_text(json.dumps(result))
+    run = dict(compare={}, work_dir=str(folder / 'run')) | options
+    return Config(run, cfg_text='-', filename='nst.py'), runpy.run_path(str(TRAIN))['print_comparison']
+
+
+def test_a_note_stands_below_the_table_and_names_are_no_markup(tmp_path, capsys):
+    config, show = comparison(tmp_path, name='NST [ours/]', note='ahead in 9 of 10 [seeds]')
+    show(config, [])
     *table, note = capsys.readouterr().out.splitlines()
-    assert any('NST' in line and '0.25' in line for line in table)
-    assert note == 'ahead in 9 of 10 seeds'
+    assert any('NST [ours/]' in line and '0.25' in line for line in table)
+    assert note == 'ahead in 9 of 10 [seeds]'
+
+
+def test_several_processes_leave_out_what_has_no_result_to_compare_with(tmp_path, monkeypatch, capsys, caplog):
+    """They have trained by then, and cannot start another run."""
+    monkeypatch.chdir(tmp_path)
+    Path('b.py').write_text("work_dir = 'b'")
+    config, show = comparison(tmp_path, name='NST', compare=dict(b='b.py'), launcher='pytorch')
+    logger = MMLogger.get_instance('comparison')
+    logger.addHandler(caplog.handler)
+    show(config, [])
+    assert 'NST' in capsys.readouterr().out
+    assert 'b.py, to compare with, has no result: make it with kd-train b.py' in caplog.text
 
 
 def test_a_required_run_of_another_variant_is_refused_before_anything_trains(tmp_path, command, config):
