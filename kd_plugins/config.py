@@ -112,7 +112,7 @@ def config_file(name: str) -> str:
 
 
 # Keys of files and folders that a run writes: they are meant from where it is started.
-_WRITTEN = {'work_dir', 'out_dir', 'cache', 'save_dir', 'save_to'}
+_WRITTEN = {'work_dir', 'out_dir', 'cache', 'save_dir', 'save_to', 'out_file_path', 'test_out_dir'}
 
 
 def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] | None = None) -> Config:
@@ -179,6 +179,7 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
                     isinstance(text, str)
                     and text.startswith(('configs/', 'data/', 'work_dirs/'))
                     and key not in _WRITTEN
+                    and not (key == 'root' and node is config)  # a study's
                 ):
                     node[key] = located(text, path)
         config.work_dir = work_dir or given or default_work_dir(path, variant)
@@ -370,8 +371,9 @@ _VALUES = {
     ),
     'compare': _Kind(
         "a dict of configs by the names of their runs, as dict(baseline='configs/...py')",
-        lambda x: isinstance(x, Mapping) and all(isinstance(y, str) for y in x.values()),
+        lambda x: isinstance(x, Mapping) and all(isinstance(y, str) for pair in x.items() for y in pair),
     ),
+    'name': _TEXT,
     'beside': _FLAG,
     'note': _TEXT,
 }

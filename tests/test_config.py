@@ -51,11 +51,14 @@ def test_what_a_run_writes_is_meant_from_where_it_starts(tmp_path, monkeypatch):
     for name in ('clone/configs', 'clone/data', 'clone/work_dirs'):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / 'clone/configs/x.py').write_text(
-        "root = 'data/'\nhook = dict(out_dir='work_dirs/', save_to='work_dirs/')\nteacher = [dict(cache='data/')]"
+        "root = 'work_dirs/'\ndata_root = 'data/'\nprepare = [dict(root='data/')]\nteacher = [dict(cache='data/')]\n"
+        "hook = dict(out_dir='work_dirs/', save_to='work_dirs/', test_out_dir='work_dirs/', out_file_path='work_dirs/')"
     )
     config = load_config(str(tmp_path / 'clone/configs/x.py'))
-    assert config.root == str(tmp_path / 'clone/data/') + '/'
-    assert (config.hook, config.teacher) == (dict(out_dir='work_dirs/', save_to='work_dirs/'), [dict(cache='data/')])
+    read = str(tmp_path / 'clone/data/') + '/'
+    assert (config.data_root, config.prepare) == (read, [dict(root=read)])  # drawn data are there already
+    assert (config.root, config.teacher) == ('work_dirs/', [dict(cache='data/')])
+    assert {*config.hook.values()} == {'work_dirs/'}
 
 
 def test_a_path_that_exists_here_stays_as_it_is_written(tmp_path, monkeypatch):

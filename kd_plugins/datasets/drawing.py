@@ -201,32 +201,34 @@ def _write_image(path: Path, image: np.ndarray) -> None:
     path.write_bytes(cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
 
 
-def _drawn_with(root: Path, parameters: dict) -> bool:
-    """Whether the folder is complete and was drawn with these parameters."""
+def _is_drawn(root: Path, parameters: dict) -> bool:
+    """Return whether the folder holds the whole set; raise where it holds another one, or something else."""
+    if not root.exists():
+        return False
     mark = root / _MARK
-    return mark.is_file() and json.loads(mark.read_text()) == parameters
+    if not mark.is_file():
+        raise UserError(f'{root}: exists, but is not a drawn data set; name another root or move the folder away')
+    if json.loads(mark.read_text()) != parameters:  # another run may be reading it
+        raise UserError(f'{root}: was drawn with other options or by another version; name another root or remove it')
+    return True
 
 
 def _draw_into(root: str | Path, parameters: dict, draw: Callable[[Path], None]) -> Path:
     """Let ``draw`` fill a folder beside ``root`` and rename it to ``root`` when all of it is there."""
     root = Path(root)
     parameters = json.loads(json.dumps(parameters | {'version': _VERSION}))
-    if _drawn_with(root, parameters):
+    if _is_drawn(root, parameters):
         return root
-    if root.exists() and not (root / _MARK).is_file():
-        raise UserError(f'{root}: exists, but is not a drawn data set; name another root or move the folder away')
     root.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f'.{root.name}-', dir=root.parent))
     try:
         draw(folder)
         (folder / _MARK).write_text(json.dumps(parameters))
         folder.chmod(0o755)
-        if root.exists() and not _drawn_with(root, parameters):  # another process may have drawn it in the meantime
-            shutil.rmtree(root)
         try:
             folder.rename(root)
-        except OSError:  # or even now
-            if not _drawn_with(root, parameters):
+        except OSError:  # another process may have drawn it in the meantime
+            if not _is_drawn(root, parameters):
                 raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -253,7 +255,7 @@ def draw_voc(
         The root.
 
     Raises:
-        UserError: The root exists and is something else.
+        UserError: The root exists and is something else, or was drawn with other options.
 
     References:
         1. Everingham et al., The PASCAL Visual Object Classes Challenge 2007, development kit.
@@ -292,7 +294,7 @@ def draw_classification(root: str | Path, train: int = 600, val: int = 50, size:
         The root.
 
     Raises:
-        UserError: The root exists and is something else.
+        UserError: The root exists and is something else, or was drawn with other options.
     """
     images = {'train': train, 'val': val}
 

@@ -42,7 +42,8 @@ def _orientation(data: bytes) -> int:
         return 1
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.getexif().get(0x0112, 1)
+            orientation = image.getexif().get(0x0112)
+            return orientation if orientation in range(1, 9) else 1  # OpenCV turns by no other value
     except OSError:
         return 1
 

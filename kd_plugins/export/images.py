@@ -67,7 +67,7 @@ def images_for(config: Config, network: Any, size: Sequence[int] | None) -> Imag
                 'here: give --size HEIGHT WIDTH'
             ) from error
         print_log(f'the test set is not here, images are drawn ({" ".join(str(error).split())[:200]})', 'current')
-        batch, source = pseudo_collate(_drawn(pipeline)), 'drawn'
+        batch, source = pseudo_collate(_drawn(pipeline, channels)), 'drawn'
     images: Any = network.data_preprocessor(batch, False)['inputs']
     if not isinstance(images, Tensor):  # a preprocessor that does nothing
         images = torch.stack([*images]).float()
@@ -87,14 +87,14 @@ def _downloads(part: Mapping[str, Any]) -> bool:
     return False
 
 
-def _drawn(pipeline: list[Any]) -> list[Any]:
-    """Return drawn images after a test pipeline."""
+def _drawn(pipeline: list[Any], channels: int) -> list[Any]:
+    """Return drawn images after a test pipeline, grey ones as they are loaded: without an axis of channels."""
     steps = [copy.deepcopy(step) for step in pipeline if not type_name(step).startswith('LoadImage')]
     rng, side = np.random.default_rng(0), (333, 451)
     known = dict(img_shape=side, ori_shape=side, height=side[0], width=side[1], img_path='', gt_label=0, instances=[])
     found = []
     for number in range(COUNT):
-        image = rng.integers(0, 256, (*side, 3), dtype=np.uint8)
+        image = rng.integers(0, 256, side if channels == 1 else (*side, channels), dtype=np.uint8)
         found.append(Compose(steps)(known | dict(img=image, img_id=number, sample_idx=number)))
     if found[0]['inputs'].shape[-2:] == side:
         raise UserError(

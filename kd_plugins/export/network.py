@@ -41,7 +41,8 @@ class Exportable(nn.Module):
         stated = getattr(preprocessor, '_enable_normalize', False)
         self.register_buffer('mean', preprocessor.mean.flatten()[:, None, None] if stated else torch.zeros(1, 1, 1))
         self.register_buffer('std', preprocessor.std.flatten()[:, None, None] if stated else torch.ones(1, 1, 1))
-        self.channels = 'RGB' if normalisation_of(preprocessor).sees_rgb else 'BGR'
+        one = stated and self.mean.numel() == 1
+        self.channels = 'gray' if one else 'RGB' if normalisation_of(preprocessor).sees_rgb else 'BGR'
         self.names: list[str] = []
 
     def needed(self, network: Any) -> nn.Module:

@@ -48,7 +48,7 @@ def export(args: argparse.Namespace) -> None:
     init_default_scope(scope_of(config))
     network, checkpoint = load_student(config, args.checkpoint, args.allow_pickle)
     part = exportable(network, args.backbone, args.normalize, args.decode)
-    if loads_no_files(config) and not normalisation_of(network.data_preprocessor).reversed:
+    if part.channels == 'BGR' and loads_no_files(config) and not normalisation_of(network.data_preprocessor).reversed:
         part.channels = 'RGB'  # the order of arrays (CIFAR)
     found = images_for(config, network, args.size)
     images = part.pixels(found.images)

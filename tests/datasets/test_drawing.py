@@ -1,7 +1,7 @@
 """The drawn sets: the same bytes for the same seed, the official layout, boxes that fit what is drawn."""
 
 import hashlib
-import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -133,30 +133,33 @@ def test_classification_set_has_a_folder_a_class(tmp_path: Path) -> None:
             assert [x.shape for x in pictures] == [(24, 24, 3)] * count
 
 
-def test_a_complete_set_is_kept_and_other_parameters_replace_it(tmp_path: Path) -> None:
+def test_a_complete_set_is_kept_and_other_options_are_refused(tmp_path: Path) -> None:
+    """Another run may be reading the set."""
     root = draw_voc(tmp_path / 'a', **SMALL)
     written = {path: path.stat().st_mtime_ns for path in root.rglob('*')}
     draw_voc(root, **SMALL)
+    with pytest.raises(UserError, match='a: was drawn with other options or by another version; name another root or'):
+        draw_voc(root, **SMALL | {'test': 2})
     assert {path: path.stat().st_mtime_ns for path in root.rglob('*')} == written
-    draw_voc(root, **SMALL | {'test': 2})
-    assert len(_annotations(root)) == 11
     assert [x.name for x in tmp_path.iterdir()] == ['a']
 
 
-def test_what_another_process_has_drawn_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = shutil.copytree(draw_voc(tmp_path / 'a', **SMALL), tmp_path / 'other')
-    draw_voc(tmp_path / 'a', **SMALL | {'test': 2})
+@pytest.mark.parametrize('same', [True, False])
+def test_what_another_process_has_drawn_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    other = draw_voc(tmp_path / 'other', **SMALL | ({} if same else {'test': 2}))
     own = drawing._annotation
 
     def annotation(*args: object) -> str:
         if other.exists():
-            shutil.rmtree(tmp_path / 'a')
             other.rename(tmp_path / 'a')
         return own(*args)
 
     monkeypatch.setattr(drawing, '_annotation', annotation)
     inode = other.stat().st_ino
-    draw_voc(tmp_path / 'a', **SMALL)
+    with nullcontext() if same else pytest.raises(UserError, match='was drawn with other options'):
+        draw_voc(tmp_path / 'a', **SMALL)
     assert (tmp_path / 'a').stat().st_ino == inode
     assert [x.name for x in tmp_path.iterdir()] == ['a']
 

@@ -98,6 +98,22 @@ def test_a_picture_that_exif_turns_upside_down_is_told_once(tmp_path: Path, capl
     ]
 
 
+@pytest.mark.parametrize('orientation', [0, 1, 9])
+def test_a_picture_that_exif_does_not_turn_is_upright(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.open(_picture(tmp_path / 'a.jpg')).save(tmp_path / 'a.jpg', exif=exif)
+    logger = MMLogger.get_instance('upright')
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.WARNING):
+        assert _annotated(tmp_path / 'a.jpg', 24, 32)['img'].shape == (24, 32, 3)
+        with pytest.raises(UserError, match=r'is 32x24, its annotation says 24x32; replace it'):
+            _annotated(tmp_path / 'a.jpg', 32, 24)
+    assert not any('a.jpg' in x for x in caplog.messages)
+
+
 def test_what_is_no_image_and_what_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / 'a.jpg').write_text('hello')
     with pytest.raises(UserError, match=r'a\.jpg: image file cannot be decoded'):

@@ -554,6 +554,21 @@ def test_without_a_test_set_images_are_drawn_through_its_pipeline(run, tmp_path)
         run(to='student.pt2')
 
 
+def test_a_grey_network_gets_grey_images(run, tmp_path):
+    load = dict(type='LoadImageFromFile', color_type='grayscale')
+    pipeline = [load, dict(type='Resize', scale=(32, 24)), TEST[1]]
+    config = with_test_set(classification_config(tmp_path / 'nowhere', tmp_path / 'run'), pipeline)
+    config.model.backbone = dict(type='ResNet', depth=18, in_channels=1, stem_channels=4, base_channels=2)
+    config.model.head.in_channels = 16
+    config.model.data_preprocessor = dict(mean=[127.5], std=[50.0])
+    config.dump(tmp_path / 'config.py')
+    saved(config.model, tmp_path / 'student.pth')
+    for arguments in ((), ('--size', '24', '32')):
+        runtime, card = run(*arguments, to='student.pt2')
+        assert card['student']['size'] == [24, 32]
+        assert runtime.metadata['channel_order'] == 'gray'
+
+
 @pytest.mark.parametrize('package', ['mmpretrain', 'kd_plugins'])
 @pytest.mark.parametrize('around', ['kd_plugins.RepeatedViews', 'ConcatDataset'])
 def test_a_data_set_that_is_not_here_is_not_downloaded(run, tmp_path, monkeypatch, package, around):
