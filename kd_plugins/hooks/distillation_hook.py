@@ -11,7 +11,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.dist import all_reduce, broadcast, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, OptimWrapperDict
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -23,13 +23,16 @@ from kd_plugins.registry import HOOKS
 from kd_plugins.utils.models import to_channels_last, unwrapped
 from kd_plugins.utils.random import preserved_rng
 
+_CONSTRUCTOR = DefaultOptimWrapperConstructor.__name__
+
 
 @HOOKS.register_module()
 class DistillationHook(Hook):
     """Adds distillation terms to the losses of a stock model.
 
     The model stays the stock model: its checkpoint has the stock student's keys. Trainable adapters and parameters of
-    losses join the optimiser as one more parameter group, with its base learning rate and its schedule. Under
+    losses join the optimiser as one more parameter group, with its base learning rate and its schedule; where the
+    config has a ``paramwise_cfg``, as one for each parameter, under the names that they have in a ``Distiller``. Under
     data-parallel their gradients are averaged over processes. A checkpoint holds them under ``distillation``, beside
     the weights.
 
@@ -97,33 +100,55 @@ class DistillationHook(Hook):
 
     def _train_adapters(self, runner: Runner, parameters: Sequence[nn.Parameter]) -> None:
         wrapper, schedulers = runner.optim_wrapper, runner.param_schedulers or []
-        # The schedulers exist already, so the new group copies the last one: the only one, or, where there are several,
+        # The schedulers exist already, so the new groups copy the last one: the only one, or, where there are several,
         # the one by which mmengine tracks the optimiser's base learning rate.
-        group = {key: value for key, value in wrapper.param_groups[-1].items() if key != 'params'}
+        base = {key: value for key, value in wrapper.param_groups[-1].items() if key != 'params'}
         scale = runner.auto_scale_lr
+        one_cycle = any(isinstance(scheduler, OneCycleParamScheduler) for scheduler in schedulers)  # has its own rates
         if (
-            wrapper.base_param_settings is not None
-            and scale
-            and scale.get('enable')
-            and not any(isinstance(scheduler, OneCycleParamScheduler) for scheduler in schedulers)
+            wrapper.base_param_settings is not None and scale and scale.get('enable') and not one_cycle
         ):  # mmengine does not scale the rate that it tracks
             ratio = get_world_size() * runner.train_dataloader.batch_size / scale['base_batch_size']
-            group |= {key: group[key] * ratio for key in ('lr', 'initial_lr') if key in group}
-        index = len(wrapper.optimizer.param_groups)
-        wrapper.optimizer.add_param_group(group | {'params': parameters})
-        for scheduler in schedulers:
-            for name in ('base_values', 'min_values', '_last_value'):
-                if hasattr(scheduler, name):
-                    values = getattr(scheduler, name)
-                    values.insert(
-                        index,
-                        group.get(f'initial_{scheduler.param_name}', values[-1])
-                        if name == 'base_values'
-                        else values[-1],
-                    )
+            base |= {key: base[key] * ratio for key in ('lr', 'initial_lr') if key in base}
+        for options in self._options_by_parameter(runner, parameters):
+            rate = options.pop('lr', 1.0)
+            factor = 1.0 if one_cycle else rate
+            group = base | options | {key: base[key] * factor for key in ('lr', 'initial_lr') if key in base}
+            index = len(wrapper.optimizer.param_groups)
+            wrapper.optimizer.add_param_group(group)
+            for scheduler in schedulers:
+                factors = dict.fromkeys(('_last_value', 'min_values'), factor if scheduler.param_name == 'lr' else 1.0)
+                if getattr(scheduler, 'eta_min_ratio', None) is None:
+                    factors['min_values'] = 1.0
+                for name in ('base_values', 'min_values', '_last_value'):
+                    if hasattr(scheduler, name):
+                        values = getattr(scheduler, name)
+                        values.insert(
+                            index,
+                            group.get(f'initial_{scheduler.param_name}', values[-1])
+                            if name == 'base_values'
+                            else values[-1] * factors[name],
+                        )
         if get_world_size() > 1:
             for parameter in parameters:
                 parameter.register_post_accumulate_grad_hook(_average_gradient)
+
+    def _options_by_parameter(self, runner: Runner, parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+        """Return the parameters in groups with options of their own, as ``paramwise_cfg`` gives them; lr is a factor.
+
+        Other constructors than mmengine's own, as those of layer-wise rates, know no adapters: these keep the base's.
+        """
+        config = copy.deepcopy(runner.cfg.get('optim_wrapper')) or {}
+        paramwise = config.pop('paramwise_cfg', None)
+        if not paramwise or config.pop('constructor', _CONSTRUCTOR) not in (_CONSTRUCTOR, f'mmengine.{_CONSTRUCTOR}'):
+            return [dict(params=parameters)]
+        groups: list[dict[str, Any]] = []
+        constructor = DefaultOptimWrapperConstructor(config, paramwise)
+        constructor.add_params(groups, self.distillation, 'distillation')  # named as in a Distiller
+        for group in groups:
+            if 'lr' in group:
+                group['lr'] = group['lr'] / constructor.base_lr if constructor.base_lr else 1.0
+        return [group for group in groups if group['params'][0].requires_grad]
 
     def before_train(self, runner: Runner) -> None:
         """Wrap the student's forward, so that it returns the terms' losses as well in mode ``loss``."""

@@ -185,6 +185,44 @@ def test_both_ways_train_the_same_student(tmp_path, data, teacher, terms):
     assert not equal(states[0], weights(stock.model))
 
 
+@pytest.mark.parametrize('scheduler', ['LinearLR', 'CosineAnnealingLR', 'OneCycleLR'])
+def test_options_by_parameter_reach_the_adapters(tmp_path, data, teacher, scheduler):
+    """As a transformer's schedule gives biases and norms no weight decay."""
+    options = dict(
+        LinearLR=dict(start_factor=0.1), CosineAnnealingLR=dict(eta_min_ratio=0.1), OneCycleLR=dict(eta_max=0.1)
+    )[scheduler]
+    paramwise = dict(
+        norm_decay_mult=0.0,
+        bias_decay_mult=0.5,
+        bias_lr_mult=2.0,
+        custom_keys={'terms.1.adapters': dict(lr_mult=0.1, decay_mult=3.0), 'backbone': dict(lr_mult=0.5)},
+    )
+    terms = [HINT | dict(adapter='mlp'), HINT | dict(name='second')]
+    states, groups = [], []
+    for name, way in dict(hook=by_hook, model=by_model).items():
+        config = classification_config(
+            data,
+            tmp_path / name,
+            param_scheduler=[dict(type=scheduler, by_epoch=False, total_steps=6, **options)]
+            if scheduler == 'OneCycleLR'
+            else [dict(type=scheduler, by_epoch=False, end=6, **options)],
+            **way(teacher, terms),
+        )
+        optimizer = dict(type='AdamW', lr=0.01, weight_decay=0.5, _delete_=True)
+        config.merge_from_dict(dict(optim_wrapper=dict(optimizer=optimizer, paramwise_cfg=paramwise)))
+        runner = train(config)
+        states.append(saved(tmp_path / name / 'epoch_2.pth')['state_dict'])
+        names = {p: n for n, p in core_of(runner).named_parameters()}
+        found = {
+            names[g['params'][0]]: g for g in runner.optim_wrapper.optimizer.param_groups if g['params'][0] in names
+        }
+        groups.append({n: (g['lr'], g['weight_decay']) for n, g in found.items()})
+        assert groups[-1]['terms.0.adapters.0.1.weight'][1] == 0  # of the LayerNorm
+        assert groups[-1]['terms.1.adapters.0.weight'][1] == 1.5
+    assert groups[0] == {name: pytest.approx(pair) for name, pair in groups[1].items()}
+    assert equal(*states)
+
+
 @BOTH
 def test_a_student_whose_forward_passes_its_arguments_on(tmp_path, data, teacher, way):
     class Passing(ImageClassifier):
