@@ -16,10 +16,13 @@ from torch import Tensor
 
 from kd_plugins.checkpoint import RUN_ID, load_loosely, weights_of
 from kd_plugins.errors import UserError
+from kd_plugins.hooks.distillation_hook import distillation_of
 from kd_plugins.pretrained import check_arrival
 from kd_plugins.registry import HOOKS
 from kd_plugins.utils.files import write_text
 from kd_plugins.utils.models import unwrapped
+
+_TERMS = 'distillation_terms'  # in the meta of a checkpoint
 
 
 @HOOKS.register_module()
@@ -29,7 +32,8 @@ class IntegrityHook(Hook):
     mmengine loads checkpoints loosely and saves weights unchecked. With this hook a run ends with one line where
 
     * ``load_from`` or a pretrained ``init_cfg`` has no tensor of the model, or ``--resume`` lacks one, or the state of
-      the optimiser, or would go on with another schedule or learning rate than the config's;
+      the optimiser, or would go on with another schedule or learning rate than the config's, or with distillation terms
+      in another order, whose adapters it would swap;
     * there is no iteration to train;
     * weights are not finite when they are saved.
 
@@ -66,6 +70,7 @@ class IntegrityHook(Hook):
                 f'a run cannot resume from {path}, which holds no state of an optimiser: give one of the '
                 "run's own checkpoints, or load its weights with load_from"
             )
+        _check_terms(path, meta.get(_TERMS, ()), _trained_terms(runner))
         # The wrapper's own param_groups have one more, by which mmengine tracks the base learning rate.
         own, groups = getattr(runner.optim_wrapper, 'optimizer', None), optimizer.get('param_groups')
         if own is not None and groups:
@@ -101,8 +106,9 @@ class IntegrityHook(Hook):
             write_text(Path(runner.work_dir, RUN_ID), run_id)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Keep the last good checkpoint where the weights are not finite."""
+        """Keep the last good checkpoint where the weights are not finite, and note the order of the terms."""
         _check_finite(runner, checkpoint['state_dict'])
+        checkpoint['meta'][_TERMS] = _trained_terms(runner)
 
     def after_train(self, runner: Runner) -> None:
         """Check the weights of a run that saves none, too."""
@@ -118,6 +124,22 @@ def _check_finite(runner: Runner, weights: dict[str, Tensor]) -> None:
         raise UserError(
             f'{bad[0]} is not finite after iteration {runner.iter}: training stops, the last good '
             'checkpoint is kept; lower the learning rate'
+        )
+
+
+def _trained_terms(runner: Runner) -> list[str]:
+    """Return the names of the terms that have weights of their own, in the order of these weights."""
+    distillation = distillation_of(runner)
+    return [term.name for term in distillation.terms if term.state_dict()] if distillation is not None else []
+
+
+def _check_terms(path: str, saved: Sequence[str], own: Sequence[str]) -> None:
+    """Compare the order of distillation terms, by which a checkpoint numbers their weights."""
+    before, now = [x for x in saved if x in own], [x for x in own if x in saved]
+    if before != now:
+        raise UserError(
+            f'{path} was written with terms in the order {", ".join(before)}, this config has {", ".join(now)}: list '
+            'them in the order of the checkpoint, which numbers their weights, or load its weights with load_from'
         )
 
 

@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import CosineAnnealingLR, MultiStepLR
 from mmpretrain.models import GlobalAveragePooling
-from tiny import classification_config, classifier, equal, image_folder, train, weights
+from tiny import classification_config, classifier, equal, image_folder, saved_teacher, train, weights
 
 from kd_plugins.checkpoint import RUN_ID, read_checkpoint, run_of
 from kd_plugins.engine import latest_checkpoint
@@ -153,6 +153,33 @@ def test_a_run_of_several_parameter_groups_resumes(data, tmp_path):
     whole, parts = (read_checkpoint(tmp_path / name / 'epoch_2.pth') for name in ('whole', 'resumed'))
     assert len(whole['optimizer']['param_groups']) > 1
     assert equal(whole['state_dict'], parts['state_dict'])
+
+
+@pytest.mark.parametrize('by_hook', [True, False])
+def test_terms_in_another_order_would_swap_their_adapters(data, tmp_path, by_hook):
+    teacher = saved_teacher(tmp_path)
+
+    def run(folder: str, *names: str) -> Config:
+        tap = dict(student='backbone.stage2', teacher='backbone.stage2')
+        terms = [dict(name=x, loss=dict(type='kd_plugins.FitNetLoss'), adapter='auto', **tap) for x in names]
+        for term in terms:
+            if term['name'] == 'sp':  # has no weights of its own
+                term.update(loss=dict(type='kd_plugins.SPLoss'), adapter=None)
+        distilled = dict(teacher=teacher, terms=terms)
+        if by_hook:
+            return checked(
+                data, tmp_path / folder, custom_hooks=[dict(type='kd_plugins.DistillationHook', **distilled)]
+            )
+        model = dict(type='kd_plugins.Distiller', student=classifier(), input_shape=(3, 16, 16), **distilled)
+        return checked(data, tmp_path / folder, model=model)
+
+    train(run('run', 'sp', 'b', 'c'))
+    checkpoint = tmp_path / 'run/epoch_1.pth'
+    assert read_checkpoint(checkpoint)['meta']['distillation_terms'] == ['b', 'c']
+    message = r'epoch_1\.pth was written with terms in the order b, c, this config has c, b: list them in the order of'
+    with pytest.raises(UserError, match=message):
+        train(resumed(run('other', 'sp', 'c', 'b'), checkpoint))
+    train(resumed(run('same', 'sp', 'b', 'renamed'), checkpoint))
 
 
 def test_no_iteration(data, tmp_path):
