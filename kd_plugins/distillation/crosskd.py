@@ -136,8 +136,11 @@ class CrossKDTerm(Term):
                 )
         head = self._head('teacher', batch.teachers[index].model)
         # A detector calls its head's forward without its hooks in mode 'tensor': there is nothing to tap behind it.
-        with torch.no_grad():
-            expected = _predictions(head, self.loss.layer, [x.clone() for x in targets])
+        with torch.no_grad():  # copies, also of a teacher's in bfloat16 whose head is of float32
+            copies = [
+                t.to(torch.promote_types(s.dtype, t.dtype), copy=True) for s, t in zip(levels, targets, strict=True)
+            ]
+            expected = _predictions(head, self.loss.layer, copies)
         crossed = _predictions(head, self.loss.layer, [_aligned(s, t) for s, t in zip(levels, targets, strict=True)])
         weight, positives = self._assigned(batch, levels[: len(levels) // 2])
         if len(weight) != len(crossed[0]):

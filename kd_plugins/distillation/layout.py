@@ -60,7 +60,7 @@ class Tokens(NamedTuple):
 
 @dataclass
 class Layout:
-    """How the feature at a tap is laid out.
+    """How the feature at a tap, or one of its levels, is laid out.
 
     Attributes:
         side: ``'student'`` or ``'teacher'``.

@@ -104,8 +104,7 @@ class Term(nn.Module):
             raise UserError(f'the name of a term must be a string that is not empty, got {name!r}')
         self.name = name
         self.loss = build_part(f"the loss of term '{name}'", loss)
-        # Another's may view maps as rows, which channels-last ones, as a teacher gives on a CPU, do not allow.
-        self._takes_any_layout = type(self.loss).__module__.startswith('kd_plugins.')
+        self._is_own = type(self.loss).__module__.startswith('kd_plugins.')
         declared = ('batch_relational', 'takes_pairs', 'needs_labels', 'needs_indices', 'per_level', 'adversaries')
         marks = [x for x in declared if hasattr(self.loss, x)]
         if marks and not isinstance(self.loss, DistillationLoss):  # version 0.1 read them from any module
@@ -141,7 +140,7 @@ class Term(nn.Module):
             'student': self._stated_levels('student_levels', student_levels),
             'teacher': self._stated_levels('teacher_levels', teacher_levels),
         }
-        self._layouts: dict[tuple[int | None, str], Layout] = {}  # of teacher (None: student) and tap
+        self._layouts: dict[tuple[int | None, str, int], Layout] = {}  # of teacher (None: student), tap and level
         self._adapter = adapter
         self.adapters = nn.ModuleList()
         self.copies = nn.ModuleList()  # of a loss per level, for all levels and teachers but the first
@@ -400,8 +399,13 @@ class Term(nn.Module):
         if self._declared.batch_relational:
             levels, targets = [gathered(x) for x in levels], [gathered(x) for x in targets]
             labels, indices = (None if x is None else gathered(x) for x in (labels, indices))
-        if not self._takes_any_layout:
-            levels, targets = ([x.contiguous() for x in side] for side in (levels, targets))
+        if not self._is_own:
+            # Another's loss may view maps as rows, which channels-last ones, as a teacher gives on a CPU, do not allow;
+            # and mostly wants one type, where a teacher in bfloat16 gives another.
+            kinds = [torch.promote_types(s.dtype, t.dtype) for s, t in zip(levels, targets, strict=True)]
+            levels, targets = (
+                [x.to(kind).contiguous() for x, kind in zip(side, kinds, strict=True)] for side in (levels, targets)
+            )
         pairs = [(levels, targets)] if self._declared.takes_pairs else list(zip(levels, targets, strict=True))
         modules = [self.loss] * len(pairs)
         if self.copies:
@@ -471,7 +475,7 @@ class Term(nn.Module):
                 return None
             smaller = min(s.shape[-2], t.shape[-2]), min(s.shape[-1], t.shape[-1])
             cell = t[:1, :, : smaller[0], : smaller[1]]
-            is_map = self._layouts[index, tap].as_map(cell, input_size) is cell  # not taken for a channels-last one
+            is_map = self._layouts[index, tap, 0].as_map(cell, input_size) is cell  # not taken for a channels-last one
             return smaller if is_map and smaller != size_of(t) else None
 
         pairs = list(zip(levels, targets, strict=True))
@@ -485,10 +489,11 @@ class Term(nn.Module):
         self, index: int | None, side: str, taps: list[str], features: Features, network: nn.Module
     ) -> list[Layout]:
         """Return the layout of every level of a network's taps."""
-        for tap in taps:
-            if (index, tap) not in self._layouts:
-                self._layouts[index, tap] = layout_of(side, network, tap, self._tokens[side])
-        return self._of_levels(side, taps, [self._layouts[index, tap] for tap in taps for _ in features[tap]])
+        keys = [(index, tap, level) for tap in taps for level in range(len(features[tap]))]
+        for key in keys:
+            if key not in self._layouts:
+                self._layouts[key] = layout_of(side, network, key[1], self._tokens[side])
+        return self._of_levels(side, taps, [self._layouts[key] for key in keys])
 
     def _resized(self, levels: list[Tensor], targets: list[Tensor]) -> Sides:
         if any(x.ndim != 4 for x in (*levels, *targets)):

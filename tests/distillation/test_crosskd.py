@@ -72,14 +72,14 @@ def built(config, seed):
     return network
 
 
-def distillation(kind, other=None, own=None, **term):
+def distillation(kind, other=None, own=None, bf16=False, **term):
     """Return a student, built from ``own``, and its distillation from a teacher, built from ``other``."""
     student, teacher = built(own or detector(kind), 0), built(other or detector(kind), 1)
     term = dict(name='crosskd', loss=dict(layer=2), student='bbox_head', teacher='bbox_head') | term
     term['loss'] = dict(type='kd_plugins.CrossKDLoss') | term['loss']
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr('kd_plugins.distillation.distillation.build_teacher', lambda config: teacher)
-        return student, Distillation(student, dict(config=None), [term])
+        return student, Distillation(student, dict(config=None, bf16=bf16), [term])
 
 
 def batch(network):
@@ -217,6 +217,20 @@ def test_bfloat16_is_near():
     with torch.autocast('cpu', torch.bfloat16):
         value = step(student, distilled, inputs, samples)['loss_crosskd']
     assert value.dtype == torch.float32
+    torch.testing.assert_close(value, expected, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize('student_bf16', [False, True])
+def test_a_teacher_in_bfloat16_is_near(student_bf16):
+    (student, plain), (same, rounded) = distillation('GFL'), distillation('GFL', bf16=True)
+    inputs, samples = batch(student)
+    for network, distilled in ((student, plain), (same, rounded)):
+        distilled.dry_run(network, inputs, samples)
+    expected = step(student, plain, inputs, samples)['loss_crosskd']
+    with torch.autocast('cpu', torch.bfloat16, enabled=student_bf16):
+        value = step(same, rounded, inputs, samples)['loss_crosskd']
+    value.backward()
+    assert value != expected
     torch.testing.assert_close(value, expected, rtol=0.05, atol=0)
 
 

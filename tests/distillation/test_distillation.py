@@ -150,6 +150,18 @@ def test_a_loss_of_ones_own_may_view_maps_as_rows(student, teacher, images, bf16
     torch.testing.assert_close(losses['loss_rows'], torch.nn.functional.mse_loss(own, other.float()))
 
 
+@pytest.mark.parametrize('bf16', [False, True])
+@pytest.mark.parametrize('kind', [torch.nn.MSELoss, torch.nn.HuberLoss])
+def test_a_loss_of_torch_learns_from_a_teacher_of_either_precision(student, teacher, images, kind, bf16):
+    term = dict(name='own', loss=dict(type=kind), student=STAGES[2], teacher=STAGES[2])
+    core, features, losses, _ = distil(student, teacher | dict(bf16=bf16), [term], images)
+    (target,) = core.teacher(images, None)[STAGES[2]]
+    assert target.dtype == (torch.bfloat16 if bf16 else torch.float32)
+    torch.testing.assert_close(losses['loss_own'], kind()(features[STAGES[2]][0], target.float()))
+    losses['loss_own'].backward()
+    assert all(p.grad is not None for p in student.backbone.stage2.parameters())
+
+
 def test_teacher_follows_to(student, teacher, images):
     core, *_ = distil(student, teacher, [KD], images)
     core.double()

@@ -415,6 +415,23 @@ def test_transformers_learn_by_every_loss(name, images, tmp_path):
     assert all(p.grad.abs().sum() > 0 for p in core.parameters())
 
 
+def test_a_stage_of_two_resolutions_is_one_level_for_each(images):
+    """mmdet's Swin returns the tokens that it has merged, and its own."""
+    pytest.importorskip('mmdet.models')
+    swin = dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2), strides=(4, 2), out_indices=(0, 1), window_size=2)
+    config = dict(type='mmpretrain.ImageClassifier', backbone=dict(type='mmdet.SwinTransformer', init_cfg=None, **swin))
+    taps = dict(student='backbone.stages.0', teacher='backbone.stages.0')
+    torch.manual_seed(1)
+    student = MODELS.build(config)
+    core, losses, _ = step(student, dict(config=config, checkpoint=None), [NST | taps], images)
+    with torch.no_grad(), core.recorder.recording() as features:
+        student(images, mode='tensor')
+    pairs = list(zip(features[taps['student']], core.teacher(images, None)[taps['teacher']], strict=True))
+    assert [s.shape for s, _ in pairs] == [(4, 16, 16), (4, 64, 8)]
+    maps = [(as_map(s, 0, size), as_map(t, 0, size)) for (s, t), size in zip(pairs, ((4, 4), (8, 8)), strict=True)]
+    torch.testing.assert_close(losses['loss_NSTLoss'].detach(), sum(nst_loss(s, t) for s, t in maps))
+
+
 # ---- what a term compares --------------------------------------------------------------------------------------------
 
 VIT = backbone('VisionTransformer')
