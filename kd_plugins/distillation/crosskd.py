@@ -18,7 +18,7 @@ from kd_plugins.utils.names import nearest
 
 _BRANCHES = ('cls_convs', 'reg_convs')
 _ANCHORS, _POINTS = ('anchor_list', 'valid_flag_list'), ('points', 'batch_gt_instances')  # arguments of get_targets
-_KNOWN = {'AnchorHead', 'ATSSHead', 'GFLHead', 'FCOSHead', 'CondInstBboxHead'}  # whose results are read here
+_KNOWN = {'AnchorHead', 'ATSSHead', 'GFLHead', 'FCOSHead'}  # whose results are read here
 
 
 class CrossKDTerm(Term):

@@ -4,8 +4,8 @@ import copy
 import inspect
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import isfinite
 from typing import Any, Protocol
 
@@ -276,7 +276,7 @@ class Distillation(nn.Module):
                     raise UserError(
                         f"the {network}'s module '{tap}' outputs no tensor in a forward pass: tap another one"
                     )
-        with preserved_rng():
+        with preserved_rng(), self._explained(features, targets):
             batch = Batch(inputs, None, self.recorder, self.teachers)
             lines = [term.prepare(features, targets, batch) for term in self.terms]
             for index, teacher in enumerate(self.teachers):
@@ -286,6 +286,18 @@ class Distillation(nn.Module):
                     taps = Counter(tap for tap, _ in pairs)  # pooled to one size, by all terms
                     teacher.pool({tap: size for tap, size in pairs if size and taps[tap] == 1}, inputs)
             return lines
+
+    @contextmanager
+    def _explained(self, student: Features, targets: Sequence[Features]) -> Iterator[None]:
+        """Add to an error of a term inside the block what was odd about the passes that gave the features."""
+        try:
+            yield
+        except UserError as error:
+            pairs = zip((self.recorder, *(x.recorder for x in self.teachers)), (student, *targets), strict=True)
+            notes = [note for recorder, features in pairs for note in recorder.irregularities(features)]
+            if not notes:
+                raise
+            raise UserError(f'{error}; {"; ".join(notes)}') from error
 
     def losses(
         self, run_student: Callable[..., Any], inputs: Tensor, data_samples: Sequence[Any] | None
@@ -312,7 +324,8 @@ class Distillation(nn.Module):
                 run_student(mode='tensor')
             else:
                 task = run_student(mode='loss')
-        terms = self(features, targets, inputs, data_samples)
+        with self._explained(features, targets):
+            terms = self(features, targets, inputs, data_samples)
         losses = self.with_task_losses(task, terms)
         check_finite(losses if self.task == 'train' else terms)
         self._first_values(losses)

@@ -66,6 +66,8 @@ class Recorder:
         self._cloned: set[str] = set()
         self._runs: Counter[str] = Counter()  # of each tap in probing
         self._probed = self._constant = False
+        self._levels: dict[str, int] = {}  # of each tap in probing
+        self._failure: Exception | None = None  # of layers behind the taps, there
 
     @contextmanager
     def _hooked(self, hook: Callable[[str, list[Tensor]], None]) -> Iterator[None]:
@@ -142,13 +144,26 @@ class Recorder:
                 parts.add(tap)
             outputs.extend((tap, x, x._version) for x in tensors)
 
+        failure: Exception | None = None
         self._cloned = set(self._taps)  # for this pass, which shows for which it is needed
         with self.recording() as features, self._hooked(count):
             try:
                 yield features
-            except Exception:
+            except Exception as error:
                 if any(not calls[tap] for tap in self._taps):
                     raise
-        self._runs, self._probed = calls, True
+                failure = error
+        self._runs, self._probed, self._failure = calls, True, failure
+        self._levels = {tap: len(features[tap]) for tap in self._taps}
         self._constant = all(calls[tap] == 1 for tap in parts)
         self._cloned = {tap for tap, x, version in outputs if x._version != version}
+
+    def irregularities(self, features: Features) -> Iterator[str]:
+        """Yield what was odd about the passes, where a term does not take the features of the last one."""
+        if (error := self._failure) is not None:
+            reason = ' '.join(str(error).split())
+            kind = type(error).__name__
+            yield f'in the dry run {type(self.model).__name__} stopped behind its taps ({kind}: {reason})'
+        for tap, count in self._levels.items():
+            if len(features.get(tap, ())) not in (0, count):
+                yield f"'{tap}' yields {len(features[tap])} level(s) in this pass, and {count} in the dry run"

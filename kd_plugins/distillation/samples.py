@@ -1,10 +1,12 @@
 """What losses need of the data samples of a batch: classes, and places in the training set."""
 
+import logging
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
 from kd_plugins.errors import UserError
@@ -66,6 +68,18 @@ def indices_of(data_samples: Sequence[Any] | None, count: int | None, who: str) 
             )
         indices.append(int(index))
     return indices
+
+
+def note_several_classes(data_samples: Sequence[Any] | None, who: str, remedy: str) -> None:
+    """Log where an image has not one class, which a softmax takes for granted."""
+    labels = [x for sample in data_samples or () if isinstance(x := getattr(sample, 'gt_label', None), Tensor)]
+    if any(x.numel() != 1 for x in labels):
+        print_log(
+            f'{who} compares a softmax, whose classes exclude each other, but images have several (or none): {remedy} '
+            'compares each class by itself',
+            'current',
+            logging.WARNING,
+        )
 
 
 def _is_mixed(sample: Any) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kd_plugins.distillation.adapters import ABF, adapter_for
 from kd_plugins.distillation.layout import Layout, Size, Tokens, layout_of, size_of
 from kd_plugins.distillation.recorder import Features, Recorder
-from kd_plugins.distillation.samples import indices_of, labels_of
+from kd_plugins.distillation.samples import indices_of, labels_of, note_several_classes
 from kd_plugins.distillation.schedule import Schedule
 from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.errors import UserError
@@ -537,15 +537,8 @@ class Term(nn.Module):
             self.labels(data_samples)
         if self.needs_indices:
             self.indices(data_samples)
-        labels = [x for sample in data_samples or () if isinstance(x := getattr(sample, 'gt_label', None), Tensor)]
-        independent = self._declared.features != 'logits' or getattr(self._declared, 'use_sigmoid', False)
-        if not independent and any(x.numel() != 1 for x in labels):
-            print_log(
-                f"term '{self.name}': {type(self.loss).__name__} compares a softmax, whose classes exclude each other, "
-                'but images have several (or none): KDLoss(use_sigmoid=True) compares each class by itself',
-                'current',
-                logging.WARNING,
-            )
+        if self._declared.features == 'logits' and not getattr(self._declared, 'use_sigmoid', False):
+            note_several_classes(data_samples, self._who, 'KDLoss(use_sigmoid=True)')
 
     def labels(self, data_samples: Sequence[Any] | None) -> Tensor:
         """Return the class labels (N,) of the images, see :func:`~kd_plugins.distillation.samples.labels_of`."""

@@ -34,7 +34,7 @@ class DistillationHook(Hook):
     losses join the optimiser as one more parameter group, with its base learning rate and its schedule; where the
     config has a ``paramwise_cfg``, as one for each parameter, under the names that they have in a ``Distiller``. Under
     data-parallel their gradients are averaged over processes. A checkpoint holds them under ``distillation``, beside
-    the weights.
+    the weights: ``--resume`` restores them, ``load_from`` does not.
 
     Args:
         teacher: ``dict(config=..., checkpoint=...)``, see :func:`~kd_plugins.distillation.sources.build_teacher`;
@@ -89,7 +89,16 @@ class DistillationHook(Hook):
         give_num_samples(self.distillation, loader.dataset)
         with preserved_rng():
             batch = student.data_preprocessor(batch, False)
-        for line in self.distillation.dry_run(student, batch['inputs'], batch.get('data_samples')):
+        try:
+            lines = self.distillation.dry_run(student, batch['inputs'], batch.get('data_samples'))
+        except AssertionError as error:  # as of mmdet's guided anchors, which predict for one image at a time
+            reason = ' '.join(str(error).split())
+            raise UserError(
+                f'DistillationHook: {type(student).__name__} does not run on two images at once in evaluation '
+                f'(AssertionError: {reason}), as its dry run does: tap modules before the failing one, which '
+                'tools/test.py at batch_size=2 shows'
+            ) from error
+        for line in lines:
             runner.logger.info(f'distillation term {line}')
         parameters = list(self.distillation.parameters())
         if get_world_size() > 1:

@@ -41,7 +41,7 @@ class ExportHook(Hook):
         if not self._writers:
             raise UserError(
                 'ExportHook exports the last checkpoint, but no CheckpointHook writes one: add '
-                "default_hooks.checkpoint=dict(type='CheckpointHook')"
+                "default_hooks.checkpoint=dict(type='CheckpointHook'), without save_last=False"
             )
         if '://' in str(self._writers[0].out_dir):
             raise UserError(

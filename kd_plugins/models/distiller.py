@@ -23,9 +23,10 @@ class Distiller(Composite):
     """A student that learns from a teacher, and otherwise behaves as the student alone.
 
     ``state_dict`` is the student's, so that a checkpoint loads straight into it. Trainable adapters are kept in the
-    metadata of that dictionary, where torch keeps versions of modules, and are restored on resuming. Attributes that a
-    Distiller does not have itself are read from and set on the student: mmdet's and mmpretrain's hooks switch parts of
-    a model by them (``model.bbox_head.use_l1 = True``).
+    metadata of that dictionary, where torch keeps versions of modules, and are restored on resuming; by ``load_from``
+    too, where a :class:`~kd_plugins.hooks.DistillationHook` starts new ones. Attributes that a Distiller does not have
+    itself are read from and set on the student: mmdet's and mmpretrain's hooks switch parts of a model by them
+    (``model.bbox_head.use_l1 = True``).
 
     Args:
         student: Config dict of the student.

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from kd_plugins.checkpoint import weights_of
 from kd_plugins.distillation.distillation import check_finite
 from kd_plugins.distillation.recorder import Recorder
+from kd_plugins.distillation.samples import note_several_classes
 from kd_plugins.errors import UserError
 from kd_plugins.functional import kd_loss
 from kd_plugins.functional.checks import check_choice, check_number
@@ -52,6 +53,8 @@ class MutualLearning(Composite):
         weight: Weight of the divergence; 1 in the paper.
         update: ``'joint'`` or ``'alternating'``.
         tap: Module that outputs the logits, in every network.
+        use_sigmoid: Whether the classes are independent, as where an image has several; see
+            :func:`~kd_plugins.functional.kd_loss`.
         data_preprocessor: Config dict of the student's preprocessor, where ``student`` has none (mmengine passes the
             config's here). All networks get the preprocessed batch.
 
@@ -76,6 +79,7 @@ class MutualLearning(Composite):
         weight: float = 1.0,
         update: str = 'joint',
         tap: str = 'head.fc',
+        use_sigmoid: bool = False,
         data_preprocessor: Mapping[str, Any] | None = None,
     ) -> None:
         check_number('tau', tau, 0, strict=True)
@@ -99,7 +103,7 @@ class MutualLearning(Composite):
         super().__init__(config)
         with preserved_rng():
             self.peers = nn.ModuleList(MODELS.build(copy.deepcopy(peer)) for peer in others)
-        self.tau, self.weight, self.update, self.tap = tau, weight, update, tap
+        self.tau, self.weight, self.update, self.tap, self.use_sigmoid = tau, weight, update, tap, use_sigmoid
         self._recorders = [Recorder(network, [tap]) for network in self._networks]
         self._steps = 0  # without a runner, which counts them otherwise
 
@@ -160,6 +164,8 @@ class MutualLearning(Composite):
         self, inputs: Tensor, data_samples: Sequence[Any] | None
     ) -> tuple[list[dict[str, Any]], list[Tensor]]:
         """Run every network once; return the losses of the task and the logits of each."""
+        if not self._steps and not self.use_sigmoid:
+            note_several_classes(data_samples, 'MutualLearning', 'use_sigmoid=True')
         with self._recorders[0].recording() as features:
             tasks = [self.student(inputs, data_samples, mode='loss')]
         logits = [*features[self.tap]]
@@ -197,5 +203,6 @@ class MutualLearning(Composite):
         own, others = logits[index], [x for i, x in enumerate(logits) if i != index]
         losses['loss_kl'] = own.new_zeros(())
         if self.weight:
-            losses['loss_kl'] = self.weight / len(others) * sum(kd_loss(own, x, self.tau) for x in others)
+            kls = [kd_loss(own, x, self.tau, use_sigmoid=self.use_sigmoid) for x in others]
+            losses['loss_kl'] = self.weight / len(others) * sum(kls)
         return {f'{name}_{index}': value for name, value in losses.items()}

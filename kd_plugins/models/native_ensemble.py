@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from kd_plugins.checkpoint import weights_of
 from kd_plugins.distillation.distillation import check_finite
 from kd_plugins.distillation.recorder import Recorder
+from kd_plugins.distillation.samples import note_several_classes
 from kd_plugins.distillation.schedule import Schedule
 from kd_plugins.errors import UserError
 from kd_plugins.functional import kd_loss
@@ -106,6 +107,8 @@ class NativeEnsemble(Composite):
             weight that does not rise.
         predict: ``'branch'`` or ``'ensemble'``.
         tap: Module that outputs the logits.
+        use_sigmoid: Whether the classes are independent, as where an image has several; see
+            :func:`~kd_plugins.functional.kd_loss`.
         data_preprocessor: Config dict of the student's preprocessor, where ``student`` has none (mmengine passes the
             config's here).
 
@@ -134,6 +137,7 @@ class NativeEnsemble(Composite):
         ramp: float = 80 / 300,
         predict: str = 'branch',
         tap: str = 'head.fc',
+        use_sigmoid: bool = False,
         data_preprocessor: Mapping[str, Any] | None = None,
     ) -> None:
         check_number('branches', branches, 2, whole=True)
@@ -159,6 +163,7 @@ class NativeEnsemble(Composite):
             if any(f'{name}.'.startswith(f'{other}.') or f'{other}.'.startswith(f'{name}.') for other in shared):
                 raise UserError(f"NativeEnsemble: '{name}' is tied, but shared contains it or a part of it")
         self.tau, self.predict_with, self.tap, self.last_shared = tau, predict, tap, shared[-1]
+        self.use_sigmoid, self._noted = use_sigmoid, use_sigmoid
         self._weight, self._ramp = Schedule(**weight), Schedule([0, ramp], [0, 1], by='progress')
         self._recorders = [Recorder(network, [self.last_shared, tap])]
         with preserved_rng():
@@ -188,6 +193,9 @@ class NativeEnsemble(Composite):
             )
         if mode != 'loss' and self.predict_with == 'branch':
             return self.student(inputs, data_samples, mode=mode)
+        if mode == 'loss' and not self._noted:
+            note_several_classes(data_samples, 'NativeEnsemble', 'use_sigmoid=True')
+            self._noted = True
         tasks, logits, feature = self._run(inputs, data_samples, 'loss' if mode == 'loss' else 'tensor')
         ensemble = (self.gate(feature)[..., None] * torch.stack(logits, 1)).sum(1)
         if mode == 'tensor':
@@ -197,7 +205,9 @@ class NativeEnsemble(Composite):
         weight = self.current_weight()
         losses: dict[str, Any] = {}
         for index, (task, own) in enumerate(zip(tasks, logits, strict=True)):
-            kl = weight * kd_loss(own, ensemble, self.tau) if weight else own.new_zeros(())
+            kl = own.new_zeros(())
+            if weight:
+                kl = weight * kd_loss(own, ensemble, self.tau, use_sigmoid=self.use_sigmoid)
             losses |= {f'{name}_{index}': value for name, value in (task | {'loss_kl': kl}).items()}
         task = self.student.head._get_loss(ensemble, data_samples)
         losses |= {f'{name}_ensemble': value for name, value in task.items()}

@@ -276,6 +276,7 @@ def test_a_mistake_ends_in_one_line(term, message):
         ('FSAF', dict(type='FSAFHead', anchor_generator=ANCHORS)),
         ('DDOD', dict(type='DDODHead', anchor_generator=ANCHORS)),
         ('AutoAssign', dict(type='AutoAssignHead', strides=[8, 16, 32], force_topk=False)),
+        ('CondInstBbox', dict(type='CondInstBboxHead', strides=[8, 16, 32])),
     ],
 )
 def test_heads_whose_assignment_returns_other_things_are_refused(kind, head):

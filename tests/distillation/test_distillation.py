@@ -12,7 +12,7 @@ from tiny import CLASSES, PREPROCESSOR, classifier, saved_teacher
 from torch.nn.parallel import DistributedDataParallel
 
 from kd_plugins import functional
-from kd_plugins.distillation import term as term_module
+from kd_plugins.distillation import samples as samples_module
 from kd_plugins.distillation.distillation import Distillation
 from kd_plugins.distillation.schedule import Schedule
 from kd_plugins.distillation.term import Batch, Term
@@ -160,6 +160,51 @@ def test_a_loss_of_torch_learns_from_a_teacher_of_either_precision(student, teac
     torch.testing.assert_close(losses['loss_own'], kind()(features[STAGES[2]][0], target.float()))
     losses['loss_own'].backward()
     assert all(p.grad is not None for p in student.backbone.stage2.parameters())
+
+
+class Looping(torch.nn.Module):
+    """Runs its layer several times, in training other ones, and may fail after it."""
+
+    def __init__(self, runs, in_training=None, fails=False):
+        super().__init__()
+        self.conv, self.runs, self.fails = torch.nn.Conv2d(3, 3, 1), dict(tensor=runs, loss=in_training or runs), fails
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        for _ in range(self.runs[mode]):
+            self.conv(inputs)
+        if self.fails:
+            raise AssertionError('one image at a time')
+        return {}
+
+
+@pytest.mark.parametrize(
+    ('student', 'teacher', 'message'),
+    [
+        (
+            Looping(1, fails=True),
+            Looping(2),
+            r'in the dry run Looping stopped behind its taps \(AssertionError: one image at a time\)$',
+        ),
+        (
+            Looping(2),
+            Looping(1, fails=True),
+            r'stopped behind its taps \(UserError: the teacher, Looping',
+        ),
+        (Looping(2, in_training=1), Looping(2), r"'conv' yields 1 level\(s\) in this pass, and 2 in the dry run$"),
+    ],
+)
+def test_levels_that_do_not_match_are_explained(monkeypatch, images, student, teacher, message):
+    """As of a detector that predicts for one image at a time, or whose head runs twice outside training."""
+    monkeypatch.setattr('kd_plugins.distillation.distillation.build_teacher', lambda config: teacher)
+    term = dict(name='fit', loss=dict(type='kd_plugins.FitNetLoss'), student='conv', teacher='conv')
+    core = Distillation(student, dict(config=None), [term])
+
+    def step():
+        core.dry_run(student, images, None)
+        core.losses(lambda mode: student(images, mode=mode), images, None)
+
+    with pytest.raises(UserError, match=rf"^term 'fit': the student's taps give \d.* and teacher_levels; .*{message}"):
+        step()
 
 
 def test_teacher_follows_to(student, teacher, images):
@@ -716,7 +761,7 @@ def test_a_softmax_over_classes_of_which_an_image_has_several_is_noted(
     student, teacher, images, loss, label, noted, monkeypatch
 ):
     lines = []
-    monkeypatch.setattr(term_module, 'print_log', lambda line, *_: lines.append(line))
+    monkeypatch.setattr(samples_module, 'print_log', lambda line, *_: lines.append(line))
     core = Distillation(student, teacher, [dict(KD, loss=loss)])
     core.dry_run(student, images, None)
     for _ in range(2):  # once

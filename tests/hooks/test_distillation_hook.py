@@ -234,6 +234,19 @@ def test_a_student_whose_forward_passes_its_arguments_on(tmp_path, data, teacher
     assert (train(config).message_hub.get_scalar('train/loss_kd').data[0] > 0).all()
 
 
+def test_a_student_that_predicts_for_one_image_at_a_time(tmp_path, data, teacher):
+    class Single(ImageClassifier):
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            if mode != 'loss' and len(inputs) > 1:
+                raise AssertionError('one\nimage')
+            return super().forward(inputs, data_samples, mode)
+
+    config = classification_config(data, tmp_path / 'run', **by_hook(teacher, [KD]))
+    config.model.type = Single
+    with pytest.raises(UserError, match=r'Single does not run on two images at once .*\(AssertionError: one image\)'):
+        train(config)
+
+
 def test_a_student_whose_train_step_bypasses_its_forward(tmp_path, data, teacher):
     class Direct(ImageClassifier):
         def train_step(self, data, optim_wrapper):

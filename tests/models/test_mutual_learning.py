@@ -24,7 +24,7 @@ from torch import nn
 from kd_plugins.checkpoint import load_weights, read_checkpoint
 from kd_plugins.errors import UserError
 from kd_plugins.functional import kd_loss
-from kd_plugins.models import MutualLearning
+from kd_plugins.models import MutualLearning, NativeEnsemble
 from kd_plugins.registry import MODELS
 
 HOOKS = dict(export=dict(type='kd_plugins.ExportHook'), reseed=dict(type='kd_plugins.ReseedHook'))
@@ -46,6 +46,36 @@ def cohort(**options):
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight)
     return model
+
+
+@pytest.mark.parametrize('model', [MutualLearning, NativeEnsemble])
+def test_independent_classes_are_compared_each_by_itself(monkeypatch, model):
+    """An image may have several; a softmax over them is noted, once."""
+    said = []
+    monkeypatch.setattr('kd_plugins.distillation.samples.print_log', lambda text, *_: said.append(text))
+    student = classifier()
+    student['head'] = dict(
+        type='MultiLabelLinearClsHead', num_classes=CLASSES, in_channels=student['head']['in_channels']
+    )
+    options = {} if model is MutualLearning else dict(ramp=0, branches=2)
+    images, samples = torch.randn(4, 3, 16, 16), [DataSample().set_gt_label([0, 2]) for _ in range(4)]
+    for use_sigmoid in (False, True):
+        torch.manual_seed(1)
+        network = model(student=student, use_sigmoid=use_sigmoid, **options).train()
+        for head in (x for x in network.modules() if isinstance(x, nn.Linear)):
+            nn.init.normal_(head.weight)
+        for _ in range(2):
+            losses = network(images, samples, mode='loss')
+        own = network.student(images)
+        if model is MutualLearning:
+            other = network.peers[0](images)
+        else:
+            network.predict_with = 'ensemble'
+            other = network(images)
+        expected = kd_loss(own, other, 1.0 if model is MutualLearning else 3.0, use_sigmoid=use_sigmoid)
+        torch.testing.assert_close(losses['loss_kl_0'], expected)
+    (note,) = said
+    assert note.startswith(f'{model.__name__} compares a softmax, whose classes exclude each other, but images have')
 
 
 def batches(count, dtype=torch.float32):
