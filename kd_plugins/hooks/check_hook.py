@@ -10,7 +10,7 @@ from typing import Any
 
 from mmengine import fileio
 from mmengine.dataset import Compose
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
@@ -41,7 +41,8 @@ class CheckHook(Hook):
     Raises:
         UserError: Before training: as :func:`~kd_plugins.classes.check_classes`, or the batch size is not that of the
             sampler's groups, or images of unknown sizes would be grouped by them, or a pipeline cannot be switched, or
-            a student without a head would be validated, or a PreciseBNHook would find a BatchNorm without statistics,
+            a student without a head would be validated, or an accuracy counts the top 5 of fewer classes, or
+            ``save_best`` names one that is not counted, or a PreciseBNHook would find a BatchNorm without statistics,
             or mmdet's layer-wise rates would not find the layers of a composite model; before training or testing: as
             :func:`kd_plugins.compat.check_operators`.
     """
@@ -91,6 +92,7 @@ class CheckHook(Hook):
         trained = [*class_lists(loader.dataset)]
         evaluated = []
         if runner.val_loop is not None:
+            _check_accuracy(runner)
             evaluated.append(('val_dataloader', runner.val_dataloader.dataset))
             evaluated += [('HeldOutHook', hook.dataset) for hook in runner.hooks if isinstance(hook, HeldOutHook)]
         others = [('train_dataloader', x) for x in trained]
@@ -102,6 +104,26 @@ class CheckHook(Hook):
         if trained and 'thing_classes' not in getattr(loader.dataset, 'metainfo', {}):
             classes, labels = max(trained, key=itemgetter(1))
             check_class_count(runner.model, classes[:labels])
+
+
+def _check_accuracy(runner: Runner) -> None:
+    """Check what mmpretrain's accuracy and a CheckpointHook would find out after the first validation."""
+    model = unwrapped(runner.model)
+    count = getattr(getattr(getattr(model, 'student', model), 'head', None), 'num_classes', None)
+    for metric in getattr(getattr(runner.val_loop, 'evaluator', None), 'metrics', ()):
+        if type_name(dict(type=type(metric))) != 'Accuracy' or len(getattr(metric, 'thrs', ())) != 1:
+            continue
+        if isinstance(count, int) and max(metric.topk) > count:
+            raise UserError(
+                f'val_evaluator: Accuracy counts the top {max(metric.topk)}, of {count} classes: give it a topk of at '
+                f'most {count}, as topk=(1,)'
+            )
+        names = [f'{metric.prefix}/top{k}' for k in metric.topk]
+        for hook in runner.hooks:
+            saved = getattr(hook, 'save_best', None) if isinstance(hook, CheckpointHook) else None
+            for name in [saved] if isinstance(saved, str) else saved or ():
+                if name.startswith(f'{metric.prefix}/') and name not in names:
+                    raise UserError(f"CheckpointHook: save_best is '{name}', but Accuracy gives {', '.join(names)}")
 
 
 def _check_constructor(runner: Runner) -> None:

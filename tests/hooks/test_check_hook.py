@@ -3,6 +3,7 @@
 import copy
 import json
 import tracemalloc
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from mmengine.config import Config
 from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
 from mmpretrain.datasets import CustomDataset
 from tiny import classification_config, coco_folder, image_folder, saved_teacher, train
 from torch.utils.data import DataLoader, SequentialSampler
@@ -65,6 +67,32 @@ def test_layerwise_rates_by_names_that_a_composite_does_not_have_are_refused(com
         UserError, match=f"{kind} finds layers by names that begin with 'backbone', and those of a ModuleD"
     ):
         CheckHook().before_run(runner)
+
+
+@pytest.mark.parametrize('composite', [True, False])
+@pytest.mark.parametrize(
+    ('topk', 'save_best', 'message'),
+    [
+        ((1, 4), 'auto', None),
+        (3, 'accuracy/top3', None),
+        ((1, 4), ['accuracy/top4', 'knn/top1'], None),
+        ((1, 5), None, r'Accuracy counts the top 5, of 4 classes: give it a topk of at most 4, as topk=\('),
+        (1, 'accuracy/top5', "save_best is 'accuracy/top5', but Accuracy gives accuracy/top1"),
+        ((1, 2), ['accuracy/top2', 'accuracy/best'], "save_best is 'accuracy/best', but .*/top1, accuracy/top2"),
+    ],
+)
+def test_an_accuracy_that_there_is_not_is_told_before_training(tmp_path, composite, topk, save_best, message):
+    """mmpretrain and mmengine tell it after the first validation, mmpretrain's data pieces ask for (1, 5)."""
+    config = classification_config(image_folder(tmp_path / 'data'), tmp_path / 'run', epochs=1)
+    config.val_dataloader, config.val_cfg = dict(config.train_dataloader), {}
+    config.val_dataloader['sampler'] = dict(type='DefaultSampler', shuffle=False)
+    config.val_evaluator = [dict(type='mmpretrain.Accuracy', topk=topk)]
+    config.default_hooks.checkpoint = dict(type='CheckpointHook', save_best=save_best)
+    if composite:
+        config.model = dict(type='kd_plugins.MutualLearning', student=config.model)
+    runner = Runner.from_cfg(config)
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        CheckHook().before_train(runner)
 
 
 @pytest.mark.parametrize('options', [{}, GIVEN])
