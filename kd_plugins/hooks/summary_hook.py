@@ -21,6 +21,7 @@ from kd_plugins.hooks.distillation_hook import distillation_of
 from kd_plugins.registry import HOOKS
 from kd_plugins.utils.files import plain
 from kd_plugins.utils.models import unwrapped
+from kd_plugins.utils.scalars import lines_of
 
 _SCORES = 'scores_of_summary'  # in mmengine's message hub, and so in checkpoints
 
@@ -48,6 +49,10 @@ class SummaryHook(Hook):
         self._trains = True
         if not runner._resume:
             runner.message_hub.update_info(_SCORES, {})
+        elif found := _score_in_log(Path(runner._load_from or '').parent, _time_of(runner)):
+            # A checkpoint is written before its validation.
+            scores = runner.message_hub.runtime_info.get(_SCORES) or {}
+            runner.message_hub.update_info(_SCORES, {_time_of(runner): found} | scores)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Note the size of the images, until a validation tells better."""
@@ -100,6 +105,16 @@ class SummaryHook(Hook):
             yield 'terms', ', '.join(map(_term, distillation.terms))
         yield from _scores(runner)
         yield from _files(runner, student)
+
+
+def _score_in_log(folder: Path, time: int) -> list[Any] | None:
+    """Return name and value of the first metric that the run in a folder has last logged at this epoch or iteration."""
+    for path in sorted(folder.glob('*/vis_data/scalars.json'), reverse=True):
+        for line in reversed(lines_of(path)):
+            names = [name for name in line if name not in ('data_time', 'time', 'step')]
+            if line.get('step') == time and names and 'iter' not in line:  # not of training
+                return [names[0], float(line[names[0]])]
+    return None
 
 
 def _shape_of(batch: Any) -> tuple[int, ...] | None:

@@ -5,10 +5,11 @@ import json
 import pprint
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from math import isfinite
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
+
+from kd_plugins.utils.scalars import lines_of
 
 if TYPE_CHECKING:
     from kd_plugins.studies.search import Search
@@ -136,25 +137,6 @@ class Run:
 
     def _digest_on(self, needs: Iterable[str]) -> str:
         return hashlib.sha256((_text(self.config) + ''.join(needs)).encode()).hexdigest()[:16]
-
-
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    """Return the numbers in the lines of a ``scalars.json``, which is read once for each state of it."""
-    state = path.stat()
-    return _read_lines(path, state.st_mtime_ns, state.st_size)
-
-
-@lru_cache(256)  # a study that searches asks every two seconds
-def _read_lines(path: Path, *state: int) -> list[dict[str, Any]]:
-    lines = []
-    for line in path.read_text(errors='replace').splitlines():
-        try:
-            values = json.loads(line)
-        except ValueError:  # the last line of a killed run can be incomplete
-            continue
-        if isinstance(values, dict):
-            lines.append({key: value for key, value in values.items() if isinstance(value, (int, float))})
-    return lines
 
 
 class _Printer(pprint.PrettyPrinter):

@@ -145,6 +145,17 @@ def test_the_best_of_a_loss_is_the_least_and_a_resumed_run_knows_earlier_scores(
     ]
 
 
+def test_the_best_epoch_may_be_the_one_that_a_run_resumed_from(tmp_path, shared, summary):
+    """Its score is not in its checkpoint, which is written before the validation, but in the log beside that."""
+    train(config_of(shared, tmp_path / 'earlier', (0.9, 0.9)))
+    train(config_of(shared, tmp_path / 'run', (0.2, 0.8)))
+    summary.texts.clear()
+    config = config_of(shared, tmp_path / 'other', (0.3,), epochs=3, resume=True)
+    config.load_from = str(tmp_path / 'run/epoch_2.pth')
+    train(config)
+    assert [text.partition(' (')[0] for _, text in summary()[-4:-2]] == ['epoch 3, mAP 0.3', 'epoch 2, mAP 0.8']
+
+
 def test_networks_that_learn_together_by_iterations_without_scores(tmp_path, shared, summary):
     model = dict(type='kd_plugins.MutualLearning', student=classifier())
     config = config_of(shared, tmp_path / 'run', model=model)

@@ -12,8 +12,9 @@ from tiny_study import FEW, TOOLS, write_study
 from kd_plugins.distillation.distillation import DIVERGED
 from kd_plugins.errors import UserError
 from kd_plugins.studies import execute, plan, report
-from kd_plugins.studies.run import Run, lines_of
+from kd_plugins.studies.run import Run
 from kd_plugins.studies.search import SEARCH_SEED, Search, rounds_of, searched_terms, with_weight
+from kd_plugins.utils.scalars import lines_of
 
 _spec = importlib.util.spec_from_file_location('study', TOOLS / 'study.py')
 tool = importlib.util.module_from_spec(_spec)

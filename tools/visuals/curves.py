@@ -13,8 +13,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from kd_plugins.errors import UserError
-from kd_plugins.studies.run import lines_of
 from kd_plugins.utils.names import nearest
+from kd_plugins.utils.scalars import lines_of
 
 from . import networks as nets
 
