@@ -350,13 +350,6 @@ _MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_sch
 def _add_hooks(config: Config) -> None:
     # Config stores a copy of a dict, so that setdefault would return one that is not part of it.
     hooks = dict(config.get('default_hooks') or {})
-    if 'handover' in hooks:  # the name in version 0.1
-        print_log(
-            'default_hooks.handover is now default_hooks.pretrained_check; the next version drops the old name',
-            'current',
-            logging.WARNING,
-        )
-        hooks['pretrained_check'] = hooks.pop('handover')
     for name in ('Reseed', 'Accumulation', 'Integrity', 'Check', 'Corruption', 'Summary'):
         hooks.setdefault(name.lower(), dict(type=f'kd_plugins.{name}Hook'))
     if hooks.get('checkpoint', {}) is not None:  # without checkpoints there is none to export

@@ -53,15 +53,6 @@ def test_given_hooks_stay_and_without_checkpoints_none_is_exported():
     )
 
 
-@pytest.mark.parametrize('hook', [None, dict(type='kd_plugins.HandoverHook')])
-def test_the_former_name_of_a_default_hook(hook):
-    hooks = dict(pretrained_check=dict(type='kd_plugins.PretrainedCheckHook'), handover=hook)
-    config = Config(dict(default_hooks=hooks))
-    prepare_run(config)
-    assert 'handover' not in config.default_hooks
-    assert config.default_hooks.get('pretrained_check') == hook
-
-
 def test_a_run_without_a_check(tmp_path):
     config = classification_config(image_folder(tmp_path / 'data'), tmp_path / 'run', epochs=1)
     config.default_hooks = dict(check=None, export=None, logger=None)

@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from mmengine.dist import all_reduce
-from mmengine.logging import MessageHub, print_log
+from mmengine.logging import MessageHub
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -448,9 +447,6 @@ def build_term(index: int, config: Mapping[str, Any]) -> Term:
     """
     name = f"term '{config.get('name', f'number {index + 1}')}'"
     options = dict(config)
-    if 'of' in options and 'teachers' not in options:
-        print_log(f"{name}: the option 'of' is now 'teachers'; the next version drops it", 'current', logging.WARNING)
-        options['teachers'] = options.pop('of')
     check_arguments(name, Term, options)
     options['loss'] = build_part(f'the loss of {name}', options['loss'])
     kind = next((kind for loss, kind in _KINDS.items() if isinstance(options['loss'], loss)), Term)

@@ -8,7 +8,7 @@ from kd_plugins.hooks.freeze_hook import FreezeHook
 from kd_plugins.hooks.held_out_hook import HeldOutHook
 from kd_plugins.hooks.integrity_hook import IntegrityHook
 from kd_plugins.hooks.knn_hook import KNNHook
-from kd_plugins.hooks.pretrained_check_hook import HandoverHook, PretrainedCheckHook
+from kd_plugins.hooks.pretrained_check_hook import PretrainedCheckHook
 from kd_plugins.hooks.reseed_hook import ReseedHook
 from kd_plugins.hooks.stop_hook import StopHook
 from kd_plugins.hooks.summary_hook import SummaryHook
@@ -22,7 +22,6 @@ __all__ = [
     'DistillationHook',
     'ExportHook',
     'FreezeHook',
-    'HandoverHook',
     'HeldOutHook',
     'IntegrityHook',
     'KNNHook',

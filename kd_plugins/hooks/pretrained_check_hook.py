@@ -1,10 +1,6 @@
 """A check of pretrained modules before training."""
 
-import logging
-from typing import Any
-
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from kd_plugins.pretrained import check_pretrained
@@ -29,14 +25,3 @@ class PretrainedCheckHook(Hook):
         model = unwrapped(runner.model)
         for name, found, path in check_pretrained(model):
             runner.logger.info(f'{name or "the model"}: {len(found)} tensors are those of {path}')
-
-
-@HOOKS.register_module()
-class HandoverHook(PretrainedCheckHook):
-    """The former name of :class:`PretrainedCheckHook`, for configs of version 0.1."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        print_log(
-            'HandoverHook is now PretrainedCheckHook; the next version drops the old name', 'current', logging.WARNING
-        )

@@ -296,7 +296,7 @@ REFUSED = {
     'number of taps, with adapters': dict(terms=[HINT | dict(teacher=STAGES[:2])]),
     'no pair': dict(terms=[AT | dict(loss=dict(type='kd_plugins.FSPLoss'))]),
     'index of a teacher': dict(terms=[KD | dict(teachers=[1])]),
-    'former and new name at once': dict(terms=[KD | {'of': [0], 'teachers': [0]}]),
+    'option of version 0.1': dict(terms=[KD | {'of': [0]}]),
     'negative weight': dict(terms=[KD | dict(weight=-1)]),
     'adapter': dict(terms=[HINT | dict(adapter='linear')]),
     'no scalar': dict(terms=[KD | dict(loss=torch.nn.MSELoss(reduction='none'))]),
@@ -320,15 +320,6 @@ def test_both_ways_refuse_the_same(tmp_path, data, teacher, change):
         messages.append(str(error.value))
     assert messages[0] == messages[1]
     assert '\n' not in messages[0]
-
-
-@BOTH
-def test_the_former_name_of_an_option_works_with_a_notice(tmp_path, data, teacher, way, capfd):
-    term = KD | {'of': [0]}
-    config = classification_config(data, tmp_path / 'run', epochs=1, log_level='WARNING', **way(teacher, [term]))
-    runner = train(config)
-    assert core_of(runner).terms[0].teachers == [0]
-    assert "term 'kd': the option 'of' is now 'teachers'" in ''.join(capfd.readouterr())
 
 
 def test_a_copy_taken_in_training_runs_its_own_layers(tmp_path, data, teacher, device):
