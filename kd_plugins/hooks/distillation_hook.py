@@ -126,9 +126,6 @@ class DistillationHook(Hook):
             index = len(wrapper.optimizer.param_groups)
             wrapper.optimizer.add_param_group(group)
             for scheduler in schedulers:
-                factors = dict.fromkeys(('_last_value', 'min_values'), factor if scheduler.param_name == 'lr' else 1.0)
-                if getattr(scheduler, 'eta_min_ratio', None) is None:
-                    factors['min_values'] = 1.0
                 for name in ('base_values', 'min_values', '_last_value'):
                     if hasattr(scheduler, name):
                         values = getattr(scheduler, name)
@@ -136,7 +133,7 @@ class DistillationHook(Hook):
                             index,
                             group.get(f'initial_{scheduler.param_name}', values[-1])
                             if name == 'base_values'
-                            else values[-1] * factors[name],
+                            else values[-1],
                         )
         if get_world_size() > 1:
             for parameter in parameters:

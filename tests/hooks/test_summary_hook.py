@@ -147,13 +147,23 @@ def test_the_best_of_a_loss_is_the_least_and_a_resumed_run_knows_earlier_scores(
 
 def test_the_best_epoch_may_be_the_one_that_a_run_resumed_from(tmp_path, shared, summary):
     """Its score is not in its checkpoint, which is written before the validation, but in the log beside that."""
-    train(config_of(shared, tmp_path / 'earlier', (0.9, 0.9)))
-    train(config_of(shared, tmp_path / 'run', (0.2, 0.8)))
-    summary.texts.clear()
-    config = config_of(shared, tmp_path / 'other', (0.3,), epochs=3, resume=True)
-    config.load_from = str(tmp_path / 'run/epoch_2.pth')
-    train(config)
-    assert [text.partition(' (')[0] for _, text in summary()[-4:-2]] == ['epoch 3, mAP 0.3', 'epoch 2, mAP 0.8']
+
+    def run(folder, *values, resume=None, every=1):
+        summary.texts.clear()
+        config = config_of(shared, tmp_path / folder, values, epochs=5, resume=resume is not None)
+        config.load_from, config.train_cfg.val_interval = resume and str(resume), every
+        config.default_hooks.logger = dict(type='LoggerHook', interval=1)
+        runner = train(config)
+        return Path(runner.log_dir), [text.partition(' (')[0] for _, text in summary()[-4:-2]]
+
+    older, _ = run('run', 0.9, 0.9, 0.9, 0.9, 0.9)
+    older.rename(older.with_name('20200101_000000'))
+    run('run', 0.2, 0.8, 0.4, 0.7, 0.6)
+    _, scores = run('other', 0.1, 0.1, 0.3, resume=tmp_path / 'run/epoch_2.pth')
+    assert scores == ['epoch 5, mAP 0.3', 'epoch 2, mAP 0.8']
+    run('seldom', 0.5, 0.4, 0.3, every=2)
+    _, scores = run('seldom', 0.2, 0.1, every=2, resume=tmp_path / 'seldom/epoch_3.pth')  # which has no score
+    assert scores == ['epoch 5, mAP 0.1', 'epoch 2, mAP 0.5']
 
 
 def test_networks_that_learn_together_by_iterations_without_scores(tmp_path, shared, summary):
