@@ -1,7 +1,7 @@
 """A few augmentations of each image, again and again."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ class RepeatedViews:
             _delete_=True, type='kd_plugins.RepeatedViews', views=4, dataset=_base_.train_dataloader.dataset))
 
     With ``teacher=dict(..., cache='data/cache')`` the teacher runs in the first ``views`` epochs, and in later runs not
-    at all. Training needs the ``ReseedHook``.
+    at all. Training needs the ``ReseedHook``, and this data set around all others (as ``ConcatDataset``).
 
     Args:
         dataset: Config dict of the data set, with its pipeline.
@@ -31,7 +31,8 @@ class RepeatedViews:
         seed: Seed of the augmentations; the same in all runs that share a cache.
 
     Raises:
-        UserError: ``views`` or ``seed`` is out of range.
+        UserError: ``views`` or ``seed`` is out of range, or a transform of the pipeline mixes in images of before, as
+            mmdet's ``CachedMosaic`` and ``CachedMixUp``, so that no view would repeat.
     """
 
     def __init__(self, dataset: Mapping[str, Any], views: int, seed: int = 0) -> None:
@@ -40,6 +41,12 @@ class RepeatedViews:
                 f'RepeatedViews: views={views!r}, seed={seed!r}; expected whole numbers of at least 1 and of at least 0'
             )
         self.dataset = DATASETS.build(dataset)
+        for step in _steps(self.dataset):
+            if hasattr(step, 'results_cache'):
+                raise UserError(
+                    f'RepeatedViews: {type(step).__name__} mixes in images that came before, so that no view repeats: '
+                    "use mmdet's Mosaic and MixUp in a MultiImageMixDataset, or leave it out"
+                )
         self.metainfo = self.dataset.metainfo
         self.views, self._seed = views, seed
         self._view: int | None = None
@@ -47,6 +54,10 @@ class RepeatedViews:
     def set_epoch(self, epoch: int, seed: int) -> None:
         """Take an epoch's augmentations; the run's seed does not matter."""
         self._view = epoch % self.views
+
+    def update_skip_type_keys(self, skip_type_keys: Sequence[str]) -> None:
+        """Leave out steps of the pipeline, as ``YOLOXModeSwitchHook`` does late in training."""
+        self.dataset.update_skip_type_keys(skip_type_keys)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -80,3 +91,14 @@ class RepeatedViews:
                 "reseed=dict(type='kd_plugins.ReseedHook') to default_hooks"
             )
         return [self[i] for i in indices]
+
+
+def _steps(part: Any) -> Iterator[Any]:
+    """Yield the transforms of a data set, a pipeline, or a transform of several, and of what is inside them."""
+    if isinstance(part, (list, tuple)):
+        for step in part:
+            yield step
+            yield from _steps(step)
+        return
+    for name in ('dataset', 'datasets', 'pipeline', 'transforms'):
+        yield from _steps(getattr(part, name, ()))

@@ -7,13 +7,14 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from enum import Enum
 from functools import partial
 from itertools import accumulate, islice
-from pathlib import Path
+from pathlib import Path, PurePath
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -296,10 +297,8 @@ def _options(network: nn.Module) -> Iterator[str]:
     known = {*vars(nn.Module()), 'init_cfg'}  # torch's own, and the source of weights that are hashed themselves
     for name, module in network.named_modules():
         for key, value in vars(module).items():
-            if key in known:
-                continue
-            with suppress(TypeError, ValueError, RuntimeError):  # an object of some class, a tensor without values
-                yield f'{name}.{key}={json.dumps(value, default=_readable)}'
+            if key not in known:
+                yield f'{name}.{key}={json.dumps(_plain(value, {}))}'
 
 
 def _sources(network: nn.Module) -> Iterator[str]:
@@ -312,18 +311,41 @@ def _sources(network: nn.Module) -> Iterator[str]:
             yield f'{kind.__qualname__} {hashlib.sha256(source).hexdigest()}'
 
 
-def _readable(value: Any) -> Any:
-    """Return what stands for a tensor, an array, a function or a class."""
-    if hasattr(value, '__array__'):  # of torch or NumPy
-        tensor = torch.as_tensor(value)
-        return [str(tensor.dtype), [*tensor.shape], hashlib.sha256(_bytes(tensor)).hexdigest()]
-    if isinstance(value, partial):
-        return [value.func, value.args, value.keywords]
-    if isinstance(value, Enum):
+def _plain(value: Any, seen: dict[int, tuple[int, Any]]) -> Any:
+    """Return what stands for a value in JSON: of an object of some class, its attributes.
+
+    Args:
+        value: The value.
+        seen: The containers and objects on the way here, by their id: each is described once.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (bytes, complex, range, slice, PurePath, Enum, torch.dtype)):
         return str(value)
-    if hasattr(value, '__qualname__'):
+    if isinstance(getattr(value, '__qualname__', None), str):  # a function or a class
         return f'{value.__module__}.{value.__qualname__}'
-    raise TypeError(type(value).__name__)
+    kind = f'{type(value).__module__}.{type(value).__qualname__}'
+    if isinstance(value, (nn.Module, ModuleType, logging.Logger)):  # the attributes of submodules come by themselves
+        return kind
+    if id(value) in seen:
+        return f'number {seen[id(value)][0]}'
+    seen[id(value)] = len(seen), value  # kept, so that no other object gets its id
+    if isinstance(value, Mapping):
+        return [[str(key), _plain(x, seen)] for key, x in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [_plain(x, seen) for x in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(json.dumps(_plain(x, seen)) for x in value)
+    if isinstance(value, partial):
+        return [_plain(x, seen) for x in (value.func, value.args, value.keywords)]
+    if hasattr(value, '__array__'):  # of torch or NumPy
+        with suppress(TypeError, ValueError, RuntimeError):  # a tensor without values, an array of objects
+            tensor = torch.as_tensor(value)
+            return [str(tensor.dtype), [*tensor.shape], hashlib.sha256(_bytes(tensor)).hexdigest()]
+        return kind
+    slots = [name for base in type(value).__mro__ for name in getattr(base, '__slots__', ())]
+    attributes = dict(getattr(value, '__dict__', {})) | {x: getattr(value, x) for x in slots if hasattr(value, x)}
+    return [kind, _plain(attributes, seen)]
 
 
 def _checksum(value: bytes | memoryview, context: bytes) -> bytes:

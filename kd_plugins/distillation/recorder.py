@@ -14,7 +14,7 @@ from kd_plugins.utils.names import nearest
 Features = dict[str, list[Tensor]]
 
 
-class _Complete(Exception):  # noqa: N818 - a signal, not an error
+class _Complete(BaseException):
     """Ends a forward pass after the last tap."""
 
 

@@ -4,6 +4,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,7 @@ class Teacher:
         self.recorder = Recorder(model, taps := list(taps), whole=True, role='teacher')
         self._taps = taps
         self._folding: BatchNormFolding | None = None
+        self._sizes: set[Size] = set()  # of images on which it has run
         self._convert = _Renormalise(student_preprocessor, getattr(model, 'data_preprocessor', None))
         self.origins = Origins(None if cache is None else student_preprocessor)
         self._cache = None
@@ -242,16 +244,20 @@ class Teacher:
         Raises:
             UserError: The teacher cannot run on images of this size.
         """
-        height, width = self.input_size(inputs)
-        if (patch := _patch_of(self.model)) and (height % patch[0] or width % patch[1]):
-            near = tuple(max(1, round(x / y)) * y for x, y in zip((height, width), patch, strict=True))
-            raise UserError(
-                f'the teacher has patches of {patch[0]} x {patch[1]} pixels, but gets images of {height} x {width}: '
-                f"give size=(height, width) in the teacher's config dict, as size={near}"
-            )
         if fold and self._folding is None and inputs.is_cpu:
             return self._folded(inputs, data_samples)
-        return self._probed(inputs, data_samples)
+        features = self._probed(inputs, data_samples)
+        if fold:
+            self._check_repeats(features, self.features(inputs, data_samples))
+        return features
+
+    def _check_repeats(self, features: Features, others: Features) -> None:
+        if not _equal(features, others, 0.01):
+            raise UserError(
+                f'the teacher, {type(self.model).__name__}, gives other features for the same images in every pass '
+                '(random masking, or a dropout that stays on): take a network without that, as a ViTModel with the '
+                'weights of a ViTMAEModel'
+            )
 
     def _folded(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
         """Return the features, and let the network run the faster way where that changes them by rounding at most."""
@@ -267,7 +273,9 @@ class Teacher:
             self._folding.forget()
             if not self._bf16:
                 self.model._apply(Tensor.contiguous)
-            return self._probed(inputs, data_samples)
+            again = self._probed(inputs, data_samples)
+            self._check_repeats(features, again)
+            return again
         if self._folding.fold() and not _equal(features, self.features(inputs, data_samples)):
             self._folding.forget()
         return features
@@ -284,30 +292,41 @@ class Teacher:
                 self._folding.fold()
 
     def _probed(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
+        with self.recorder.probing(len(inputs)) as features, self._explained(inputs, data_samples):
+            self._forward(inputs, data_samples)
+        return features
+
+    @contextmanager
+    def _explained(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Iterator[None]:
+        """Turn an error of the network inside the block into one that names the size of its images."""
         height, width = self.input_size(inputs)
+        if (patch := _patch_of(self.model)) and (height % patch[0] or width % patch[1]):
+            near = tuple(max(1, round(x / y)) * y for x, y in zip((height, width), patch, strict=True))
+            raise UserError(
+                f'the teacher has patches of {patch[0]} x {patch[1]} pixels, but gets images of {height} x {width}: '
+                f"give size=(height, width) in the teacher's config dict, as size={near}"
+            )
         # Of another library's network, any error is about what it gets.
         known = (AssertionError, RuntimeError) if self._takes is None else Exception
-        with self.recorder.probing(len(inputs)) as features:
-            try:
-                self._forward(inputs, data_samples)
-            except torch.OutOfMemoryError:
+        try:
+            yield
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except AttributeError as error:
+            if not data_samples or type(data_samples[0]).__name__ not in str(error):
                 raise
-            except AttributeError as error:
-                if not data_samples or type(data_samples[0]).__name__ not in str(error):
-                    raise
-                raise UserError(
-                    f'the teacher, {type(self.model).__name__}, reads what the data samples of the student, '
-                    f'{type(data_samples[0]).__name__}s, do not have ({error}): take a teacher without that, or its '
-                    'backbone alone'
-                ) from error
-            except known as error:
-                reason = ' '.join(str(error).split())
-                raise UserError(
-                    f'the teacher, {type(self.model).__name__}, does not run on images of {height} x {width} pixels '
-                    f'({type(error).__name__}: {reason}): if it takes another size, give size=(height, width) in its '
-                    'config dict'
-                ) from error
-        return features
+            raise UserError(
+                f'the teacher, {type(self.model).__name__}, reads what the data samples of the student, '
+                f'{type(data_samples[0]).__name__}s, do not have ({error}): take a teacher without that, or its '
+                'backbone alone'
+            ) from error
+        except known as error:
+            reason = ' '.join(str(error).split())
+            raise UserError(
+                f'the teacher, {type(self.model).__name__}, does not run on images of {height} x {width} pixels '
+                f'({type(error).__name__}: {reason}): if it takes another size, give size=(height, width) in its '
+                'config dict'
+            ) from error
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
@@ -341,8 +360,11 @@ class Teacher:
 
     def features(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
         """Return the features at the taps, never from the cache, and differentiable in the inputs."""
-        with self.recorder.recording(stop=True) as features:
+        size = self.input_size(inputs)
+        known = nullcontext() if size in self._sizes else self._explained(inputs, data_samples)
+        with self.recorder.recording(stop=True) as features, known:
             self._forward(inputs, data_samples)
+        self._sizes.add(size)
         return features
 
     def _forward(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> None:
@@ -364,14 +386,19 @@ def _pooled(features: Features, sizes: Mapping[str, Size]) -> Features:
     }
 
 
-def _equal(features: Features, others: Features) -> bool:
-    """Return whether features differ by rounding at most."""
+def _equal(features: Features, others: Features, tolerance: float = 1e-5) -> bool:
+    """Return whether features differ by rounding at most: by this part of the largest."""
     x, y = ([level for tap in features for level in both[tap]] for both in (features, others))
-    return [a.shape for a in x] == [b.shape for b in y] and all(
-        bool((a - b).abs().max() <= 1e-5 * a.abs().max()) if a.is_floating_point() else torch.equal(a, b)
-        for a, b in zip(x, y, strict=True)
-        if a.numel()
-    )
+    return [a.shape for a in x] == [b.shape for b in y] and all(map(partial(_near, tolerance), x, y))
+
+
+def _near(tolerance: float, x: Tensor, y: Tensor) -> bool:
+    if not x.is_floating_point():
+        return torch.equal(x, y)
+    known = x.isfinite()
+    if not torch.equal(known, y.isfinite()):
+        return False
+    return not known.any() or bool((x - y)[known].abs().max() <= tolerance * x[known].abs().max())
 
 
 def _arguments_of(model: nn.Module) -> tuple[str, dict[str, Any]] | None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import coco_folder
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -84,3 +85,29 @@ def test_a_loop_over_it_ends(data: dict[str, Any]) -> None:
     views = RepeatedViews(data, 2)
     assert len(list(views)) == len(views) == 3
     assert views.get_data_info(1)['img_path'].endswith('1.png')
+
+
+@pytest.mark.parametrize('kind', ['Mosaic', 'CachedMosaic'])
+def test_a_mosaic_repeats_where_it_keeps_no_images(data: dict[str, Any], kind: str) -> None:
+    """Its steps are switched off late in training, as by YOLOX's hook."""
+    pytest.importorskip('mmdet.datasets')
+    mosaic = dict(type=f'mmdet.{kind}', img_scale=(32, 32))
+    boxes = dict(type='mmdet.LoadAnnotations', with_bbox=True)
+    folder = coco_folder(Path(data['data_root']) / 'coco')
+    inner = dict(
+        type='mmdet.CocoDataset',
+        ann_file=str(folder / 'annotations.json'),
+        data_prefix=dict(img=str(folder / 'images')),
+        metainfo=dict(classes=('person',)),
+        pipeline=[dict(type='kd_plugins.LoadImage'), boxes],
+    )
+    mixed = dict(type='mmdet.MultiImageMixDataset', dataset=inner, pipeline=[mosaic, dict(type='mmdet.PackDetInputs')])
+    if kind == 'CachedMosaic':
+        with pytest.raises(UserError, match='CachedMosaic mixes in images that came before, so that no view repeats'):
+            RepeatedViews(mixed, 2)
+        return
+    views = RepeatedViews(mixed, 2)
+    assert _epoch(views, 0) == _epoch(views, 2) != _epoch(views, 1)
+    views.update_skip_type_keys(['mmdet.Mosaic'])
+    assert views[0]['inputs'].shape == (3, 64, 64)  # of one image
+    assert _epoch(views, 0) == _epoch(views, 1)

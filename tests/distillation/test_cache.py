@@ -1,12 +1,17 @@
 """Features from the cache are those of the teacher."""
 
+import argparse
+import logging
 import multiprocessing
 import sqlite3
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.queues import Queue
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,6 +152,37 @@ def test_arrays_of_the_network_change_the_key(tmp_path: Path, kind: Callable) ->
         network = Scaled(kind(factor), 0.0)
         (features,) = Teacher(network, [''], cache=str(tmp_path))(torch.ones(2, 3, 4, 4), None)['']
         assert features.unique().tolist() == [factor]
+
+
+@dataclass
+class Options:
+    factor: float
+    more: Any = None
+
+
+class Slotted:
+    __slots__ = ('factor', 'more')
+
+    def __init__(self, factor: float) -> None:
+        self.factor, self.more = factor, object()
+
+
+def nested(factor: float) -> Options:
+    """Return an object that refers to itself, and to a lock, a logger and a network beside the factor."""
+    options = Options(0.0, [threading.Lock(), logging.getLogger('x'), nn.Identity(), {'deep': {Path('a'), factor}}])
+    options.more.append(options)
+    return options
+
+
+@pytest.mark.parametrize('kind', [Options, Slotted, nested, lambda x: argparse.Namespace(factor=x)])
+def test_options_in_an_object_change_the_key(tmp_path: Path, kind: Callable) -> None:
+    """As of a network that keeps its config (transformers)."""
+    paths = []
+    for factor in (2.0, 3.0, 2.0):
+        network = Scaled(1.0, 0.0)
+        network.options = kind(factor)
+        paths.append(FeatureCache(tmp_path, network, []).path)
+    assert paths[0] == paths[2] != paths[1]
 
 
 def test_what_cannot_be_read_of_a_network_is_left_out_of_the_key(tmp_path: Path) -> None:

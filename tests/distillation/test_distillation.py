@@ -160,9 +160,7 @@ def test_a_loss_of_torch_learns_from_a_teacher_of_either_precision(student, teac
     torch.testing.assert_close(losses['loss_own'], kind()(features[STAGES[2]][0], target.float()))
     losses['loss_own'].backward()
     assert all(p.grad is not None for p in student.backbone.stage2.parameters())
-    rounded = {
-        STAGES[2]: [features[STAGES[2]][0].bfloat16()]
-    }  # a student in bfloat16
+    rounded = {STAGES[2]: [features[STAGES[2]][0].bfloat16()]}  # a student in bfloat16
     loss = losses_of(core, rounded, images)['loss_own']
     assert loss.dtype == target.dtype
     torch.testing.assert_close(loss.float(), losses['loss_own'], rtol=0.02, atol=0)

@@ -240,7 +240,7 @@ def backbone(name, **options):
     return dict(
         type='mmpretrain.ImageClassifier',
         backbone=dict(type=f'mmpretrain.{name}', **dict(arch=arch, img_size=32, patch_size=8) | options),
-        data_preprocessor=dict(PREPROCESSOR),
+        data_preprocessor=dict(PREPROCESSOR, type='mmpretrain.ClsDataPreprocessor'),  # whatever scope a test has left
     )
 
 

@@ -571,6 +571,15 @@ def test_sizes_that_a_teacher_does_not_take(teacher, side, options, message):
     assert '\n' not in str(error.value)
 
 
+def test_a_size_of_a_later_batch_that_a_teacher_does_not_take():
+    """As in training at several scales."""
+    teacher = Teacher(build_teacher(timm=VIT, weights=None), [''])
+    teacher.probe(torch.zeros(1, 3, 32, 32), None)
+    teacher(torch.zeros(1, 3, 48, 32), None)
+    with pytest.raises(UserError, match=r'gets images of 40 x 32: .* as size=\(32, 32\)'):
+        teacher(torch.zeros(1, 3, 40, 32), None)
+
+
 def test_vision_transformers_resize_their_position_table():
     network = build_teacher(timm='vit_tiny_patch16_224', weights=None)
     features = Teacher(network, ['blocks.1']).probe(torch.zeros(1, 3, 32, 48), None)

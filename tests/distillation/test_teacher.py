@@ -281,6 +281,24 @@ def test_checkpoint_of_another_network(tmp_path):
         build_teacher(classifier(14, width=8), teacher_config['checkpoint'])
 
 
+@pytest.mark.parametrize('kept', [0.5, 1.0])
+def test_a_network_that_is_random_in_evaluation_is_refused(kept):
+    """As a masked autoencoder, or a dropout by F.dropout, whose default is training."""
+
+    class Masked(nn.Conv2d):
+        def forward(self, images):
+            noise = torch.rand(len(images), 1, *images.shape[-2:]) < kept
+            return (super().forward(images) * noise).masked_fill(images[:, :1] > 9, torch.inf)  # which stays so
+
+    teacher, images = Teacher(Masked(3, 4, 1), ['']), torch.randn(2, 3, 9, 9)
+    images[0, 0, 0, 0] = 10
+    if kept == 1:
+        assert teacher.probe(images, None)[''][0].isinf().sum() == 4
+        return
+    with pytest.raises(UserError, match='the teacher, Masked, gives other features for the same images in every pass'):
+        teacher.probe(images, None)
+
+
 def test_runs_in_bfloat16_with_bf16_true(tmp_path):
     network = build_teacher(**saved_teacher(tmp_path))
     taps, images = ['head.fc', 'backbone.stage2'], torch.randn(4, 3, 16, 16)
