@@ -391,6 +391,7 @@ STUDENTS = {
         dict(
             type='mmpretrain.ImageClassifier',
             backbone=dict(type='mmpretrain.ConvNeXt', arch=dict(depths=[1] * 4, channels=[4, 8, 8, 8])),
+            data_preprocessor=PLAIN,
         ),
         'backbone.stages.1',
     ),
