@@ -20,6 +20,7 @@ NST, AT, FIT, SP, COSINE = (
     for name in ('NSTLoss', 'ATLoss', 'FitNetLoss', 'SPLoss', 'CosineLoss')
 )
 WIDTH = 16
+PLAIN = dict(PREPROCESSOR, type='mmpretrain.ClsDataPreprocessor')  # whatever scope an earlier test has left
 VISION = '' if version('transformers') >= '5' else 'vision_model.'  # where CLIP and SigLIP have their modules
 SHAPE = dict(embed_dim=WIDTH, depth=2, num_heads=2, num_classes=CLASSES)
 HUGGING = dict(hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2)
@@ -240,7 +241,7 @@ def backbone(name, **options):
     return dict(
         type='mmpretrain.ImageClassifier',
         backbone=dict(type=f'mmpretrain.{name}', **dict(arch=arch, img_size=32, patch_size=8) | options),
-        data_preprocessor=dict(PREPROCESSOR, type='mmpretrain.ClsDataPreprocessor'),  # whatever scope a test has left
+        data_preprocessor=dict(PLAIN),
     )
 
 
@@ -420,7 +421,11 @@ def test_a_stage_of_two_resolutions_is_one_level_for_each(images):
     """mmdet's Swin returns the tokens that it has merged, and its own."""
     pytest.importorskip('mmdet.models')
     swin = dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2), strides=(4, 2), out_indices=(0, 1), window_size=2)
-    config = dict(type='mmpretrain.ImageClassifier', backbone=dict(type='mmdet.SwinTransformer', init_cfg=None, **swin))
+    config = dict(
+        type='mmpretrain.ImageClassifier',
+        backbone=dict(type='mmdet.SwinTransformer', init_cfg=None, **swin),
+        data_preprocessor=PLAIN,
+    )
     taps = dict(student='backbone.stages.0', teacher='backbone.stages.0')
     torch.manual_seed(1)
     student = MODELS.build(config)
