@@ -18,7 +18,7 @@ from mmengine.registry import FUNCTIONS, MODELS, OPTIMIZERS, Registry
 from mmengine.utils import import_modules_from_strings
 
 from kd_plugins.errors import UserError, user_named
-from kd_plugins.registry import check_model
+from kd_plugins.registry import HOOKS, check_arguments, check_model
 from kd_plugins.unpickling import guard_files
 from kd_plugins.utils.names import nearest
 
@@ -145,10 +145,7 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
         raise UserError(f'{path} names {os.path.relpath(file)}, which does not exist; {near}') from error
     except (Exception, SystemExit) as error:
         raise UserError(f'{path} is no valid config: {type(error).__name__}: {error}') from error
-    for option in options:
-        key = option.partition('.')[0]
-        if key not in config and (similar := [x for x in {*config} | _READ if one_slip(key, x)]):
-            raise UserError(f"--cfg-options {option}: nothing reads '{key}'; did you mean '{min(similar)}'?")
+    _check_options(config, options)
     try:
         config.merge_from_dict(options)
     except Exception as error:
@@ -187,6 +184,37 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
     except ImportError as error:  # a config by read_base imports a class when the class is looked at
         raise UserError(f'{path} is no valid config: {error}') from error
     return config
+
+
+def _check_options(config: Config, options: Iterable[str]) -> None:
+    """Refuse an option that nothing would read: a slip, or a variable that the file has copied when it was read."""
+    for option in options:
+        key, _, below = option.partition('.')
+        if key in _READ or key == 'variant':
+            continue
+        if key not in config:
+            if similar := [x for x in {*config} | _READ if one_slip(key, x)]:
+                raise UserError(f"--cfg-options {option}: nothing reads '{key}'; did you mean '{min(similar)}'?")
+            if places := [path for path, _ in _read_values(config) if path.endswith(f'.{key}')]:
+                raise UserError(f"--cfg-options {option}: nothing reads '{key}'; did you mean '{places[0]}'?")
+            continue
+        value = config[key]
+        for path, copied in _read_values(config):
+            same = path.endswith(f'.{key}') and copied == value
+            if isinstance(value, Mapping) and value and isinstance(copied, Mapping):
+                same |= all(copied.get(x) == y for x, y in value.items())
+            if same:
+                raise UserError(
+                    f"--cfg-options {option}: '{key}' was copied when the file was read, and is read no more: give "
+                    f'{path}{below and f".{below}"}'
+                )
+
+
+def _read_values(config: Config) -> Iterator[tuple[str, Any]]:
+    """Yield the values of a config that a run reads, with their dotted paths."""
+    for path, value in walk(config):
+        if path.partition('.')[0] in _READ:
+            yield path, value
 
 
 def without_workers(loader: Mapping[str, Any]) -> dict[str, Any]:
@@ -373,7 +401,6 @@ _VALUES = {
         "a dict of configs by the names of their runs, as dict(baseline='configs/...py')",
         lambda x: isinstance(x, Mapping) and all(isinstance(y, str) for pair in x.items() for y in pair),
     ),
-    'name': _TEXT,
     'beside': _FLAG,
     'note': _TEXT,
 }
@@ -431,6 +458,7 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
             )
         if near:  # a variable of the author's own, or a slip in a config that inherits the key
             print_log(f"{where} has '{near[0]}', which nothing reads, beside '{key}'", 'current', logging.WARNING)
+    _note_copies(config, where)
     _check_parts(config, part, where)
     for path, value in walk(config):
         if path.partition('.')[0] not in _READ:
@@ -460,6 +488,28 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
     for key, hook in (config.get('default_hooks') or {}).items():
         if hook is not None and not _is_config_dict(hook) and not callable(hook):
             raise UserError(f'{where}: default_hooks.{key} is {_short(hook)}, expected {_CONFIG_DICT.words}, or None')
+    for hook in [*(config.get('default_hooks') or {}).values(), *(config.get('custom_hooks') or [])]:
+        name = hook.get('type') if isinstance(hook, Mapping) else None
+        known = HOOKS.get(name) if isinstance(name, str) and name.startswith('kd_plugins.') else None
+        if known is not None:
+            options = {key: value for key, value in hook.items() if key not in ('type', 'priority', '_scope_')}
+            check_arguments(known.__name__, known, options)
+
+
+def _note_copies(config: Config, where: str) -> None:
+    """Log where an inheriting config sets the terms or the teacher that the inherited one has copied into its hook."""
+    for path, part in _read_values(config):
+        if not isinstance(part, Mapping) or not str(part.get('type')).endswith(('DistillationHook', 'Distiller')):
+            continue
+        for key in ('terms', 'teacher'):
+            given, copied = (x if isinstance(x, list) else [x] for x in (config.get(key), part.get(key)))
+            if given != [None] and not any(x in copied for x in given):
+                print_log(
+                    f"{where}: none of '{key}' is in {path}.{key}, which was made when its file was read and alone is "
+                    f'trained: set {path.partition(".")[0]} too',
+                    'current',
+                    logging.WARNING,
+                )
 
 
 def _check_optimiser(config: Config, where: str) -> None:

@@ -1767,7 +1767,6 @@ def built_on() -> Iterator[Mistake]:
         ("compare = dict(other='ASSETS/text.txt')", 'text.txt'),
         ('compare = dict(other=5)', 'compare'),
         ("compare = {18: 'cfg.py'}", 'compare'),
-        ('name = 5', 'name'),
         ("compare = dict(other='bad.py')", 'bad.py'),
         ('note = 5', 'note'),
         ('beside = 5', 'beside'),

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from contextlib import nullcontext
 
 import pytest
 from mmengine.config import Config
@@ -251,3 +252,54 @@ def test_a_backbone_is_no_model(config, scope):
     check_config(config)
     config.model.type = '.'  # no name at all: the build says so
     check_config(config)
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('max_epochs', "nothing reads 'max_epochs'; did you mean 'train_cfg.max_epochs'"),
+        ('lr', "nothing reads 'lr'; did you mean 'optim_wrapper.optimizer.lr'"),
+        (
+            'terms.0.weight',
+            r'was copied when the file was read, and is read no more: give custom_hooks\.0\.terms\.0\.wei',
+        ),
+        ('teacher.checkpoint', r'give custom_hooks\.0\.teacher\.checkpoint$'),
+        ('distillation.task', r'give custom_hooks\.0\.task$'),
+        ('data_root', r'give train_dataloader\.dataset\.data_root$'),
+        ('custom_hooks.0.terms.0.weight', None),
+        ('mine', None),
+        ('another', None),
+    ],
+)
+def test_an_option_that_nothing_reads_is_refused(config, tmp_path, option, message):
+    """A config copies its variables when it is read."""
+    config.data_root = config.train_dataloader.dataset.data_root = 'somewhere'
+    config.teacher, config.mine = dict(config='x.py', checkpoint='x.pth'), 3
+    config.terms = [dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), student='neck', teacher='neck', weight=1.0)]
+    config.distillation = dict(teacher=config.teacher, terms=config.terms, task='train')
+    config.custom_hooks = [dict(config.distillation, type='kd_plugins.DistillationHook')]
+    config.dump(tmp_path / 'x.py')
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        assert load_config(str(tmp_path / 'x.py'), options={option: 7})
+
+
+@pytest.mark.parametrize('change', ['other', 'same', 'several'])
+def test_terms_beside_the_hook_that_has_others_are_noted(config, monkeypatch, change):
+    """An inheriting config has set them; its base had copied its own into the hook before."""
+    said = []
+    monkeypatch.setattr('kd_plugins.config.print_log', lambda text, *_: said.append(text))
+    sp, at = (dict(name=x, student='neck', teacher='neck', loss=dict(type='kd_plugins.SPLoss')) for x in ('sp', 'at'))
+    config.terms, config.teacher = [at if change == 'other' else sp], dict(config='x.py', checkpoint='x.pth')
+    hook = dict(type='kd_plugins.DistillationHook', terms=[sp, at][: 1 + (change == 'several')], teacher=config.teacher)
+    config.custom_hooks = [hook]
+    check_config(config)
+    assert ["none of 'terms' is in custom_hooks.0.terms" in line for line in said] == [True] * (change == 'other')
+
+
+def test_an_option_that_a_hook_of_the_package_does_not_have_is_named(config):
+    config.custom_hooks = [dict(type='kd_plugins.DistillationHook', teacher=dict(config='x.py'), term=[])]
+    with pytest.raises(UserError, match="DistillationHook has no option 'term': did you mean 'terms'"):
+        check_config(config)
+    config.custom_hooks = [dict(type='kd_plugins.KNNHook', priority='LOW'), dict(type='EMAHook', unknown=1)]
+    with pytest.raises(UserError, match=r"KNNHook needs the option '\w+'"):
+        check_config(config)

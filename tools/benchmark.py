@@ -175,9 +175,10 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError(f'--json {file}: expected a file in a folder that is there')
     only = getattr(args, 'only', None) or []
     if args.command == 'losses':
+        names = [case.name for case in loss_cases(args.full)]
         for start in only:
-            if not any(case.name.startswith(start) for case in loss_cases(args.full)):
-                raise UserError(f'--only: no loss is named {start}...; the first column of the table has the names')
+            if not any(name.startswith(start) for name in names):
+                raise UserError(f'--only: no loss is named {start}...; names are {", ".join(dict.fromkeys(names))}')
     elif only:
         known = [name for part in args.parts for name in configs_of(part)]
         if unknown := set(only) - {*known}:

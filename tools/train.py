@@ -219,7 +219,7 @@ def print_comparison(config: Config, flags: Sequence[str]) -> None:
             continue
         train_once(path, flags, partial(read_result, folder))
         folders[name] = folder
-    folders[config.get('name', Path(config.filename).stem)] = config.work_dir
+    folders[str(config.get('name', Path(config.filename).stem))] = config.work_dir
     results = {}
     for name, folder in folders.items():
         result = read_result(folder)

@@ -3,8 +3,8 @@
 _base_ = './methods_canonical_vgg.py'
 methods = _base_.methods
 methods.pop('fsp')
-for terms in methods.values():
-    for term in terms:
+for method in methods.values():
+    for term in method:
         for side, layers in (('student', (2, 3, 5, 7)), ('teacher', (1, 2, 3, 4))):
             names = {f'backbone.stage{i}': f'backbone.layer{layer}' for i, layer in enumerate(layers, 1)}
             taps = term[side]

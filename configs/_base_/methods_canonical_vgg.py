@@ -4,8 +4,8 @@ _base_ = './methods_canonical.py'
 four = [*_base_.stages, 'backbone.stage4']
 flows = [['backbone.stem', four[0]], four[:2], four[1:3], four[2:]]
 methods = _base_.methods
-for terms in methods.values():
-    for term in terms:
+for method in methods.values():
+    for term in method:
         for side in ('student', 'teacher'):
             if term[side] == _base_.stages:
                 term[side] = four

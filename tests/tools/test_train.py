@@ -843,11 +843,12 @@ def comparison(folder, **options):
     return Config(run, cfg_text='-', filename='nst.py'), runpy.run_path(str(TRAIN))['print_comparison']
 
 
-def test_a_note_stands_below_the_table_and_names_are_no_markup(tmp_path, capsys):
-    config, show = comparison(tmp_path, name='NST [ours/]', note='ahead in 9 of 10 [seeds]')
+@pytest.mark.parametrize('name', ['NST [ours/]', 5])
+def test_a_note_stands_below_the_table_and_names_are_no_markup(tmp_path, capsys, name):
+    config, show = comparison(tmp_path, name=name, note='ahead in 9 of 10 [seeds]')
     show(config, [])
     *table, note = capsys.readouterr().out.splitlines()
-    assert any('NST [ours/]' in line and '0.25' in line for line in table)
+    assert any(str(name) in line and '0.25' in line for line in table)
     assert note == 'ahead in 9 of 10 [seeds]'
 
 
