@@ -200,8 +200,9 @@ def _check_options(config: Config, options: Iterable[str]) -> None:
             continue
         value = config[key]
         for path, copied in _read_values(config):
-            same = path.endswith(f'.{key}') and copied == value
-            if isinstance(value, Mapping) and value and isinstance(copied, Mapping):
+            whole = isinstance(value, (list, Mapping)) and len(value) > 0  # a name is not needed to tell it
+            same = (whole or path.endswith(f'.{key}')) and copied == value
+            if whole and isinstance(value, Mapping) and isinstance(copied, Mapping):
                 same |= all(copied.get(x) == y for x, y in value.items())
             if same:
                 raise UserError(

@@ -266,6 +266,7 @@ def test_a_backbone_is_no_model(config, scope):
         ('teacher.checkpoint', r'give custom_hooks\.0\.teacher\.checkpoint$'),
         ('distillation.task', r'give custom_hooks\.0\.task$'),
         ('data_root', r'give train_dataloader\.dataset\.data_root$'),
+        ('train_pipeline.0.scale', r'give train_dataloader\.dataset\.pipeline\.0\.scale$'),
         ('custom_hooks.0.terms.0.weight', None),
         ('mine', None),
         ('another', None),
@@ -274,6 +275,7 @@ def test_a_backbone_is_no_model(config, scope):
 def test_an_option_that_nothing_reads_is_refused(config, tmp_path, option, message):
     """A config copies its variables when it is read."""
     config.data_root = config.train_dataloader.dataset.data_root = 'somewhere'
+    config.train_pipeline = config.train_dataloader.dataset.pipeline
     config.teacher, config.mine = dict(config='x.py', checkpoint='x.pth'), 3
     config.terms = [dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), student='neck', teacher='neck', weight=1.0)]
     config.distillation = dict(teacher=config.teacher, terms=config.terms, task='train')
