@@ -285,13 +285,14 @@ def test_an_option_that_nothing_reads_is_refused(config, tmp_path, option, messa
         assert load_config(str(tmp_path / 'x.py'), options={option: 7})
 
 
-@pytest.mark.parametrize('change', ['other', 'same', 'several'])
+@pytest.mark.parametrize('change', ['other', 'same', 'several', 'some'])
 def test_terms_beside_the_hook_that_has_others_are_noted(config, monkeypatch, change):
     """An inheriting config has set them; its base had copied its own into the hook before."""
     said = []
     monkeypatch.setattr('kd_plugins.config.print_log', lambda text, *_: said.append(text))
     sp, at = (dict(name=x, student='neck', teacher='neck', loss=dict(type='kd_plugins.SPLoss')) for x in ('sp', 'at'))
-    config.terms, config.teacher = [at if change == 'other' else sp], dict(config='x.py', checkpoint='x.pth')
+    config.terms = dict(other=[at], some=[at, sp]).get(change, [sp])
+    config.teacher = dict(config='x.py', checkpoint='x.pth')
     hook = dict(type='kd_plugins.DistillationHook', terms=[sp, at][: 1 + (change == 'several')], teacher=config.teacher)
     config.custom_hooks = [hook]
     check_config(config)

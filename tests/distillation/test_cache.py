@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -169,6 +170,7 @@ class Slotted:
 
 def nested(factor: float) -> Options:
     """Return an object that refers to itself, and to a lock, a logger and a network beside the factor."""
+    logging.getLogger('x').began = time.time()  # a logger has files and times of its own
     options = Options(0.0, [threading.Lock(), logging.getLogger('x'), nn.Identity(), {'deep': {Path('a'), factor}}])
     options.more.append(options)
     return options
