@@ -494,7 +494,7 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
         known = HOOKS.get(name) if isinstance(name, str) and name.startswith('kd_plugins.') else None
         if known is not None:
             options = {key: value for key, value in hook.items() if key not in ('type', 'priority', '_scope_')}
-            check_arguments(known.__name__, known, options)
+            check_arguments(f'{where}: the config dict of {known.__name__}', known, options)
 
 
 def _note_copies(config: Config, where: str) -> None:
