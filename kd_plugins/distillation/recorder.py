@@ -15,7 +15,7 @@ Features = dict[str, list[Tensor]]
 
 
 class _Complete(BaseException):
-    """Ends a forward pass after the last tap."""
+    """Ends a forward pass after the last tap: no Exception, which a network itself may catch."""
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:

@@ -120,8 +120,9 @@ class DistillationHook(Hook):
             ratio = get_world_size() * runner.train_dataloader.batch_size / scale['base_batch_size']
             base |= {key: base[key] * ratio for key in ('lr', 'initial_lr') if key in base}
         for options in self._options_by_parameter(runner, parameters):
-            rate = options.pop('lr', 1.0)
-            factor = 1.0 if one_cycle else rate
+            factor = options.pop('lr', 1.0)
+            if one_cycle:
+                factor = 1.0
             group = base | options | {key: base[key] * factor for key in ('lr', 'initial_lr') if key in base}
             index = len(wrapper.optimizer.param_groups)
             wrapper.optimizer.add_param_group(group)
