@@ -1807,7 +1807,7 @@ def preparing() -> Iterator[Mistake]:
 
 def benchmarks() -> Iterator[Mistake]:
     for arguments, *words in (
-        ('', 'required: {losses,reid,loader,step,teacher,race}'),
+        ('', 'required: {losses,reid,loader,step,teacher,race,backbones}'),
         ('nosuch', 'nosuch'),
         ('losses --repeats 0', 'repeats'),
         ('losses --repeats x', 'repeats'),
@@ -1832,6 +1832,10 @@ def benchmarks() -> Iterator[Mistake]:
         ('losses --json nosuch/x.json', 'nosuch'),
         ('losses --json ASSETS/empty', 'empty'),
         ('reid --folder nosuch', 'nosuch'),
+        ('race --epochs 0', 'epochs'),
+        ('backbones --every 0', 'every'),
+        ('backbones --contestants nosuch', 'nosuch'),
+        ('backbones', 'data/mobilenet_v2.pth'),
     ):
         yield line('benchmark', arguments, *words)
 

@@ -7,6 +7,7 @@
     python tools/benchmark.py step --amp --channels-last
     python tools/benchmark.py teacher
     python tools/benchmark.py race --threads 2
+    python tools/benchmark.py backbones --threads 2
     python tools/benchmark.py losses step reid --device cuda --json all.json
 
 Several may be named, with options that all of them have; the next runs even if one fails.
@@ -30,6 +31,9 @@ race      whole trainings of the quick pair of CIFAR-10 on the CPU, one process 
           loss, by torchdistill where it is installed, by DistillationHook on the same kind of data, and with batched
           images, the teacher's features from disk, bfloat16 and channels-last: images a second, memory, and the time to
           the accuracy that all reach. The last one also compiled, where --contestants names it.
+backbones whole trainings of a backbone without labels on the CPU, on the data that configs/pretrain/README.md lists:
+          by this package, with the teacher's features on disk and without, and by LightlyTrain where it is installed,
+          by its defaults and at this package's learning rate: images a second, memory, and nearest neighbours.
 
 Time is the median of interleaved repetitions: on a GPU by its own clock; on a CPU with --threads 1 the time that the
 thread ran, on which other programs have less influence, and which leaves out waiting for a disk: files come from the
@@ -56,6 +60,8 @@ from typing import Any
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import torch
+from benchmarks.backbones import CONTESTANTS as BACKBONES
+from benchmarks.backbones import backbone_run, backbones
 from benchmarks.loader import loader
 from benchmarks.losses import loss_cases, losses
 from benchmarks.race import CONTESTANTS, METHODS, race, race_run
@@ -66,12 +72,14 @@ from benchmarks.teacher import teacher
 from kd_plugins.errors import UserError, one_line_errors
 from kd_plugins.options import check_device, check_least
 
+COMMANDS = ('losses', 'reid', 'loader', 'step', 'teacher', 'race', 'backbones')
+
 
 def parser_of() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    # Named here, since two of them are only started by others.
-    commands = parser.add_subparsers(dest='command', required=True, metavar='{losses,reid,loader,step,teacher,race}')
+    # Named here, since some of them are only started by others.
+    commands = parser.add_subparsers(dest='command', required=True, metavar=f'{{{",".join(COMMANDS)}}}')
     command = commands.add_parser('losses', help='losses compared with their literal forms')
     command.add_argument('--full', action='store_true', help='the shapes of CIFAR, ImageNet, an FPN and re-ID')
     command.add_argument('--dtypes', nargs='+', choices=['float32', 'bfloat16'], default=['float32'])
@@ -121,10 +129,14 @@ def parser_of() -> argparse.ArgumentParser:
     )
     add_race_options(command)
     command.set_defaults(run_command=race)
+    command = commands.add_parser('backbones', help='a backbone without labels by this package and by LightlyTrain')
+    command.add_argument('--contestants', nargs='+', choices=BACKBONES, help='(default: all that are installed)')
+    add_backbone_options(command)
+    command.set_defaults(run_command=backbones)
     for name, command in commands.choices.items():
         if name == 'reid':
             command.add_argument('--repeats', type=int, help='(default: 5 of market, 1 of the others, which take long)')
-        elif name != 'race':
+        elif name not in ('race', 'backbones'):
             command.add_argument('--repeats', type=int, default=5)
         command.add_argument('--json', metavar='FILE', help='also write the measurements here')
     command = commands.add_parser('reid-run')  # what reid starts
@@ -138,9 +150,13 @@ def parser_of() -> argparse.ArgumentParser:
     command.add_argument('contestant', choices=CONTESTANTS)
     add_race_options(command)
     command.set_defaults(run_command=race_run)
+    command = commands.add_parser('backbones-run')  # what backbones starts
+    command.add_argument('contestant', choices=BACKBONES)
+    add_backbone_options(command)
+    command.set_defaults(run_command=backbone_run)
     for name, command in commands.choices.items():
         command.add_argument('--threads', type=int, default=torch.get_num_threads(), help='number of CPU threads')
-        if name.startswith('race'):
+        if name.startswith(('race', 'backbones')):
             command.set_defaults(device='cpu')
             continue
         command.add_argument(
@@ -164,9 +180,19 @@ def add_race_options(command: argparse.ArgumentParser) -> None:
     command.add_argument('--seed', type=int, default=0)
 
 
+def add_backbone_options(command: argparse.ArgumentParser) -> None:
+    """Add what decides a training of a backbone."""
+    command.add_argument('--method', default='cosine', help='of configs/_base_/methods_pretrain.py (default: cosine)')
+    command.add_argument('--epochs', type=int, default=4)
+    command.add_argument('--every', type=int, default=1, metavar='N', help='take each N-th image alone')
+    command.add_argument('--seed', type=int, default=0)
+
+
 def check_options(args: argparse.Namespace) -> None:
     """Refuse what needs no measurement to be seen wrong."""
-    check_least(args, repeats=1, processes=1, threads=1, images=1, edge=1, views=1, batch_size=1, limit=0)
+    check_least(
+        args, repeats=1, processes=1, threads=1, images=1, edge=1, views=1, every=1, epochs=1, batch_size=1, limit=0
+    )
     check_device(args.device)
     folder, file = getattr(args, 'folder', None), getattr(args, 'json', None)
     if folder and not Path(folder).is_dir():
@@ -191,7 +217,7 @@ def check_options(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     argv, parser = list(sys.argv[1:] if argv is None else argv), parser_of()
-    names = list(takewhile(('losses', 'reid', 'loader', 'step', 'teacher', 'race').__contains__, argv)) or argv[:1]
+    names = list(takewhile(COMMANDS.__contains__, argv)) or argv[:1]
     runs = [parser.parse_args([name, *argv[len(names) :]]) for name in names] or [parser.parse_args(argv)]
     for args in runs:
         check_options(args)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import types
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from mmpretrain.structures import DataSample
 from tiny import image_folder
+from torch import nn
 
+from kd_plugins.datasets.drawing import draw_voc
 from kd_plugins.distillation.distillation import Distillation
 from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.engine import has_bfloat16
@@ -25,7 +28,7 @@ sys.path.append(str(TOOLS))  # last, since tools/test.py must not hide the stand
 _spec = importlib.util.spec_from_file_location('benchmark', TOOLS / 'benchmark.py')
 tool = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(tool)
-from benchmarks import loader, losses, race, reid, step, teacher, timing  # noqa: E402
+from benchmarks import backbones, loader, losses, race, reid, step, teacher, timing  # noqa: E402
 
 CASES = [case._replace(shape=(6, 3, 4, 4) if len(case.shape) == 4 else (6, 5)) for case in losses.loss_cases(False)]
 
@@ -426,3 +429,109 @@ def test_a_race_is_told_by_the_accuracy_that_all_reach(monkeypatch, capsys):
     assert '2.67 (4.00)' in capsys.readouterr().out
     with pytest.raises(UserError, match='train it by python tools/train'):
         tool.main(['race', '--teacher', 'nosuch.pth'])
+
+
+@pytest.fixture(scope='module')
+def backbone_data(tmp_path_factory):
+    """The folders of configs/pretrain, with 30 images to train on, and a teacher."""
+    root = tmp_path_factory.mktemp('backbones') / 'data'
+    for name, images in {'imagenette-128/train': 12, 'imagenette-128/val': 8, 'tiny-imagenet-40/train': 12}.items():
+        image_folder(root / name, images, size=32)
+    draw_voc(root / 'VOCdevkit', train=4, val=2, test=1, size=(48, 48))
+    teacher = race.build_network(backbones.load_config(str(race.ROOT / backbones.CONFIG)).teacher.config)
+    torch.save(teacher.state_dict(), root / 'mobilenet_v2.pth')
+    return root
+
+
+@pytest.fixture
+def small_backbones(backbone_data, monkeypatch):
+    """The comparison on these, in small images and batches."""
+    read = backbones.load_config
+
+    def load_config(path):
+        config = read(path)
+        config.train_dataloader.update(batch_size=6, num_workers=0)
+        inner = config.train_dataloader.dataset.dataset
+        inner.pipeline[1].scale = config.custom_hooks[0].teacher.size = 32
+        for labelled in (config.default_hooks.knn.bank, config.default_hooks.knn.queries):
+            labelled.update(pipeline=[labelled.pipeline[0], labelled.pipeline[-1]], indices=None)
+        return config
+
+    monkeypatch.setattr(backbones, 'load_config', load_config)
+    monkeypatch.chdir(backbone_data.parent)
+    monkeypatch.setenv('METHOD', '')  # which the comparison sets
+
+
+@pytest.mark.parametrize('contestant', ['views', 'crops'])
+def test_a_backbone_trains_and_is_scored_by_its_neighbours(contestant, small_backbones, capsys):
+    tool.main(['backbones-run', contestant, '--every', '2', '--epochs', '2', '--threads', '1'])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found['images'] == 12  # two batches of the 15
+    assert len(found['seconds']) == 2
+    assert min(found['seconds']) > 0
+    assert found['accuracy'] in [12.5 * n for n in range(9)]  # of eight
+    with pytest.raises(UserError, match='--every 3 leaves 10 images, expected at least two batches of 6'):
+        tool.main(['backbones-run', contestant, '--every', '3'])
+
+
+def test_lightly_gets_student_teacher_and_the_same_images(small_backbones, backbone_data, capsys, monkeypatch):
+    """By a stand-in that makes the calls of LightlyTrain 0.18, which is not among the requirements."""
+    given = {}
+
+    def pretrain(model, method_args, **options):
+        given.update(options, teacher=method_args['teacher'])
+        given['channels'] = model.feature_dim(), method_args['teacher'].feature_dim()
+        assert all(x.training for x in model.modules())
+        for _ in range(options['epochs'] * (len(options['data']) // options['batch_size'])):
+            maps = model.forward_features(torch.randn(options['batch_size'], 3, 32, 32))
+            pooled = model.forward_pool(maps)['pooled_features']
+            torch.testing.assert_close(pooled.flatten(1), maps['features'].mean((2, 3)))
+        for weight in model.get_model().parameters():
+            weight.data.zero_()  # so that it is scored as LightlyTrain has left it: all images are the same
+
+    monkeypatch.setitem(sys.modules, 'lightly_train', types.SimpleNamespace(pretrain=pretrain))
+    tool.main(['backbones-run', 'lightly', '--epochs', '2', '--threads', '1'])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {Path(x).name for x in given['data'][:12]} == {f'{i:03d}.png' for i in range(12)}
+    assert len(given['data']) == 30
+    assert all(Path(x).is_file() for x in given['data'])
+    assert given['channels'] == (128, 1280)
+    assert 'optim_args' not in given
+    assert (found['images'], found['accuracy'], len(found['seconds'])) == (30, 25.0, 2)
+    asked = torch.load(backbone_data / 'mobilenet_v2.pth')['backbone.conv1.conv.weight']
+    assert torch.equal(given['teacher'].get_model().conv1.conv.weight, asked)
+    tool.main(['backbones-run', 'lightly-rate', '--threads', '1'])
+    capsys.readouterr()
+    assert given['optim_args']['lr'] * (6 / 1536) ** 0.5 == pytest.approx(4e-3)
+
+
+def test_the_clock_of_a_backbone_counts_training_steps():
+    network = nn.Linear(1, 1)
+    clock = backbones.Clock(network)
+    network(torch.zeros(1, 1))  # a dry run's
+    for mode in (True, False):
+        with torch.no_grad():
+            network.train(mode)(torch.zeros(1, 1))
+    network.eval()(torch.zeros(1, 1))
+    assert len(clock.times) == 1
+    clock.times += [10.0, 11.0, 12.5, 20.0, 22.0, 24.0]
+    assert clock.seconds(epochs=2, length=3) == [3.75, 6.0]  # a step's mean, times three
+
+
+def test_backbones_are_compared_with_lightly(monkeypatch, capsys, small_backbones):
+    answers = dict(
+        views=dict(seconds=[2.0, 1.0], images=60, accuracy=62.0, peak_bytes=2**20),
+        lightly=dict(seconds=[5.0, 4.0], images=60, accuracy=41.5, peak_bytes=2**21),
+    )
+    monkeypatch.setattr(backbones, 'in_turn', lambda command, names, options: {name: answers[name] for name in names})
+    monkeypatch.setattr(backbones, 'find_spec', lambda name: True)
+    found = {}
+    monkeypatch.setattr(backbones, 'keep', lambda args, results: found.update(results))
+    tool.main(['backbones', '--contestants', *answers, '--epochs', '2'])
+    assert found['results']['views']['images_per_second'] == pytest.approx(40)
+    assert found['results']['views']['ratio'] == pytest.approx(3)
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ('3.00', '62.0', '41.5', 'times LightlyTrain'))
+    monkeypatch.setattr(backbones, 'find_spec', lambda name: None)
+    with pytest.raises(UserError, match='pip install lightly-train'):
+        tool.main(['backbones', '--contestants', 'lightly'])

@@ -338,6 +338,29 @@ def race_run(args: argparse.Namespace) -> None:
     print(json.dumps(result | dict(peak_bytes=resident('VmHWM'))))
 
 
+def in_turn(command: str, names: Sequence[str], options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Let each contestant train in a process of its own; return what each has printed in its last line.
+
+    Raises:
+        UserError: One failed.
+    """
+    on_cpu = os.environ | {'CUDA_VISIBLE_DEVICES': ''}  # mmengine's runner would take a GPU, the loops do not
+    results = {}
+    for name in names:
+        words = [word for option, value in options.items() for word in (f'--{option}', str(value))]
+        done = subprocess.run(
+            [sys.executable, str(TOOL), command, name, *words],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=on_cpu,
+        )
+        if done.returncode:
+            raise UserError(f'{name} failed, see the error above')
+        results[name] = json.loads(done.stdout.splitlines()[-1])
+    return results
+
+
 def race(args: argparse.Namespace) -> None:
     """Let the contestants train in turn; compare images a second, memory, and the time to a common accuracy."""
     if not Path(args.teacher).is_file():
@@ -348,16 +371,8 @@ def race(args: argparse.Namespace) -> None:
     names = args.contestants or [x for x in USUAL if x != 'torchdistill' or find_spec(x)]
     if 'torchdistill' in names and not find_spec('torchdistill'):
         raise UserError("torchdistill is not installed: pip install torchdistill, or this package's extra race")
-    results: dict[str, dict[str, Any]] = {}
-    for name in names:
-        options = ('method', 'epochs', 'images', 'views', 'data', 'teacher', 'seed', 'threads')
-        command = [sys.executable, str(TOOL), 'race-run', name]
-        command += [word for option in options for word in (f'--{option}', str(getattr(args, option)))]
-        on_cpu = os.environ | {'CUDA_VISIBLE_DEVICES': ''}  # mmengine's runner would take a GPU, the loops do not
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=on_cpu)
-        if done.returncode:
-            raise UserError(f'{name} failed, see the error above')
-        results[name] = json.loads(done.stdout.splitlines()[-1])
+    options = ('method', 'epochs', 'images', 'views', 'data', 'teacher', 'seed', 'threads')
+    results = in_turn('race-run', names, {name: getattr(args, name) for name in options})
     target = min(result['accuracy'][-1] for result in results.values())
     for result in results.values():
         seconds, epochs = result['seconds'], range(args.epochs)
