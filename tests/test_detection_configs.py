@@ -158,3 +158,15 @@ def test_a_two_stage_student_learns_from_a_one_stage_teacher():
     losses = distillation.losses(partial(student.train(), inputs, samples), inputs, samples)
     assert losses['loss_pkd'] > 0
     assert {'loss_rpn_cls', 'loss_cls'} <= losses.keys()
+
+
+@pytest.mark.parametrize('path', sorted(Path(ROOT, 'configs/_base_').glob('methods_*.py')), ids=lambda path: path.stem)
+def test_a_heads_scores_tell_how_sure_the_teacher_is(path):
+    """Of one class too; a softmax over the classes would not change where all logits of a location do."""
+    methods = load_config(str(path)).methods
+    if 'kd_head' not in methods:
+        return
+    loss = MODELS.build(methods.kd_head[0].loss)
+    teacher = torch.randn(2, loss.anchors, 4, 4)
+    assert loss(teacher, teacher).item() == pytest.approx(0, abs=1e-6)
+    assert loss(teacher + 3, teacher) > 0.1

@@ -120,8 +120,9 @@ methods = dict(
     cwd=[dict(name='cwd', loss=dict(type='kd_plugins.CWDLoss', tau=1.0), adapter='auto', **last, weight=10.0)],
     # Made for FPNs, where the authors weigh a level with 6 or 10; no published weight for a classifier's maps.
     pkd=[dict(name='pkd', loss=dict(type='kd_plugins.PKDLoss'), adapter='auto', **last, weight=6.0)],
-    # yzd-v/MGD's setting for the last maps of a classifier (ResNet-18 from ResNet-34 on ImageNet); the loss is a sum.
-    mgd=[dict(name='mgd', loss=dict(type='kd_plugins.MGDLoss', share=0.15, mask='channels'), **last, weight=7e-5)],
+    # Its authors' setting for the last maps of a ResNet-18 on CIFAR-100, in yzd-v/cls_KD, where it is switched off; the
+    # loss is a sum.
+    mgd=[dict(name='mgd', loss=dict(type='kd_plugins.MGDLoss', share=0.15, mask='channels'), **last, weight=1.2e-3)],
     # The ends of all stages and the pooled features, the teacher's before the activation (sum1 to sum3 of CifarResNet),
     # as in dvlab-research/ReviewKD; its weight rises over 20 of 240 epochs, to 0.6 to 8 by the pair, 1 by default.
     reviewkd=[
@@ -149,7 +150,8 @@ methods['bss_quick'] = [
     methods['bss'][0],
     methods['bss'][1] | dict(loss=methods['bss'][1]['loss'] | dict(attack_size=16)),
 ]
-# RKD on embeddings of length 1, which neither its paper nor lenscloth/RKD has, but the poster's authors' later library.
+# RKD on embeddings of length 1, as lenscloth/RKD's run_distill_classification.py has them, beside KD with weight 1, and
+# the poster's authors' later library; not its paper.
 methods |= {
     f'{name}_unit': [methods[name][0] | dict(loss=methods[name][0]['loss'] | dict(normalize=True))]
     for name in ('rkd_d', 'rkd_a', 'rkd_da')

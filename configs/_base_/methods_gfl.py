@@ -7,7 +7,13 @@ methods = dict(
     crosskd=[dict(name='crosskd', loss=dict(type='kd_plugins.CrossKDLoss', layer=3, boxes=2.0), **heads)],
     # GFL-R50 from GFL-R101, 40.2 to 41.9 on COCO, with this weight in mmrazor.
     cwd_head=[dict(name='cwd_head', loss=dict(type='kd_plugins.CWDLoss', tau=1.0), **scores, weight=10.0)],
+    # Not tuned. These heads score each class by itself, so that each is a yes or no.
     kd_head=[
-        dict(name='kd_head', loss=dict(type='kd_plugins.KDLoss', tau=2.0, anchors=1), **scores, weight=1.0)
-    ],  # not tuned
+        dict(
+            name='kd_head',
+            loss=dict(type='kd_plugins.KDLoss', tau=2.0, anchors=1, use_sigmoid=True),
+            **scores,
+            weight=1.0,
+        )
+    ],
 )

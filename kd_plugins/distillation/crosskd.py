@@ -14,6 +14,7 @@ from kd_plugins.distillation.recorder import Features
 from kd_plugins.distillation.term import Batch, Term
 from kd_plugins.errors import UserError
 from kd_plugins.losses import CrossKDLoss
+from kd_plugins.losses.crosskd import Predictions
 from kd_plugins.utils.names import nearest
 
 _BRANCHES = ('cls_convs', 'reg_convs')
@@ -142,16 +143,18 @@ class CrossKDTerm(Term):
             ]
             expected = _predictions(head, self.loss.layer, copies)
         crossed = _predictions(head, self.loss.layer, [_aligned(s, t) for s, t in zip(levels, targets, strict=True)])
-        weight, positives = self._assigned(batch, levels[: len(levels) // 2])
-        if len(weight) != len(crossed[0]):
+        weight, positives, objects = self._assigned(batch, levels[: len(levels) // 2])
+        if len(weight) != len(crossed.scores):
             raise ValueError(
                 f"the student's head assigns targets to {len(weight)} positions, the teacher's predicts at "
-                f'{len(crossed[0])}: give both the same anchors and strides'
+                f'{len(crossed.scores)}: give both the same anchors and strides'
             )
-        return self.loss(crossed, expected, weight, positives)
+        return self.loss(crossed, expected, weight, positives, objects)
 
-    def _assigned(self, batch: Batch, maps: Sequence[Tensor]) -> tuple[Tensor, float]:
-        """Return the weights (P,) of the positions and the number of positives, by the student's own assignment.
+    def _assigned(self, batch: Batch, maps: Sequence[Tensor]) -> tuple[Tensor, float, Tensor | None]:
+        """Return the weights (P,) of the positions, the number of positives, and which they are (P,).
+
+        All is by the student's own assignment.
 
         Args:
             batch: The batch.
@@ -164,7 +167,7 @@ class CrossKDTerm(Term):
         samples, device = batch.data_samples, maps[0].device
         weight = torch.ones(sum(x[:, 0].numel() for x in maps) * head.num_base_priors, device=device)
         if samples is None:
-            return weight, 1.0
+            return weight, 1.0, None
         if any('gt_instances' not in x for x in samples):
             raise UserError(f"term '{self.name}': CrossKD needs images with boxes, got some without gt_instances")
         instances, metas = [x.gt_instances for x in samples], [x.metainfo for x in samples]
@@ -173,16 +176,17 @@ class CrossKDTerm(Term):
             anchors, valid = head.get_anchors(sizes, metas, device=device)
             ignored = [x.get('ignored_instances') for x in samples]
             targets = head.get_targets(anchors, valid, instances, metas, batch_gt_instances_ignore=ignored)
-            weight = torch.cat([x.reshape(-1) for x in targets[-4]])
+            labels, weight = (torch.cat([x.reshape(-1) for x in levels]) for levels in targets[-5:-3])
+            objects = (labels >= 0) & (labels < head.num_classes)
             positives = torch.tensor(float(targets[-1]), device=device)
         else:
             points = head.prior_generator.grid_priors(sizes, dtype=torch.float32, device=device)
             labels, boxes = (torch.cat(x) for x in head.get_targets(points, instances)[:2])
-            positive = labels < head.num_classes
+            objects = labels < head.num_classes
             # FCOS weights its boxes by their centerness.
-            positives = head.centerness_target(boxes[positive]).sum()
+            positives = head.centerness_target(boxes[objects]).sum()
         all_reduce(positives, 'mean')
-        return weight, positives.clamp(min=1).item()
+        return weight, positives.clamp(min=1).item(), objects
 
 
 def _assignment(head: Any) -> tuple[str, ...]:
@@ -233,30 +237,28 @@ def _aligned(student: Tensor, teacher: Tensor) -> Tensor:
     return (student - mean) / (std + 1e-6) * target_std + target_mean
 
 
-def _predictions(head: Any, layer: int, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return what a head predicts at the P positions (or anchors) of all levels and images.
+def _predictions(head: Any, layer: int, levels: Sequence[Tensor]) -> Predictions:
+    """Return what a head predicts at the P positions (or anchors) of all levels and images, boxes in pixels.
 
     Args:
         head: Head of a dense detector.
         layer: Number of convolutions that its branches have behind them.
         levels: Features before the activation, (B, C, H, W): of the classes' branch, then of the boxes'.
-
-    Returns:
-        Logits (P, K), boxes (P, 4) in pixels and, of a head that predicts distributions, their logits (P, 4, R).
     """
 
     def rows(maps: Sequence[Tensor], width: int) -> Tensor:
         return torch.cat([x.float().permute(0, 2, 3, 1).reshape(-1, width) for x in maps])
 
-    scores, boxes, *_ = _later_layers(head, layer, levels)
+    scores, boxes, *others = _later_layers(head, layer, levels)
     sizes = [size_of(x) for x in scores]
     priors = head.prior_generator.grid_priors(sizes, dtype=torch.float32, device=scores[0].device)
     priors = [x.repeat(len(scores[0]), 1) for x in priors]
     classes = rows(scores, head.cls_out_channels)
     if not hasattr(head, 'integral'):
-        return classes, head.bbox_coder.decode(torch.cat(priors), rows(boxes, 4))
+        centerness = rows(others[0], 1).flatten() if hasattr(head, 'atss_centerness') else None
+        return Predictions(classes, head.bbox_coder.decode(torch.cat(priors), rows(boxes, 4)), centerness=centerness)
     edges = rows(boxes, 4 * (head.reg_max + 1))  # distributions of distances, in units of the stride
     strides = zip(priors, head.prior_generator.strides, strict=True)
     distances = head.integral(edges) * torch.cat([x.new_full((len(x), 1), stride[0]) for x, stride in strides])
     decoded = head.bbox_coder.decode(head.anchor_center(torch.cat(priors)), distances)
-    return classes, decoded, edges.unflatten(1, (4, -1))
+    return Predictions(classes, decoded, edges.unflatten(1, (4, -1)))

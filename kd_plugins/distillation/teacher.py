@@ -294,7 +294,7 @@ class Teacher:
     def _probed(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Features:
         with self.recorder.probing(len(inputs)) as features, self._explained(inputs, data_samples):
             self._forward(inputs, data_samples)
-        return features
+        return _differentiable(features)
 
     @contextmanager
     def _explained(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Iterator[None]:
@@ -365,7 +365,7 @@ class Teacher:
         with self.recorder.recording(stop=True) as features, known:
             self._forward(inputs, data_samples)
         self._sizes.add(size)
-        return features
+        return _differentiable(features)
 
     def _forward(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> None:
         images = self._convert(inputs, data_samples)
@@ -376,6 +376,11 @@ class Teacher:
         else:
             name, options = self._takes
             self.model(*([] if name else [images]), **({name: images} if name else {}), **options)
+
+
+def _differentiable(features: Features) -> Features:
+    """Return the features, those of ``torch.inference_mode`` copied: a loss could not keep them for its gradient."""
+    return {tap: [x.clone() if x.is_inference() else x for x in levels] for tap, levels in features.items()}
 
 
 def _pooled(features: Features, sizes: Mapping[str, Size]) -> Features:

@@ -49,8 +49,10 @@ def check_positions(name: str, student: Tensor, teacher: Tensor, channels: bool 
     check_shapes(as_many, name, 'the same number of tokens', student, teacher, 'tap layers of equal resolution')
 
 
-def check_logits(name: str, student: Tensor, teacher: Tensor, positions: bool = False) -> None:
-    """Check for non-empty logits (N, K) of one shape, with ``positions`` also (N, L, K)."""
+def check_logits(
+    name: str, student: Tensor, teacher: Tensor, positions: bool = False, independent: bool = False
+) -> None:
+    """Check for logits (N, K) of one shape, with ``positions`` also (N, L, K); of K > 1 unless ``independent``."""
     alike = student.shape == teacher.shape and student.ndim in (2, 2 + positions) and student.numel() > 0
     kinds = 'non-empty logits (N, K) or (N, L, K)' if positions else 'non-empty logits (N, K)'
     if student.shape == teacher.shape:
@@ -58,13 +60,16 @@ def check_logits(name: str, student: Tensor, teacher: Tensor, positions: bool = 
     else:
         remedy = 'give both networks the same images and the same classes'
     check_shapes(alike, name, f'{kinds} of the same shape', student, teacher, remedy)
+    if student.shape[-1] < 2 and not independent:
+        raise ValueError(
+            f'{name}: expected logits of two classes or more, got {tuple(student.shape)}: the softmax of one class is '
+            'always 1; where it is a yes or no, take KDLoss(use_sigmoid=True)'
+        )
 
 
 def check_labels(name: str, logits: Tensor, labels: Tensor) -> None:
-    """Check for a class of each row of logits (N, K), K at least 2."""
+    """Check for a class of each row of logits (N, K)."""
     n, classes = logits.shape
-    if classes < 2:
-        raise ValueError(f'{name}: expected logits of two classes or more, got {tuple(logits.shape)}')
     if labels.shape != (n,) or labels.dtype != torch.long:
         raise ValueError(
             f'{name}: expected labels ({n},) of type int64, one for each row of logits, got {tuple(labels.shape)} of '

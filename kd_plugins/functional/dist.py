@@ -37,7 +37,8 @@ def dist_loss(
         Scalar, between 0 and ``2 tau^2 (beta + gamma)``.
 
     Raises:
-        ValueError: The shapes differ, are not those of logits, or hold nothing; a number is out of range.
+        ValueError: The shapes differ, are not those of logits of two classes or more, or hold nothing; a number is out
+            of range.
 
     References:
         1. Huang et al.: Knowledge Distillation from A Stronger Teacher, NeurIPS 2022, arXiv 2205.10536.

@@ -120,7 +120,8 @@ def kd_loss(
         Scalar, in nats times tau^2.
 
     Raises:
-        ValueError: The shapes differ, hold nothing, or are those of maps; the temperature is not above 0; or logits of
+        ValueError: The shapes differ, hold nothing, are those of maps, or have one class without ``use_sigmoid``; the
+            temperature is not above 0; or logits of
             independent classes would be standardised.
 
     References:
@@ -134,7 +135,7 @@ def kd_loss(
     check_number('tau', tau, 0, strict=True)
     if standardize and use_sigmoid:
         raise ValueError('kd_loss: standardize=True compares the classes of a softmax: leave it out, or use_sigmoid')
-    check_logits('kd_loss', student, teacher, positions=True)
+    check_logits('kd_loss', student, teacher, positions=True, independent=use_sigmoid)
     if standardize:
         student, teacher = standardized(as_float(student)), standardized(as_float(teacher))
     student, teacher = (x.flatten(0, -2) for x in (student, teacher))

@@ -14,6 +14,8 @@ CONVENTIONS = ('paper', 'code')
 # Cosines taken at a time: as many as a CPU's cache holds; on other devices fewer calls matter more.
 _BLOCK_ELEMENTS, _LARGE_BLOCK = 2**19, 2**24
 
+_LEAST = 1e-24  # squared distance whose root has an inverse that float32 holds to the third power
+
 
 def _squared_distances(student: Tensor, teacher: Tensor, convention: str, normalize: bool) -> tuple[Tensor, Tensor]:
     check_choice('convention', convention, CONVENTIONS)
@@ -23,14 +25,18 @@ def _squared_distances(student: Tensor, teacher: Tensor, convention: str, normal
 
 
 def _pairwise(x: Tensor) -> Tensor:
+    eps = torch.finfo(x.dtype).eps
+    lengths = torch.linalg.vector_norm(x.detach(), dim=1)
     # Around the mean, the Gram matrix is no larger than the distances it has to resolve.
     x = x - x.mean(0)
     products = gram(x)
     norms = squared_norms(x, products)
     norms = norms[:, None] + norms
     distances = norms - 2 * products
-    # Samples nearer than rounding can resolve are one point, as each is with itself.
-    return distances.masked_fill(distances <= 32 * torch.finfo(x.dtype).eps * norms, 0)
+    # Samples nearer than rounding can resolve, of the products or of the embeddings, are one point, as each is with
+    # itself; and so are those whose gradient would not be finite.
+    least = (4 * eps * (lengths[:, None] + lengths)).square_().clamp_min_(_LEAST)
+    return distances.masked_fill(distances <= torch.maximum(32 * eps * norms, least), 0)
 
 
 def _inverse_root(squares: Tensor) -> Tensor:
@@ -110,7 +116,9 @@ def rkd_distance_loss(student: Tensor, teacher: Tensor, convention: str = 'paper
         student: Embeddings (N, ...), flattened.
         teacher: Embeddings (N, ...) of any other size; they get no gradient.
         convention: ``'paper'`` or ``'code'``.
-        normalize: Scale the embeddings of both networks to L2 norm 1 first. Neither paper nor code does; [3] does.
+        normalize: Scale the embeddings of both networks to L2 norm 1 first. The paper does not; the authors' program
+            for classifiers does (``run_distill_classification.py`` of [2], with weights 25 and 50 beside Hinton's loss
+            of weight 1), and so does [3].
 
     Returns:
         Scalar without unit, unchanged by moving or scaling all embeddings of a network; 0 for N = 1. Two samples
@@ -142,7 +150,7 @@ def rkd_angle_loss(student: Tensor, teacher: Tensor, convention: str = 'paper', 
         student: Embeddings (N, ...), flattened.
         teacher: Embeddings (N, ...) of any other size; they get no gradient.
         convention: ``'paper'`` or ``'code'``.
-        normalize: Scale the embeddings of both networks to L2 norm 1 first. Neither paper nor code does.
+        normalize: Scale the embeddings of both networks to L2 norm 1 first, see `rkd_distance_loss`.
 
     Returns:
         Scalar without unit, unchanged by moving, turning or scaling all embeddings of a network; 0 for N < 3.

@@ -1,11 +1,30 @@
 """Predictions that a teacher's head makes from a student's features."""
 
+from typing import NamedTuple
+
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from kd_plugins.functional import box_distribution_loss, giou_loss, soft_focal_loss
 from kd_plugins.functional.checks import check_number
 from kd_plugins.losses.base import DistillationLoss
 from kd_plugins.registry import MODELS
+
+
+class Predictions(NamedTuple):
+    """What a dense detector's head predicts at the P positions (or anchors) of all images and levels.
+
+    Attributes:
+        scores: Logits (P, K) of the classes.
+        boxes: Boxes (P, 4).
+        edges: Logits (P, 4, R) of the distributions of the boxes' edges, of a head that predicts them (GFL).
+        centerness: Logits (P,), of a head that has them beside anchors (ATSS).
+    """
+
+    scores: Tensor
+    boxes: Tensor
+    edges: Tensor | None = None
+    centerness: Tensor | None = None
 
 
 @MODELS.register_module()
@@ -24,11 +43,13 @@ class CrossKDLoss(DistillationLoss):
     - ``classification`` times :func:`~kd_plugins.functional.soft_focal_loss`, divided by the number of positives;
     - ``boxes`` times :func:`~kd_plugins.functional.giou_loss` with weights w;
     - of a head that predicts distributions (GFL), ``distributions`` times
-      :func:`~kd_plugins.functional.box_distribution_loss` with weights w.
+      :func:`~kd_plugins.functional.box_distribution_loss` with weights w;
+    - of ATSS, ``centerness`` times the binary cross-entropy of the centerness, at positions with an object, divided by
+      the number of positives. (FCOS's is left out.)
 
-    The last two are divided by the sum of w for a head with distributions, else by the number of positives, as in the
-    authors' code. The defaults are the authors' for RetinaNet; they have ``boxes=2.0`` for GFL, and ``layer=2,
-    classification=0.4, boxes=0.75`` for FCOS, with -log IoU in the place of 1 - GIoU.
+    Boxes and distributions are divided by the sum of w for a head with distributions, else by the number of positives.
+    All is as in the authors' code. The defaults are the authors' for RetinaNet and ATSS; they have ``boxes=2.0`` for
+    GFL, and ``layer=2, classification=0.4, boxes=0.75`` for FCOS, with -log IoU in the place of 1 - GIoU.
 
     Args:
         layer: Number of convolutions of the student's branches that its features come from, at least 1.
@@ -36,6 +57,7 @@ class CrossKDLoss(DistillationLoss):
         classification: Weight of the classes.
         boxes: Weight of the boxes.
         distributions: Weight of the distributions of the boxes' edges.
+        centerness: Weight of the centerness.
 
     Raises:
         ValueError: A number is out of range.
@@ -62,6 +84,7 @@ class CrossKDLoss(DistillationLoss):
         classification: float = 1.0,
         boxes: float = 1.0,
         distributions: float = 3.0,
+        centerness: float = 1.0,
     ) -> None:
         super().__init__()
         check_number('layer', layer, 1, whole=True)
@@ -69,28 +92,40 @@ class CrossKDLoss(DistillationLoss):
         check_number('classification', classification, 0)
         check_number('boxes', boxes, 0)
         check_number('distributions', distributions, 0)
+        check_number('centerness', centerness, 0)
         self.layer = layer
         self.beta = beta
         self.classification = classification
         self.boxes = boxes
         self.distributions = distributions
+        self.centerness = centerness
 
     def forward(
-        self, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], weight: Tensor, positives: float
+        self,
+        student: tuple[Tensor | None, ...],
+        teacher: tuple[Tensor | None, ...],
+        weight: Tensor,
+        positives: float,
+        objects: Tensor | None = None,
     ) -> Tensor:
         """Compare predictions at P positions (or anchors) of all images and levels.
 
         Args:
-            student: Logits (P, K) of the classes, boxes (P, 4) and, of a head that predicts distributions, their
-                logits (P, 4, R): from the student's features.
-            teacher: The same from the teacher's features.
+            student: :class:`Predictions` from the student's features.
+            teacher: Those from the teacher's features.
             weight: Weights (P,), 0 where a position has no target.
             positives: Number of positions with an object.
+            objects: Which positions (P,) these are; None: none. Only the centerness needs it.
         """
-        importance = teacher[0].detach().float().sigmoid().amax(1) * (weight > 0)
-        count = importance.sum().clamp(min=1e-6) if len(teacher) == 3 else positives
-        loss = self.classification * soft_focal_loss(student[0], teacher[0], weight, self.beta) / positives
-        loss = loss + self.boxes * giou_loss(student[1], teacher[1], importance) / count
-        if len(teacher) == 3:
-            loss = loss + self.distributions * box_distribution_loss(student[2], teacher[2], importance) / count
+        own, other = Predictions(*student), Predictions(*teacher)  # type: ignore[arg-type]  # the first two are there
+        importance = other.scores.detach().float().sigmoid().amax(1) * (weight > 0)
+        count = positives if other.edges is None else importance.sum().clamp(min=1e-6)
+        loss = self.classification * soft_focal_loss(own.scores, other.scores, weight, self.beta) / positives
+        loss = loss + self.boxes * giou_loss(own.boxes, other.boxes, importance) / count
+        if own.edges is not None and other.edges is not None:
+            loss = loss + self.distributions * box_distribution_loss(own.edges, other.edges, importance) / count
+        if own.centerness is not None and other.centerness is not None and objects is not None:
+            target = other.centerness.detach().sigmoid()
+            entropies = binary_cross_entropy_with_logits(own.centerness, target, reduction='none')
+            loss = loss + self.centerness * (entropies * objects).sum() / positives
         return loss

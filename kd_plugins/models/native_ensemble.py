@@ -143,6 +143,8 @@ class NativeEnsemble(Composite):
         check_number('branches', branches, 2, whole=True)
         check_number('tau', tau, 0, strict=True)
         check_number('ramp', ramp, 0)
+        if ramp > 1:
+            raise ValueError(f'ramp: expected a part of the training, from 0 to 1, as 80 / 300, got {ramp!r}')
         check_choice('predict', predict, ('branch', 'ensemble'))
         if not isinstance(weight, Mapping):
             check_number('weight', weight, 0)

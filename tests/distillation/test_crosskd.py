@@ -96,7 +96,7 @@ def step(student, distilled, inputs, samples):
 def by_hand(student, teacher, inputs, samples, loss):
     """Return the loss as the authors write it: head by head, level by level."""
     head, own = teacher.bbox_head, student.bbox_head
-    rows = {'scores': ([], []), 'boxes': ([], []), 'edges': ([], [])}
+    rows = {'scores': ([], []), 'boxes': ([], []), 'edges': ([], []), 'centers': ([], [])}
     kind = type(head).__name__
     sizes = []
     for level, (x, y) in enumerate(zip(student.extract_feat(inputs), teacher.extract_feat(inputs), strict=True)):
@@ -115,9 +115,12 @@ def by_hand(student, teacher, inputs, samples, loss):
                 flat = flat * flat_t.std(1, correction=0, keepdim=True) + flat_t.mean(1, keepdim=True)
                 z = t if side else flat.reshape(s.shape[1], s.shape[0], *s.shape[2:]).transpose(0, 1)
                 features[branch] = getattr(head, branch)[2](relu(z))
-            prefix = dict(RetinaHead='retina', GFLHead='gfl').get(kind)
+            prefix = dict(RetinaHead='retina', GFLHead='gfl', ATSSHead='atss').get(kind)
             names = (f'{prefix}_cls', f'{prefix}_reg') if prefix else ('conv_cls', 'conv_reg')
             scores, boxes = (getattr(head, n)(f) for n, f in zip(names, features.values(), strict=True))
+            if kind == 'ATSSHead':
+                centers = head.atss_centerness(features['reg_convs'])
+                rows['centers'][side].append(centers.permute(0, 2, 3, 1).flatten())
             if kind != 'RetinaHead':
                 boxes = head.scales[level](boxes)
             if kind == 'FCOSHead':
@@ -149,14 +152,22 @@ def by_hand(student, teacher, inputs, samples, loss):
     count = importance.sum() if kind == 'GFLHead' else positives
     value = loss.classification * soft_focal_loss(*rows['scores'], weight) / positives
     value = value + loss.boxes * giou_loss(*rows['boxes'], importance) / count
+    if kind == 'ATSSHead':
+        positive = torch.cat([x.flatten() for x in targets[-5]]) < 4
+        assert 0 < positive.sum() < len(positive)
+        crossed, expected = (x[positive] for x in rows['centers'])
+        p = expected.sigmoid()
+        entropies = -p * crossed.sigmoid().log() - (1 - p) * (1 - crossed.sigmoid()).log()
+        value = value + loss.centerness * entropies.sum() / positives
     if kind == 'GFLHead':
         value = value + loss.distributions * box_distribution_loss(*rows['edges'], importance) / count
     return value
 
 
-@pytest.mark.parametrize('kind', ['RetinaNet', 'GFL', 'FCOS', 'FCOS*'])
+@pytest.mark.parametrize('kind', HEADS)
 def test_value(kind):
-    student, distilled = distillation(kind, loss=dict(layer=2, classification=0.7, boxes=1.5))
+    weights = dict(classification=0.7, boxes=1.5, distributions=2.5, centerness=0.6)
+    student, distilled = distillation(kind, loss=dict(layer=2, **weights))
     inputs, samples = batch(student)
     distilled.dry_run(student, inputs, samples)
     value = step(student, distilled, inputs, samples)['loss_crosskd']

@@ -265,6 +265,22 @@ def test_a_level_without_gradient_is_found_beside_others(student, teacher, image
     losses_of(core, features | {STAGES[0]: [x.detach() for x in features[STAGES[0]]]}, images, None)
 
 
+@pytest.mark.parametrize(
+    ('kind', 'tap'), [('KDLoss', 'head.fc'), ('CosineLoss', STAGES[2]), ('NSTLoss', STAGES[2]), ('VIDLoss', STAGES[2])]
+)
+def test_a_teacher_may_run_in_inference_mode(student, teacher, images, kind, tap):
+    term = dict(name='x', loss=dict(type=f'kd_plugins.{kind}'), student=tap, teacher=tap)
+    core, features, losses, _ = distil(student, teacher, [term], images)
+    network = core.teacher.model
+    network.forward = torch.inference_mode()(network.forward)
+    assert network(images, mode='tensor')[0].is_inference()
+    core.dry_run(student, images, None)
+    value = losses_of(core, features, images)['loss_x']
+    torch.testing.assert_close(value, losses['loss_x'])
+    value.backward()
+    assert any(p.grad.any() for p in student.backbone.stage1.parameters())
+
+
 def test_layers_in_the_place_of_images_are_refused(student, teacher, images):
     """As a DETR's decoder returns them: (layers, images, queries, channels)."""
     core = Distillation(

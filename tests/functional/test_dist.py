@@ -140,6 +140,11 @@ def test_extreme_logits():
     assert student.grad.isfinite().all()
 
 
+def test_one_class_correlates_with_nothing():
+    with pytest.raises(ValueError, match=r'^dist_loss: expected logits of two classes or more, got \(4, 1\): '):
+        dist_loss(torch.ones(4, 1), torch.ones(4, 1))
+
+
 @pytest.mark.parametrize(
     ('student', 'teacher'),
     [((4, 10), (4, 100)), ((4, 10), (3, 10)), ((4,), (4,)), ((0, 5), (0, 5)), ((2, 3, 4, 4),) * 2],

@@ -188,6 +188,14 @@ def test_independent_classes_that_the_teacher_masks_are_a_sure_no():
     torch.testing.assert_close(student.grad, torch.tensor([[0, 1 / (1 + exp(-2))]], dtype=torch.float64))
 
 
+@pytest.mark.parametrize('shape', [(4, 1), (2, 3, 1)])
+def test_one_class_is_no_softmax(shape):
+    with pytest.raises(
+        ValueError, match=r'^kd_loss: expected logits of two classes or more, got .*use_sigmoid=True\)$'
+    ):
+        kd_loss(torch.ones(shape), torch.ones(shape))
+
+
 def test_independent_classes_are_not_standardised():
     with pytest.raises(ValueError, match='kd_loss: standardize=True compares the classes of a softmax'):
         kd_loss(torch.ones(2, 3), torch.ones(2, 3), standardize=True, use_sigmoid=True)

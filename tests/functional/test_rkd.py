@@ -130,6 +130,23 @@ def test_nearer_than_rounding_is_one_point(loss):
     assert loss(near, teacher).item() == pytest.approx(loss(student, teacher).item(), rel=1e-5)
 
 
+@LOSSES
+def test_what_the_embeddings_rounding_leaves_is_one_point(loss):
+    # Around 1, float32 holds multiples of 6e-8 or 1.2e-7: these differ in their last digit alone.
+    student = (1 + 1e-7 * torch.randn(8, 16)).requires_grad_()
+    assert student.unique().numel() > 1
+    loss(student, torch.randn(8, 16)).backward()
+    assert student.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize('spread', [1e-9, 1e-12, 1e-14, 1e-20])
+@LOSSES
+def test_a_tiny_spread_has_a_finite_gradient(loss, spread):
+    student = (spread * torch.randn(8, 16)).requires_grad_()
+    loss(student, torch.randn(8, 16)).backward()
+    assert student.grad.isfinite().all()
+
+
 def test_weight_zero_skips_the_part():
     student, teacher = embeddings(4, 3), embeddings(4, 3)
     assert torch.equal(rkd_loss(student, teacher, 2.0, 0.0), 2 * rkd_distance_loss(student, teacher))

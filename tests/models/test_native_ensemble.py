@@ -328,6 +328,7 @@ def test_accumulated_gradients_are_the_mean_of_the_batches():
         (dict(predict='all'), "predict: expected one of 'branch', 'ensemble'"),
         (dict(weight='1'), 'weight: expected'),
         (dict(ramp=-1), 'ramp: expected'),
+        (dict(ramp=80), r'ramp: expected a part of the training, from 0 to 1, as 80 / 300, got 80'),
         (dict(tap='head.fx'), "no module 'head.fx'"),
     ],
 )
