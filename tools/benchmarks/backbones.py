@@ -65,15 +65,16 @@ def backbone_config(args: argparse.Namespace) -> Config:
 
 
 class Clock:
-    """When each training step of a network began."""
+    """When each training step of a network began; with one thread, in the time that this thread has run."""
 
     def __init__(self, network: nn.Module) -> None:
         self.times: list[float] = []
+        self._now = time.perf_counter if torch.get_num_threads() > 1 else time.thread_time
         network.register_forward_pre_hook(self._note)
 
     def _note(self, network: nn.Module, inputs: Any) -> None:
         if network.training and torch.is_grad_enabled():
-            self.times.append(time.perf_counter())
+            self.times.append(self._now())
 
     def seconds(self, epochs: int, length: int) -> list[float]:
         """Return what each epoch took, by the steps that it began; of the dry run's passes there are none."""
