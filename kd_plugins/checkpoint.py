@@ -287,10 +287,11 @@ class Misfit(NamedTuple):
 def load_loosely(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor]) -> Misfit:
     """Load what fits, through the model's own loading hooks, and return what does not.
 
-    These hooks read older files: they rename tensors and resize position tables. Missing integers (counters of a
-    BatchNorm, position indices) are ignored. Some left-over tensors are only logged, since a file of this very network
-    can have them: a preprocessor's statistics, buffers that a module makes itself, and the averages (``ema_*``) that
-    older files keep beside the weights.
+    These hooks read older files: they rename tensors and resize position tables, or drop tables that the network makes
+    itself (SwinV2), which then are not missing. Missing integers (counters of a BatchNorm, position indices) are
+    ignored. Some left-over tensors are only logged, since a file of this very network can have them: a preprocessor's
+    statistics, buffers that a module makes itself, and the averages (``ema_*``) that older files keep beside the
+    weights.
 
     Raises:
         UserError: A hook of the model cannot read the checkpoint.
@@ -317,7 +318,7 @@ def load_loosely(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor]
         handle.remove()
     own, buffers = model.state_dict(), dict(model.named_buffers())
     integers = {name for name, value in [*own.items(), *buffers.items()] if not value.is_floating_point()}
-    missing = [name for name in missing if name not in integers]
+    missing = [name for name in missing if name not in integers and not (name in buffers and name in weights)]
     averages = {f'ema_{name.replace(".", "_")}' for name in own}
     harmless = [
         name for name in left_over if name in averages or name in buffers or name.startswith('data_preprocessor.')

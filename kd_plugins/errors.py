@@ -19,9 +19,10 @@ class UserError(ValueError):
 
 
 MAKE_ROOM = 'make room and give the command again, train.py with --resume'
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REMEDIES = {
     errno.ENOENT: '; check the path in the config',
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), f'; {MAKE_ROOM}'),
+    **dict.fromkeys(FULL, f'; {MAKE_ROOM}'),
 }
 _named: set[str] = set()
 
@@ -49,9 +50,7 @@ def _user_message(error: BaseException) -> str | None:
         return text.rpartition(f'{UserError.__module__}.{UserError.__qualname__}: ')[2]
     if isinstance(error, UnicodeEncodeError):
         return f"{error.object!r:.80} has letters that this locale's {error.encoding} lacks: set PYTHONUTF8=1"
-    if isinstance(error, OSError) and (
-        error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or _is_named(error.filename)
-    ):
+    if isinstance(error, OSError) and (error.errno in FULL or _is_named(error.filename)):
         message = f'{error.filename}: {error.strerror}' if error.filename else text
         return message + _REMEDIES.get(error.errno or 0, '')
     if type(error).__name__ == 'OutOfMemoryError':  # of torch, which this module does not import

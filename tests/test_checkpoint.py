@@ -237,6 +237,23 @@ def test_mmengine_reads_through_the_guard(tmp_path, monkeypatch, process, name, 
     assert marker.exists()
 
 
+def test_tables_that_a_network_drops_when_it_loads_are_not_missing(tmp_path):
+    swin = dict(
+        type='SwinTransformerV2',
+        arch=dict(embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1] * 4, extra_norm_every_n_blocks=0),
+    )
+    config = dict(type='ImageClassifier', _scope_='mmpretrain', backbone=dict(swin, img_size=64, window_size=4))
+    network, other = MODELS.build(config), MODELS.build(config)
+    torch.save(network.state_dict(), tmp_path / 'swin.pth')
+    load_weights(other, tmp_path / 'swin.pth')
+    assert equal(network.state_dict(), other.state_dict())
+    weights = network.state_dict()
+    del weights['backbone.stages.0.blocks.0.attn.w_msa.logit_scale']
+    torch.save(weights, tmp_path / 'swin.pth')
+    with pytest.raises(UserError, match='logit_scale is missing'):
+        load_weights(other, tmp_path / 'swin.pth')
+
+
 def test_a_damaged_download_is_not_kept_under_the_name_of_the_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path / 'hub'))
     content = b'weights'

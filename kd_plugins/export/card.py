@@ -1,15 +1,19 @@
 """What a network costs, measured, as a table."""
 
 import logging
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torchvision  # noqa: F401 - torch.ops.torchvision
 from mmengine.logging import print_log
 from rich.table import Table
 from torch import Tensor, nn
+from torch.backends import mha
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -20,9 +24,23 @@ def parameters_of(network: nn.Module) -> int:
 
 def macs_of(network: Callable[[Tensor], object], image: Tensor) -> int:
     """Return the multiply-adds for an image (1, C, H, W): of convolutions, matrix products and attentions."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(image)
+    deformable = {torch.ops.torchvision.deform_conv2d: _deformable_flops}
+    fused = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)  # neither it nor a CPU's fused attention would be counted
+    try:
+        counter = FlopCounterMode(display=False, custom_mapping=deformable)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            network(image)
+    finally:
+        mha.set_fastpath_enabled(fused)
     return counter.get_total_flops() // 2
+
+
+def _deformable_flops(
+    input_shape: Sequence[int], weight: Sequence[int], *args: object, out_shape: Sequence[int], **kwargs: object
+) -> int:
+    """Return twice the multiply-adds of a deformable convolution with weights (O, I / groups, h, w), as counted."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
 def latency_of(run: Callable[[Tensor], object], image: Tensor, seconds: float = 2.0) -> float:

@@ -1,15 +1,12 @@
 """Exported files: written, opened, and compared with the network that they hold."""
 
 import contextlib
-import errno
 import importlib
 import io
 import json
 import logging
 import math
-import os
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +18,7 @@ from torch.nn.functional import pad
 
 from kd_plugins.errors import UserError
 from kd_plugins.export.network import Exportable
+from kd_plugins.utils.files import check_writable
 
 FORMATS = ('.onnx', '.pt2')
 TOLERANCE = 1e-4  # of the largest value that an output has
@@ -93,16 +91,7 @@ def check_target(path: Path) -> None:
     if path.suffix == '.onnx':
         for package in ('onnx', 'onnxscript', 'onnxruntime'):
             optional(package)
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise UserError(
-            f'--to {path} cannot be written ({error.strerror}): name a file in a folder of yours'
-        ) from error
+    check_writable('--to', path)
 
 
 def run_once(network: Exportable, images: Tensor) -> None:

@@ -16,6 +16,7 @@ from kd_plugins.errors import UserError
 from kd_plugins.export.files import Runtime
 from kd_plugins.export.network import Exportable
 from kd_plugins.registry import type_name
+from kd_plugins.utils.files import check_writable
 
 
 class FileModel(BaseModel):
@@ -40,13 +41,15 @@ def check_score(config: Config, features: Path | None) -> None:
     """Check, before anything is built, that a config can score, and that ``features`` fits it.
 
     Raises:
-        UserError: It has no whole test set and metric, or its metric has no features.
+        UserError: It has no whole test set and metric, or its metric has no features, or they cannot be written.
     """
     check_config(config, 'test')
     if features is not None and not _retrieval(config):
         raise UserError(f'--features {features}: {config.filename} has no kd_plugins.ReIDMetric, which keeps them')
     if features is not None and features.suffix != '.npz':
         raise UserError(f'--features {features}: expected a file ending in .npz')
+    if features is not None:
+        check_writable('--features', features)
 
 
 def score(

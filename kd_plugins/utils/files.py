@@ -1,6 +1,8 @@
 """Files written whole or not at all, and values in a form that they can hold."""
 
+import errno
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,7 +12,9 @@ import numpy as np
 from mmengine.fileio import LocalBackend
 from torch import Tensor
 
-from kd_plugins.errors import MAKE_ROOM, UserError
+from kd_plugins.errors import FULL, MAKE_ROOM, UserError
+
+_OWN_FOLDER = 'name a file in a folder of yours'
 
 
 @contextmanager
@@ -27,10 +31,31 @@ def written_whole(path: str | Path) -> Iterator[str]:
         yield partial
         os.replace(partial, target)
     except OSError as error:
-        raise UserError(f'{path} cannot be written ({error.strerror}): earlier files are kept; {MAKE_ROOM}') from error
+        remedy = MAKE_ROOM if error.errno in FULL else _OWN_FOLDER
+        raise UserError(f'{path} cannot be written ({error.strerror}): earlier files are kept; {remedy}') from error
     finally:
         with suppress(OSError):  # there is none, or no such folder
             os.unlink(partial)
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Check, before the work whose result it is to hold, that a file can be made.
+
+    Args:
+        option: What names it on the command line.
+        path: The file; its folder is made.
+
+    Raises:
+        UserError: It cannot.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f'{option} {path} cannot be written ({error.strerror}): {_OWN_FOLDER}') from error
 
 
 class AtomicBackend(LocalBackend):

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torchvision
 from mmdet.structures import DetDataSample
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
@@ -31,7 +32,7 @@ from kd_plugins.checkpoint import save_weights
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation import load_features, rank_matches
 from kd_plugins.export import files
-from kd_plugins.export.card import latency_of
+from kd_plugins.export.card import latency_of, macs_of
 from kd_plugins.export.files import Runtime
 from kd_plugins.export.images import loads_no_files
 from kd_plugins.export.network import Exportable, exportable
@@ -108,6 +109,32 @@ def test_a_classifier_computes_and_scores_what_torch_does_and_says_what_it_takes
         sizes = [x.dim_param or x.dim_value for x in graph.input[0].type.tensor_type.shape.dim]
         assert sizes == ['batch', 3, 16, 16]
         assert [x.dim_param or x.dim_value for x in graph.output[0].type.tensor_type.shape.dim] == ['batch', CLASSES]
+
+
+def test_multiply_adds_are_those_of_attention_and_deformable_convolutions_too():
+    tokens, width, heads = 10, 16, 4
+    attention = torch.nn.MultiheadAttention(width, heads, batch_first=True).eval()
+    layer = torch.nn.TransformerEncoderLayer(width, heads, 32, batch_first=True).eval()
+    x = torch.randn(1, tokens, width)
+    fused = torch.backends.mha.get_fastpath_enabled()
+    own = 4 * tokens * width**2 + 2 * tokens**2 * width  # projections; products of queries and keys, and with values
+    assert macs_of(lambda x: attention(x, x, x, need_weights=False), x) == own
+    assert macs_of(layer, x) == own + 2 * tokens * width * 32
+    assert torch.backends.mha.get_fastpath_enabled() == fused
+    functional = torch.nn.functional.scaled_dot_product_attention
+    assert macs_of(lambda x: functional(x, x, x), x) == 2 * tokens**2 * width
+    weight, offset = torch.randn(6, 2, 3, 3), torch.zeros(1, 18, 8, 8)
+    deformable = torchvision.ops.deform_conv2d
+    assert macs_of(lambda x: deformable(x, offset, weight, padding=1), torch.randn(1, 4, 8, 8)) == 6 * 64 * 2 * 9
+
+
+@pytest.mark.parametrize('name', ['folder.npz', 'text/found.npz'])
+def test_features_that_cannot_be_written_are_refused_before_the_score(run, tmp_path, name):
+    reid_config(market_folder(tmp_path / 'market'), tmp_path / 'run').dump(tmp_path / 'config.py')
+    (tmp_path / 'folder.npz').mkdir()
+    (tmp_path / 'text').write_text('')
+    with pytest.raises(UserError, match=rf'^--features {name} cannot be written .*name a file in a folder of yours$'):
+        run('--features', name, checkpoint='nosuch.pth')
 
 
 def test_the_score_of_re_identification_is_that_of_features_by_onnxruntime(run, tmp_path):

@@ -1,3 +1,4 @@
+import errno
 import importlib.util
 import json
 import math
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from tiny import CLASSES, classification_config, classifier, image_folder
 
@@ -485,6 +487,19 @@ def test_no_texts_lie_on_each_other():
         assert not overlapping(figure)
 
 
+def test_a_picture_that_cannot_be_written_whole_leaves_the_earlier_one(tmp_path: Path):
+    class Failing(Figure):
+        def savefig(self, out: str, **options: object) -> None:
+            Path(out).write_bytes(b'half')
+            raise OSError(errno.ENOSPC, 'No space left on device')
+
+    (tmp_path / 'x.png').write_bytes(b'whole')
+    with pytest.raises(UserError, match=r'No space left on device.*earlier files are kept'):
+        networks.save(Failing(), tmp_path / 'x.png', '')
+    assert (tmp_path / 'x.png').read_bytes() == b'whole'
+    assert [path.name for path in tmp_path.iterdir()] == ['x.png']
+
+
 @pytest.mark.parametrize('command', PICTURES)
 def test_a_picture_is_written_and_the_same_each_time(
     command: str, argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
@@ -569,6 +584,8 @@ def test_mistakes_in_pictures_of_networks_are_reported(argv: list[str], tmp_path
     assert message_of('--seed', -1) == '--seed: expected at least 0, got -1'
     assert message_of('--classes', 1, command='similarity') == '--classes: expected at least 2, got 1'
     assert 'expected a file ending in .png, .pdf, .svg' in message_of('--out', tmp_path / 'picture.doc')
+    (tmp_path / 'folder.png').mkdir()
+    assert 'cannot be written (Is a directory)' in message_of('--out', tmp_path / 'folder.png')
     assert 'expected a config, a checkpoint and, optionally, a name' in message_of('--student', 'one.py')
     assert "two students are named 'plain'" in message_of('--student', *argv[4:6])
     assert f'config {tmp_path / "none.py"} does not exist' in message_of('--student', tmp_path / 'none.py', argv[5])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kd_plugins.errors import UserError
-from kd_plugins.utils.files import AtomicBackend, write_text, written_whole
+from kd_plugins.utils.files import AtomicBackend, check_writable, write_text, written_whole
 
 
 def test_failed_write_keeps_the_old_file(tmp_path):
@@ -21,6 +21,17 @@ def test_failed_write_keeps_the_old_file(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == b'good'
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_cannot_be_a_file_is_told_before_and_after_the_work(tmp_path):
+    with pytest.raises(UserError, match=r'cannot be written \(Is a directory\): .* name a file in a folder of yours$'):
+        write_text(tmp_path, 'x')
+    (tmp_path / 'x.txt').write_text('x')
+    for path, reason in ((tmp_path, 'Is a directory'), (tmp_path / 'x.txt/y.txt', 'File exists')):
+        with pytest.raises(UserError, match=rf'^--out {path} cannot be written \({reason}\): name a file in a folder'):
+            check_writable('--out', path)
+    check_writable('--out', tmp_path / 'new/y.txt')
+    assert {path.name for path in tmp_path.rglob('*')} == {'new', 'x.txt'}
 
 
 def test_two_processes_write_one_file(tmp_path):

@@ -269,8 +269,7 @@ def summaries(courses: Sequence[Course], metric: str | None) -> Iterator[str]:
 
 def curves(args: argparse.Namespace) -> None:
     """Draw the losses of runs, their shares of the sum, and the metric, side by side."""
-    if args.out.suffix not in nets.FORMATS:
-        raise UserError(f'--out {args.out}: expected a file ending in {", ".join(nets.FORMATS)}')
+    nets.check_out(args.out)
     if len(args.folders) > len(COLOURS):
         raise UserError(f'expected at most {len(COLOURS)} runs in a picture, got {len(args.folders)}')
     names = names_of(args.folders)

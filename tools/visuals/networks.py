@@ -18,6 +18,7 @@ from kd_plugins.distillation.recorder import Recorder
 from kd_plugins.distillation.sources import build_teacher
 from kd_plugins.errors import UserError
 from kd_plugins.export.images import loads_no_files
+from kd_plugins.utils.files import check_writable, written_whole
 
 # Okabe and Ito's colours, which colour-blind people can distinguish too.
 BLUE, VERMILLION = '#0072B2', '#D55E00'
@@ -65,10 +66,16 @@ def add_network_options(command: argparse.ArgumentParser, images: int) -> None:
     command.add_argument('--allow-pickle', action='store_true', help='run the code in pickled checkpoints you trust')
 
 
+def check_out(out: Path) -> None:
+    """Check, before anything is drawn, that a picture of this name can be made."""
+    if out.suffix not in FORMATS:
+        raise UserError(f'--out {out}: expected a file ending in {", ".join(FORMATS)}')
+    check_writable('--out', out)
+
+
 def check_options(args: argparse.Namespace) -> None:
     """Check the options before any network is built, and give every student a name."""
-    if args.out.suffix not in FORMATS:
-        raise UserError(f'--out {args.out}: expected a file ending in {", ".join(FORMATS)}')
+    check_out(args.out)
     if args.images < 2:
         raise UserError(f'--images: expected at least 2, got {args.images}')
     if args.seed < 0:
@@ -196,8 +203,9 @@ def check_maps(networks: Sequence[Network]) -> None:
 
 
 def save(figure: Figure, out: Path, summary: str) -> None:
-    """Write a picture, and print what it shows."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    """Write a picture whole, and print what it shows."""
     # Without a date, equal pictures are equal bytes.
-    figure.savefig(out, metadata={'.pdf': dict(CreationDate=None), '.svg': dict(Date=None)}.get(out.suffix))
+    metadata = {'.pdf': dict(CreationDate=None), '.svg': dict(Date=None)}.get(out.suffix)
+    with written_whole(out) as partial:
+        figure.savefig(partial, format=out.suffix.removeprefix('.'), metadata=metadata)
     print(f'{out}: {summary}')

@@ -15,6 +15,7 @@ from rich.progress import track
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation import ReIDFeatures, load_features, rank_matches
 from kd_plugins.evaluation.features import BLOCK
+from kd_plugins.utils.files import check_writable, written_whole
 
 MOST = 50  # rows and columns of a picture; more would take gigabytes to draw
 SIDE = 320  # pixels; larger images are made smaller, as a cell of a picture shows no more
@@ -161,6 +162,7 @@ def ranking(args: argparse.Namespace) -> None:
     for name in ('top', 'queries'):
         if not 1 <= getattr(args, name) <= MOST:
             raise UserError(f'--{name}: expected 1 to {MOST}, got {getattr(args, name)}')
+    check_writable('--out', args.out / 'best.png')
     features = load_features(args.features)
     lacking = [name for name in ('query_paths', 'gallery_paths') if getattr(features, name) is None]
     if lacking:
@@ -171,7 +173,6 @@ def ranking(args: argparse.Namespace) -> None:
     console = Console(stderr=True)
     retrieval = rank_matches(features, args.metric, progress=console.is_terminal)
     ap = retrieval.average_precision()
-    args.out.mkdir(parents=True, exist_ok=True)
     written = []
     for name, chosen in track(
         choose(ap, args.queries).items(), 'drawing', console=console, transient=True, disable=not console.is_terminal
@@ -186,6 +187,7 @@ def ranking(args: argparse.Namespace) -> None:
             f'{name} of {len(ap)} queries: {span};  mAP {ap.mean():#.3g}\n'
             f'above a gallery item: its rank and {args.metric} distance',
         )
-        figure.savefig(args.out / f'{name}.png')
-        written.append(f'{args.out / name}.png: {span}')
+        with written_whole(out := args.out / f'{name}.png') as partial:
+            figure.savefig(partial, format='png')
+        written.append(f'{out}: {span}')
     print(*written, sep='\n')
