@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import is_main_process, master_only
+from mmengine.dist import broadcast_object_list, is_main_process, master_only
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import weights_to_cpu
@@ -14,6 +14,8 @@ from kd_plugins.errors import UserError
 from kd_plugins.registry import HOOKS
 from kd_plugins.utils.files import plain, write_text
 from kd_plugins.utils.models import unwrapped
+from kd_plugins.utils.random import preserved_rng
+from kd_plugins.utils.scalars import score_in_log, time_of
 
 
 @HOOKS.register_module()
@@ -22,7 +24,8 @@ class ExportHook(Hook):
 
     ``student.pth`` holds the last weights (the averaged ones under an ``EMAHook``) and no pickled code. ``result.json``
     holds the metrics of the last epoch, never of the best one on the test set. A new run, without
-    ``--resume``, first renames both files of an older run in its folder to ``*.earlier``.
+    ``--resume``, first renames both files of an older run in its folder to ``*.earlier``. A resumed run first validates
+    where it was killed between a checkpoint and its validation, which would have no score.
 
     A model of several networks has a method ``deployable(state_dict)``, which returns weights by name; each is written
     as ``<name>.pth``. Its ``student.pth`` has the plain student's keys, and is tested with the plain student's config
@@ -34,6 +37,7 @@ class ExportHook(Hook):
     def __init__(self) -> None:
         self._metrics: dict[str, Any] = {}
         self._writers: list[CheckpointHook] = []
+        self._resumes = False
 
     def before_train(self, runner: Runner) -> None:
         """Find the hook that writes the checkpoint to export, and rename an older run's files."""
@@ -48,11 +52,19 @@ class ExportHook(Hook):
                 f'ExportHook exports the last checkpoint, but {self._writers[0].out_dir}, where the '
                 'CheckpointHook writes it, is not a local folder: change out_dir, or remove ExportHook'
             )
+        self._resumes = runner._resume
         if not runner._resume and is_main_process():
             for name in ('result.json', 'student.pth'):
                 if (file := Path(runner.work_dir, name)).is_file():
                     file.replace(f'{file}.earlier')
                     runner.logger.info(f'{file}, of an earlier run, is now {name}.earlier')
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Validate where a resumed run lacks the score of the checkpoint that it goes on from."""
+        if self._resumes and _lacks_score(runner):
+            with preserved_rng():
+                runner.val_loop.run()
+        self._resumes = False
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Keep the metrics, with their epoch and iteration."""
@@ -96,6 +108,18 @@ class ExportHook(Hook):
         }
         write_text(folder / 'result.json', f'{json.dumps(result, indent=2)}\n')
         runner.logger.info(f'the student is in {folder / "student.pth"}')
+
+
+def _lacks_score(runner: Runner) -> bool:
+    """Return whether a validation was due when the checkpoint was written, and is in no log."""
+    if runner.val_loop is None:
+        return False
+    now, loop = time_of(runner), runner.train_loop
+    due = now >= max(1, loop.val_begin) and now % loop.val_interval == 0
+    folders = {Path(runner._load_from or '').parent, Path(runner.work_dir)}
+    lacks = [due and not any(score_in_log(folder, now) for folder in folders)]
+    broadcast_object_list(lacks)  # another machine may not see the log
+    return lacks[0]
 
 
 def _neighbours(runner: Runner) -> dict[str, Any]:

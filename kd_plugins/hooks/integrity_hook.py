@@ -1,6 +1,8 @@
 """Checks of weights and checkpoints that end a run instead of a wrong result."""
 
+import hashlib
 import inspect
+import json
 import logging
 import uuid
 import warnings
@@ -18,11 +20,11 @@ from kd_plugins.checkpoint import RUN_ID, load_loosely, weights_of
 from kd_plugins.errors import UserError
 from kd_plugins.hooks.distillation_hook import distillation_of
 from kd_plugins.pretrained import check_arrival
-from kd_plugins.registry import HOOKS
+from kd_plugins.registry import HOOKS, type_name
 from kd_plugins.utils.files import write_text
 from kd_plugins.utils.models import unwrapped
 
-_TERMS = 'distillation_terms'  # in the meta of a checkpoint
+_TERMS, _CONFIG, _INTO = 'distillation_terms', 'config_digests', 'into_epoch'  # in the meta of a checkpoint
 
 
 @HOOKS.register_module()
@@ -34,7 +36,8 @@ class IntegrityHook(Hook):
     * ``load_from`` or a pretrained ``init_cfg`` has no tensor of the model, or ``--resume`` lacks one, or the state of
       the optimiser, or would go on with another schedule or learning rate than the config's, or with distillation terms
       in another order, whose adapters it would swap;
-    * there is no iteration to train;
+    * there is no iteration to train, or, of a checkpoint at the end of a run with another model, data, optimiser or
+      distillation, none is left (else such a change is logged);
     * weights are not finite when they are saved.
 
     The hook also writes an id of the run into its folder and its checkpoints, so that ``--resume`` never uses the
@@ -46,6 +49,8 @@ class IntegrityHook(Hook):
 
     priority = 'VERY_HIGH'
     _behind: Sequence[int] = ()
+    _changed: Sequence[str] = ()
+    _began = 0  # iteration at which the epoch has begun
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Compare the checkpoint with the model, the optimiser and the schedules."""
@@ -70,6 +75,22 @@ class IntegrityHook(Hook):
                 f'a run cannot resume from {path}, which holds no state of an optimiser: give one of the '
                 "run's own checkpoints, or load its weights with load_from"
             )
+        self._changed = _changed_keys(meta.get(_CONFIG), runner.cfg)
+        if self._changed:
+            print_log(
+                f'{path} was written with another {" and ".join(self._changed)}: the resumed run goes on with '
+                "this config's",
+                'current',
+                logging.WARNING,
+            )
+        if (into := meta.get(_INTO, 0)) and not isinstance(runner.train_loop, IterBasedTrainLoop):
+            print_log(
+                f'{path} was written {into} iterations into epoch {meta["epoch"] + 1}, which the resumed run repeats '
+                'whole, so that it takes more steps than one that was not stopped: for the same weights, write '
+                "checkpoints by epochs (dict(type='CheckpointHook', interval=1))",
+                'current',
+                logging.WARNING,
+            )
         _check_terms(path, meta.get(_TERMS, ()), _trained_terms(runner))
         # The wrapper's own param_groups have one more, by which mmengine tracks the base learning rate.
         own, groups = getattr(runner.optim_wrapper, 'optimizer', None), optimizer.get('param_groups')
@@ -92,6 +113,11 @@ class IntegrityHook(Hook):
                 f'{" (drop_last drops an incomplete one)" if getattr(loader, "drop_last", False) else ""}, for '
                 f'{runner.max_epochs} epochs: lower the batch size, or give more data or epochs'
             )
+        if self._changed and runner.iter >= runner.max_iters:
+            raise UserError(
+                f'{runner._load_from} ends a run with another {" and ".join(self._changed)}, and nothing is left to '
+                'train: start anew, without --resume, or in another folder (--work-dir)'
+            )
         with warnings.catch_warnings():  # mmengine's, of a step before the optimiser's first
             warnings.simplefilter('ignore', UserWarning)
             for schedule, steps in zip(_flat(runner.param_schedulers), self._behind, strict=False):
@@ -105,10 +131,21 @@ class IntegrityHook(Hook):
             run_id = runner.message_hub.runtime_info.get(RUN_ID, '')  # '' after a checkpoint without one
             write_text(Path(runner.work_dir, RUN_ID), run_id)
 
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Note the iteration."""
+        self._began = runner.iter
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Note the iteration: what is written from now on is no part of the epoch."""
+        self._began = runner.iter
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Keep the last good checkpoint where the weights are not finite, and note the order of the terms."""
+        """Keep the last good checkpoint where the weights are not finite, and note what a resumed run is to have."""
         _check_finite(runner, checkpoint['state_dict'])
-        checkpoint['meta'][_TERMS] = _trained_terms(runner)
+        meta = checkpoint['meta']
+        meta[_TERMS], meta[_CONFIG] = _trained_terms(runner), _digests(runner.cfg)
+        if meta.get('epoch') == runner.epoch:  # by iterations
+            meta[_INTO] = meta.get('iter', 0) - self._began
 
     def after_train(self, runner: Runner) -> None:
         """Check the weights of a run that saves none, too."""
@@ -125,6 +162,29 @@ def _check_finite(runner: Runner, weights: dict[str, Tensor]) -> None:
             f'{bad[0]} is not finite after iteration {runner.iter}: training stops, the last good '
             'checkpoint is kept; lower the learning rate'
         )
+
+
+def _digests(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return a digest of each part of a config that decides what is trained, but for how long and how fast."""
+    parts: dict[str, Any] = {'model': config.get('model')}
+    hooks = config.get('custom_hooks') or []
+    parts['custom_hooks'] = [x for x in hooks if type_name(x) == 'DistillationHook']  # others may but watch
+    parts['train_dataloader'] = (config.get('train_dataloader') or {}).get('dataset')
+    parts['optim_wrapper'] = (config.get('optim_wrapper') or {}).get('optimizer')
+    texts = {key: json.dumps(part, sort_keys=True, default=_named) for key, part in parts.items()}
+    return {key: hashlib.sha256(text.encode()).hexdigest()[:16] for key, text in texts.items()}
+
+
+def _named(value: Any) -> str:
+    """Return what stays of an object in another process: a class's or a function's name, or that of its type."""
+    named = value if hasattr(value, '__qualname__') else type(value)
+    return f'{named.__module__}.{named.__qualname__}'
+
+
+def _changed_keys(before: Any, config: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a config whose part is not what a checkpoint was written with, as far as it says so."""
+    now = _digests(config)
+    return [key for key in now if isinstance(before, Mapping) and before.get(key, now[key]) != now[key]]
 
 
 def _trained_terms(runner: Runner) -> list[str]:

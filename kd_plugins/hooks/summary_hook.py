@@ -21,7 +21,7 @@ from kd_plugins.hooks.distillation_hook import distillation_of
 from kd_plugins.registry import HOOKS
 from kd_plugins.utils.files import plain
 from kd_plugins.utils.models import unwrapped
-from kd_plugins.utils.scalars import lines_of
+from kd_plugins.utils.scalars import score_in_log, time_of
 
 _SCORES = 'scores_of_summary'  # in mmengine's message hub, and so in checkpoints
 
@@ -49,10 +49,10 @@ class SummaryHook(Hook):
         self._trains = True
         if not runner._resume:
             runner.message_hub.update_info(_SCORES, {})
-        elif found := _score_in_log(Path(runner._load_from or '').parent, _time_of(runner)):
+        elif found := score_in_log(Path(runner._load_from or '').parent, time_of(runner)):
             # A checkpoint is written before its validation.
             scores = runner.message_hub.runtime_info.get(_SCORES) or {}
-            runner.message_hub.update_info(_SCORES, {_time_of(runner): found} | scores)
+            runner.message_hub.update_info(_SCORES, {time_of(runner): found} | scores)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Note the size of the images, until a validation tells better."""
@@ -69,7 +69,7 @@ class SummaryHook(Hook):
         if self._trains and found:
             name, value = found[0]
             scores = runner.message_hub.runtime_info.get(_SCORES) or {}
-            scores[_time_of(runner)] = [name, float(value)]
+            scores[time_of(runner)] = [name, float(value)]
             runner.message_hub.update_info(_SCORES, scores)
 
     def after_train(self, runner: Runner) -> None:
@@ -107,16 +107,6 @@ class SummaryHook(Hook):
         yield from _files(runner, student)
 
 
-def _score_in_log(folder: Path, time: int) -> list[Any] | None:
-    """Return name and value of the first metric that the run in a folder has last logged at this epoch or iteration."""
-    for path in sorted(folder.glob('*/vis_data/scalars.json'), reverse=True):
-        for line in reversed(lines_of(path)):
-            names = [name for name in line if name not in ('data_time', 'time', 'step')]
-            if line.get('step') == time and names and 'iter' not in line:  # not of training
-                return [names[0], float(line[names[0]])]
-    return None
-
-
 def _shape_of(batch: Any) -> tuple[int, ...] | None:
     """Return the shape (C, H, W) of the first image of a batch, where it has one."""
     try:
@@ -124,10 +114,6 @@ def _shape_of(batch: Any) -> tuple[int, ...] | None:
         return shape if len(shape) == 3 else None
     except (TypeError, KeyError, IndexError, AttributeError):
         return None
-
-
-def _time_of(runner: Runner) -> int:
-    return runner.iter if isinstance(runner.train_loop, IterBasedTrainLoop) else runner.epoch
 
 
 def _described(network: nn.Module, shape: tuple[int, ...] | None) -> str:
@@ -187,7 +173,7 @@ def _scores(runner: Runner) -> Iterator[tuple[str, str]]:
     if not scores:
         found = {name: x for name, x in runner.message_hub.log_scalars.items() if name.startswith('val/knn/')}
         value = next((f'{name.removeprefix("val/")} {x.current():.4g}' for name, x in found.items()), 'not scored')
-        yield 'last', f'{unit} {_time_of(runner)}, {value}'
+        yield 'last', f'{unit} {time_of(runner)}, {value}'
         return
     last = max(scores)
     better = min if 'loss' in scores[last][0] else max

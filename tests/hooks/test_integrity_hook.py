@@ -257,3 +257,58 @@ def test_schedules_of_another_kind_are_refused():
     for saved, own in (([steps.state_dict()], [cosine]), ([steps.state_dict()], []), ([], [steps])):
         with pytest.raises(UserError, match=r'x\.pth was written with \d schedules \(param_scheduler\)'):
             _check_schedules('x.pth', saved, own, True)
+
+
+def within_an_epoch(config: Config) -> Config:
+    config.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=2, max_keep_ckpts=-1)
+    return config
+
+
+def test_a_checkpoint_from_within_an_epoch_is_noted(config, tmp_path, capsys):
+    config.log_level = 'WARNING'
+    train(within_an_epoch(config))  # three steps an epoch
+    assert read_checkpoint(tmp_path / 'run/iter_2.pth')['meta']['into_epoch'] == 2
+    train(resumed(within_an_epoch(config), tmp_path / 'run/iter_2.pth'))
+    assert 'iter_2.pth was written 2 iterations into epoch 1, which the resumed run repeats' in capsys.readouterr().out
+    assert (
+        read_checkpoint(tmp_path / 'run/iter_8.pth')['meta']['into_epoch'] == 3
+    )  # 2 and 3 of the first, 3 of the next
+
+
+def test_a_checkpoint_at_the_end_of_an_epoch_is_not(config, tmp_path, capsys):
+    config.log_level = 'WARNING'
+    train(config)
+    train(resumed(config, tmp_path / 'run/epoch_1.pth'))
+    assert 'was written' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        ('model.head.loss.loss_weight', 3.0),
+        ('train_dataloader.dataset.pipeline.1.prob', 0.0),
+        ('optim_wrapper.optimizer.nesterov', True),
+        ('custom_hooks.0.terms.0.weight', 2.0),
+    ],
+)
+def test_a_changed_config_is_noted_and_refused_where_nothing_is_left(config, tmp_path, capsys, key, value):
+    config.log_level = 'WARNING'
+    kd = dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', teacher='head.fc')
+    teacher = saved_teacher(tmp_path)
+    config.custom_hooks = [dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=[kd])]
+    train(config)
+    config.merge_from_dict({key: value})
+    part = key.partition('.')[0]
+    train(resumed(config, tmp_path / 'run/epoch_1.pth', epochs=2))
+    assert f'epoch_1.pth was written with another {part}: the resumed run goes on' in capsys.readouterr().out
+    with pytest.raises(UserError, match=rf'epoch_1\.pth ends a run with another {part}, and nothing is left to train'):
+        train(resumed(config, tmp_path / 'run/epoch_1.pth', epochs=1))
+
+
+def test_loading_in_other_ways_is_no_change(config, tmp_path, capsys):
+    config.log_level = 'WARNING'
+    train(config)
+    config.train_dataloader.update(num_workers=1, persistent_workers=True)
+    config.custom_hooks = [dict(type='EmptyCacheHook')]
+    train(resumed(config, tmp_path / 'run/epoch_1.pth', epochs=1))
+    assert 'another' not in capsys.readouterr().out

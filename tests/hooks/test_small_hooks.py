@@ -13,6 +13,7 @@ from kd_plugins.checkpoint import load_weights, read_checkpoint
 from kd_plugins.datasets.corruption import held_out
 from kd_plugins.errors import UserError
 from kd_plugins.registry import MODELS
+from kd_plugins.utils.scalars import lines_of, time_of
 
 HOOKS = dict(
     export=dict(type='kd_plugins.ExportHook'),
@@ -232,6 +233,58 @@ def test_resumed_run_equals_the_uninterrupted_one(tmp_path, data, workers, persi
     train(resumed)
     ends = [read_checkpoint(tmp_path / name / 'student.pth')['state_dict'] for name in ('whole', 'resumed')]
     assert equal(*ends)
+
+
+class Killed(Hook):
+    """Ends a run before a validation, after the checkpoint of its epoch or iteration."""
+
+    def __init__(self, at):
+        self._at = at
+
+    def before_val_epoch(self, runner):
+        if time_of(runner) == self._at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_a_validation_that_was_lost_is_made_up(tmp_path, data, by_epoch):
+    def config(name, *hooks):
+        config = classification_config(data, tmp_path / name, epochs=4, default_hooks=HOOKS, custom_hooks=[*hooks])
+        loader = dict(config.train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
+        config.merge_from_dict(dict(val_dataloader=loader, val_cfg={}, val_evaluator=dict(type='Accuracy')))
+        config.train_cfg = dict(by_epoch=True, max_epochs=4, val_interval=1)
+        if not by_epoch:
+            config.train_cfg = dict(by_epoch=False, max_iters=4, val_interval=1)
+            config.param_scheduler = None
+            config.default_hooks.logger = dict(type='LoggerHook', log_metric_by_epoch=False)
+        best = dict(save_best='accuracy/top1', rule='greater')
+        config.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1, by_epoch=by_epoch, **best)
+        return config
+
+    def scores(name):
+        lines = [line for path in sorted((tmp_path / name).glob('*/vis_data/scalars.json')) for line in lines_of(path)]
+        return [(line['step'], line['accuracy/top1']) for line in lines if 'accuracy/top1' in line]
+
+    train(config('whole'))
+    for at in (2, 3):
+        runner = Runner.from_cfg(config(name := f'killed{at}'))
+        runner.register_hook(Killed(at))
+        with pytest.raises(KeyboardInterrupt):
+            runner.train()
+        assert [step for step, _ in scores(name)] == [*range(1, at)]
+        resumed = config(name)
+        resumed.load_from, resumed.resume = str(tmp_path / name / f'{"epoch" if by_epoch else "iter"}_{at}.pth'), True
+        train(resumed)
+        assert [step for step, _ in scores(name)] == [1, 2, 3, 4]
+        assert scores(name)[:at] == scores('whole')[:at]
+        assert [path.name for path in (tmp_path / name).glob('best*')] == [
+            path.name for path in (tmp_path / 'whole').glob('best*')
+        ]
+        if by_epoch:
+            assert scores(name) == scores('whole')
+            assert equal(*(read_checkpoint(tmp_path / x / 'student.pth')['state_dict'] for x in ('whole', name)))
+        train(resumed)  # once more from there: nothing is lost
+        assert [step for step, _ in scores(name)] == [1, 2, 3, 4, *range(at + 1, 5)]
 
 
 def test_epochs_draw_different_augmentations(tmp_path, data):
