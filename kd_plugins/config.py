@@ -144,6 +144,11 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
         near = nearest(file.name, [other.name for other in file.parent.glob('*.py')])
         raise UserError(f'{path} names {os.path.relpath(file)}, which does not exist; {near}') from error
     except (Exception, SystemExit) as error:
+        if type(error) is RuntimeError and not str(error):  # of mmengine's, for what a config by read_base imports
+            raise UserError(
+                f'{path} is no valid config: it uses what it imports, which mmengine allows only beside _base_: begin '
+                'it with _base_ = []'
+            ) from error
         raise UserError(f'{path} is no valid config: {type(error).__name__}: {error}') from error
     _check_options(config, options)
     try:

@@ -20,6 +20,7 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.dist import init_dist
 from mmengine.logging import print_log
+from mmengine.runner import Runner
 
 from kd_plugins.checkpoint import RUN_ID, UnreadableError, guard_checkpoints, read_checkpoint, run_of
 from kd_plugins.config import check_config, load_config, walk
@@ -262,6 +263,13 @@ def alone_in(
             except OSError:  # a file system without locks
                 break
         yield
+
+
+class Tester(Runner):
+    """A runner that leaves the config in its folder as it is: that of the training."""
+
+    def dump_config(self) -> None:
+        """Write nothing."""
 
 
 def leave_group() -> None:

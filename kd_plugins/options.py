@@ -78,20 +78,43 @@ def check_device(device: str | None) -> None:
         raise UserError(f'--device {device}: torch finds no such GPU here; leave the option out, or take --device cpu')
 
 
+def _literal(text: str) -> Any:
+    """Return a value as Python writes it: texts, numbers, lists, and dicts by braces or ``dict(...)``.
+
+    Raises:
+        ValueError: It is none.
+        SyntaxError: Likewise.
+    """
+
+    def value(node: ast.expr) -> Any:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
+            return {x.arg: value(x.value) for x in node.keywords if x.arg}
+        if isinstance(node, ast.Dict) and None not in node.keys:
+            return {value(k): value(v) for k, v in zip(node.keys, node.values, strict=True) if k is not None}
+        if isinstance(node, (ast.List, ast.Tuple)):
+            items = [value(x) for x in node.elts]
+            return items if isinstance(node, ast.List) else tuple(items)
+        return ast.literal_eval(node)
+
+    return value(ast.parse(text.strip(), mode='eval').body)
+
+
 class KeyValues(DictAction):
     """mmengine's ``KEY=VALUE ...``, with an error that names a value of another form.
 
-    Unlike mmengine's it keeps the spaces of a text, and takes a text in quotes as it is, with its commas, also in
-    a list.
+    Unlike mmengine's it keeps the spaces of a text, takes a text in quotes as it is, with its commas, also in a list,
+    and reads dicts, ``{'at': [0, 60]}`` or ``dict(at=[0, 60])``.
     """
 
     @staticmethod
     def _parse_iterable(val: str) -> Any:
         if len(val) > 1 and val[0] == val[-1] and val[0] in '\'"' and val[0] not in val[1:-1]:
             return val[1:-1]
-        if val[:1] in ('[', '(') and ('"' in val or "'" in val):
+        if val.startswith(('{', 'dict(')):
+            return _literal(val)
+        if val[:1] in ('[', '(') and ('"' in val or "'" in val or '=' in val):
             with suppress(ValueError, SyntaxError):  # not all texts in it are in quotes
-                return ast.literal_eval(val)
+                return _literal(val)
         if any(x in val for x in ',[](){}'):
             return DictAction._parse_iterable(val)
         return DictAction._parse_int_float_bool(val)
@@ -110,6 +133,6 @@ class KeyValues(DictAction):
                 if not key or not sign:
                     raise ValueError('no key, or no =')
                 super().__call__(parser, argparse.Namespace(), [text], option_string)
-            except (ValueError, AssertionError, IndexError) as error:
+            except (ValueError, SyntaxError, AssertionError, IndexError, RecursionError) as error:
                 parser.error(f"{option_string}: expected KEY=VALUE, got '{text}' ({error})")
         super().__call__(parser, namespace, values, option_string)

@@ -306,3 +306,13 @@ def test_an_option_that_a_hook_of_the_package_does_not_have_is_named(config):
     config.custom_hooks = [dict(type='kd_plugins.KNNHook', priority='LOW'), dict(type='EMAHook', unknown=1)]
     with pytest.raises(UserError, match=r"KNNHook needs the option '\w+'"):
         check_config(config)
+
+
+def test_a_config_that_uses_an_import_without_a_base_says_so(tmp_path):
+    text = "from kd_plugins.config import trained\nrequires = [trained('teacher.py')]\n"
+    (tmp_path / 'x.py').write_text(text)
+    (tmp_path / 'teacher.py').write_text('')
+    with pytest.raises(UserError, match=r'x\.py is no valid config: it uses what .* begin it with _base_ = \[\]$'):
+        load_config(str(tmp_path / 'x.py'))
+    (tmp_path / 'x.py').write_text(f'_base_ = []\n{text}')
+    assert load_config(str(tmp_path / 'x.py')).requires[0].checkpoint.endswith('teacher/student.pth')

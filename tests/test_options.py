@@ -43,10 +43,14 @@ def test_key_and_value(capsys):
         ('x=None', None),
         ('x=', ''),
         ('x=1e-3', 1e-3),
+        ("x=dict(at=[0, 60], value=[4., 1.], by='epoch')", dict(at=[0, 60], value=[4.0, 1.0], by='epoch')),
+        ("x={'at': [0, 60], 'by': {'a': -1}}", dict(at=[0, 60], by=dict(a=-1))),
+        ("x=[dict(type='A', n=1), 2]", [dict(type='A', n=1), 2]),
+        ('x=[a=b,c]', ['a=b', 'c']),
     ):
         found = parser.parse_args(['--cfg-options', text]).cfg_options['x']
         assert (found, type(found)) == (value, type(value))
-    for wrong in ('novalue', '=5'):
+    for wrong in ('novalue', '=5', 'x={1, 2', 'x=dict(at=[0, 60)', 'x=dict(open(1))', 'x={open: 1}'):
         with pytest.raises(SystemExit):
             parser.parse_args(['--cfg-options', 'a=1', wrong])
         assert f"train.py: error: --cfg-options: expected KEY=VALUE, got '{wrong}'" in capsys.readouterr().err

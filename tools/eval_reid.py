@@ -31,14 +31,13 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 import torch
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
-from mmengine.runner import Runner
 from rich.console import Console
 from rich.table import Table
 
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
 from kd_plugins import evaluation
 from kd_plugins.checkpoint import load_weights
-from kd_plugins.engine import join_group, leave_group, load_run
+from kd_plugins.engine import Tester, join_group, leave_group, load_run
 from kd_plugins.errors import UserError, one_line_errors
 from kd_plugins.evaluation import ReIDFeatures, load_features, rank_matches, rank_rows
 from kd_plugins.options import add_launcher, add_run_options, check_device, check_least
@@ -131,7 +130,7 @@ def extract(args: argparse.Namespace) -> ReIDFeatures:
         return load_features(kept)
     config.test_evaluator = dict(type='kd_plugins.ReIDMetric', save_to=str(kept), device=args.device)
     config.default_hooks.logger = dict(type='LoggerHook', interval=10)
-    runner = Runner.from_cfg(config)
+    runner = Tester.from_cfg(config)
     load_weights(unwrapped(runner.model), args.checkpoint, args.allow_pickle)
     runner.test()
     print_log(f'features are kept in {kept}', 'current')

@@ -15,12 +15,11 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
-from mmengine.runner import Runner
 
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
 from kd_plugins.checkpoint import load_weights
 from kd_plugins.classes import check_checkpoint_classes
-from kd_plugins.engine import leave_group, load_run, scope_of
+from kd_plugins.engine import Tester, leave_group, load_run, scope_of
 from kd_plugins.errors import one_line_errors
 from kd_plugins.options import add_launcher, add_run_options
 from kd_plugins.utils.files import plain
@@ -62,7 +61,7 @@ def main() -> None:
     config = load_run(args.config, args, 'test')
     if args.show_dir:
         set_drawing(config, args.show_dir)
-    runner = Runner.from_cfg(config)
+    runner = Tester.from_cfg(config)
     model = unwrapped(runner.model)
     # mmengine loads loosely, and would score random weights.
     checkpoint = load_weights(model, args.checkpoint, args.allow_pickle)

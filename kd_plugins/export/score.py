@@ -6,12 +6,12 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.model import BaseModel
-from mmengine.runner import Runner
 from torch import Tensor
 
 from kd_plugins.classes import check_checkpoint_classes
 from kd_plugins.config import check_config
 from kd_plugins.distillation.sources import student_of
+from kd_plugins.engine import Tester
 from kd_plugins.errors import UserError
 from kd_plugins.export.files import Runtime
 from kd_plugins.export.network import Exportable
@@ -69,7 +69,7 @@ def score(
     config.custom_hooks = []  # they are about the training
     for metric in _retrieval(config) if features else ():
         metric['save_to'] = str(features)
-    runner = Runner.from_cfg(config)
+    runner = Tester.from_cfg(config)
     runner.model = FileModel(part, runtime)
     check_checkpoint_classes(checkpoint, runner.test_dataloader.dataset)
     return runner.test()

@@ -15,7 +15,8 @@ from kd_plugins.distillation.recorder import Recorder
 from kd_plugins.distillation.sources import build_teacher, source_and_options
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import DistillationHook
-from kd_plugins.registry import MODELS, check_arguments
+from kd_plugins.registry import MODELS, check_arguments, type_name
+from kd_plugins.studies.run import Run
 from kd_plugins.studies.search import check_search
 from kd_plugins.utils.random import preserved_rng
 
@@ -114,6 +115,11 @@ def _check_method(where: str, name: str, config: Mapping[str, Any], options: Map
             raise UserError(f"{where}: first is '{first}', expected a method above it, or a config dict")
     else:
         _check_dict(f"{where}['first']", first, _KEYS['methods'] - {'first', 'search'})
+    learns = [config, *(network.get('methods', {}).get(name, {}) for network in options['networks'].values())]
+    if not any(isinstance(x, Mapping) and x.get('terms') for x in learns):
+        for key in ('hook', 'teacher_cache'):
+            if key in config:
+                raise UserError(f'{where} has {key}, which is about a DistillationHook, but no terms: give it some')
     if 'first' in config and 'wrap' in config:
         raise UserError(
             f'{where} has first and wrap, but the weights of one network do not fit several that train together: '
@@ -204,7 +210,8 @@ def check_runs(study: Any) -> None:
             continue
         seen.add(kind)  # mistakes do not depend on the seed
         check_config(Config(run.config), where=f'{study.name}: {run.name}')
-        _check_metric(study, run.config)
+        if run.part != 'first':
+            _check_metric(study, run)
         student = network_of(run.config)
         for hook in run.config.get('custom_hooks') or []:
             if hook['type'] == 'kd_plugins.DistillationHook':
@@ -218,9 +225,15 @@ def check_runs(study: Any) -> None:
                     raise UserError(f'{study.name}: {run.name}: {error}') from error
 
 
-def _check_metric(study: Any, config: Mapping[str, Any]) -> None:
-    """Check the study's metric against the names of mmpretrain's accuracy, where that is the only evaluator."""
-    given = config.get('val_evaluator') or {}
+def _check_metric(study: Any, run: Run) -> None:
+    """Check that a run is scored, and the metric against the names of mmpretrain's accuracy, if it is the evaluator."""
+    given = run.config.get('val_evaluator') or {}
+    hooks = [*(run.config.get('custom_hooks') or []), *(run.config.get('default_hooks') or {}).values()]
+    if not given and not any(hook and type_name(hook) == 'KNNHook' for hook in hooks):
+        raise UserError(
+            f"{study.name}: {run.name} is not validated, and has no '{study.options['metric']}': give its config "
+            'val_dataloader, val_cfg and val_evaluator, or a KNNHook'
+        )
     (evaluator,) = given if isinstance(given, (list, tuple)) and len(given) == 1 else (given,)
     if isinstance(evaluator, Mapping) and evaluator.get('type') == 'Accuracy' and not evaluator.get('thrs'):
         topk = evaluator.get('topk', (1,))

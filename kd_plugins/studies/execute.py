@@ -340,7 +340,7 @@ class Execution:
                             part=run.part,
                             digest=run.actual_digest,
                             versions=self._versions,
-                            sessions=run.record.get('sessions', []),
+                            sessions=[*run.sessions, dict(began=time.time(), versions=self._versions)],
                         ),
                         indent=2,
                     )
@@ -352,8 +352,8 @@ class Execution:
 
     def _record(self, run: Run, status: str, seconds: float) -> None:
         record = run.record
-        if record:
-            record.setdefault('sessions', []).append(dict(status=status, seconds=round(seconds, 2)))
+        if record.get('sessions'):
+            record['sessions'][-1] |= dict(status=status, seconds=round(seconds, 2))
             write_text(run.folder / 'run.json', json.dumps(record, indent=2) + '\n')
         write_text(run.folder / 'config.py', run.text)  # the runner's may name the checkpoint that it resumed from
 

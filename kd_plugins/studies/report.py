@@ -4,6 +4,7 @@ import csv
 import io
 import re
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -215,7 +216,20 @@ def caption(study: Study) -> str:
         parts.append('the corrupted data are the same for all methods and seeds')
     if options['references']:
         parts.append('in brackets: the published value')
+    if made := _versions(study):
+        parts.append(f'made by several versions: {made}')
     return '; '.join(parts) + '.' + (f' {options["notes"]}' if options['notes'] else '')
+
+
+def _versions(study: Study) -> str:
+    """Name the versions by which the finished runs were made, where there are several."""
+    counts: Counter[str] = Counter()
+    for run in study.runs:
+        if run.finished:
+            used = [session['versions'] for session in run.sessions]
+            counts.update({f'{x.get("commit", "unknown"):.7}, torch {x.get("torch", "unknown")}' for x in used})
+    several = [f'{name} ({count} run{"s" * (count > 1)})' for name, count in counts.items()]
+    return ' and '.join(several) if len(several) > 1 else ''
 
 
 def _stages(config: Mapping[str, Any]) -> str:

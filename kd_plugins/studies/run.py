@@ -89,7 +89,7 @@ class Run:
     @property
     def diverged(self) -> bool:
         """Whether it has ended with a loss that is not finite, as a weight that is too large makes it."""
-        return [session.get('status') for session in self.record.get('sessions', [])][-1:] == ['diverged']
+        return [session.get('status') for session in self.sessions][-1:] == ['diverged']
 
     @property
     def metrics(self) -> dict[str, Any] | None:
@@ -112,7 +112,18 @@ class Run:
     @property
     def seconds(self) -> float:
         """Duration of its sessions."""
-        return sum(session['seconds'] for session in self.record.get('sessions', []))
+        return sum(session['seconds'] for session in self.sessions)
+
+    @property
+    def sessions(self) -> list[dict[str, Any]]:
+        """Status, seconds and versions of its sessions; one without an end was killed with the study."""
+        log, found = self.folder / 'log.txt', []
+        for session in self.record.get('sessions', []):
+            if 'seconds' not in session:
+                end = log.stat().st_mtime if log.is_file() else 0.0
+                session = session | dict(status='killed', seconds=max(0.0, end - session.get('began', end)))
+            found.append({'versions': self.record.get('versions', {})} | session)
+        return found
 
     @property
     def waits(self) -> bool:

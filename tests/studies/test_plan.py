@@ -156,6 +156,11 @@ def test_a_network_adds_to_a_method(here, data):
         ("methods = dict(A=dict(wrap='ONE'))", r"methods\['A'\]: wrap is 'ONE', expected a dict"),
         ('methods = dict(A=dict(wrap=dict(peers=2)))', r"methods\['A'\]: wrap names no type"),
         ("methods = dict(A=dict(terms='kd'))", r"methods\['A'\]: terms is 'kd', expected a list"),
+        (
+            "methods = dict(A=dict(hook=dict(task='off')))",
+            "'A'] has hook, which is about a DistillationHook, but no",
+        ),
+        ('methods = dict(A=dict(teacher_cache=True))', "'A'] has teacher_cache, which is about a DistillationHook"),
         ("methods = dict(A=dict(terms=['kd'], hook=dict(tsk=False)))", "hook has no option 'tsk'; options are task"),
         ('methods = dict(A=dict(first=dict(hook=[])))', r"methods\['A'\]\['first'\]: hook is \[\], expected a dict"),
         ("methods = dict(A=dict(first='B'), B=dict())", "first is 'B', expected a method above it"),

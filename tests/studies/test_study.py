@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import closing
 from importlib.machinery import ModuleSpec
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ from tiny_study import FEW, TOOLS, metrics_of, write_study
 from kd_plugins.checkpoint import guard_checkpoints
 from kd_plugins.engine import alone_in
 from kd_plugins.errors import UserError
-from kd_plugins.studies import execute, plan
+from kd_plugins.studies import execute, plan, report
 
 _spec = importlib.util.spec_from_file_location('study', TOOLS / 'study.py')
 tool = importlib.util.module_from_spec(_spec)
@@ -221,6 +222,10 @@ seeds = [0]
         ("methods['Wrong'] = dict(terms=['nst_linear', 'nst_poly'])", "Wrong / seed 0: two terms are named 'nst'"),
         ("methods['Wrong'] = dict(terms=[dict(KD, teachers=[1])])", r'teachers must list .* from 0 to 0, got \[1\]'),
         ("methods['Wrong'] = dict(wrap=dict(type='kd_plugins.Mutual'))", 'Mutual is not in'),
+        (
+            'common = dict(val_cfg=None, val_dataloader=None, val_evaluator=None)',
+            "big / clean / teacher / seed 0 is not validated, and has no 'accuracy/top1'",
+        ),
         ("metric = 'accuracy/top5'", "there is no metric 'accuracy/top5': give the study one of accuracy/top1"),
         ("common['train_dataloader'] = dict(batch_size=0)", 'train_dataloader.batch_size is 0, expected'),
     ],
@@ -365,6 +370,35 @@ def test_a_broken_result_is_made_again_and_a_broken_record_begins_anew(here, dat
     (run.folder / 'result.json').write_text(broken, errors='surrogateescape')
     assert pretend(path, only='*/baseline/*') == ['small/clean/baseline/seed0']
     assert [x['status'] for x in run.record['sessions']] == ['finished']
+
+
+def test_a_session_that_was_killed_with_the_study_counts_until_its_last_line(here, data):
+    path = write_study(here, data, FEW)
+    pretend(path, only='*/baseline/*')
+    run = next(x for x in plan.load_study(str(path)).students if x.finished)
+    record = run.record
+    record['sessions'] = [dict(began=1000.0, versions=dict(torch='1'))]
+    (run.folder / 'run.json').write_text(json.dumps(record))
+    os.utime(run.folder / 'log.txt', (1060, 1060))
+    assert (run.seconds, [x['status'] for x in run.sessions]) == (60, ['killed'])
+    (run.folder / 'result.json').unlink()
+    pretend(path, only='*/baseline/*')
+    assert [x['status'] for x in run.record['sessions']] == ['killed', 'finished']
+    assert run.record['sessions'][0]['seconds'] == 60
+    assert [x['versions']['torch'] for x in run.sessions] == ['1', version('torch')]
+
+
+def test_versions_are_named_where_there_are_several(here, data):
+    path = write_study(here, data, FEW)
+    pretend(path)
+    study = plan.load_study(str(path))
+    assert 'several versions' not in report.caption(study)
+    run = next(x for x in study.students if x.finished)
+    record = run.record
+    record['sessions'][0]['versions']['commit'] = 'ab12345678'
+    (run.folder / 'run.json').write_text(json.dumps(record))
+    assert 'made by several versions: ' in report.caption(study)
+    assert f'ab12345, torch {version("torch")} (1 run)' in report.caption(study)
 
 
 def test_a_run_remembers_the_teacher_that_it_was_trained_from(here, data):

@@ -67,6 +67,15 @@ def test_scores_what_training_reported_and_draws(run, tmp_path, monkeypatch, cap
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 24
 
 
+def test_the_config_of_the_training_stays(run, tmp_path, monkeypatch, capsys):
+    config, folder = run
+    (folder / 'config.py').write_text('of the training')
+    score(
+        monkeypatch, capsys, config, folder / 'student.pth', '--work-dir', folder, '--cfg-options', 'randomness.seed=5'
+    )
+    assert (folder / 'config.py').read_text() == 'of the training'
+
+
 def test_another_networks_checkpoint_is_refused(run, tmp_path, monkeypatch, capsys):
     config, _ = run
     torch.save({'state_dict': MODELS.build(classifier(14)).state_dict()}, tmp_path / 'other.pth')
