@@ -154,9 +154,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     others = [run for run in study.runs if run.finished and run.changed] if args.table else []
     if others and args.changed == 'stop':
         raise UserError(
-            f'--table: {len(others)} finished runs were made with another config than the study now has, or under '
-            f'another spelling of --root, the first in {others[0].folder}: give --changed keep to show them, or '
-            '--changed redo for tables without them'
+            f'--table: {len(others)} finished runs were made with another config or other files than the study now '
+            f'has, or under another spelling of --root, the first in {others[0].folder}: give --changed keep to show '
+            'them, or --changed redo for tables without them'
         )
     if not args.table:
         check_runs(study)

@@ -187,7 +187,7 @@ def last_error(run: Run, status: int) -> str:
 
 
 def check_unchanged(runs: Sequence[Run], changed: str) -> None:
-    """Keep, clear or refuse folders with runs of another config; the caller holds the study's folder.
+    """Keep, clear or refuse folders with runs of another config or other files; the caller holds the study.
 
     Only finished runs are kept: an interrupted one would continue with another config, or other teachers, than it
     began with, and so starts from scratch; as do all runs of a search that has not found its weight. A run that waits
@@ -199,7 +199,7 @@ def check_unchanged(runs: Sequence[Run], changed: str) -> None:
     others = [run for run in runs if run.changed]
     if others and changed == 'stop':
         raise UserError(
-            f'{len(others)} runs were made with another config than the study now has, the first in '
+            f'{len(others)} runs were made with another config or other files than the study now has, the first in '
             f'{others[0].folder}: give --changed redo to make them again, --changed keep to use the '
             'finished ones as they are, or another --root'
         )
@@ -208,7 +208,8 @@ def check_unchanged(runs: Sequence[Run], changed: str) -> None:
         if (
             run in others
             if changed == 'redo'
-            else not run.waits and not done and run.record.get('digest', run.actual_digest) != run.actual_digest
+            else not (run.waits or done)
+            and (run.record.get('digest', run.actual_digest) != run.actual_digest or run.replaced)
         ):
             _clear(run)
 
@@ -339,6 +340,7 @@ class Execution:
                             seed=run.seed,
                             part=run.part,
                             digest=run.actual_digest,
+                            files=run.files,
                             versions=self._versions,
                             sessions=[*run.sessions, dict(began=time.time(), versions=self._versions)],
                         ),

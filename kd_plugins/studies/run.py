@@ -5,14 +5,18 @@ import json
 import pprint
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import isfinite
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from kd_plugins.config import walk
 from kd_plugins.utils.scalars import lines_of
 
 if TYPE_CHECKING:
     from kd_plugins.studies.search import Search
+
+_FILES = ('.pth', '.safetensors', '.py')
 
 
 @dataclass(eq=False)
@@ -138,8 +142,22 @@ class Run:
 
     @property
     def changed(self) -> bool:
-        """Whether the folder holds a run of another config, as far as this one's is known."""
-        return not self.waits and self.record.get('digest', self.digest) != self.digest
+        """Whether the folder holds a run of another config, as far as this one's is known, or of other files."""
+        return not self.waits and (self.record.get('digest', self.digest) != self.digest or self.replaced)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """A digest of each checkpoint and config that its own names, but for those of the runs that it needs."""
+        named = {Path(value) for _, value in walk(self.config) if isinstance(value, str) and value.endswith(_FILES)}
+        made = {needed.folder for needed in self.needs} | {self.folder}
+        return {str(path): _digest_of(path) for path in sorted(named) if path.parent not in made and path.is_file()}
+
+    @property
+    def replaced(self) -> bool:
+        """Whether a file that it, or a run that it needs, was made from has another content now."""
+        now = self.files
+        own = any(now.get(path, digest) != digest for path, digest in self.record.get('files', {}).items())
+        return own or any(run.replaced for run in self.needs)
 
     @property
     def scalars(self) -> list[dict[str, Any]]:
@@ -148,6 +166,17 @@ class Run:
 
     def _digest_on(self, needs: Iterable[str]) -> str:
         return hashlib.sha256((_text(self.config) + ''.join(needs)).encode()).hexdigest()[:16]
+
+
+def _digest_of(path: Path) -> str:
+    """Return a digest of a file, which is read once for each state of it."""
+    state = path.stat()
+    return _read_digest(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(256)
+def _read_digest(path: Path, *state: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 class _Printer(pprint.PrettyPrinter):

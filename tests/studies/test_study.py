@@ -388,6 +388,23 @@ def test_a_session_that_was_killed_with_the_study_counts_until_its_last_line(her
     assert [x['versions']['torch'] for x in run.sessions] == ['1', version('torch')]
 
 
+@pytest.mark.parametrize('changed', ['stop', 'redo', 'keep'])
+def test_a_given_teacher_that_is_replaced_is_noticed(here, data, changed):
+    config = dict(type='mmpretrain.ImageClassifier', backbone=dict(type='kd_plugins.CifarResNet', depth=8))
+    torch.save(dict(a=torch.zeros(1)), here / 'given.pth')
+    given = dict(config=config, checkpoint='given.pth')
+    path = write_study(here, data, f'{FEW}teachers = dict(big=dict(given={given}))')
+    pretend(path)
+    assert pretend(path) == []
+    torch.save(dict(a=torch.ones(1)), here / 'given.pth')
+    if changed == 'stop':
+        with pytest.raises(UserError, match='2 runs were made with another config or other files than'):
+            pretend(path)
+    else:
+        assert pretend(path, changed) == (['small/clean/kd/seed0', 'small/clean/at/seed0'] if changed == 'redo' else [])
+        assert pretend(path, changed) == []
+
+
 def test_versions_are_named_where_there_are_several(here, data):
     path = write_study(here, data, FEW)
     pretend(path)
