@@ -16,6 +16,7 @@ approximate_.
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import math
@@ -24,6 +25,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported: idle threads that wait by spinning slow down what runs beside.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
@@ -34,14 +36,17 @@ from mmengine.logging import print_log
 from rich.console import Console
 from rich.table import Table
 
-import kd_plugins  # noqa: F401 - supplies mmcv's operators
+import kd_plugins
 from kd_plugins import evaluation
 from kd_plugins.checkpoint import load_weights
+from kd_plugins.datasets.repeated import steps_in
+from kd_plugins.distillation.sources import student_of
 from kd_plugins.engine import Tester, join_group, leave_group, load_run
 from kd_plugins.errors import UserError, one_line_errors
 from kd_plugins.evaluation import ReIDFeatures, load_features, rank_matches, rank_rows
 from kd_plugins.options import add_launcher, add_run_options, check_device, check_least
-from kd_plugins.registry import DATASETS
+from kd_plugins.registry import DATASETS, MODELS
+from kd_plugins.utils.code import sources
 from kd_plugins.utils.models import unwrapped
 
 RANKS = (1, 5, 10, 20)
@@ -117,10 +122,15 @@ def extract(args: argparse.Namespace) -> ReIDFeatures:
             f'{type(images).__name__}'
         )
     paths = [info['img_path'] for info in infos]
+    model: Any = {'data_preprocessor': config.get('data_preprocessor')} | copy.deepcopy(dict(config.model))
+    with MODELS.switch_scope_and_registry(config.get('default_scope')) as registry:
+        network = registry.build(student_of(model))
     described = repr(
         [
             *(config.get(key) for key in ('model', 'data_preprocessor', 'test_dataloader', 'test_cfg')),
             *((path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths),
+            kd_plugins.__version__,
+            *sources({type(part) for part in (*network.modules(), images, *steps_in(images))}),
         ]
     )
     key = hashlib.sha256(described.encode() + Path(args.checkpoint).read_bytes()).hexdigest()[:16]

@@ -41,7 +41,7 @@ class RepeatedViews:
                 f'RepeatedViews: views={views!r}, seed={seed!r}; expected whole numbers of at least 1 and of at least 0'
             )
         self.dataset = DATASETS.build(dataset)
-        for step in _steps(self.dataset):
+        for step in steps_in(self.dataset):
             if hasattr(step, 'results_cache'):
                 raise UserError(
                     f'RepeatedViews: {type(step).__name__} mixes in images that came before, so that no view repeats: '
@@ -93,12 +93,12 @@ class RepeatedViews:
         return [self[i] for i in indices]
 
 
-def _steps(part: Any) -> Iterator[Any]:
+def steps_in(part: Any) -> Iterator[Any]:
     """Yield the transforms of a data set, a pipeline, or a transform of several, and of what is inside them."""
     if isinstance(part, (list, tuple)):
         for step in part:
             yield step
-            yield from _steps(step)
+            yield from steps_in(step)
         return
     for name in ('dataset', 'datasets', 'pipeline', 'transforms'):
-        yield from _steps(getattr(part, name, ()))
+        yield from steps_in(getattr(part, name, ()))

@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from kd_plugins.distillation.origins import Origin
 from kd_plugins.distillation.recorder import Features
 from kd_plugins.errors import UserError
+from kd_plugins.utils.code import sources
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
 
-_LIBRARIES = {'torch', 'torchvision', 'timm', 'transformers', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'kd_plugins'}
 _LARGE = 2**16  # bytes of an entry whose checksum takes as long as reading it: it is compared once in a process
 
 
@@ -59,7 +59,8 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | Path, network: nn.Module, parts: Iterable[str]) -> None:
-        digest = hashlib.sha256('\n'.join([str(network), *_options(network), *_sources(network), *parts]).encode())
+        code = sources({type(module) for module in network.modules()})
+        digest = hashlib.sha256('\n'.join([str(network), *_options(network), *code, *parts]).encode())
         for name, tensor in sorted((network.state_dict() | dict(network.named_buffers())).items()):
             digest.update(name.encode())
             digest.update(_bytes(tensor))
@@ -299,16 +300,6 @@ def _options(network: nn.Module) -> Iterator[str]:
         for key, value in vars(module).items():
             if key not in known:
                 yield f'{name}.{key}={json.dumps(_plain(value, {}))}'
-
-
-def _sources(network: nn.Module) -> Iterator[str]:
-    """Yield hashes of the files that define the classes of a network, where these are of none of the libraries."""
-    for kind in sorted({type(module) for module in network.modules()}, key=str):
-        code = getattr(kind.forward, '__code__', None)
-        if kind.__module__.partition('.')[0] not in _LIBRARIES and code is not None:
-            file = Path(code.co_filename)
-            source = file.read_bytes() if file.is_file() else code.co_code + repr(code.co_consts).encode()
-            yield f'{kind.__qualname__} {hashlib.sha256(source).hexdigest()}'
 
 
 def _plain(value: Any, seen: dict[int, tuple[int, Any]]) -> Any:

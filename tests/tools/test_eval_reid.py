@@ -12,10 +12,12 @@ import pytest
 import torch
 from tiny import market_folder, reid_config, train
 
+import kd_plugins
 from kd_plugins import evaluation
 from kd_plugins.datasets.cifar import CIFAR10
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation import load_features, rank_matches, rank_rows
+from kd_plugins.registry import MODELS
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'eval_reid.py'
 _spec = importlib.util.spec_from_file_location('eval_reid', TOOL)
@@ -119,6 +121,36 @@ def test_a_model_is_scored_once_and_then_from_its_features(tmp_path: Path, capsy
     torch.save({'state_dict': runner.model.state_dict()}, tmp_path / 'model.pth')
     assert run(capsys, *call)[1] != scores
     assert len(list((tmp_path / 'run').glob('features-*.npz'))) == 3
+
+
+def test_changed_code_of_a_model_or_a_transform_is_scored_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market_folder(tmp_path / 'data')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code = dict(
+        reid_own_neck='from mmpretrain.models import GlobalAveragePooling\n\n\nclass Neck(GlobalAveragePooling): ...\n',
+        reid_own_step='class Step:\n    def __call__(self, results):\n        return results\n',
+    )
+    for name, text in code.items():
+        (tmp_path / f'{name}.py').write_text(text)
+    config = reid_config(tmp_path / 'data', tmp_path / 'run')
+    config.model.neck.type = 'reid_own_neck.Neck'
+    config.test_dataloader.dataset.pipeline.insert(1, dict(type='reid_own_step.Step'))
+    config.dump(tmp_path / 'config.py')
+    torch.save(MODELS.build(config.model).state_dict(), tmp_path / 'model.pth')
+    call = (tmp_path / 'config.py', tmp_path / 'model.pth')
+
+    def kept() -> int:
+        run(capsys, *call)
+        return len(list((tmp_path / 'run').glob('features-*.npz')))
+
+    assert (kept(), kept()) == (1, 1)
+    for number, (name, text) in enumerate(code.items(), 2):
+        (tmp_path / f'{name}.py').write_text(f'{text}# another\n')
+        assert (kept(), kept()) == (number, number)
+    monkeypatch.setattr(kd_plugins, '__version__', '0.0.0')
+    assert kept() == 4
 
 
 def test_a_test_set_without_files_is_reported(tmp_path: Path) -> None:

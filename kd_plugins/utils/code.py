@@ -1,0 +1,25 @@
+"""The code of classes, as part of the key of what they have computed."""
+
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator
+from inspect import unwrap
+from pathlib import Path
+from types import FunctionType
+
+_LIBRARIES = {'torch', 'torchvision', 'timm', 'transformers', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'kd_plugins'}
+
+
+def sources(kinds: Iterable[type]) -> Iterator[str]:
+    """Yield hashes of the files that define some classes and their bases, where these are of none of the libraries."""
+    for kind in sorted({base for derived in kinds for base in derived.__mro__}, key=str):
+        if kind.__module__.partition('.')[0] in _LIBRARIES | sys.stdlib_module_names:
+            continue
+        functions = [getattr(x, '__func__', x) for x in vars(kind).values()]  # static and class methods, too
+        codes = [getattr(unwrap(x), '__code__', x.__code__) for x in functions if isinstance(x, FunctionType)]
+        # A class without methods has the file of its module; a module that was loaded by its path is not among these.
+        names = {str(getattr(sys.modules.get(kind.__module__), '__file__', '')), *(code.co_filename for code in codes)}
+        texts = [Path(name).read_bytes() for name in names if Path(name).is_file()]
+        texts = texts or [code.co_code + repr(code.co_consts).encode() for code in codes]
+        for digest in sorted(hashlib.sha256(text).hexdigest() for text in texts):
+            yield f'{kind.__qualname__} {digest}'
