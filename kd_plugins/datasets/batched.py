@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from kd_plugins.errors import UserError
 from kd_plugins.registry import DATASETS, FUNCTIONS
+from kd_plugins.utils.datasets import corruptions
 
 
 @FUNCTIONS.register_module()
@@ -76,7 +77,7 @@ class BatchedImages:
                 'uint8 (H, W, 3) of one size, and gt_label; use the data set itself, with a pipeline'
             )
         self.metainfo = source.metainfo
-        self.corruption = getattr(source, 'corruption', None)  # for the CorruptionHook; the source itself is not kept
+        self.corruptions = [*corruptions(source)]  # for the CorruptionHook; the source itself is not kept
         self._labels = torch.tensor([info['gt_label'] for info in infos], dtype=torch.int64, device=device)[:, None]
         images = torch.from_numpy(np.stack([info['img'] for info in infos])).permute(0, 3, 1, 2)
         height, width = images.shape[2:]

@@ -1,7 +1,6 @@
 """A report of corruption in the training data, and a check that evaluation data have none."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from mmengine.runner import Runner
 from kd_plugins.errors import UserError
 from kd_plugins.hooks.held_out_hook import HeldOutHook
 from kd_plugins.registry import HOOKS
+from kd_plugins.utils.datasets import corruptions
 from kd_plugins.utils.files import write_text
 
 
@@ -41,20 +41,12 @@ class CorruptionHook(Hook):
 
     @master_only
     def _write(self, runner: Runner) -> None:
-        found = list(_corruptions(runner.train_dataloader.dataset))
+        found = list(corruptions(runner.train_dataloader.dataset))
         if found:
             text = json.dumps(found[0] if len(found) == 1 else found)
             write_text(Path(runner.work_dir, 'corruption.json'), f'{text}\n')
 
 
 def _refuse_corrupted(name: str, dataset: Any) -> None:
-    if any(_corruptions(dataset)):
+    if any(corruptions(dataset)):
         raise UserError(f'{name}: its data have label_noise or imbalance, which are for training only; remove them')
-
-
-def _corruptions(dataset: Any) -> Iterator[dict[str, Any]]:
-    if getattr(dataset, 'corruption', None) is not None:
-        yield dataset.corruption
-    inner = getattr(dataset, 'dataset', None)
-    for part in [*getattr(dataset, 'datasets', []), *([] if inner is None else [inner])]:
-        yield from _corruptions(part)

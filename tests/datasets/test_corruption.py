@@ -5,6 +5,7 @@ import subprocess
 import sys
 from decimal import Decimal, getcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tiny import classification_config, classifier, image_folder, train
 from kd_plugins.datasets.cifar import CIFAR10, CIFAR100
 from kd_plugins.datasets.corruption import class_sizes, corrupt, held_out, kept_samples, noisy_labels
 from kd_plugins.errors import UserError
+from kd_plugins.hooks.corruption_hook import CorruptionHook
 
 PER_FILE = 60
 
@@ -290,7 +292,7 @@ def test_batches_from_memory_have_the_given_labels(root):
         numbers = batch['inputs'][:, 0, 0, 0].long() + 256 * batch['inputs'][:, 0, 0, 1].long()
         labels = [sample.gt_label.item() for sample in batch['data_samples']]
         assert list(zip(numbers.tolist(), labels, strict=True)) == contents(DATASETS.build(inner))
-        assert batched.corruption['changed']
+        assert batched.corruptions[0]['changed']
 
 
 # What a user can get wrong
@@ -424,6 +426,23 @@ def test_a_run_writes_what_was_done_and_a_resumed_one_the_same(tmp_path):
     assert runner.epoch == 2
     assert (tmp_path / 'run/corruption.json').read_text() == text
     assert runner.train_dataloader.dataset.get_gt_labels().tolist() == given.tolist()
+
+
+def test_labels_that_are_wrong_anywhere_inside_a_batched_set_are_reported_and_refused(root, tmp_path):
+    def noisy(rate: float) -> dict:
+        return dict(
+            type='kd_plugins.CIFAR10', data_root=str(root), split='train', download=False, label_noise=dict(rate=rate)
+        )
+
+    repeated = dict(type='RepeatDataset', times=2, dataset=noisy(0.9))
+    batched = dict(type='kd_plugins.BatchedImages', dataset=dict(type='ConcatDataset', datasets=[noisy(0.5), repeated]))
+    loader = SimpleNamespace(dataset=DATASETS.build(batched))
+    hook = CorruptionHook()
+    hook.before_train(SimpleNamespace(val_loop=None, hooks=[], train_dataloader=loader, work_dir=tmp_path))
+    record = json.loads((tmp_path / 'corruption.json').read_text())
+    assert [part['label_noise']['rate'] for part in record] == [0.5, 0.9]
+    with pytest.raises(UserError, match='test_dataloader: its data have label_noise'):
+        hook.before_test(SimpleNamespace(test_dataloader=loader))
 
 
 def test_without_options_nothing_changes():
