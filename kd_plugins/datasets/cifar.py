@@ -48,6 +48,7 @@ class CIFAR10(mmpretrain_datasets.CIFAR10):
     """
 
     label_key = 'labels'
+    channel_order = 'RGB'  # of the arrays that samples hold
 
     def __init__(
         self,

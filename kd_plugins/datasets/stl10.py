@@ -47,6 +47,7 @@ class STL10(BaseDataset):
     """
 
     METAINFO = {'classes': ('airplane', 'bird', 'car', 'cat', 'deer', 'dog', 'horse', 'monkey', 'ship', 'truck')}
+    channel_order = 'BGR'  # of the arrays that samples hold
 
     def __init__(self, data_root: str = '', split: str = 'train', pipeline: Sequence = (), **kwargs: Any) -> None:
         if split not in ('train', 'test'):

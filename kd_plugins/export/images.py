@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -28,11 +29,16 @@ class Images(NamedTuple):
     classes: Sequence[str] | None
 
 
-def loads_no_files(config: Config) -> bool:
-    """Return whether a config has test data that are arrays already, since no step of their pipeline loads files."""
-    pipelines = [value for path, value in walk(config.get('test_dataloader')) if path.endswith('pipeline')]
-    steps = [type_name(step) for pipeline in pipelines for _, step in walk(pipeline) if isinstance(step, Mapping)]
-    return bool(pipelines) and not any(step.startswith('Load') and 'Image' in step for step in steps)
+def channel_order(config: Config) -> str:
+    """Return in which order test images come, 'RGB' or 'BGR': as files are loaded, unless a data set states another."""
+    for path, part in walk(config.get('test_dataloader')):
+        if path.startswith('dataset') and 'pipeline' not in path and isinstance(part, Mapping):
+            kind = _class_of(part)
+            # mmpretrain's own states none, and its CIFAR100 is a subclass.
+            cifar = any(base.__name__ == 'CIFAR10' for base in getattr(kind, '__mro__', ()))
+            if getattr(kind, 'channel_order', 'RGB' if cifar else 'BGR') == 'RGB':
+                return 'RGB'
+    return 'BGR'
 
 
 def images_for(config: Config, network: Any, size: Sequence[int] | None) -> Images:
@@ -74,13 +80,18 @@ def images_for(config: Config, network: Any, size: Sequence[int] | None) -> Imag
     return Images(images[torch.arange(COUNT) % len(images)], source, classes)
 
 
-def _downloads(part: Mapping[str, Any]) -> bool:
-    """Return whether a config dict is of a data set that has an option to download it."""
+def _class_of(part: Mapping[str, Any]) -> Any:
+    """Return the class of a data set's config dict, or None where it is not known."""
     kind = part.get('type')
     if isinstance(kind, str):
-        with DATASETS.switch_scope_and_registry(None) as registry:
-            kind = registry.get(kind)
-    for base in getattr(kind, '__mro__', ()):
+        with DATASETS.switch_scope_and_registry(None) as registry, suppress(ImportError):
+            return registry.get(kind)
+    return kind
+
+
+def _downloads(part: Mapping[str, Any]) -> bool:
+    """Return whether a config dict is of a data set that has an option to download it."""
+    for base in getattr(_class_of(part), '__mro__', ()):
         parameters = signature(base.__init__).parameters
         if 'download' in parameters or not any(x.kind is x.VAR_KEYWORD for x in parameters.values()):
             return 'download' in parameters

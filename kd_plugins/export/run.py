@@ -31,7 +31,7 @@ from kd_plugins.engine import load_run, scope_of
 from kd_plugins.errors import UserError
 from kd_plugins.export.card import Card, latency_of, macs_of, parameters_of, table_of
 from kd_plugins.export.files import Parity, Runtime, check_target, compare, run_once, write
-from kd_plugins.export.images import images_for, loads_no_files
+from kd_plugins.export.images import channel_order, images_for
 from kd_plugins.export.network import Exportable, exportable
 from kd_plugins.export.score import check_score, score
 from kd_plugins.registry import MODELS, type_name
@@ -48,8 +48,8 @@ def export(args: argparse.Namespace) -> None:
     init_default_scope(scope_of(config))
     network, checkpoint = load_student(config, args.checkpoint, args.allow_pickle)
     part = exportable(network, args.backbone, args.normalize, args.decode)
-    if part.channels == 'BGR' and loads_no_files(config) and not normalisation_of(network.data_preprocessor).reversed:
-        part.channels = 'RGB'  # the order of arrays (CIFAR)
+    if part.channels == 'BGR' and not normalisation_of(network.data_preprocessor).reversed:
+        part.channels = channel_order(config)
     found = images_for(config, network, args.size)
     images = part.pixels(found.images)
     meta = checkpoint.get('meta') if isinstance(checkpoint.get('meta'), Mapping) else {}

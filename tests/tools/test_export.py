@@ -29,12 +29,13 @@ from tiny import (
 from torch import nn
 
 from kd_plugins.checkpoint import save_weights
+from kd_plugins.datasets.cifar import CIFAR10
 from kd_plugins.errors import UserError
 from kd_plugins.evaluation import load_features, rank_matches
 from kd_plugins.export import files
 from kd_plugins.export.card import latency_of, macs_of
 from kd_plugins.export.files import Runtime
-from kd_plugins.export.images import loads_no_files
+from kd_plugins.export.images import channel_order
 from kd_plugins.export.network import Exportable, exportable
 from kd_plugins.export.run import teachers_of
 from kd_plugins.registry import MODELS
@@ -405,11 +406,41 @@ def test_an_ensemble_is_not_exported_as_one_of_its_branches(run, tmp_path):
         run(checkpoint='all.pth')
 
 
-@pytest.mark.parametrize(('steps', 'order'), [([], 'RGB'), ([dict(type='LoadImageFromFile')], 'BGR')])
-def test_the_order_of_channels_is_that_of_the_data(steps, order):
-    data = dict(dataset=dict(type='CIFAR10', pipeline=[*steps, dict(type='PackInputs')]))
-    assert loads_no_files(Config(dict(test_dataloader=data))) == (order == 'RGB')
-    assert not loads_no_files(Config({}))
+class Arrays(CIFAR10):
+    """A set of arrays of one's own."""
+
+    channel_order = 'BGR'
+
+
+@pytest.mark.parametrize(
+    ('kind', 'order'),
+    [
+        ('kd_plugins.CIFAR10', 'RGB'),
+        ('mmpretrain.CIFAR100', 'RGB'),
+        ('kd_plugins.STL10', 'BGR'),
+        ('mmpretrain.CustomDataset', 'BGR'),
+        ('kd_plugins.VOCDataset', 'BGR'),
+        ('nowhere.Arrays', 'BGR'),
+        (Arrays, 'BGR'),
+    ],
+)
+def test_the_order_of_channels_is_that_of_the_data(kind, order):
+    data = dict(type=kind, pipeline=[dict(type='PackInputs')])
+    for dataset in (data, dict(type='ConcatDataset', datasets=[dict(type='kd_plugins.RepeatedViews', dataset=data)])):
+        assert channel_order(Config(dict(test_dataloader=dict(dataset=dataset)))) == order
+    assert channel_order(Config({})) == 'BGR'
+
+
+@pytest.mark.parametrize(('kind', 'order'), [('CIFAR10', 'RGB'), ('STL10', 'BGR')])
+def test_an_export_for_arrays_states_their_order(run, tmp_path, kind, order):
+    config = classification_config(tmp_path / 'nowhere', tmp_path / 'run')
+    data = dict(type=f'kd_plugins.{kind}', data_root=str(tmp_path), split='test', pipeline=[dict(type='PackInputs')])
+    config.test_dataloader = dict(dataset=data, sampler=dict(type='DefaultSampler', shuffle=False))
+    config.model.data_preprocessor = dict(mean=[104.0, 112.0, 114.0], std=[68.0, 66.0, 66.0], to_rgb=False)
+    config.dump(tmp_path / 'config.py')
+    saved(config.model, tmp_path / 'student.pth')
+    runtime, _ = run('--size', '16', '16', to='student.pt2')
+    assert runtime.metadata['channel_order'] == order
 
 
 @pytest.mark.parametrize('by', ['DistillationHook', 'Distiller', 'MutualLearning', 'NativeEnsemble'])

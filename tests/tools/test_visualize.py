@@ -400,6 +400,23 @@ def test_images_of_a_network_that_reads_rgb_are_shown_in_their_colours(argv: lis
         assert np.array_equal(pixels, cv2.imread(dataset.get_data_info(i)['img_path'])[..., ::-1])
 
 
+@pytest.mark.parametrize('kind', ['STL10', 'CIFAR10'])
+def test_arrays_are_shown_in_their_colours(argv: list[str], tmp_path: Path, kind: str):
+    red = np.zeros((1, 3, 96, 96), np.uint8)
+    red[:, 0] = 200
+    (tmp_path / 'stl10_binary').mkdir()
+    (tmp_path / 'stl10_binary/test_X.bin').write_bytes(red.tobytes())
+    (tmp_path / 'stl10_binary/test_y.bin').write_bytes(bytes([1]))
+    (tmp_path / 'cifar-10-batches-py').mkdir()
+    entry = {'data': red[..., :32, :32].reshape(1, -1), 'labels': [0]}
+    (tmp_path / 'cifar-10-batches-py/test_batch').write_bytes(pickle.dumps(entry, protocol=2))
+    data = dict(type=f'kd_plugins.{kind}', data_root=str(tmp_path), split='test', pipeline=[dict(type='PackInputs')])
+    with Path(argv[4]).open('a') as config:
+        config.write(f'\ntest_dataloader["dataset"] = {data!r}\n')
+    _, _, images, *_ = features_of(argv, rows=np.array([0]))
+    assert images.pixels[0][5, 5].tolist() == [200, 0, 0]
+
+
 def test_a_test_set_with_options_of_workers_is_read_without_them(argv: list[str]):
     config = Config.fromfile(argv[4])
     config.test_dataloader.update(num_workers=2, prefetch_factor=4, timeout=5)

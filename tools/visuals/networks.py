@@ -17,7 +17,7 @@ from kd_plugins.distillation.origins import normalisation_of
 from kd_plugins.distillation.recorder import Recorder
 from kd_plugins.distillation.sources import build_teacher
 from kd_plugins.errors import UserError
-from kd_plugins.export.images import loads_no_files
+from kd_plugins.export.images import channel_order
 from kd_plugins.utils.files import check_writable, written_whole
 
 # Okabe and Ito's colours, which colour-blind people can distinguish too.
@@ -170,7 +170,7 @@ def images_and_features(
         networks.append(Network(name, features_at(network, tap, batches)))
         if number == 1:  # the network that the pipeline belongs to
             found = normalisation_of(network.data_preprocessor)
-            reverse = found.reversed or not (found.sees_rgb or loads_no_files(load_config(path)))
+            reverse = found.reversed or not (found.sees_rgb or channel_order(load_config(path)) == 'RGB')
     pixels, labels = [], []
     for batch in batches:
         for image, sample in zip(batch['inputs'], batch['data_samples'], strict=True):
