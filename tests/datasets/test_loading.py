@@ -84,16 +84,55 @@ def test_a_picture_that_exif_turns_is_not_put_under_boxes_of_the_stored_one(tmp_
     assert stored['img'].shape == (24, 32, 3)
 
 
-def test_a_picture_that_exif_turns_upside_down_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize('backend', ['cv2', 'pillow'])
+@pytest.mark.parametrize('ending', ['png', 'tif'])
+def test_other_formats_that_exif_turns_are_refused_with_what_helps(tmp_path: Path, backend: str, ending: str) -> None:
+    exif, path = Image.Exif(), tmp_path / f'a.{ending}'
+    exif[0x0112] = 6
+    Image.open(_picture(tmp_path / 'a.jpg')).save(path, exif=exif)
+    assert _annotated(path, 32, 24, imdecode_backend=backend)['img'].shape == (32, 24, 3)
+    helps = ending == 'png'
+    with pytest.raises(UserError, match=r'a\.(png|tif): .*32x24: EXIF orientation 6 turned it; for .*') as error:
+        _annotated(path, 24, 32, imdecode_backend=backend)
+    assert ("set color_type='color_ignore_orientation'" in str(error.value)) == helps
+    assert ('save the stored pixels without it' in str(error.value)) != helps
+    options = dict(imdecode_backend=backend, color_type='color_ignore_orientation')
+    if helps:
+        assert _annotated(path, 24, 32, **options)['img'].shape == (24, 32, 3)
+    else:
+        with pytest.raises(UserError, match='save the stored pixels'):
+            _annotated(path, 24, 32, **options)
+
+
+def test_a_png_whose_exif_comes_last_and_a_webp_which_is_not_turned(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.open(_picture(tmp_path / 'a.jpg'))
+    for name in ('a.png', 'a.webp'):
+        image.save(tmp_path / name, exif=exif)
+    data = (tmp_path / 'a.png').read_bytes()
+    at = data.find(b'eXIf') - 4
+    end = at + 12 + int.from_bytes(data[at : at + 4], 'big')
+    (tmp_path / 'a.png').write_bytes(data[:at] + data[end:-12] + data[at:end] + data[-12:])
+    with pytest.raises(UserError, match='EXIF orientation 6 turned it'):
+        _annotated(tmp_path / 'a.png', 24, 32)
+    with pytest.raises(UserError, match='its annotation says 24x32; replace it'):
+        _annotated(tmp_path / 'a.webp', 32, 24)
+
+
+@pytest.mark.parametrize('name', ['a.jpg', 'a.png', 'a.tif'])
+def test_a_picture_that_exif_turns_upside_down_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
-    Image.open(_picture(tmp_path / 'a.jpg')).save(tmp_path / 'a.jpg', exif=exif)
+    Image.open(_picture(tmp_path / 'a.jpg')).save(tmp_path / name, exif=exif)
     logger = MMLogger.get_instance('orientation')
     logger.addHandler(caplog.handler)
     with caplog.at_level(logging.WARNING):
-        _annotated(tmp_path / 'a.jpg', 24, 32)
-        LoadImage(color_type='color_ignore_orientation')(dict(img_path=str(tmp_path / 'a.jpg')))
-    assert [x.partition('a.jpg: ')[2][:40] for x in caplog.messages if 'a.jpg' in x] == [
+        _annotated(tmp_path / name, 24, 32)
+        LoadImage(color_type='color_ignore_orientation')(dict(img_path=str(tmp_path / name)))
+    assert [x.partition(f'{name}: ')[2][:40] for x in caplog.messages if name in x] == [
         'image file is turned by its EXIF orienta'
     ]
 
