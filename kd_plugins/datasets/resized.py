@@ -61,11 +61,14 @@ class ResizedImages:
         if not isinstance(edge, int) or edge < 1:
             raise UserError(f'ResizedImages: edge={edge!r}; expected the length of the shorter side in pixels')
         self.dataset = DATASETS.build(dataset)
+        name = type(self.dataset).__name__
+        if not hasattr(self.dataset, 'pipeline') and {'dataset', 'datasets'} & {*vars(self.dataset)}:
+            raise UserError(f'ResizedImages: {name} wraps what has a pipeline; put ResizedImages inside it')
         load, *rest = getattr(getattr(self.dataset, 'pipeline', None), 'transforms', None) or [None]
         if not isinstance(load, LoadImageFromFile) or load.to_float32:
+            begins = f'begins with {type(load).__name__}' if load is not None else 'is empty'
             raise UserError(
-                f'ResizedImages: the pipeline of {type(self.dataset).__name__} begins with {type(load).__name__}; '
-                'expected kd_plugins.LoadImage, without to_float32'
+                f'ResizedImages: the pipeline of {name} {begins}; expected kd_plugins.LoadImage, without to_float32'
             )
         self.pipeline = Compose(rest)
         self.metainfo = self.dataset.metainfo
@@ -101,6 +104,10 @@ class ResizedImages:
         pixels = np.array(self._pixels[self._starts[idx] : self._starts[idx + 1]]).reshape(shape)
         size = (height, width)
         return self.dataset.get_data_info(idx) | dict(img=pixels, img_shape=size, ori_shape=size)
+
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """Return the classes of an image, as mmengine's ``ClassBalancedDataset`` asks for them."""
+        return self.dataset.get_cat_ids(idx)
 
     def __getitem__(self, idx: int) -> Any:
         """Return a sample, or the next one whose image could be read.
@@ -177,6 +184,9 @@ def _build(read: _Reader, cache: Path) -> tuple[Path, np.ndarray]:
     pixels, shapes = cache / f'{key}.pixels', cache / f'{key}.shapes'
     if cache.exists() and not cache.is_dir():
         raise UserError(f'{cache}: expected a folder for the resized images, found a file; name another as cache')
+    with suppress(OSError):  # there are none
+        if len(found := _whole(pixels, shapes)) >= len(read):  # also where this user cannot write
+            return pixels, found[: len(read)]
     try:
         cache.mkdir(parents=True, exist_ok=True)
         for path in (pixels, shapes):
@@ -187,16 +197,19 @@ def _build(read: _Reader, cache: Path) -> tuple[Path, np.ndarray]:
     with lock_file as lock:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX)  # other processes wait, and then find all images
-        # A killed process can leave either file ahead of the other.
-        found = np.fromfile(shapes, np.int32, shapes.stat().st_size // 12 * 3).reshape(-1, 3)
-        ends = found.prod(1, dtype=np.int64).cumsum()
-        done = int((ends <= pixels.stat().st_size).sum())
-        if done < len(read):
+        found = _whole(pixels, shapes)
+        if (done := len(found)) < len(read):
             os.truncate(shapes, 12 * done)
-            os.truncate(pixels, int(ends[done - 1]) if done else 0)
+            os.truncate(pixels, int(found.prod(1, dtype=np.int64).sum()))
             _append(read, done, pixels, shapes)
             found = np.fromfile(shapes, np.int32).reshape(-1, 3)
     return pixels, found[: len(read)]
+
+
+def _whole(pixels: Path, shapes: Path) -> np.ndarray:
+    """Return the shapes (N, 3) of the images that both files hold: a killed process can leave either ahead."""
+    found = np.fromfile(shapes, np.int32, shapes.stat().st_size // 12 * 3).reshape(-1, 3)
+    return found[found.prod(1, dtype=np.int64).cumsum() <= pixels.stat().st_size]
 
 
 def _append(read: _Reader, done: int, pixels: Path, shapes: Path) -> None:

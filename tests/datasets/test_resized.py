@@ -94,6 +94,42 @@ def test_nothing_is_decoded_twice(photos: Path) -> None:
             _resized(photos)
 
 
+def test_a_complete_cache_needs_no_right_to_write(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [x['inputs'] for x in _resized(photos)]
+
+    def denied(path: Path, *args: object, **options: object) -> None:
+        raise PermissionError(13, 'Permission denied', str(path))
+
+    for name in ('mkdir', 'touch', 'open'):
+        monkeypatch.setattr(Path, name, denied)
+    assert all(map(torch.equal, expected, (x['inputs'] for x in _resized(photos))))
+    (shapes,) = (photos.parent / 'cache').glob('*.shapes')
+    os.truncate(shapes, 4 * 12)
+    with pytest.raises(UserError, match='cache: Permission denied; name another folder'):
+        _resized(photos)
+
+
+def test_classes_are_balanced_around_it(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / 'data')
+    for path in [*(root / 'class1').iterdir()][1:]:
+        path.unlink()
+    source = dict(type='mmpretrain.CustomDataset', data_root=str(root), pipeline=[LOAD, PACK])
+    small = dict(type='kd_plugins.ResizedImages', dataset=source, edge=8, cache=str(tmp_path / 'cache'))
+    balanced = DATASETS.build(dict(type='ClassBalancedDataset', oversample_thr=0.3, dataset=small))
+    labels = [int(balanced[i]['data_samples'].gt_label) for i in range(len(balanced))]
+    assert np.bincount(labels).tolist() == [6, 3, 6, 6]  # ceil(sqrt(0.3 * 19)) = 3 times
+
+
+@pytest.mark.parametrize('wrapper', ['ClassBalancedDataset', 'ConcatDataset', 'kd_plugins.RepeatedViews'])
+def test_a_wrapper_inside_it_is_named(photos: Path, wrapper: str) -> None:
+    source = dict(type='mmpretrain.CustomDataset', data_root=str(photos), pipeline=[LOAD, PACK])
+    options = dict(ClassBalancedDataset=dict(oversample_thr=0.1), ConcatDataset={}).get(wrapper, dict(views=1))
+    inside = dict(datasets=[source]) if wrapper == 'ConcatDataset' else dict(dataset=source)
+    name = wrapper.rpartition('.')[2]
+    with pytest.raises(UserError, match=f'ResizedImages: {name} wraps .*; put ResizedImages inside it'):
+        ResizedImages(dict(type=wrapper, **inside, **options), 30, str(photos.parent / 'cache'))
+
+
 def test_what_a_killed_process_leaves_is_completed(photos: Path) -> None:
     expected = [x['inputs'] for x in _resized(photos)]
     (pixels,), (shapes,) = ((photos.parent / 'cache').glob(f'*.{name}') for name in ('pixels', 'shapes'))
@@ -202,7 +238,7 @@ def test_mistakes_end_in_one_line(photos: Path, tmp_path: Path) -> None:
     for build, message in (
         (lambda: _resized(photos, edge=0), r'edge=0; expected the length of the shorter side'),
         (lambda: _resized(photos, pipeline=[PACK]), r'begins with PackInputs; expected kd_plugins\.LoadImage'),
-        (lambda: _resized(photos, pipeline=[]), r'begins with NoneType; expected'),
+        (lambda: _resized(photos, pipeline=[]), r'is empty; expected'),
         (lambda: _resized(photos, load=dict(LOAD, to_float32=True)), r'without to_float32'),
         (lambda: _resized(photos, load=dict(LOAD, color_type='grayscale')), r'expected uint8 \(H, W, 3\), as color_ty'),
         (lambda: ResizedImages(coco, 8, str(tmp_path / 'cache')), r'CocoDataset have boxes, which would not be res'),
