@@ -18,7 +18,7 @@ from mmengine.registry import FUNCTIONS, MODELS, OPTIMIZERS, Registry
 from mmengine.utils import import_modules_from_strings
 
 from kd_plugins.errors import UserError, user_named
-from kd_plugins.registry import HOOKS, check_arguments, check_model
+from kd_plugins.registry import HOOKS, check_arguments, check_model, type_name
 from kd_plugins.unpickling import guard_files
 from kd_plugins.utils.names import nearest
 
@@ -426,6 +426,8 @@ _NEEDED: dict[str, dict[str, tuple[str, ...]]] = {
 _READ = {path.partition('.')[0] for path in _VALUES if not path.startswith('*')}.union(
     *_GROUPS.values(), ('data_preprocessor', 'custom_imports', 'experiment_name')
 )
+# Data sets around others, of mmengine, mmdet and mmpretrain.
+_WRAPPERS = {'ConcatDataset', 'RepeatDataset', 'ClassBalancedDataset', 'MultiImageMixDataset', 'KFoldDataset'}
 # The options of mmengine's constructor of optimisers, which ignores any other in silence.
 _PARAMWISE = {
     'custom_keys',
@@ -474,6 +476,7 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
                 raise UserError(f'{where}: {path} is {_short(value)}, expected {kind.words}')
         if isinstance(value, float) and math.isnan(value):
             raise UserError(f'{where}: {path} is NaN, expected a number')
+        _check_wrapper(f'{where}: {path}', value)
         if path.endswith('.type') and not isinstance(value, str) and not callable(value):
             raise UserError(f'{where}: {path} is {_short(value)}, expected the name of a registered class')
         if (
@@ -500,6 +503,15 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
         if known is not None:
             options = {key: value for key, value in hook.items() if key not in ('type', 'priority', '_scope_')}
             check_arguments(f'{where}: the config dict of {known.__name__}', known, options)
+
+
+def _check_wrapper(where: str, config: Any) -> None:
+    """Refuse data sets inside another that only the data loader tells which epoch it is."""
+    if not _is_config_dict(config) or (wrapper := type_name(config)) not in _WRAPPERS:
+        return
+    for _, part in [*_items(config.get('datasets')), ('dataset', config.get('dataset'))]:
+        if _is_config_dict(part) and (name := type_name(part)) in ('RepeatedViews', 'BatchedImages'):
+            raise UserError(f'{where} has {name} inside a {wrapper}: put {name} around the {wrapper}')
 
 
 def _note_copies(config: Config, where: str) -> None:

@@ -233,6 +233,25 @@ def test_names_that_nothing_answers_to(config, path, value, message):
         check_config(config)
 
 
+@pytest.mark.parametrize('name', ['RepeatedViews', 'BatchedImages'])
+@pytest.mark.parametrize('wrapper', ['ConcatDataset', 'RepeatDataset', 'mmengine.ClassBalancedDataset'])
+def test_a_data_set_that_must_be_outermost_is_not_wrapped(config, name, wrapper):
+    plain = config.train_dataloader.dataset
+
+    def nested(outer: str, inner: str) -> dict:
+        part = dict(type=inner, datasets=[plain]) if inner == 'ConcatDataset' else dict(type=inner, dataset=plain)
+        inside = dict(datasets=[plain, part]) if outer == 'ConcatDataset' else dict(dataset=part)
+        return dict(type='RepeatDataset', times=1, dataset=dict(type=outer, **inside))
+
+    config.train_dataloader.dataset = nested(wrapper, f'kd_plugins.{name}')
+    short = wrapper.rpartition('.')[2]
+    expected = rf'train_dataloader\.dataset\.dataset has {name} inside a {short}: put {name} around the {short}'
+    with pytest.raises(UserError, match=expected):
+        check_config(config)
+    config.train_dataloader.dataset = nested(f'kd_plugins.{name}', wrapper)['dataset']
+    check_config(config)
+
+
 def test_a_study_is_sent_to_its_command():
     with pytest.raises(UserError, match=r'is a study: kd-study x\.py'):
         check_config(Config(dict(networks={}, methods={})), where='x.py')
