@@ -35,7 +35,7 @@ class UnlabelledImages(BaseDataset):
             the folder of the images.
         data_prefix: Folder, or a list of folders, with images at any depth. Hidden files and folders are left out.
         ann_file: List of images, one path in a line, absolute or relative to ``data_prefix`` below ``data_root``,
-            or, without these, to the list's folder. One label behind the path, after a space, is ignored.
+            or, without these, to the list's folder. One label behind the path, after a space or tab, is ignored.
         dataset: Config dict of another data set, or a list of them. Their annotations and pipelines are not used.
             A set that holds pixels (CIFAR) gives ``img`` instead of ``img_path``; its pipeline loads no image.
         **kwargs: mmengine's ``pipeline``, ``indices``, ``test_mode``, ``serialize_data`` and ``lazy_init``.
@@ -100,8 +100,8 @@ class UnlabelledImages(BaseDataset):
         if not lines:
             raise UserError(f'{self.ann_file}: the list is empty; expected the path of an image in each line')
         for line in lines:
-            path, _, label = line.rpartition(' ')
-            yield fileio.join_path(folder, path.strip() if is_image(path.strip()) and not is_image(label) else line)
+            path, *label = line.rsplit(maxsplit=1)
+            yield fileio.join_path(folder, path if is_image(path) and not any(map(is_image, label)) else line)
 
     def __getitem__(self, idx: int) -> Any:
         """Return a sample, or the next one whose image can be read.

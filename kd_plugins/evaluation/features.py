@@ -160,14 +160,13 @@ def load_features(path: str | Path) -> ReIDFeatures:
         raise UserError(f'{path} does not exist: expected features as a file .npz or a folder of .npy files')
     try:
         if path.is_dir():
-            found = {
-                file.stem: np.load(file, mmap_mode='r', allow_pickle=False)
-                for file in sorted(path.glob('*.npy'))
-                if file.stem in _NAMES
-            }
+            files = {file.stem: file for file in sorted(path.glob('*.npy'))}
+            names = [*files]
+            found = {x: np.load(files[x], mmap_mode='r', allow_pickle=False) for x in names if x in _NAMES}
         else:
             with np.load(path, allow_pickle=False) as file:
-                found = {name: file[name] for name in file.files}
+                names = file.files
+                found = {x: file[x] for x in names if x in _NAMES}  # another array may be of objects
     except (
         *(ValueError, OSError, EOFError, AttributeError, TypeError, SyntaxError),
         *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
@@ -178,7 +177,7 @@ def load_features(path: str | Path) -> ReIDFeatures:
         ) from error
     for name in _NAMES:
         if name not in found and name not in _OPTIONAL:
-            raise UserError(f"{path} lacks the array '{name}'; its {nearest(name, sorted(found))}")
+            raise UserError(f"{path} lacks the array '{name}'; its {nearest(name, sorted(names))}")
     try:
         return ReIDFeatures(**{name: found[name] for name in _NAMES if name in found})
     except UserError as error:

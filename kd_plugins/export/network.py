@@ -228,7 +228,7 @@ class Detector(Exportable):
         head: Any = self.network.bbox_head
         names = [*inspect.signature(head.predict_by_feat).parameters]
         return [
-            f'{name.removesuffix("s")}_{level}'
+            f'{name.removesuffix("es" if name.endswith("sses") else "s")}_{level}'
             for name, levels in zip(names, outputs, strict=False)
             for level in range(len(pytree.tree_leaves(levels)))
         ]

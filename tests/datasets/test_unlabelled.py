@@ -89,9 +89,9 @@ def test_a_list_starts_from_its_own_folder_or_from_the_given_one(folder: Path) -
 
 
 def test_the_labels_of_a_list_are_ignored(folder: Path) -> None:
-    (folder / 'list.txt').write_text('c d/4.bmp 3\na/1.png 0\nb.JPEG\n')
+    (folder / 'list.txt').write_text('c d/4.bmp\t3\na/1.png \t 0\nb.JPEG 1\nc d/4.bmp\n')
     data = UnlabelledImages(ann_file=str(folder / 'list.txt'))
-    assert _paths(data) == [str(folder / name) for name in ('c d/4.bmp', 'a/1.png', 'b.JPEG')]
+    assert _paths(data) == [str(folder / name) for name in ('c d/4.bmp', 'a/1.png', 'b.JPEG', 'c d/4.bmp')]
 
 
 def test_other_data_sets_give_their_images_without_annotations(tmp_path: Path) -> None:

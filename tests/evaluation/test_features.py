@@ -35,6 +35,13 @@ def test_a_file_and_a_folder_give_the_same_and_a_folder_is_not_read_into_memory(
     assert [x.name for x in (tmp_path / 'new').iterdir()] == ['f.npz']
 
 
+def test_other_arrays_of_a_file_are_left_alone(tmp_path: Path) -> None:
+    np.savez(tmp_path / 'f.npz', **changed('notes', np.array([{}, 'text'], dtype=object)))
+    found = load_features(tmp_path / 'f.npz')
+    for name, value in ARRAYS.items():
+        np.testing.assert_array_equal(getattr(found, name), value)
+
+
 def test_a_file_that_cannot_be_written_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / 'f.npz'
     save_features(ReIDFeatures(**ARRAYS), path)

@@ -299,6 +299,12 @@ def detector_of(kind, **settings):
     return network
 
 
+def test_outputs_are_named_in_the_singular():
+    part = exportable(detector_of('YOLOX'))
+    part(torch.zeros(1, 3, 64, 64))
+    assert part.names == [f'{name}_{level}' for name in ('cls_score', 'bbox_pred', 'objectness') for level in (0, 1)]
+
+
 @pytest.mark.parametrize('agnostic', [False, True])
 @pytest.mark.parametrize('kind', HEADS)
 def test_detections_are_those_of_mmdets_head(kind, agnostic):
