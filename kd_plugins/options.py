@@ -88,7 +88,9 @@ def _literal(text: str) -> Any:
 
     def value(node: ast.expr) -> Any:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
-            return {x.arg: value(x.value) for x in node.keywords if x.arg}
+            if any(x.arg is None for x in node.keywords):
+                raise ValueError('** has no name')
+            return {str(x.arg): value(x.value) for x in node.keywords}
         if isinstance(node, ast.Dict) and None not in node.keys:
             return {value(k): value(v) for k, v in zip(node.keys, node.values, strict=True) if k is not None}
         if isinstance(node, (ast.List, ast.Tuple)):
@@ -110,6 +112,8 @@ class KeyValues(DictAction):
     def _parse_iterable(val: str) -> Any:
         if len(val) > 1 and val[0] == val[-1] and val[0] in '\'"' and val[0] not in val[1:-1]:
             return val[1:-1]
+        if val.startswith('{') and not val.endswith('}') and ',' not in val:
+            return val  # the form of a name, as {}.pth
         if val.startswith(('{', 'dict(')):
             return _literal(val)
         if val[:1] in ('[', '(') and ('"' in val or "'" in val or '=' in val):

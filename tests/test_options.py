@@ -47,10 +47,21 @@ def test_key_and_value(capsys):
         ("x={'at': [0, 60], 'by': {'a': -1}}", dict(at=[0, 60], by=dict(a=-1))),
         ("x=[dict(type='A', n=1), 2]", [dict(type='A', n=1), 2]),
         ('x=[a=b,c]', ['a=b', 'c']),
+        ('x={}.pth', '{}.pth'),
+        ('x={:05}.jpg', '{:05}.jpg'),
+        ('x={}', {}),
     ):
         found = parser.parse_args(['--cfg-options', text]).cfg_options['x']
         assert (found, type(found)) == (value, type(value))
-    for wrong in ('novalue', '=5', 'x={1, 2', 'x=dict(at=[0, 60)', 'x=dict(open(1))', 'x={open: 1}'):
+    for wrong in (
+        'novalue',
+        '=5',
+        'x={1, 2',
+        'x=dict(at=[0, 60)',
+        'x=dict(open(1))',
+        'x={open: 1}',
+        "x=dict(**{'a': 1})",
+    ):
         with pytest.raises(SystemExit):
             parser.parse_args(['--cfg-options', 'a=1', wrong])
         assert f"train.py: error: --cfg-options: expected KEY=VALUE, got '{wrong}'" in capsys.readouterr().err

@@ -122,15 +122,17 @@ def extract(args: argparse.Namespace) -> ReIDFeatures:
             f'{type(images).__name__}'
         )
     paths = [info['img_path'] for info in infos]
-    model: Any = {'data_preprocessor': config.get('data_preprocessor')} | copy.deepcopy(dict(config.model))
+    model: Any = copy.deepcopy(dict(config.model))
+    if config.get('data_preprocessor') is not None:
+        model.setdefault('data_preprocessor', config.data_preprocessor)
     with MODELS.switch_scope_and_registry(config.get('default_scope')) as registry:
-        network = registry.build(student_of(model))
+        kinds = {type(part) for part in registry.build(student_of(model)).modules()}
     described = repr(
         [
             *(config.get(key) for key in ('model', 'data_preprocessor', 'test_dataloader', 'test_cfg')),
             *((path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths),
             kd_plugins.__version__,
-            *sources({type(part) for part in (*network.modules(), images, *steps_in(images))}),
+            *sources(kinds | {type(part) for part in (images, *steps_in(images))}),
         ]
     )
     key = hashlib.sha256(described.encode() + Path(args.checkpoint).read_bytes()).hexdigest()[:16]

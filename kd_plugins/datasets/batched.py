@@ -77,7 +77,7 @@ class BatchedImages:
                 'uint8 (H, W, 3) of one size, and gt_label; use the data set itself, with a pipeline'
             )
         self.metainfo = source.metainfo
-        self.corruptions = [*corruptions(source)]  # for the CorruptionHook; the source itself is not kept
+        self.corruption_reports = [*corruptions(source)]  # for the CorruptionHook; the source itself is not kept
         self._labels = torch.tensor([info['gt_label'] for info in infos], dtype=torch.int64, device=device)[:, None]
         images = torch.from_numpy(np.stack([info['img'] for info in infos])).permute(0, 3, 1, 2)
         height, width = images.shape[2:]

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.dist import broadcast_object_list, is_main_process, master_only
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from mmengine.runner.checkpoint import weights_to_cpu
 
 from kd_plugins.checkpoint import read_checkpoint, save_weights
@@ -15,7 +15,7 @@ from kd_plugins.registry import HOOKS
 from kd_plugins.utils.files import plain, write_text
 from kd_plugins.utils.models import unwrapped
 from kd_plugins.utils.random import preserved_rng
-from kd_plugins.utils.scalars import score_in_log, time_of
+from kd_plugins.utils.scalars import BEGAN, score_in_log, time_of
 
 
 @HOOKS.register_module()
@@ -53,6 +53,8 @@ class ExportHook(Hook):
                 'CheckpointHook writes it, is not a local folder: change out_dir, or remove ExportHook'
             )
         self._resumes = runner._resume
+        if not runner._resume:
+            runner.message_hub.update_info(BEGAN, runner.timestamp)
         if not runner._resume and is_main_process():
             for name in ('result.json', 'student.pth'):
                 if (file := Path(runner.work_dir, name)).is_file():
@@ -115,9 +117,12 @@ def _lacks_score(runner: Runner) -> bool:
     if runner.val_loop is None:
         return False
     now, loop = time_of(runner), runner.train_loop
-    due = now >= max(1, loop.val_begin) and now % loop.val_interval == 0
-    folders = {Path(runner._load_from or '').parent, Path(runner.work_dir)}
-    lacks = [due and not any(score_in_log(folder, now) for folder in folders)]
+    if isinstance(loop, IterBasedTrainLoop) and any(getattr(x, 'log_metric_by_epoch', False) for x in runner.hooks):
+        return False  # the log does not tell its iteration
+    if decide := getattr(loop, '_decide_current_val_interval', None):
+        decide()  # as mmengine's loops do at each end
+    due = now >= max(1, getattr(loop, 'val_begin', 1)) and now % getattr(loop, 'val_interval', now + 1) == 0
+    lacks = [due and not score_in_log(runner)]
     broadcast_object_list(lacks)  # another machine may not see the log
     return lacks[0]
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import json
 import logging
 import uuid
 import warnings
@@ -25,6 +24,8 @@ from kd_plugins.utils.files import write_text
 from kd_plugins.utils.models import unwrapped
 
 _TERMS, _CONFIG, _INTO = 'distillation_terms', 'config_digests', 'into_epoch'  # in the meta of a checkpoint
+# Where files are, which another machine may have elsewhere, and what commands set.
+_PLACES = {'data_root', 'data_prefix', 'ann_file', 'checkpoint', 'cache', 'skip_corrupt', 'bf16'}
 
 
 @HOOKS.register_module()
@@ -113,7 +114,9 @@ class IntegrityHook(Hook):
                 f'{" (drop_last drops an incomplete one)" if getattr(loader, "drop_last", False) else ""}, for '
                 f'{runner.max_epochs} epochs: lower the batch size, or give more data or epochs'
             )
-        if self._changed and runner.iter >= runner.max_iters:
+        by_iterations = isinstance(runner.train_loop, IterBasedTrainLoop)
+        left = runner.max_iters - runner.iter if by_iterations else runner.max_epochs - runner.epoch
+        if self._changed and left <= 0:
             raise UserError(
                 f'{runner._load_from} ends a run with another {" and ".join(self._changed)}, and nothing is left to '
                 'train: start anew, without --resume, or in another folder (--work-dir)'
@@ -171,12 +174,18 @@ def _digests(config: Mapping[str, Any]) -> dict[str, str]:
     parts['custom_hooks'] = [x for x in hooks if type_name(x) == 'DistillationHook']  # others may but watch
     parts['train_dataloader'] = (config.get('train_dataloader') or {}).get('dataset')
     parts['optim_wrapper'] = (config.get('optim_wrapper') or {}).get('optimizer')
-    texts = {key: json.dumps(part, sort_keys=True, default=_named) for key, part in parts.items()}
-    return {key: hashlib.sha256(text.encode()).hexdigest()[:16] for key, text in texts.items()}
+    return {key: hashlib.sha256(_text(part).encode()).hexdigest()[:16] for key, part in parts.items()}
 
 
-def _named(value: Any) -> str:
-    """Return what stays of an object in another process: a class's or a function's name, or that of its type."""
+def _text(value: Any) -> str:
+    """Return a value as a text that is the same in another process and folder: without where files are."""
+    if isinstance(value, Mapping):
+        kept = {k: v for k, v in value.items() if k not in _PLACES and not (k == 'config' and isinstance(v, str))}
+        return f'{{{", ".join(sorted(f"{k!r}: {_text(v)}" for k, v in kept.items()))}}}'
+    if isinstance(value, (list, tuple)):
+        return f'[{", ".join(map(_text, value))}]'
+    if isinstance(value, (str, int, float, type(None))):
+        return repr(value)
     named = value if hasattr(value, '__qualname__') else type(value)
     return f'{named.__module__}.{named.__qualname__}'
 

@@ -49,7 +49,7 @@ class SummaryHook(Hook):
         self._trains = True
         if not runner._resume:
             runner.message_hub.update_info(_SCORES, {})
-        elif found := score_in_log(Path(runner._load_from or '').parent, time_of(runner)):
+        elif found := score_in_log(runner):
             # A checkpoint is written before its validation.
             scores = runner.message_hub.runtime_info.get(_SCORES) or {}
             runner.message_hub.update_info(_SCORES, {time_of(runner): found} | scores)

@@ -115,10 +115,11 @@ def _check_method(where: str, name: str, config: Mapping[str, Any], options: Map
             raise UserError(f"{where}: first is '{first}', expected a method above it, or a config dict")
     else:
         _check_dict(f"{where}['first']", first, _KEYS['methods'] - {'first', 'search'})
-    learns = [config, *(network.get('methods', {}).get(name, {}) for network in options['networks'].values())]
+    own = [network.get('methods') for network in options['networks'].values()]
+    learns = [config, *(x.get(name) for x in own if isinstance(x, Mapping))]
     if not any(isinstance(x, Mapping) and x.get('terms') for x in learns):
         for key in ('hook', 'teacher_cache'):
-            if key in config:
+            if config.get(key):
                 raise UserError(f'{where} has {key}, which is about a DistillationHook, but no terms: give it some')
     if 'first' in config and 'wrap' in config:
         raise UserError(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import pprint
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import isfinite
@@ -150,7 +151,12 @@ class Run:
         """A digest of each checkpoint and config that its own names, but for those of the runs that it needs."""
         named = {Path(value) for _, value in walk(self.config) if isinstance(value, str) and value.endswith(_FILES)}
         made = {needed.folder for needed in self.needs} | {self.folder}
-        return {str(path): _digest_of(path) for path in sorted(named) if path.parent not in made and path.is_file()}
+        found = {}
+        for path in sorted(named):
+            with suppress(OSError):  # it is none, or a text too long for a name
+                if path.parent not in made and path.is_file():
+                    found[str(path)] = _digest_of(path)
+        return found
 
     @property
     def replaced(self) -> bool:

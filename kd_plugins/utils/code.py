@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from inspect import unwrap
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 
 _LIBRARIES = {'torch', 'torchvision', 'timm', 'transformers', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'kd_plugins'}
 
@@ -20,6 +20,13 @@ def sources(kinds: Iterable[type]) -> Iterator[str]:
         # A class without methods has the file of its module; a module that was loaded by its path is not among these.
         names = {str(getattr(sys.modules.get(kind.__module__), '__file__', '')), *(code.co_filename for code in codes)}
         texts = [Path(name).read_bytes() for name in names if Path(name).is_file()]
-        texts = texts or [code.co_code + repr(code.co_consts).encode() for code in codes]
+        texts = texts or [_text(code).encode() for code in codes]
         for digest in sorted(hashlib.sha256(text).hexdigest() for text in texts):
             yield f'{kind.__qualname__} {digest}'
+
+
+def _text(value: object) -> str:
+    """Return a function's code, or one of its constants, in words that another process has too: without addresses."""
+    if isinstance(value, CodeType):
+        return f'{value.co_code!r} {value.co_names} {[_text(x) for x in value.co_consts]}'
+    return str(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)

@@ -7,6 +7,8 @@ from typing import Any
 
 from mmengine.runner import IterBasedTrainLoop, Runner
 
+BEGAN = 'run_began'  # in mmengine's message hub, and so in checkpoints: the name of a run's first log
+
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
     """Return the numbers in the lines of a ``scalars.json``, which is read once for each state of it."""
@@ -19,12 +21,19 @@ def time_of(runner: Runner) -> int:
     return runner.iter if isinstance(runner.train_loop, IterBasedTrainLoop) else runner.epoch
 
 
-def score_in_log(folder: Path, time: int) -> list[Any] | None:
-    """Return name and value of the first metric that the run in a folder has last logged at this epoch or iteration."""
-    for path in sorted(folder.glob('*/vis_data/scalars.json'), reverse=True):
-        for line in reversed(lines_of(path)):
-            names = [name for name in line if name not in ('data_time', 'time', 'step')]
-            if line.get('step') == time and names and 'iter' not in line:  # not of training
+def score_in_log(runner: Runner) -> list[Any] | None:
+    """Return name and value of the first metric that a resumed run has logged at the epoch or iteration where it is.
+
+    The run notes in :data:`BEGAN` when it has begun: logs of earlier ones may lie in its folder.
+    """
+    began, now = runner.message_hub.runtime_info.get(BEGAN, ''), time_of(runner)
+    folders = {Path(runner._load_from or '').parent, Path(runner.work_dir)}
+    paths = [path for folder in folders for path in folder.glob('*/vis_data/scalars.json')]
+    for path in sorted(paths, key=lambda path: path.parts[-3], reverse=True):
+        for line in reversed(lines_of(path) if path.parts[-3] >= began else []):
+            # A KNNHook has lines of its own.
+            names = [x for x in line if x not in ('data_time', 'time', 'step') and not x.startswith('knn/')]
+            if line.get('step') == now and names and 'iter' not in line:  # not of training
                 return [names[0], float(line[names[0]])]
     return None
 

@@ -292,7 +292,7 @@ def test_batches_from_memory_have_the_given_labels(root):
         numbers = batch['inputs'][:, 0, 0, 0].long() + 256 * batch['inputs'][:, 0, 0, 1].long()
         labels = [sample.gt_label.item() for sample in batch['data_samples']]
         assert list(zip(numbers.tolist(), labels, strict=True)) == contents(DATASETS.build(inner))
-        assert batched.corruptions[0]['changed']
+        assert batched.corruption_reports[0]['changed']
 
 
 # What a user can get wrong
@@ -443,6 +443,11 @@ def test_labels_that_are_wrong_anywhere_inside_a_batched_set_are_reported_and_re
     assert [part['label_noise']['rate'] for part in record] == [0.5, 0.9]
     with pytest.raises(UserError, match='test_dataloader: its data have label_noise'):
         hook.before_test(SimpleNamespace(test_dataloader=loader))
+
+
+def test_what_a_set_of_ones_own_calls_corruption_is_no_report():
+    robust = SimpleNamespace(corruption='fog', corruptions=['fog', 'snow'])
+    CorruptionHook().before_test(SimpleNamespace(test_dataloader=SimpleNamespace(dataset=robust)))
 
 
 def test_without_options_nothing_changes():

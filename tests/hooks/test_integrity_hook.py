@@ -305,6 +305,36 @@ def test_a_changed_config_is_noted_and_refused_where_nothing_is_left(config, tmp
         train(resumed(config, tmp_path / 'run/epoch_1.pth', epochs=1))
 
 
+def test_data_elsewhere_and_keys_of_any_kind_are_no_change(config, data, tmp_path, capsys, monkeypatch):
+    config.log_level = 'WARNING'
+    config.train_dataloader.dataset.pipeline.insert(
+        1, dict(type=Labelled, table={0: 1, 'other': 2, (0, 1): 3, None: 4})
+    )
+    train(config)
+    monkeypatch.chdir(data.parent)
+    config.train_dataloader.dataset.data_root = data.name
+    train(resumed(config, tmp_path / 'run/epoch_1.pth', epochs=1))
+    assert 'another' not in capsys.readouterr().out
+
+
+def test_of_a_changed_run_epochs_may_be_left_beyond_its_iterations(config, tmp_path):
+    train(config)  # three iterations
+    config.train_dataloader.batch_size = 24  # one an epoch
+    config.train_dataloader.dataset.pipeline[1].prob = 0.0
+    assert train(resumed(config, tmp_path / 'run/epoch_1.pth', epochs=2)).epoch == 2
+    config.train_dataloader.batch_size = 1
+    with pytest.raises(UserError, match='another train_dataloader, and nothing is left to train'):
+        train(resumed(config, tmp_path / 'run/epoch_1.pth', epochs=1))
+
+
+class Labelled:
+    def __init__(self, table):
+        pass
+
+    def __call__(self, results):
+        return results
+
+
 def test_loading_in_other_ways_is_no_change(config, tmp_path, capsys):
     config.log_level = 'WARNING'
     train(config)

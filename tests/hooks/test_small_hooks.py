@@ -1,5 +1,6 @@
 import json
 import logging
+import time
 
 import numpy as np
 import pytest
@@ -7,7 +8,16 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from tiny import classification_config, classifier, equal, image_folder, saved_teacher, train, weights
+from tiny import (
+    classification_config,
+    classifier,
+    equal,
+    image_folder,
+    neighbours_config,
+    saved_teacher,
+    train,
+    weights,
+)
 
 from kd_plugins.checkpoint import load_weights, read_checkpoint
 from kd_plugins.datasets.corruption import held_out
@@ -29,7 +39,8 @@ def data(tmp_path):
 
 def evaluated(config):
     loader = dict(config.train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
-    return config.merge_from_dict(dict(val_dataloader=loader, val_cfg={}, val_evaluator=dict(type='Accuracy')))
+    config.merge_from_dict(dict(val_dataloader=loader, val_cfg={}, val_evaluator=dict(type='Accuracy')))
+    return config
 
 
 def start_worker(worker, note):
@@ -285,6 +296,53 @@ def test_a_validation_that_was_lost_is_made_up(tmp_path, data, by_epoch):
             assert equal(*(read_checkpoint(tmp_path / x / 'student.pth')['state_dict'] for x in ('whole', name)))
         train(resumed)  # once more from there: nothing is lost
         assert [step for step, _ in scores(name)] == [1, 2, 3, 4, *range(at + 1, 5)]
+
+
+class Counted(Hook):
+    """Notes when a run is validated."""
+
+    def __init__(self, seen):
+        self._seen = seen
+
+    def before_val_epoch(self, runner):
+        self._seen.append(time_of(runner))
+
+
+@pytest.mark.parametrize('kind', ['neighbours', 'intervals', 'an older log', 'a log by epochs'])
+def test_a_lost_validation_is_told_from_other_lines(tmp_path, data, kind):
+    """Also where a KNNHook has scored, the interval is not the first one, or an earlier run has been there."""
+    by_iterations = kind == 'a log by epochs'
+
+    def config():
+        hooks = []
+        if kind == 'neighbours':
+            hooks = neighbours_config(data, tmp_path, neighbours=dict(interval=1)).custom_hooks
+        config = evaluated(classification_config(data, tmp_path / 'run', default_hooks=HOOKS, custom_hooks=hooks))
+        config.train_cfg = dict(by_epoch=True, max_epochs=3, val_interval=1)
+        if kind == 'intervals':
+            config.train_cfg.update(val_interval=10, dynamic_intervals=[(1, 1)])
+        if by_iterations:
+            config.train_cfg, config.param_scheduler = dict(by_epoch=False, max_iters=3, val_interval=1), None
+        config.default_hooks.checkpoint = dict(type='CheckpointHook', interval=1, by_epoch=not by_iterations)
+        return config
+
+    if kind == 'an older log':
+        train(config())
+        time.sleep(1.1)  # logs are named by the second
+    runner = Runner.from_cfg(config())
+    if by_iterations:
+        runner.train()
+    else:
+        runner.register_hook(Killed(2))
+        with pytest.raises(KeyboardInterrupt):
+            runner.train()
+    resumed = config()
+    resumed.load_from, resumed.resume = str(tmp_path / f'run/{"iter" if by_iterations else "epoch"}_2.pth'), True
+    seen = []
+    runner = Runner.from_cfg(resumed)
+    runner.register_hook(Counted(seen))
+    runner.train()
+    assert seen == ([3] if by_iterations else [2, 3])
 
 
 def test_epochs_draw_different_augmentations(tmp_path, data):

@@ -160,6 +160,7 @@ def test_a_network_adds_to_a_method(here, data):
             "methods = dict(A=dict(hook=dict(task='off')))",
             "'A'] has hook, which is about a DistillationHook, but no",
         ),
+        ("networks['small']['methods'] = ['A']", r"networks\['small'\]\['methods'\] is \['A'\], expected a dict"),
         ('methods = dict(A=dict(teacher_cache=True))', "'A'] has teacher_cache, which is about a DistillationHook"),
         ("methods = dict(A=dict(terms=['kd'], hook=dict(tsk=False)))", "hook has no option 'tsk'; options are task"),
         ('methods = dict(A=dict(first=dict(hook=[])))', r"methods\['A'\]\['first'\]: hook is \[\], expected a dict"),
