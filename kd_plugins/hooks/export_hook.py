@@ -25,7 +25,8 @@ class ExportHook(Hook):
     ``student.pth`` holds the last weights (the averaged ones under an ``EMAHook``) and no pickled code. ``result.json``
     holds the metrics of the last epoch, never of the best one on the test set. A new run, without
     ``--resume``, first renames both files of an older run in its folder to ``*.earlier``. A resumed run first validates
-    where it was killed between a checkpoint and its validation, which would have no score.
+    where it was killed between a checkpoint and its validation, which would have no score; a run by iterations where
+    its ``LoggerHook`` has ``log_metric_by_epoch=False``.
 
     A model of several networks has a method ``deployable(state_dict)``, which returns weights by name; each is written
     as ``<name>.pth``. Its ``student.pth`` has the plain student's keys, and is tested with the plain student's config
