@@ -54,7 +54,7 @@ ONE_METHOD = [
 ]
 REPDISTILLER = dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=5e-4)
 # Files of other programs, and the user's own, which comments and configs name.
-ELSEWHERE = {'eval_rep.py', 'train_normal.py', 'data/reid/retail.py'}
+ELSEWHERE = {'eval_rep.py', 'run_distill_classification.py', 'train_normal.py', 'data/reid/retail.py'}
 
 
 @pytest.fixture(autouse=True)
