@@ -259,11 +259,8 @@ class Killed(Hook):
 
 @pytest.mark.parametrize('by_epoch', [True, False])
 def test_a_validation_that_was_lost_is_made_up(tmp_path, data, by_epoch):
-    def config(name, *hooks):
-        config = classification_config(data, tmp_path / name, epochs=4, default_hooks=HOOKS, custom_hooks=[*hooks])
-        loader = dict(config.train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
-        config.merge_from_dict(dict(val_dataloader=loader, val_cfg={}, val_evaluator=dict(type='Accuracy')))
-        config.train_cfg = dict(by_epoch=True, max_epochs=4, val_interval=1)
+    def config(name):
+        config = evaluated(classification_config(data, tmp_path / name, epochs=4, default_hooks=HOOKS))
         if not by_epoch:
             config.train_cfg = dict(by_epoch=False, max_iters=4, val_interval=1)
             config.param_scheduler = None

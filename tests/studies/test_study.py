@@ -405,6 +405,11 @@ def test_a_given_teacher_that_is_replaced_is_noticed(here, data, changed):
         assert pretend(path, changed) == []
 
 
+def test_a_text_that_is_no_file_name_names_no_file(here, data):
+    path = write_study(here, data, f"{FEW}common['note'] = {'x' * 300 + '.py'!r}")
+    assert all(run.files == {} for run in plan.load_study(str(path)).students)
+
+
 def test_versions_are_named_where_there_are_several(here, data):
     path = write_study(here, data, FEW)
     pretend(path)

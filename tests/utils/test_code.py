@@ -30,5 +30,18 @@ def test_a_change_of_a_base_or_of_a_decorated_method_is_seen(tmp_path: Path) -> 
     assert [a == b for a, b in zip(found('x', '2'), first, strict=True)] == [True, False]
 
 
+def test_code_of_no_file_has_no_addresses() -> None:
+    def found(constant: str) -> list[str]:
+        scope: dict = dict(__name__='shell')
+        method = f'def key(self):\n        return (lambda x: x in {{{constant}}}), "b"'
+        exec(f'class Net:\n    {method}', scope)
+        return list(sources([scope['Net']]))
+
+    first = found('1, 2')
+    kept = [found('1, 2') for _ in range(3)]  # at other addresses
+    assert all(x == first for x in kept)
+    assert found('1, 3') != first
+
+
 def test_libraries_are_left_out() -> None:
     assert not list(sources([torch.nn.Linear, Hook, dict, Path]))

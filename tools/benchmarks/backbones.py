@@ -187,8 +187,9 @@ def backbone_run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         backbone, clock, length = train(args, folder)
     seconds, peak = clock.seconds(args.epochs, length), resident('VmHWM')
-    batch, score = backbone_config(args).train_dataloader.batch_size, neighbours(backbone, backbone_config(args))
-    print(json.dumps(dict(seconds=seconds, images=length * batch, accuracy=score, peak_bytes=peak)))
+    config = backbone_config(args)
+    images, score = length * config.train_dataloader.batch_size, neighbours(backbone, config)
+    print(json.dumps(dict(seconds=seconds, images=images, accuracy=score, peak_bytes=peak)))
 
 
 def backbones(args: argparse.Namespace) -> None:
