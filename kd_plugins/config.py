@@ -21,6 +21,7 @@ from kd_plugins.errors import UserError, user_named
 from kd_plugins.registry import HOOKS, check_arguments, check_model, type_name
 from kd_plugins.unpickling import guard_files
 from kd_plugins.utils.names import nearest
+from kd_plugins.utils.packages import packaged_config
 
 PACKAGE = Path(__file__).parent / '.mim'  # where configs/ and tools/ are, as in OpenMMLab's packages
 
@@ -100,9 +101,7 @@ def config_file(name: str) -> str:
     Raises:
         UserError: There is no such file or package.
     """
-    package, separator, below = name.partition('::')
-    spec = find_spec(package) if package.isidentifier() and separator else None
-    path = Path(spec.origin).parent / '.mim' / 'configs' / below if spec and spec.origin else Path(name)
+    path = packaged_config(name) or Path(name)
     if not path.is_file():
         raise UserError(
             f'config {name} does not exist: give the path of a .py file, as configs/nst_voc.py, or of an installed '

@@ -14,6 +14,7 @@ from mmengine.hub import get_config
 from kd_plugins import commands
 from kd_plugins.compat.configs import provide_configs
 from kd_plugins.config import load_config
+from kd_plugins.distillation.sources import build_network
 from kd_plugins.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +55,15 @@ def test_mmengine_inherits_from_the_package_that_is_imported_last(inherited, mon
     assert get_config('kd_plugins::cifar10/resnet8.py').model.backbone.depth == 8
     for name in ('nst_voc', 'nst_voc_mini'):
         assert Config.fromfile(f'{name}.py').default_scope == 'mmdet'
+
+
+def test_a_config_is_found_without_the_metafiles_of_its_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(mmengine_utils, '_get_cfg_metainfo', lambda *_: pytest.fail('they are read'))
+    name = 'mmpretrain::resnet/resnet18_8xb16_cifar10.py'
+    (tmp_path / 'mine.py').write_text(f'_base_ = {name!r}')
+    config = Config.fromfile(tmp_path / 'mine.py')
+    assert config.model['_scope_'] == 'mmpretrain'  # as mmengine adds it
+    assert build_network(name).backbone.depth == config.model.backbone.depth == 18
 
 
 def test_names_in_inherited_configs_keep_their_scope(inherited):

@@ -18,7 +18,6 @@ from unittest import mock
 
 import mmengine
 import torch
-from mmengine.hub import get_config
 from mmengine.logging import print_log
 from mmengine.model import BaseDataPreprocessor, BaseModel, BaseModule
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from kd_plugins.errors import UserError
 from kd_plugins.pretrained import check_pretrained, check_readable
 from kd_plugins.registry import MODELS, check_arguments, type_name
 from kd_plugins.utils.names import first, nearest
+from kd_plugins.utils.packages import packaged_config
 
 _REQUIRED: Any = object()  # config= has to say checkpoint=None: few of those networks load weights themselves
 # Mean and std of RGB pixels of 0 to 255; and whether the network takes BGR, where it does.
@@ -156,7 +156,7 @@ def build_network(
     scope = None
     if isinstance(config, str):
         try:
-            file = get_config(config) if '::' in config else mmengine.Config.fromfile(config)
+            file = mmengine.Config.fromfile(str(packaged_config(config) or config))
         except FileNotFoundError as error:
             raise UserError(f'teacher config {config} does not exist: give a path or package::path') from error
         except Exception as error:  # from the config's code, or from mmengine about the package

@@ -79,7 +79,8 @@ class NativeEnsemble(Composite):
     ensemble's probabilities), and CE is the classification loss of the student's head. With t from 0 to 1 over the
     training, ``w(t) = weight * exp(-5 (1 - t / ramp)^2)`` up to ``ramp``, and ``weight`` afterwards; it changes in
     every iteration, in the authors' code in every epoch. The log shows ``loss_0`` and ``loss_kl_0`` for the student,
-    the same for the other branches, and ``loss_ensemble``.
+    the same for the other branches, and ``loss_ensemble``; and ``gate_0``, ..., the means of g over the batch: one near
+    1 says that the ensemble is that branch alone, and teaches the others no more than it knows.
 
     The student's initial weights are those of a run of the student alone with the same seed, pretrained ones included;
     the modules of the other branches start from random weights. A shared module exists once and runs once.
@@ -199,7 +200,8 @@ class NativeEnsemble(Composite):
             note_several_classes(data_samples, 'NativeEnsemble', 'use_sigmoid=True')
             self._noted = True
         tasks, logits, feature = self._run(inputs, data_samples, 'loss' if mode == 'loss' else 'tensor')
-        ensemble = (self.gate(feature)[..., None] * torch.stack(logits, 1)).sum(1)
+        gates = self.gate(feature)
+        ensemble = (gates[..., None] * torch.stack(logits, 1)).sum(1)
         if mode == 'tensor':
             return ensemble
         if mode == 'predict':
@@ -214,7 +216,7 @@ class NativeEnsemble(Composite):
         task = self.student.head._get_loss(ensemble, data_samples)
         losses |= {f'{name}_ensemble': value for name, value in task.items()}
         check_finite(losses)
-        return losses
+        return losses | {f'gate_{index}': gate for index, gate in enumerate(gates.detach().mean(0))}
 
     def current_weight(self) -> float:
         """Return the weight of the divergence at this point of training."""

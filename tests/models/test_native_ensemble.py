@@ -78,10 +78,12 @@ def looped(model, images, labels, weight, tau):
         for i in range(n):
             x = (scores[i][b] - mean) / torch.sqrt(variance + norm.eps) * norm.weight[b] + norm.bias[b]
             scores[i][b] = x if x > 0 else 0 * x
-    names = ['loss_ensemble', *(f'{name}_{b}' for name in ('loss', 'loss_kl') for b in range(k))]
+    names = ['loss_ensemble', *(f'{name}_{b}' for name in ('loss', 'loss_kl', 'gate') for b in range(k))]
     ensemble, losses = [], dict.fromkeys(names, 0)
     for i in range(n):
         gates = softmax(scores[i])
+        for b in range(k):
+            losses[f'gate_{b}'] += gates[b] / n
         ensemble.append([sum(gates[b] * logits[b][i, c] for b in range(k)) for c in range(CLASSES)])
         losses['loss_ensemble'] -= torch.log(softmax(ensemble[i])[labels[i]]) / n
         target = softmax([x.detach() for x in ensemble[i]], tau)
@@ -110,7 +112,7 @@ def test_losses_and_gradients_are_those_of_plain_loops():
     for name, loss in losses.items():
         assert loss > 1e-2
         torch.testing.assert_close(loss, expected[name], rtol=1e-10, atol=0)
-    sum(expected.values()).backward()
+    sum(loss for name, loss in expected.items() if 'loss' in name).backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-8, atol=1e-12)
         # A bias before a BatchNorm has a gradient of rounding errors only.
