@@ -101,8 +101,8 @@ def test_several_are_measured_into_one_file_whatever_fails(monkeypatch, tmp_path
         if args.command == 'losses':
             raise UserError('two losses differ')
 
-    for name in ('losses', 'step', 'reid'):
-        monkeypatch.setattr(tool, name, measured)
+    for module in (losses, step, reid):
+        monkeypatch.setattr(module, module.__name__.removeprefix('benchmarks.'), measured)
     out = tmp_path / 'out.json'
     with pytest.raises(UserError, match=r'^two losses differ$'):
         tool.main(['losses', 'step', 'reid', '--device', 'cpu', '--repeats', '2', '--json', str(out)])

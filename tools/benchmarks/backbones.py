@@ -45,6 +45,27 @@ CONTESTANTS = {
 }
 
 
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    command.add_argument('--contestants', nargs='+', choices=CONTESTANTS, help='(default: all that are installed)')
+    _add_training_options(command)
+    command.set_defaults(measure=backbones)
+
+
+def add_run_options(command: argparse.ArgumentParser) -> None:
+    """Describe the command line that :func:`backbones` starts."""
+    command.add_argument('contestant', choices=CONTESTANTS)
+    _add_training_options(command)
+    command.set_defaults(measure=backbone_run)
+
+
+def _add_training_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument('--method', default='cosine', help='of configs/_base_/methods_pretrain.py (default: cosine)')
+    command.add_argument('--epochs', type=int, default=4)
+    command.add_argument('--every', type=int, default=1, metavar='N', help='take each N-th image alone')
+    command.add_argument('--seed', type=int, default=0)
+
+
 def backbone_config(args: argparse.Namespace) -> Config:
     """Return the config of the backbone, for the images, the epochs and the method of the comparison."""
     os.environ['METHOD'] = args.method

@@ -28,6 +28,17 @@ BATCHES = 10  # of one measurement
 IMAGES = 300  # of a config's
 
 
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    command.add_argument('config', nargs='?', help='measure the training data of this config')
+    command.add_argument(
+        '--images', type=int, default=50_000, help="images in the drawn set; of a config's, at most 300"
+    )
+    command.add_argument('--edge', type=int, default=160, help="shorter side of a config's resized images")
+    command.add_argument('--repeats', type=int, default=5)
+    command.set_defaults(measure=loader)
+
+
 def draw_cifar(root: Path, images: int) -> None:
     """Write noise in CIFAR-10's layout: five training files and a test file."""
     rng = np.random.default_rng(0)

@@ -388,6 +388,33 @@ def loss_cases(full: bool) -> list[Case]:
     ]
 
 
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    command.add_argument('--full', action='store_true', help='the shapes of CIFAR, ImageNet, an FPN and re-ID')
+    command.add_argument('--dtypes', nargs='+', choices=['float32', 'bfloat16'], default=['float32'])
+    command.add_argument(
+        '--limit',
+        type=float,
+        default=1.0,
+        metavar='GIB',
+        help='leave out literal forms with a larger tensor (default: %(default)s)',
+    )
+    command.add_argument(
+        '--only', nargs='+', metavar='LOSS', default=[], help="beginnings of losses' names, as NST RKD-A"
+    )
+    command.add_argument('--compile', action='store_true', help='also by torch.compile, which takes minutes')
+    command.add_argument('--repeats', type=int, default=5)
+    command.set_defaults(check=check_names, measure=losses)
+
+
+def check_names(args: argparse.Namespace) -> None:
+    """Refuse names of no loss."""
+    names = [case.name for case in loss_cases(args.full)]
+    for start in args.only:
+        if not any(name.startswith(start) for name in names):
+            raise UserError(f'--only: no loss is named {start}...; names are {", ".join(dict.fromkeys(names))}')
+
+
 def inputs_of(case: Case, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any, list[Tensor]]:
     """Return student, teacher and the student's leaves: activations after a ReLU, the teacher's stronger."""
     generator = torch.Generator(device).manual_seed(0)

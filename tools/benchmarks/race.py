@@ -55,6 +55,34 @@ CONTESTANTS = {
 USUAL = [name for name in CONTESTANTS if name != 'compiled']  # that one takes minutes to compile
 
 
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    command.add_argument(
+        '--contestants', nargs='+', choices=CONTESTANTS, help='(default: all that are installed, but for compiled)'
+    )
+    _add_training_options(command)
+    command.set_defaults(measure=race)
+
+
+def add_run_options(command: argparse.ArgumentParser) -> None:
+    """Describe the command line that :func:`race` starts."""
+    command.add_argument('contestant', choices=CONTESTANTS)
+    _add_training_options(command)
+    command.set_defaults(measure=race_run)
+
+
+def _add_training_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument('--method', choices=METHODS, default='kd')
+    command.add_argument('--epochs', type=int, default=8)
+    command.add_argument('--images', type=int, default=20_000, help='of the training set (default: %(default)s)')
+    command.add_argument('--views', type=int, default=2, help='augmentations of an image, with the cache')
+    command.add_argument('--data', default='data/cifar10', help='folder of CIFAR-10 (default: %(default)s)')
+    command.add_argument(
+        '--teacher', default='work_dirs/cifar10_quick/teacher/student.pth', help='its weights (default: %(default)s)'
+    )
+    command.add_argument('--seed', type=int, default=0)
+
+
 def race_config(args: argparse.Namespace) -> Config:
     """Return the pair's config, in float32 and the usual layout, on the data and for the epochs of the race."""
     config = load_config(str(ROOT / CONFIG))

@@ -143,6 +143,26 @@ REID_PARTS = {
 }
 
 
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    command.add_argument('--parts', nargs='+', choices=REID_PARTS, help='(default: all that is installed for)')
+    command.add_argument('--scale', type=float, default=1.0, help='factor of the numbers of items and dimensions')
+    command.add_argument('--processes', type=int, default=1, help='also evaluate by so many, which share the threads')
+    command.add_argument('--folder', help="where the drawn features lie meanwhile, some 2 GiB (default: the system's)")
+    command.add_argument('--repeats', type=int, help='(default: 5 of market, 1 of the others, which take long)')
+    command.set_defaults(measure=reid)
+
+
+def add_run_options(command: argparse.ArgumentParser) -> None:
+    """Describe the command line that :func:`reid` starts."""
+    command.add_argument('features')
+    command.add_argument('names', nargs='+', choices=REID)
+    command.add_argument('--resident', action='store_true')
+    command.add_argument('--repeats', type=int, default=1)
+    command.add_argument('--launcher', choices=['none', 'pytorch'], default='none')
+    command.set_defaults(measure=reid_run)
+
+
 def resident(which: str) -> int:
     """Return the bytes of this process in memory: ``'VmRSS'`` now, ``'VmHWM'`` at its peak."""
     (kilobytes,) = re.findall(rf'{which}:\s+(\d+)', Path('/proc/self/status').read_text())

@@ -48,6 +48,30 @@ STEP_PARTS = {
 }
 
 
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    command.add_argument('--parts', nargs='+', choices=STEP_PARTS, default=['cifar'], help='(default: cifar)')
+    command.add_argument('--only', nargs='+', metavar='METHOD', default=[], help='names of methods, as kd')
+    command.add_argument('--batch-size', type=int, default=128)
+    command.add_argument('--amp', action='store_true', help='under bfloat16 autocast')
+    command.add_argument('--channels-last', action='store_true')
+    command.add_argument('--watch', action='store_true', help='also watched by WatchHook, and with its gradients')
+    command.add_argument('--repeats', type=int, default=5)
+    command.set_defaults(check=check_names, measure=step)
+
+
+def check_names(args: argparse.Namespace) -> None:
+    """Refuse names of no method."""
+    if not args.only:
+        return
+    known = [name for part in args.parts for name in configs_of(part)]
+    if unknown := set(args.only) - {*known}:
+        raise UserError(
+            f'--only: there is no method {", ".join(sorted(unknown))} in {", ".join(args.parts)}; methods are '
+            f'{", ".join(known)}'
+        )
+
+
 def configs_of(part: str) -> dict[str, Config]:
     """Return what is measured of a part, by the name of the method or of the config."""
     path = ROOT / STEP_PARTS[part][0]

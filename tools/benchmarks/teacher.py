@@ -32,6 +32,17 @@ PASSES = {  # channels-last, bfloat16, inference mode, compiled
 TAPS = {'logits': ['head.fc'], 'logits and the last maps': ['head.fc', 'backbone']}
 
 
+def add_options(command: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    command.add_argument(
+        '--parts', nargs='+', choices=['cifar', 'imagenet'], default=['cifar'], help='(default: cifar)'
+    )
+    command.add_argument('--batch-size', type=int, default=128)
+    command.add_argument('--compile', action='store_true', help='also compiled, which takes minutes at first')
+    command.add_argument('--repeats', type=int, default=5)
+    command.set_defaults(measure=teacher)
+
+
 def forward(config: dict[str, Any], inputs: Tensor, name: str) -> Callable[[], Any]:
     """Return one way to run the teacher."""
     channels_last, half, inference, compiled = PASSES[name]
