@@ -15,7 +15,7 @@ TOOLS = Path(__file__).parents[1] / 'tools'
 
 # Imports what every run imports, once; then each line on stdin is a command line, run by forks, one for each process.
 FORK_SERVER = """
-import gc, json, os, resource, runpy, signal, sys
+import atexit, gc, json, os, resource, runpy, signal, sys, threading
 answers = os.fdopen(os.dup(1), 'w')
 os.dup2(2, 1)  # the imports print
 import kd_plugins
@@ -40,8 +40,20 @@ for line in sys.stdin:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             resource.setrlimit(resource.RLIMIT_FSIZE, (job['limit'], resource.RLIM_INFINITY))
             sys.argv = [os.fsdecode(bytes(x)) if isinstance(x, list) else x for x in job['argv']]
-            runpy.run_path(sys.argv[0], run_name='__main__')
-            sys.exit(0)
+            status = 0
+            try:
+                runpy.run_path(sys.argv[0], run_name='__main__')
+            except SystemExit as end:
+                if isinstance(end.code, str):
+                    raise
+                status = end.code or 0
+            # As Python ends, but for taking down every module, each page of which would be copied first.
+            threading._shutdown()
+            atexit._run_exitfuncs()
+            gc.collect()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
     print(pids[0], file=answers, flush=True)
     left, codes = {*pids}, []
     while left:
