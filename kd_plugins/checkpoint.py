@@ -290,8 +290,8 @@ def load_loosely(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor]
     These hooks read older files: they rename tensors and resize position tables, or drop tables that the network makes
     itself (SwinV2), which then are not missing. Missing integers (counters of a BatchNorm, position indices) are
     ignored. Some left-over tensors are only logged, since a file of this very network can have them: a preprocessor's
-    statistics, buffers that a module makes itself, and the averages (``ema_*``) that older files keep beside the
-    weights.
+    statistics, buffers that a module makes itself, the averages (``ema_*``) that older files keep beside the weights,
+    and weights that another name has loaded (a training step of mmdet's DDQ gives its decoder layers of the head).
 
     Raises:
         UserError: A hook of the model cannot read the checkpoint.
@@ -320,8 +320,16 @@ def load_loosely(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor]
     integers = {name for name, value in [*own.items(), *buffers.items()] if not value.is_floating_point()}
     missing = [name for name in missing if name not in integers and not (name in buffers and name in weights)]
     averages = {f'ema_{name.replace(".", "_")}' for name in own}
+
+    def again(name: str) -> bool:
+        end, value = name.partition('.')[2], weights[name]
+        same = [weights[x] for x in own.keys() & weights if x.partition('.')[2] == end]
+        return any(x.dtype == value.dtype and torch.equal(x, value) for x in same)
+
     harmless = [
-        name for name in left_over if name in averages or name in buffers or name.startswith('data_preprocessor.')
+        name
+        for name in left_over
+        if name in averages or name in buffers or name.startswith('data_preprocessor.') or again(name)
     ]
     if harmless:
         print_log(f'left out of the checkpoint, since no layer needs it: {first(harmless)}', 'current')

@@ -178,6 +178,20 @@ def test_weights_come_back_and_strangers_are_named(tmp_path):
         load_weights(torch.nn.Linear(4, 2), tmp_path / 'x.pth')
 
 
+def test_a_layer_under_a_second_name_loads_into_a_network_that_does_not_have_it_yet(tmp_path, logged):
+    """A training step of mmdet's DDQ gives its decoder layers of the head, and so their names to the checkpoint."""
+    networks = [torch.nn.ModuleDict(dict(head=torch.nn.ModuleDict(dict(x=torch.nn.Linear(3, 2))))) for _ in range(2)]
+    networks[0]['decoder'] = torch.nn.ModuleDict(dict(x=networks[0]['head'].x))
+    save_weights(networks[0].state_dict(), tmp_path / 'x.pth', {})
+    load_weights(networks[1], tmp_path / 'x.pth')
+    assert torch.equal(networks[1]['head'].x.weight, networks[0]['head'].x.weight)
+    assert logged == ['left out of the checkpoint, since no layer needs it: decoder.x.weight, decoder.x.bias']
+    networks[0]['decoder'] = torch.nn.ModuleDict(dict(x=torch.nn.Linear(3, 2)))
+    save_weights(networks[0].state_dict(), tmp_path / 'x.pth', {})
+    with pytest.raises(UserError, match=r'does not fit .*: decoder\.x\.weight is left over'):
+        load_weights(networks[1], tmp_path / 'x.pth')
+
+
 @pytest.fixture
 def process(monkeypatch):
     """Guards stay in this test."""
