@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kd_plugins.tracebacks import config_message
+from kd_plugins.tracebacks import config_message, of_hook
 
 
 class UserError(ValueError):
@@ -94,9 +94,10 @@ def one_line_errors(stopped: str = 'stopped by Ctrl-C') -> Iterator[None]:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             raise SystemExit(0) from None
-        message = _user_message(error)
+        raised = of_hook(error)
+        message = _user_message(raised)
         if message is None:
-            traceback.print_exc()
+            traceback.print_exception(raised)
         else:
             print(f'error: {message}', file=sys.stderr)
         raise SystemExit(1) from None

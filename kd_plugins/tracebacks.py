@@ -43,6 +43,16 @@ def config_message(error: BaseException) -> str | None:
     return f'{message}; correct the options in the config, or the data{f" (traceback in {log})" if log else ""}'
 
 
+def of_hook(error: BaseException) -> BaseException:
+    """Return a hook's own error, where mmengine has raised another in its place, which hides where it comes from.
+
+    That is so for a TypeError alone; the hook need not be at fault, as one that draws the first images is not.
+    """
+    functions = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    replaced = isinstance(error, TypeError) and functions[-1:] == ['call_hook']
+    return (error.__context__ if replaced else None) or error
+
+
 def _log_traceback(error: BaseException) -> str | None:
     """Write the traceback into the run's log; return the file, None where there is none yet."""
     from mmengine.logging import MMLogger

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
+from mmengine.runner import Runner
 from mmpretrain.datasets import PackInputs
 from torch._utils import ExceptionWrapper
 
@@ -196,3 +198,28 @@ def test_a_full_gpu_says_what_to_make_smaller(capsys):
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
 
     assert printed(capsys, loss) == ('error: CUDA out of memory: use a smaller batch_size, smaller images or --amp\n')
+
+
+class _Hook(Hook):
+    """Fails as it is told."""
+
+    def __init__(self, action):
+        self.action = action
+
+    def before_run(self, runner):
+        self.action()
+
+
+@pytest.mark.parametrize(
+    ('action', 'words'),
+    [
+        (lambda: PackInputs()(5), 'error: PackInputs: TypeError: '),
+        (lambda: None + 1, 'in <lambda>'),  # a defect, with its own traceback
+    ],
+)
+def test_a_type_error_in_a_hook_is_told_as_outside_of_one(capsys, action, words):
+    runner = Runner.__new__(Runner)
+    runner._hooks = [_Hook(action)]
+    message = printed(capsys, lambda: runner.call_hook('before_run'))
+    assert words in message
+    assert '_Hook object' not in message
