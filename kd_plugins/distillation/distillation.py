@@ -275,7 +275,7 @@ class Distillation(nn.Module):
                     raise UserError(
                         f"the {network}'s module '{tap}' outputs no tensor in a forward pass: tap another one"
                     )
-        with preserved_rng(), self._explained(features, targets):
+        with preserved_rng(), self._explained(features, targets, len(inputs)):
             batch = Batch(inputs, None, self.recorder, self.teachers)
             lines = [term.prepare(features, targets, batch) for term in self.terms]
             for index, teacher in enumerate(self.teachers):
@@ -287,13 +287,13 @@ class Distillation(nn.Module):
             return lines
 
     @contextmanager
-    def _explained(self, student: Features, targets: Sequence[Features]) -> Iterator[None]:
+    def _explained(self, student: Features, targets: Sequence[Features], images: int) -> Iterator[None]:
         """Add to an error of a term inside the block what was odd about the passes that gave the features."""
         try:
             yield
         except UserError as error:
             pairs = zip((self.recorder, *(x.recorder for x in self.teachers)), (student, *targets), strict=True)
-            notes = [note for recorder, features in pairs for note in recorder.irregularities(features)]
+            notes = [note for recorder, features in pairs for note in recorder.irregularities(features, images)]
             if not notes:
                 raise
             raise UserError(f'{error}; {"; ".join(notes)}') from error
@@ -323,7 +323,7 @@ class Distillation(nn.Module):
                 run_student(mode='tensor')
             else:
                 task = run_student(mode='loss')
-        with self._explained(features, targets):
+        with self._explained(features, targets, len(inputs)):
             terms = self(features, targets, inputs, data_samples)
         losses = self.with_task_losses(task, terms)
         check_finite(losses if self.task == 'train' else terms)

@@ -67,6 +67,7 @@ class Recorder:
         self._runs: Counter[str] = Counter()  # of each tap in probing
         self._probed = self._constant = False
         self._levels: dict[str, int] = {}  # of each tap in probing
+        self._whole: list[str] = []  # taps that had a feature of each image there
         self._failure: Exception | None = None  # of layers behind the taps, there
 
     @contextmanager
@@ -156,10 +157,16 @@ class Recorder:
         self._runs, self._probed, self._failure = calls, True, failure
         self._levels = {tap: len(features[tap]) for tap in self._taps}
         self._constant = all(calls[tap] == 1 for tap in parts)
+        self._whole = [] if images is None else [tap for tap in self._taps if tap not in parts]
         self._cloned = {tap for tap, x, version in outputs if x._version != version}
 
-    def irregularities(self, features: Features) -> Iterator[str]:
-        """Yield what was odd about the passes, where a term does not take the features of the last one."""
+    def irregularities(self, features: Features, images: int) -> Iterator[str]:
+        """Yield what was odd about the passes, where a term does not take the features of the last one.
+
+        Args:
+            features: What the last pass has recorded.
+            images: Number of its images.
+        """
         if (error := self._failure) is not None:
             reason = ' '.join(str(error).split())
             kind = type(error).__name__
@@ -167,3 +174,9 @@ class Recorder:
         for tap, count in self._levels.items():
             if len(features.get(tap, ())) not in (0, count):
                 yield f"'{tap}' yields {len(features[tap])} level(s) in this pass, and {count} in the dry run"
+        for tap in self._whole:
+            if rows := {len(x) for x in features.get(tap, ())} - {images}:
+                yield (
+                    f"'{tap}' yields {max(rows)} features for {images} images in this pass, as of several branches, "
+                    'and one for each in the dry run: tap a module before these branches'
+                )

@@ -211,6 +211,26 @@ def test_levels_that_do_not_match_are_explained(monkeypatch, images, student, te
         step()
 
 
+class _Branches(torch.nn.Module):
+    """Gives the maps of three branches, one below the other, in training, and those of one outside it."""
+
+    def forward(self, x):
+        return torch.cat([x, x, x]) if self.training else x
+
+
+def test_a_tap_of_several_branches_in_training_is_explained(monkeypatch, images):
+    """As of mmdet's TridentNet."""
+    student = Looping(1)
+    student.conv = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), _Branches())
+    monkeypatch.setattr('kd_plugins.distillation.distillation.build_teacher', lambda config: Looping(1))
+    term = dict(name='fit', loss=dict(type='kd_plugins.FitNetLoss'), student='conv', teacher='conv')
+    core = Distillation(student, dict(config=None), [term])
+    core.dry_run(student, images, None)
+    rows = f"'conv' yields {3 * len(images)} features for {len(images)} images in this pass, as of several branches"
+    with pytest.raises(UserError, match=f'{rows}, and one for each in the dry run: tap a module before'):
+        core.losses(lambda mode: student(images, mode=mode), images, None)
+
+
 def test_teacher_follows_to(student, teacher, images):
     core, *_ = distil(student, teacher, [KD], images)
     core.double()
