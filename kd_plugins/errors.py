@@ -37,7 +37,11 @@ def _is_named(path: object) -> bool:
     if not isinstance(path, (str, bytes)) or not path:
         return False
     given = Path(path.decode(errors='surrogateescape') if isinstance(path, bytes) else path).absolute()
-    named = {Path(text.rpartition('=')[2]).absolute() for text in (*_named, *sys.argv[1:]) if text and '\0' not in text}
+    texts = {Path(text.rpartition('=')[2]) for text in (*_named, *sys.argv[1:]) if text and '\0' not in text}
+    # A package may look for a relative path in a folder of its own, as mmdet does for LD's teacher.
+    if any(len(x.parts) > 1 and given.parts[-len(x.parts) :] == x.parts for x in texts):
+        return True
+    named = {x.absolute() for x in texts}
     # An error can also be about a folder above a named path, which has to be made.
     return not named.isdisjoint((given, *given.parents)) or any(given in path.parents for path in named)
 

@@ -44,6 +44,14 @@ def test_a_path_that_the_user_named_is_the_users(tmp_path, capsys, named):
     )
 
 
+def test_a_relative_path_is_the_users_where_a_package_looks_in_a_folder_of_its_own(tmp_path, capsys):
+    """As mmdet does for the teacher of its stock LD configs."""
+    user_named(['configs/gfl/x.py', 'x.py'])
+    path = tmp_path / 'site-packages' / 'configs' / 'gfl' / 'x.py'
+    assert printed(capsys, lambda: path.open()).startswith(f'error: {path}: No such file or directory; check the path')
+    assert printed(capsys, lambda: (tmp_path / 'x.py').open()).startswith('Traceback')
+
+
 def test_a_path_on_the_command_line_is_the_users(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['prepare_data.py', 'dtd', f'--root={tmp_path}/dtd'])
     assert printed(capsys, lambda: (tmp_path / 'dtd/a').open()).startswith('error: ')
