@@ -161,13 +161,16 @@ def note_empty_statistics(model: nn.Module) -> None:
 def check_class_count(model: nn.Module, classes: Sequence[str]) -> None:
     """Compare the heads of a model with the classes of its training data; note heads with more.
 
+    A semantic head beside (HTC, SCNet) has classes of its own, those of pixels.
+
     Raises:
         UserError: A head has fewer classes.
     """
     for name, module in model.named_modules():
         count = getattr(module, 'num_classes', None)
         held = re.sub(r'(\.\d+)+$', '', name)  # a cascade has a list of heads
-        if not held.endswith('head') or 'rpn' in name or not isinstance(count, int) or count == len(classes):
+        other = not held.endswith('head') or 'rpn' in name or 'semantic' in name
+        if other or not isinstance(count, int) or count == len(classes):
             continue
         names = f'{len(classes)} classes ({", ".join(map(str, classes[:5]))}{", ..." if len(classes) > 5 else ""})'
         if count < len(classes):

@@ -339,6 +339,10 @@ def test_a_head_with_fewer_classes_than_the_data_is_refused():
     check_class_count(model, ['a', 'b', 'c'])
     with pytest.raises(UserError, match=r'bbox_head: num_classes is 3, .* have 4 classes \(a, b, c, d\)'):
         check_class_count(model, ['a', 'b', 'c', 'd'])
+    for count in (2, 5):
+        model['semantic_head'] = torch.nn.Identity()  # of pixels, beside the boxes (HTC)
+        model['semantic_head'].num_classes = count
+        check_class_count(model, ['a', 'b', 'c'])
     cascade = torch.nn.Module()
     cascade.bbox_head = torch.nn.ModuleList(torch.nn.Module() for _ in range(2))  # as in a CascadeRoIHead
     cascade.bbox_head[1].num_classes = 3
