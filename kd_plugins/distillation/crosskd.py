@@ -64,7 +64,7 @@ class CrossKDTerm(Term):
         taps = []
         for branch in _BRANCHES:
             convs = getattr(head, branch, None)
-            if not isinstance(convs, nn.ModuleList) or not all(hasattr(conv, 'with_norm') for conv in convs):
+            if not isinstance(convs, nn.ModuleList) or not convs or not all(hasattr(x, 'with_norm') for x in convs):
                 raise UserError(
                     f"term '{self.name}': the {side}'s {type(head).__name__} has no {' and '.join(_BRANCHES)} that all "
                     'levels share, which CrossKD parts: it is for heads like those of RetinaNet, FCOS, GFL and ATSS'
@@ -195,8 +195,8 @@ def _assignment(head: Any) -> tuple[str, ...]:
 
 
 def _assigns_as_known(head: Any) -> bool:
-    """Return whether the assignment is not of another of mmdet's heads (PAA, FSAF, DDOD, ...), with its own results."""
-    methods = [getattr(type(head), name, None) for name in ('get_targets', '_get_targets_single')]
+    """Return whether anchors and assignment are of no other of mmdet's heads (PAA, FSAF, ...), with its own results."""
+    methods = [getattr(type(head), name, None) for name in ('get_anchors', 'get_targets', '_get_targets_single')]
     return not any(
         x.__module__.startswith('mmdet.') and x.__qualname__.partition('.')[0] not in _KNOWN for x in methods if x
     )

@@ -286,6 +286,7 @@ def test_a_mistake_ends_in_one_line(term, message):
         ('PAA', dict(type='PAAHead', anchor_generator=ANCHORS, loss_bbox=dict(type='GIoULoss'))),
         ('FSAF', dict(type='FSAFHead', anchor_generator=ANCHORS)),
         ('DDOD', dict(type='DDODHead', anchor_generator=ANCHORS)),
+        ('GARetina', dict(type='GARetinaHead')),
         ('AutoAssign', dict(type='AutoAssignHead', strides=[8, 16, 32], force_topk=False)),
         ('CondInstBbox', dict(type='CondInstBboxHead', strides=[8, 16, 32])),
     ],
@@ -313,6 +314,10 @@ def test_heads_that_share_no_layers_or_assign_otherwise_are_refused():
     )
     with pytest.raises(UserError, match='RTMDetSepBNHead has no cls_convs and reg_convs that all levels share'):
         distillation('RetinaNet', own=detector('RetinaNet') | dict(bbox_head=rtmdet))
+    bare = detector('RetinaNet')
+    bare['bbox_head']['stacked_convs'] = 0  # as mmdet's ATSS behind a DyHead
+    with pytest.raises(UserError, match='RetinaHead has no cls_convs and reg_convs that all levels share'):
+        distillation('RetinaNet', own=bare)
     student, distilled = distillation('RetinaNet', other=detector('FCOS'))
     with pytest.raises(UserError, match=r'assigns targets to 504 positions, the teacher.s predicts at 252: give both'):
         distilled.dry_run(student, *batch(student))
