@@ -19,7 +19,9 @@ from kd_plugins.utils.names import nearest
 
 _BRANCHES = ('cls_convs', 'reg_convs')
 _ANCHORS, _POINTS = ('anchor_list', 'valid_flag_list'), ('points', 'batch_gt_instances')  # arguments of get_targets
-_KNOWN = {'AnchorHead', 'ATSSHead', 'GFLHead', 'FCOSHead'}  # whose results are read here
+# Methods whose results are read here, and mmdet's heads that have those known here.
+_ASSIGNING = ('get_anchors', 'get_targets', '_get_targets_single'), {'AnchorHead', 'ATSSHead', 'GFLHead', 'FCOSHead'}
+_DECODING = ('_predict_by_feat_single',), {'BaseDenseHead', 'GFLHead', 'PAAHead', 'CondInstBboxHead'}  # by bbox_coder
 
 
 class CrossKDTerm(Term):
@@ -83,13 +85,18 @@ class CrossKDTerm(Term):
                 'independent scores (use_sigmoid=True in its loss_cls)'
             )
         if side == 'student':
-            if _assignment(head) not in (_ANCHORS, _POINTS) or not _assigns_as_known(head):
+            if _assignment(head) not in (_ANCHORS, _POINTS) or not _is_known(head, *_ASSIGNING):
                 raise UserError(
                     f"term '{self.name}': {type(head).__name__} assigns its targets in a way of its own, expected one "
                     'like RetinaNet, FCOS, GFL or ATSS'
                 )
             self.student_taps = taps
             return taps
+        if not _is_known(head, *_DECODING):
+            raise UserError(
+                f"term '{self.name}': the teacher's {type(head).__name__} decodes its boxes in a way of its own, "
+                'expected one like RetinaNet, FCOS, GFL or ATSS'
+            )
         if self.teacher_taps not in ([self.heads[side]], taps):
             raise UserError(
                 f"term '{self.name}': its teachers' heads have unlike layers: give each a term of its own, with "
@@ -194,11 +201,11 @@ def _assignment(head: Any) -> tuple[str, ...]:
     return tuple(inspect.signature(head.get_targets).parameters)[:2] if hasattr(head, 'get_targets') else ()
 
 
-def _assigns_as_known(head: Any) -> bool:
-    """Return whether anchors and assignment are of no other of mmdet's heads (PAA, FSAF, ...), with its own results."""
-    methods = [getattr(type(head), name, None) for name in ('get_anchors', 'get_targets', '_get_targets_single')]
+def _is_known(head: Any, names: Sequence[str], known: set[str]) -> bool:
+    """Return whether none of these methods is of another of mmdet's heads (PAA, FSAF, ...), with its own results."""
+    methods = [getattr(type(head), name, None) for name in names]
     return not any(
-        x.__module__.startswith('mmdet.') and x.__qualname__.partition('.')[0] not in _KNOWN for x in methods if x
+        x.__module__.startswith('mmdet.') and x.__qualname__.partition('.')[0] not in known for x in methods if x
     )
 
 

@@ -301,6 +301,23 @@ def test_heads_whose_assignment_returns_other_things_are_refused(kind, head):
         CrossKDTerm(**term).taps_in('student', network)
 
 
+@pytest.mark.parametrize(
+    ('kind', 'head'),
+    [
+        ('Fovea', dict(type='FoveaHead', strides=[8, 16, 32], base_edge_list=(16, 32, 64), scale_ranges=((1, 2),) * 3)),
+        ('RepPoints', dict(type='RepPointsHead', point_feat_channels=32)),
+        ('SABLRetina', dict(type='SABLRetinaHead')),
+    ],
+)
+def test_teachers_whose_boxes_are_decoded_otherwise_are_refused(kind, head):
+    with MODELS.switch_scope_and_registry('mmdet'):
+        network = torch.nn.Module()
+        network.bbox_head = MODELS.build(dict(num_classes=4, in_channels=32, feat_channels=32, stacked_convs=3) | head)
+    term = dict(name='crosskd', loss=CrossKDLoss(layer=2), student='bbox_head', teacher='bbox_head')
+    with pytest.raises(UserError, match=f"the teacher's {kind}Head decodes its boxes in a way of its own"):
+        CrossKDTerm(**term).taps_in('teacher', network)
+
+
 def test_heads_that_share_no_layers_or_assign_otherwise_are_refused():
     rtmdet = dict(
         type='RTMDetSepBNHead',
