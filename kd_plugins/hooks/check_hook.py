@@ -161,7 +161,8 @@ def note_empty_statistics(model: nn.Module) -> None:
 def check_class_count(model: nn.Module, classes: Sequence[str]) -> None:
     """Compare the heads of a model with the classes of its training data; note heads with more.
 
-    A semantic head beside (HTC, SCNet) has classes of its own, those of pixels.
+    A semantic head beside (HTC, SCNet) has classes of its own, those of pixels, and an RPN one of all objects; it is a
+    ``bbox_head`` where it is the whole detector.
 
     Raises:
         UserError: A head has fewer classes.
@@ -169,7 +170,8 @@ def check_class_count(model: nn.Module, classes: Sequence[str]) -> None:
     for name, module in model.named_modules():
         count = getattr(module, 'num_classes', None)
         held = re.sub(r'(\.\d+)+$', '', name)  # a cascade has a list of heads
-        other = not held.endswith('head') or 'rpn' in name or 'semantic' in name
+        kind = f'{name} {type(module).__name__}'.lower()
+        other = not held.endswith('head') or 'rpn' in kind or 'semantic' in kind
         if other or not isinstance(count, int) or count == len(classes):
             continue
         names = f'{len(classes)} classes ({", ".join(map(str, classes[:5]))}{", ..." if len(classes) > 5 else ""})'

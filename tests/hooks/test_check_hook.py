@@ -351,6 +351,13 @@ def test_a_head_with_fewer_classes_than_the_data_is_refused():
         check_class_count(cascade, ['a', 'b', 'c', 'd'])
 
 
+def test_an_rpn_by_itself_has_one_class_of_all_objects():
+    pytest.importorskip('mmdet.models')
+    with MODELS.switch_scope_and_registry('mmdet'):
+        head = MODELS.build(dict(type='RPNHead', in_channels=4, feat_channels=4, num_classes=1))
+    check_class_count(torch.nn.ModuleDict(dict(bbox_head=head)), ['a', 'b', 'c'])  # as mmdet's RPN names it
+
+
 def test_a_head_with_more_classes_than_the_data_is_noted(caplog):
     model = torch.nn.ModuleDict(dict(bbox_head=torch.nn.Identity(), rpn_head=torch.nn.Identity()))
     model['bbox_head'].num_classes, model['rpn_head'].num_classes = 80, 80
