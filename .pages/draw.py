@@ -4,6 +4,7 @@
 
 losses.svg      speed of the losses over their literal forms, from tools/benchmarks/README.md
 corruption.svg  accuracy on clean, noisy and imbalanced training data, from configs/studies/README.md
+gains.svg       what each method gains over the baseline, beside the poster's, from configs/studies/README.md
 
 The other pictures: distillation.svg is drawn by hand, tsne.png by the command in configs/voc_mini/README.md.
 """
@@ -95,10 +96,36 @@ def draw_corruption() -> Figure:
     return figure
 
 
+def draw_gains() -> Figure:
+    """Draw each method's gain over the baseline on all images, beside the poster's with its standard deviation."""
+    rows = {
+        row[0]: row[1:] for row in table('configs/studies/README.md', 'method | ResNet-8, clean | poster, five seeds')
+    }
+    (own, published, _), teacher = rows.pop('Baseline'), next(x for x in rows if x.startswith('Teacher'))
+    del rows[teacher]
+    names = [*rows][::-1]
+    figure = Figure((7.5, 0.24 * len(names) + 1), layout='constrained')
+    axes = figure.subplots()
+    for place, name in enumerate(names):
+        axes.plot(float(rows[name][0]) - float(own), place, 'o', color=COLOURS[1], label='ten epochs, one seed')
+        if rows[name][1]:
+            mean, spread = map(float, rows[name][1].split('±'))
+            gain = mean - float(published.split('±')[0])
+            axes.errorbar(gain, place, xerr=spread, fmt='D', color=COLOURS[2], capsize=3, label='poster, five seeds')
+    axes.set_yticks(range(len(names)), names)
+    axes.axvline(0, color=COLOURS[0], linewidth=1)
+    axes.set(xlabel="points of top-1 over the baseline's, ResNet-8, clean")
+    axes.tick_params(axis='y', length=0)
+    axes.spines[['top', 'right', 'left']].set_visible(False)
+    labelled = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    axes.legend(labelled.values(), labelled.keys(), frameon=False)
+    return figure
+
+
 def main() -> None:
     """Draw all of them; the same tables give the same bytes."""
     with matplotlib.rc_context({'svg.hashsalt': 'kd_plugins', 'svg.fonttype': 'none', 'font.size': 9}):
-        for name, draw in (('losses', draw_losses), ('corruption', draw_corruption)):
+        for name, draw in (('losses', draw_losses), ('corruption', draw_corruption), ('gains', draw_gains)):
             draw().savefig(PICTURES / f'{name}.svg', facecolor='#f7f9fb', metadata={'Date': None})
 
 
