@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial, wraps
 from types import MethodType
 from typing import Any
@@ -92,6 +93,8 @@ class DistillationHook(Hook):
         try:
             lines = self.distillation.dry_run(student, batch['inputs'], batch.get('data_samples'))
         except AssertionError as error:  # as of mmdet's guided anchors, which predict for one image at a time
+            with suppress(UserError):  # where it fails on one as well, its own error says why
+                self.distillation.probe(student, batch['inputs'][:1], (batch.get('data_samples') or [])[:1])
             reason = ' '.join(str(error).split())
             raise UserError(
                 f'DistillationHook: {type(student).__name__} does not run on two images at once in evaluation '

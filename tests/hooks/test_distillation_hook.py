@@ -247,6 +247,17 @@ def test_a_student_that_predicts_for_one_image_at_a_time(tmp_path, data, teacher
         train(config)
 
 
+def test_a_student_that_takes_no_images_of_this_size(tmp_path, data, teacher):
+    class Large(ImageClassifier):
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            raise AssertionError('images of 16 pixels are smaller than the window')
+
+    config = classification_config(data, tmp_path / 'run', **by_hook(teacher, [KD]))
+    config.model.type = Large
+    with pytest.raises(AssertionError, match='smaller than the window'):
+        train(config)
+
+
 def test_a_student_whose_train_step_bypasses_its_forward(tmp_path, data, teacher):
     class Direct(ImageClassifier):
         def train_step(self, data, optim_wrapper):
