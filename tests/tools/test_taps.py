@@ -140,6 +140,20 @@ def test_pyramids_are_proposed_whole_and_the_largest_strides_that_both_have():
     assert 'teacher_levels' not in term
 
 
+@pytest.mark.parametrize(
+    ('teacher', 'tap'),
+    [(dict(timm='deit_tiny_distilled_patch16_224'), ''), (dict(timm='deit_tiny_patch16_224'), 'head')],
+)
+def test_logits_are_what_joins_the_classifiers_of_two_tokens(teacher, tap):
+    deit = dict(type='DistilledVisionTransformer', arch='deit-tiny', img_size=32, patch_size=16)
+    head = dict(type='DeiTClsHead', num_classes=1000, in_channels=192)
+    model = dict(type='ImageClassifier', _scope_='mmpretrain', backbone=deit, head=head)
+    hooks = hook(teacher | dict(weights=None, size=224))
+    networks, _ = taps.networks_of(Config(dict(model=model, custom_hooks=hooks)), (3, 32, 32), False)
+    ((term, _),) = [x for x in taps.pairs_of(*networks, (32, 32)) if x[0]['name'] == 'kd']
+    assert (term['student'], term['teacher']) == ('head', tap)
+
+
 def test_a_distiller_and_several_teachers(tmp_path, capsys):
     model = dict(
         type='kd_plugins.Distiller',

@@ -435,12 +435,28 @@ def pairs_of(student: Network, teacher: Network, size: tuple[int, int]) -> Itera
         term = dict(name=name, loss=loss, student=tap.name, teacher=other.name, **levels, weight=50.0)
         channels = ' and '.join(str(found[1]) for x in (tap, other) for found in x.maps[:1] if found)
         yield term, f'{words}; {channels} channels'
-    linear = [[x for x in network.taps if x.linear and x.feature == 'vectors'] for network in (student, teacher)]
-    last = [max(taps, key=lambda x: x.first_run) for taps in linear if taps]
-    if len(last) == 2 and last[0].shapes == last[1].shapes:
+    logits, targets = logits_of(student), logits_of(teacher)
+    if logits and targets and logits.shapes == targets.shapes:
         kd: dict[str, Any] = dict(type='kd_plugins.KDLoss', tau=4.0)
-        term = dict(name='kd', loss=kd, student=last[0].name, teacher=last[1].name, weight=1.0)
-        yield term, f'{last[0].shapes[0][-1]} logits, if of the same classes'
+        term = dict(name='kd', loss=kd, student=logits.name, teacher=targets.name, weight=1.0)
+        yield term, f'{logits.shapes[0][-1]} logits, if of the same classes'
+
+
+def logits_of(network: Network) -> Tap | None:
+    """Return the last linear layer, or, of several that return as many logits, the module around them that joins them.
+
+    DeiT, LeViT and EfficientFormer predict by the mean of two, for the class token and for the distillation token.
+    """
+    linear = [x for x in network.taps if x.linear and x.feature == 'vectors']
+    last = max(linear, key=lambda x: x.first_run, default=None)
+    alike = [x for x in linear if last and x.shapes == last.shapes]
+
+    def joins(tap: Tap) -> bool:
+        inside = f'{tap.name}.' if tap.name else ''
+        return tap.shapes == alike[0].shapes and all(x.name.startswith(inside) and x is not tap for x in alike)
+
+    joining = [tap for tap in network.taps if len(alike) > 1 and joins(tap)]
+    return max(joining, key=lambda x: len(x.name), default=last)
 
 
 def as_code(term: Mapping[str, Any]) -> str:
