@@ -82,6 +82,10 @@ def prepare_run(
             'OpenImagesChallengeDataset reads its label tree by pickle, which can run code: if you trust '
             'its hierarchy_file, allow it (--allow-pickle)'
         )
+    for node in _config_dicts(config):
+        for key in ('collate_fn', 'worker_init_fn'):  # mmengine would call these with a config's scope
+            if isinstance(function := node.get(key), dict):
+                function.pop('_scope_', None)
     _add_hooks(config)
     _check_images(config.get('train_dataloader'), skip_corrupt)
     for name in ('val_dataloader', 'test_dataloader'):  # every image is scored, or none

@@ -13,11 +13,13 @@ import torch
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
+from mmengine.runner import Runner
 from mmpretrain.datasets import CustomDataset
 from tiny import classification_config, image_folder, saved_teacher, train
 
 from kd_plugins import engine
 from kd_plugins.checkpoint import save_weights
+from kd_plugins.config import load_config
 from kd_plugins.engine import alone_in, latest_checkpoint, load_run, prepare_run, scope_of, watch
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import CheckHook
@@ -95,6 +97,14 @@ def test_a_config_may_leave_broken_images_out_of_training_alone():
     prepare_run(config)
     assert config.train_dataloader.dataset.pipeline[0].skip_corrupt is True
     assert config.val_dataloader.dataset.pipeline[0].skip_corrupt is False
+
+
+def test_the_collate_function_of_an_inherited_config_is_called_without_its_scope(tmp_path):
+    (tmp_path / 'run.py').write_text("_base_ = 'mmpretrain::_base_/datasets/imagenet_bs32_simclr.py'")
+    config = load_config(str(tmp_path / 'run.py'))
+    prepare_run(config)
+    loader = Runner.build_dataloader({**config.train_dataloader, 'dataset': [1, 2]})
+    assert loader.collate_fn([1, 2]).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize('has', [True, False])
