@@ -4,7 +4,7 @@ import copy
 import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from math import isfinite
 from typing import Any, Protocol
 
@@ -249,10 +249,18 @@ class Distillation(nn.Module):
     ) -> tuple[Features, list[Features]]:
         """Return the features at the taps of the student and of each teacher; the first half of :meth:`dry_run`."""
         modes = {module: module.training for module in student.modules()}
+
+        def probed(mode: str) -> Features:
+            with self.recorder.probing(len(inputs)) as features:
+                student(inputs, data_samples, mode=mode)
+            return features
+
         with preserved_rng():
             student.eval()
-            with self.recorder.probing(len(inputs)) as features:
-                student(inputs, data_samples, mode='tensor')
+            features = probed('tensor')
+            if self.task != 'off' and data_samples and not all(features.values()):
+                with suppress(Exception):  # as of images without annotations; then the tap is what is wrong
+                    features = probed('loss')  # in which alone the head of a retriever runs
             for module, mode in modes.items():
                 module.training = mode
             return features, [teacher.probe(inputs, data_samples) for teacher in self.teachers]

@@ -247,6 +247,20 @@ def test_a_student_that_predicts_for_one_image_at_a_time(tmp_path, data, teacher
         train(config)
 
 
+def test_a_student_whose_head_runs_in_mode_loss_alone(tmp_path, data, teacher):
+    class Retriever(ImageClassifier):
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            return self.extract_feat(inputs) if mode == 'tensor' else super().forward(inputs, data_samples, mode)
+
+    config = classification_config(data, tmp_path / 'run', epochs=1, **by_hook(teacher, [KD]))
+    config.model.type = Retriever
+    assert (train(config).message_hub.get_scalar('train/loss_kd').data[0] > 0).all()
+    config.work_dir = str(tmp_path / 'off')
+    config.custom_hooks[0].task = 'off'
+    with pytest.raises(UserError, match=r"'head\.fc' outputs no tensor in a forward pass"):
+        train(config)
+
+
 def test_a_student_that_takes_no_images_of_this_size(tmp_path, data, teacher):
     class Large(ImageClassifier):
         def forward(self, inputs, data_samples=None, mode='tensor'):
