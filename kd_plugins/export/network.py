@@ -276,7 +276,8 @@ def exportable(network: nn.Module, backbone: bool = False, normalize: bool = Fal
     if detector:
         return Detector(network, normalize)
     what = 'two-stage detector' if hasattr(network, 'roi_head') else 'model'
+    backbone_alone = ', and --backbone the backbone alone' if hasattr(network, 'backbone') else ''
     raise UserError(
         f'{type(network).__name__} is a {what} that is not exported: classifiers, re-ID models and one-stage detectors '
-        "are; mmdeploy exports other models of OpenMMLab's, and --backbone the backbone alone"
+        f"are; mmdeploy exports other models of OpenMMLab's{backbone_alone}"
     )

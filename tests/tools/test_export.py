@@ -662,6 +662,15 @@ def test_a_latency_is_the_median_and_a_busy_cpu_is_noticed(monkeypatch, duration
     assert ['other programs' in text for text in said] == [True] * noticed
 
 
+@pytest.mark.parametrize('name', ['backbone', 'image_encoder'])
+def test_the_backbone_is_offered_where_there_is_one(name):
+    network = type('ImageToImageRetriever', (nn.Module,), {})()
+    setattr(network, name, nn.Identity())
+    with pytest.raises(UserError, match='is not exported') as error:
+        exportable(network)
+    assert ('--backbone' in str(error.value)) == (name == 'backbone')
+
+
 def test_two_stage_detectors_are_refused_in_a_line_that_names_another_tool():
     network = type('FasterRCNN', (nn.Module,), {})()
     network.roi_head = nn.Identity()
