@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from typing import Any, NamedTuple
@@ -238,6 +238,8 @@ class Term(nn.Module):
                 for pair in taken.values():
                     self.adapters.extend(self._adapters_for(*pair))
             self._notice_size(batch.student.model)
+        if self._declared.over_positions:
+            self._notice_single_positions(taken.values())
         if self._declared.per_level:
             count = sum(len(levels) for levels, _ in taken.values())
             self.copies.extend(copy.deepcopy(self.loss) for _ in range(count - 1))
@@ -287,6 +289,17 @@ class Term(nn.Module):
             print_log(
                 f"term '{self.name}': its adapter has {size:,} parameters, more than the student's {least:,}, and may "
                 f"learn in the student's place; {remedy} makes it smaller",
+                'current',
+                logging.WARNING,
+            )
+
+    def _notice_single_positions(self, taken: Iterable[Sides]) -> None:
+        maps = [(s, t) for pair in taken for s, t in zip(*pair, strict=True) if s.ndim == t.ndim == 4]
+        kept = {'student': [[s] for s, _ in maps], 'teacher': [[t] for _, t in maps]}.get(self.resize, maps)
+        if any(min(map(size_of, sides)) == (1, 1) for sides in kept):
+            print_log(
+                f'{self._who} compares where a map is active, and these have one position, so that it is constant and '
+                'trains nothing: tap larger maps, or take a loss of class scores or samples',
                 'current',
                 logging.WARNING,
             )

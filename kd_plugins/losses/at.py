@@ -31,6 +31,7 @@ class ATLoss(DistillationLoss):
     """
 
     features = 'maps'
+    over_positions = True
 
     def __init__(self, convention: str = 'paper', p: float = 2) -> None:
         super().__init__()

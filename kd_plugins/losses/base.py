@@ -32,6 +32,8 @@ class DistillationLoss(nn.Module):
             depend on the number of processes. A loss to which sums are enough exchanges these itself, as PKDLoss.
         pools: Whether the loss average-pools two maps to the smaller height and width before all else, so that a
             teacher's cache may keep them pooled.
+        over_positions: Whether the loss divides a map by its norm or sum over the positions, so that maps of one
+            position are all alike to it, and give no gradient.
         takes_pairs: Whether ``student`` and ``teacher`` are pairs of features, the input and the output of a stage.
         needs_labels: Whether the loss is called as ``loss(student, teacher, labels)`` with the classes (B,).
         needs_indices: Whether the loss is called with ``indices=`` (B,), the index of each image in the training set,
@@ -44,6 +46,7 @@ class DistillationLoss(nn.Module):
     features: ClassVar[Literal['maps', 'positions', 'logits', 'embeddings', 'heads', 'any']] = 'any'
     batch_relational: ClassVar[bool] = False
     pools: ClassVar[bool] = False
+    over_positions: ClassVar[bool] = False
     takes_pairs: ClassVar[bool] = False
     needs_labels: bool = False
     needs_indices: ClassVar[bool] = False

@@ -34,6 +34,7 @@ class CWDLoss(DistillationLoss):
 
     features = 'maps'
     pools = True
+    over_positions = True
 
     def __init__(self, tau: float = 1.0) -> None:
         super().__init__()

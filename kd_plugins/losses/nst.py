@@ -33,6 +33,7 @@ class NSTLoss(DistillationLoss):
 
     features = 'maps'
     pools = True
+    over_positions = True
 
     def __init__(self, kernel: str = 'poly', degree: int = 2, c: float = 0.0, bandwidth: str | float = 'cross') -> None:
         super().__init__()

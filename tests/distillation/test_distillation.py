@@ -443,6 +443,21 @@ def test_logits_of_other_class_counts(student, tmp_path, images):
         Distillation(student, teacher_config, [KD]).dry_run(student, images, None)
 
 
+@pytest.mark.parametrize('kind', ['NSTLoss', 'ATLoss', 'CWDLoss'])
+def test_maps_of_one_position_are_noted_where_they_are_all_alike(student, teacher, images, monkeypatch, kind):
+    lines = []
+    monkeypatch.setattr('kd_plugins.distillation.term.print_log', lambda line, *_: lines.append(line))
+    loss = dict(type=f'kd_plugins.{kind}')
+    for taps in (['backbone.stage3'], ['backbone.stage3', 'neck.gap']):
+        term = dict(name='maps', loss=loss, student=taps, teacher=taps)
+        Distillation(student, teacher, [term]).dry_run(student, images, None)
+        assert len(lines) == len(taps) - 1
+    assert lines[0].startswith(f"term 'maps': {kind} compares where a map is active, and these have one position")
+    feature = torch.rand(4, 5, 1, 1, requires_grad=True)
+    MODELS.build(loss)(feature, torch.rand(4, 5, 1, 1)).backward()
+    torch.testing.assert_close(feature.grad, torch.zeros_like(feature))
+
+
 def test_out_of_memory_is_not_reported_as_a_shape_mismatch(student, tmp_path, images, monkeypatch):
     def forward(*args):
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
