@@ -190,7 +190,10 @@ def trace(network: nn.Module, run: Callable[[], object], side: str, size: tuple[
     except Exception as error:  # a head may need annotations, which random images have not
         failure = str(error) if isinstance(error, UserError) else f'{type(error).__name__}: {error}'
         if not ended:
-            raise UserError(f'{type(network).__name__}: no module runs on random images: {failure}') from error
+            raise UserError(
+                f'{type(network).__name__}: no module runs on random images: {failure}; --input C H W gives others, as '
+                '1 28 28 gray ones'
+            ) from error
     finally:
         for handle in handles:
             handle.remove()
