@@ -263,6 +263,11 @@ def compare(network: Exportable, runtime: Runtime, images: Tensor, batches: Sequ
             expected = network.expected(images[:batch])
         outputs = runtime(images[:batch])
         for name, own, other in zip(network.names, expected, outputs, strict=True):
+            if not own.isfinite().all():
+                raise UserError(
+                    f"output '{name}' is not finite in torch: no file is left, since none can be compared; export the "
+                    'checkpoint of a training that has not diverged'
+                )
             if own.shape != other.shape:
                 raise UserError(
                     f"parity missed at output '{name}', batch {batch}: shape {tuple(other.shape)}, in torch "

@@ -595,6 +595,17 @@ def test_a_missed_parity_names_the_output_and_leaves_no_file(run, tmp_path, monk
     assert not [*tmp_path.glob('student.pt2*')]
 
 
+def test_a_network_that_is_not_finite_is_not_said_to_miss_the_parity(run, tmp_path, monkeypatch):
+    config = with_test_set(classification_config(image_folder(tmp_path / 'data'), tmp_path / 'run'))
+    config.dump(tmp_path / 'config.py')
+    saved(config.model, tmp_path / 'student.pth')
+    own = Exportable.expected
+    monkeypatch.setattr(Exportable, 'expected', lambda self, images: tuple(x * torch.nan for x in own(self, images)))
+    with pytest.raises(UserError, match=r"output 'logits' is not finite in torch: .* training that has not diverged"):
+        run(to='student.pt2')
+    assert not [*tmp_path.glob('student.pt2*')]
+
+
 @pytest.mark.parametrize('to', ['student.onnx', 'student.pt2'])
 def test_a_size_that_is_not_the_test_sets_is_one_line(run, tmp_path, to):
     config = with_test_set(classification_config(image_folder(tmp_path / 'data'), tmp_path / 'run'))
