@@ -322,9 +322,9 @@ def load_loosely(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor]
     averages = {f'ema_{name.replace(".", "_")}' for name in own}
 
     def again(name: str) -> bool:
-        end, value = name.partition('.')[2], weights[name]
+        end, value = name.partition('.')[2], weights.get(name)  # None: a hook of the model has renamed it
         same = [weights[x] for x in own.keys() & weights if x.partition('.')[2] == end]
-        return any(x.dtype == value.dtype and torch.equal(x, value) for x in same)
+        return value is not None and any(x.dtype == value.dtype and torch.equal(x, value) for x in same)
 
     harmless = [
         name

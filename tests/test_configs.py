@@ -438,8 +438,8 @@ def test_a_method_survives_the_first_steps_of_its_own_learning_rate(path: str, m
     """The full schedules have no warm-up: a weight that is too large diverges at once."""
     torch.manual_seed(0)
     config, side = load(path, METHOD=method), 64 if 'imagenet' in path else 32
-    images = torch.randn(4, 16, 3, side, side)
-    samples = [DataSample(metainfo=dict(sample_idx=i)).set_gt_label(i % 8) for i in range(16)]
+    images = torch.randn(4, 32, 3, side, side)
+    samples = [DataSample(metainfo=dict(sample_idx=i)).set_gt_label(i % 8) for i in range(32)]
     student, record = build_teacher(model_of(path), None), distillation_of(config)
     student.init_weights()
     teachers = [{**x, 'config': model_of(x.config), 'checkpoint': None} for x in teachers_of(record)]
