@@ -66,8 +66,9 @@ def build_teacher(
                     Of a model that distils, the student. Needs ``checkpoint``.
     ``timm``        Name in timm, with the tag of its weights: ``'vit_small_patch14_dinov2.lvd142m'``.
     ``torchvision`` Name in torchvision: ``'resnet50'``.
-    ``huggingface`` Name of a model on the Hugging Face hub or its folder: ``'facebook/dinov2-small'``. Of a model of
-                    images and text, the part for images.
+    ``huggingface`` Name of a model on the Hugging Face hub or its folder: ``'facebook/dinov2-small'``. A classifier of
+                    images with its head (``'microsoft/resnet-50'``), any other network without; of a model of images
+                    and text, the part for images.
     ``build``       A function that returns any ``nn.Module``: ``'module:function'``, ``'path/of/file.py:function'`` or,
                     with arguments, ``dict(function='torch.hub:load', repo_or_dir='...', model='...')``.
     =============== ====================================================================================================
@@ -291,12 +292,16 @@ def _from_huggingface(
     try:
         with _quiet('huggingface_hub', 'transformers', bars=not folder.is_dir()):
             settings = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-            if weights is None:
-                network = transformers.AutoModel.from_config(settings, trust_remote_code=False)
+            saved = next(iter(settings.architectures or ()), '')
+            if 'ForImageClassification' in saved and hasattr(transformers, saved):
+                class_ = getattr(transformers, saved)
             else:
-                given = isinstance(weights, OrderedDict)
                 with torch.device('meta'):  # AutoModel itself takes no weights without a folder
                     class_ = type(transformers.AutoModel.from_config(settings, trust_remote_code=False))
+            if weights is None:
+                network = class_(settings)
+            else:
+                given = isinstance(weights, OrderedDict)
                 network, report = class_.from_pretrained(
                     None if given else name,
                     config=settings,
@@ -317,7 +322,7 @@ def _from_huggingface(
     missing = sorted(report.get('missing_keys', ()))
     if lacking := [key for key in missing if 'pooler' not in key]:
         raise UserError(f'{what}: the weights lack {first(lacking)}: they are of another network')
-    if missing:  # classifiers have no pooler, and lend their weights to networks that have one
+    if missing:  # networks for another task have no pooler, and lend their weights to those that have one
         _warn(f'{what} leaves random weights in {first(missing)}: do not tap them')
     if 'input_ids' in inspect.signature(network.forward).parameters and hasattr(network, 'vision_model'):
         network = network.vision_model

@@ -193,7 +193,7 @@ def test_a_folder_of_transformers(tmp_path, log):
 
 
 def test_transformers_weights_of_a_classifier_in_half_precision_and_by_a_file(tmp_path, log):
-    """Their names have a prefix, and there is no pooler; some files hold bfloat16."""
+    """It comes with its head; some files hold bfloat16."""
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, patch_size=8)
@@ -202,14 +202,31 @@ def test_transformers_weights_of_a_classifier_in_half_precision_and_by_a_file(tm
     by_folder = build_teacher(huggingface=str(tmp_path))
     file = (tmp_path / 'model.safetensors').rename(tmp_path / 'weights.safetensors')
     by_file = build_teacher(huggingface=str(tmp_path), checkpoint=str(file))
-    assert ['random weights in pooler.dense.bias' in line for line in log] == [True, False, True, False]
-    assert 'states no normalisation' in log[1]  # no preprocessor_config.json
+    assert len(log) == 2
+    assert 'states no normalisation' in log[0]  # no preprocessor_config.json
     images = torch.randn(1, 3, 16, 24)  # of another size than the 224 pixels of its position table
     for network in (by_folder, by_file):
         assert {x.dtype for x in network.parameters()} == {torch.float32}
-        weights = {name: x for name, x in network.state_dict().items() if 'pooler' not in name}
-        assert equal(weights, {name: x.float() for name, x in own.vit.state_dict().items()})
-        assert Teacher(network, ['layernorm']).probe(images, None)['layernorm'][0].shape == (1, 7, 16)
+        assert equal(network.state_dict(), {name: x.float() for name, x in own.state_dict().items()})
+        features = Teacher(network, ['vit.layernorm', 'classifier', '']).probe(images, None)
+        assert features['vit.layernorm'][0].shape == (1, 7, 16)
+        assert features['classifier'][0].shape == (1, 2)
+        assert torch.equal(features[''][0], features['classifier'][0])
+    random = build_teacher(huggingface=str(tmp_path), weights=None)
+    assert {name: x.shape for name, x in random.named_parameters()} == {n: x.shape for n, x in own.named_parameters()}
+
+
+def test_transformers_weights_of_another_task(tmp_path, log):
+    """Their names have a prefix, and there is no pooler."""
+    from transformers import ViTConfig, ViTForMaskedImageModeling
+
+    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32)
+    own = ViTForMaskedImageModeling(config)
+    own.save_pretrained(tmp_path)
+    network = build_teacher(huggingface=str(tmp_path))
+    assert ['random weights in pooler.dense.bias' in line for line in log] == [True, False]
+    weights = {name: x for name, x in network.state_dict().items() if 'pooler' not in name}
+    assert equal(weights, {name: x for name, x in own.vit.state_dict().items() if 'mask_token' not in name})
 
 
 def test_the_part_for_images_of_a_model_of_images_and_text(tmp_path):
