@@ -240,6 +240,9 @@ class Term(nn.Module):
             self._notice_size(batch.student.model)
         if self._declared.over_positions:
             self._notice_single_positions(taken.values())
+        for index, pair in taken.items():
+            if batch.teachers[index].input_size(batch.inputs) == size_of(batch.inputs):
+                self._notice_shifted_levels(*pair)
         if self._declared.per_level:
             count = sum(len(levels) for levels, _ in taken.values())
             self.copies.extend(copy.deepcopy(self.loss) for _ in range(count - 1))
@@ -303,6 +306,23 @@ class Term(nn.Module):
                 'current',
                 logging.WARNING,
             )
+
+    def _notice_shifted_levels(self, levels: list[Tensor], targets: list[Tensor]) -> None:
+        if any(x.ndim != 4 for x in (*levels, *targets)) or any(self._picked.values()):
+            return
+        (own, other), count = ([size_of(x) for x in side] for side in (levels, targets)), len(levels)
+        for k in range(1, count - 1):
+            ahead = own[:-k] == other[k:]
+            if own != other and (ahead or own[k:] == other[:-k]):
+                first, last = [*range(count - k)], [*range(k, count)]
+                student, teacher = (first, last) if ahead else (last, first)
+                print_log(
+                    f'{self._who} pairs levels of unlike strides (the first ones are {own[0]} and {other[0]}); '
+                    f'student_levels={student} and teacher_levels={teacher} pair equal ones',
+                    'current',
+                    logging.WARNING,
+                )
+                return
 
     def student_levels(self, features: Features) -> list[Tensor]:
         """Return the levels of the student's taps that the term takes, in order."""

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from kd_plugins.distillation import term
 from kd_plugins.distillation.distillation import Distillation
 from kd_plugins.errors import UserError
 from kd_plugins.registry import MODELS
@@ -108,6 +109,28 @@ def test_every_loss_of_maps_trains_the_student_alone(student, teacher, levels, s
     trained.backward()
     assert all(p.grad is None for p in core.teacher.model.parameters())
     assert not core.teacher.model.training
+
+
+@pytest.mark.parametrize(
+    ('student', 'teacher', 'remedy'),
+    [
+        ('retinanet', 'faster_rcnn', 'student_levels=[0, 1, 2, 3] and teacher_levels=[1, 2, 3, 4] pair equal ones'),
+        ('faster_rcnn', 'retinanet', 'student_levels=[1, 2, 3, 4] and teacher_levels=[0, 1, 2, 3] pair equal ones'),
+        ('retinanet', 'retinanet', None),
+    ],
+)
+def test_levels_of_other_strides_are_noted(student, teacher, remedy, monkeypatch):
+    notes = []
+    monkeypatch.setattr(term, 'print_log', lambda message, *_: notes.append(message))
+    at = dict(name='at', loss=LOSSES['at'], student='neck', teacher='neck')
+    network, core, batch = distilled(student, teacher, [at])
+    core.dry_run(network, batch['inputs'], batch['data_samples'])
+    assert [remedy in note for note in notes if 'strides' in note] == [True] * (remedy is not None)
+    notes.clear()
+    picked = dict(at, student_levels=[0, 1, 2], teacher_levels=[0, 1, 2])  # as it is meant
+    network, core, batch = distilled(student, teacher, [picked])
+    core.dry_run(network, batch['inputs'], batch['data_samples'])
+    assert not any('strides' in note for note in notes)
 
 
 def test_levels_that_are_not_there():
