@@ -192,6 +192,13 @@ def test_a_layer_under_a_second_name_loads_into_a_network_that_does_not_have_it_
         load_weights(networks[1], tmp_path / 'x.pth')
 
 
+def test_a_left_over_value_that_is_no_tensor_is_named(tmp_path):
+    network = torch.nn.Linear(3, 2)
+    torch.save({**network.state_dict(), 'epoch': 3}, tmp_path / 'x.pth')
+    with pytest.raises(UserError, match=r'x\.pth does not fit Linear: epoch is left over'):
+        load_weights(network, tmp_path / 'x.pth')
+
+
 @pytest.fixture
 def process(monkeypatch):
     """Guards stay in this test."""
