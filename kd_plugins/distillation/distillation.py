@@ -258,7 +258,7 @@ class Distillation(nn.Module):
         with preserved_rng():
             student.eval()
             features = probed('tensor')
-            if self.task != 'off' and data_samples and not all(features.values()):
+            if self.task != 'off' and data_samples is not None and not all(features.values()):
                 with suppress(Exception):  # as of images without annotations; then the tap is what is wrong
                     features = probed('loss')  # in which alone the head of a retriever runs
             for module, mode in modes.items():

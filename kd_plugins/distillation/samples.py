@@ -72,7 +72,8 @@ def indices_of(data_samples: Sequence[Any] | None, count: int | None, who: str) 
 
 def note_several_classes(data_samples: Sequence[Any] | None, who: str, remedy: str) -> None:
     """Log where an image has not one class, which a softmax takes for granted."""
-    labels = [x for sample in data_samples or () if isinstance(x := getattr(sample, 'gt_label', None), Tensor)]
+    samples = () if data_samples is None else data_samples  # a tensor of labels is neither true nor false
+    labels = [x for sample in samples if isinstance(x := getattr(sample, 'gt_label', None), Tensor)]
     if any(x.numel() != 1 for x in labels):
         print_log(
             f'{who} compares a softmax, whose classes exclude each other, but images have several (or none): {remedy} '

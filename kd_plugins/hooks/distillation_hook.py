@@ -94,7 +94,8 @@ class DistillationHook(Hook):
             lines = self.distillation.dry_run(student, batch['inputs'], batch.get('data_samples'))
         except AssertionError as error:  # as of mmdet's guided anchors, which predict for one image at a time
             with suppress(UserError):  # where it fails on one as well, its own error says why
-                self.distillation.probe(student, batch['inputs'][:1], (batch.get('data_samples') or [])[:1])
+                samples = batch.get('data_samples')
+                self.distillation.probe(student, batch['inputs'][:1], None if samples is None else samples[:1])
             reason = ' '.join(str(error).split())
             raise UserError(
                 f'DistillationHook: {type(student).__name__} does not run on two images at once in evaluation '

@@ -231,6 +231,14 @@ def test_a_tap_of_several_branches_in_training_is_explained(monkeypatch, images)
         core.losses(lambda mode: student(images, mode=mode), images, None)
 
 
+def test_data_samples_may_be_a_tensor_of_labels(student, teacher, images):
+    core = Distillation(student, teacher, [KD])
+    labels = torch.zeros(len(images), dtype=torch.long)
+    core.dry_run(student, images, labels)
+    losses = core.losses(lambda mode: {'loss': student(images).mean()}, images, labels)
+    assert losses['loss_kd'] > 0
+
+
 def test_teacher_follows_to(student, teacher, images):
     core, *_ = distil(student, teacher, [KD], images)
     core.double()
