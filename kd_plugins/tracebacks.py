@@ -50,7 +50,8 @@ def of_hook(error: BaseException) -> BaseException:
     """
     functions = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
     replaced = isinstance(error, TypeError) and functions[-1:] == ['call_hook']
-    return (error.__context__ if replaced else None) or error
+    own = error.__context__ if replaced else None
+    return of_hook(own) if own else error  # a hook may call others, as ExportHook does
 
 
 def _log_traceback(error: BaseException) -> str | None:

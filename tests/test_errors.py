@@ -226,8 +226,12 @@ class _Hook(Hook):
     ],
 )
 def test_a_type_error_in_a_hook_is_told_as_outside_of_one(capsys, action, words):
-    runner = Runner.__new__(Runner)
-    runner._hooks = [_Hook(action)]
-    message = printed(capsys, lambda: runner.call_hook('before_run'))
-    assert words in message
-    assert '_Hook object' not in message
+    def others(hooks):
+        runner = Runner.__new__(Runner)
+        runner._hooks = hooks
+        runner.call_hook('before_run')
+
+    for hook in (_Hook(action), _Hook(lambda: others([_Hook(action)]))):
+        message = printed(capsys, lambda hook=hook: others([hook]))
+        assert words in message
+        assert '_Hook object' not in message
