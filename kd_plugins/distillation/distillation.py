@@ -233,7 +233,7 @@ class Distillation(nn.Module):
     def dry_run(self, student: nn.Module, inputs: Tensor, data_samples: Sequence[Any] | None) -> list[str]:
         """Run the networks once, build the adapters, check every term, and return a line that describes each.
 
-        BatchNorm statistics and random states stay as they were.
+        Buffers, as BatchNorm statistics, and random states stay as they were.
 
         Raises:
             UserError: A tap does not run, or the shapes of a term's features do not match; the message names both.
@@ -259,8 +259,11 @@ class Distillation(nn.Module):
             student.eval()
             features = probed('tensor')
             if self.task != 'off' and data_samples is not None and not all(features.values()):
+                buffers = [(x, x.clone()) for x in student.buffers()]  # a loss may count classes there (Seesaw)
                 with suppress(Exception):  # as of images without annotations; then the tap is what is wrong
                     features = probed('loss')  # in which alone the head of a retriever runs
+                for x, value in buffers:
+                    x.copy_(value)
             for module, mode in modes.items():
                 module.training = mode
             return features, [teacher.probe(inputs, data_samples) for teacher in self.teachers]

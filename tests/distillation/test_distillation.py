@@ -239,6 +239,20 @@ def test_data_samples_may_be_a_tensor_of_labels(student, teacher, images):
     assert losses['loss_kd'] > 0
 
 
+def test_what_a_loss_counts_stays_as_it_was_where_the_tap_runs_for_it_alone(teacher, images):
+    class Counting(Looping):
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            super().forward(inputs, data_samples, mode)
+            self.conv.seen += mode == 'loss'
+
+    student = Counting(0, in_training=1)
+    student.conv.register_buffer('seen', torch.zeros(1))
+    term = dict(name='fit', loss=dict(type='kd_plugins.FitNetLoss'), student='conv', teacher='backbone.stage1')
+    core = Distillation(student, teacher, [term | dict(adapter='auto', resize='student')])
+    core.dry_run(student, images, labelled([0] * len(images)))
+    assert student.conv.seen == 0
+
+
 def test_teacher_follows_to(student, teacher, images):
     core, *_ = distil(student, teacher, [KD], images)
     core.double()
