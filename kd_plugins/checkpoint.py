@@ -323,7 +323,7 @@ def load_loosely(model: torch.nn.Module, weights: OrderedDict[str, torch.Tensor]
 
     def again(name: str) -> bool:
         end, value = name.partition('.')[2], weights.get(name)  # None: a hook of the model has renamed it
-        same = [weights[x] for x in own.keys() & weights if x.partition('.')[2] == end]
+        same = [weights[x] for x in own.keys() & weights if '.' in end and x.partition('.')[2] == end]
         # A file that is its weights by itself may hold other things beside them, as a number of epochs.
         return isinstance(value, torch.Tensor) and any(x.dtype == value.dtype and torch.equal(x, value) for x in same)
 

@@ -22,6 +22,7 @@ import kd_plugins
 import mmengine.runner, mmpretrain.datasets, mmpretrain.models, kd_plugins.hooks, kd_plugins.losses
 import rich.table, torch.utils.cpp_extension
 gc.freeze()  # a collection in the fork would copy every page
+sys.stdout.flush()  # else each fork writes what the imports have printed
 for line in sys.stdin:
     if not line.strip():  # the end; a worker of a data loader may hold the other end of the pipe open
         break

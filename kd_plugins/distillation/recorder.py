@@ -175,7 +175,8 @@ class Recorder:
             if len(features.get(tap, ())) not in (0, count):
                 yield f"'{tap}' yields {len(features[tap])} level(s) in this pass, and {count} in the dry run"
         for tap in self._whole:
-            if rows := {len(x) for x in features.get(tap, ())} - {images}:
+            rows = [len(x) for x in features.get(tap, ()) if len(x) > images]
+            if rows:
                 yield (
                     f"'{tap}' yields {max(rows)} features for {images} images in this pass, as of several branches, "
                     'and one for each in the dry run: tap a module before these branches'
