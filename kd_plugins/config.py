@@ -103,6 +103,8 @@ def config_file(name: str) -> str:
     """
     path = packaged_config(name) or Path(name)
     if not path.is_file():
+        if others := sorted(file.name for file in path.parent.glob('*.py')):
+            raise UserError(f'config {name} does not exist; {nearest(path.name, others)}')
         raise UserError(
             f'config {name} does not exist: give the path of a .py file, as configs/nst_voc.py, or of an installed '
             "package's, as kd_plugins::nst_voc.py"
@@ -475,6 +477,11 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
                 raise UserError(f'{where}: {path} is {_short(value)}, expected {kind.words}')
         if isinstance(value, float) and math.isnan(value):
             raise UserError(f'{where}: {path} is NaN, expected a number')
+        if part == 'train' and isinstance(value, str) and fnmatchcase(path, '*teacher*.config'):
+            try:
+                config_file(value)
+            except UserError as error:
+                raise UserError(f'{where}: {path}: {error}') from error
         _check_wrapper(f'{where}: {path}', value)
         if path.endswith('.type') and not isinstance(value, str) and not callable(value):
             raise UserError(f'{where}: {path} is {_short(value)}, expected the name of a registered class')

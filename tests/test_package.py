@@ -13,7 +13,7 @@ from mmengine.hub import get_config
 
 from kd_plugins import commands
 from kd_plugins.compat.configs import provide_configs
-from kd_plugins.config import load_config
+from kd_plugins.config import check_config, load_config
 from kd_plugins.distillation.sources import build_network
 from kd_plugins.errors import UserError
 
@@ -84,11 +84,40 @@ def test_paths_in_the_packages_configs_lead_there_from_elsewhere(inherited, name
 
 
 @pytest.mark.parametrize(
-    'name', ['kd_plugins::nosuch.py', 'nosuch::a/b.py', '::a.py', 'a.b::c.py', 'configs/nosuch.py']
+    ('name', 'hint'),
+    [
+        ('kd_plugins::nst_vocc.py', r'; nearest names: nst_voc\.py, '),
+        ('mmpretrain::resnet/resnet18_8xb16_cifar11.py', r'; nearest names: resnet/resnet18_8xb16_cifar10\.py, '),
+        ('nosuch::a/b.py', ": no package 'nosuch' is installed"),
+        ('::a.py', ": no package '' is installed"),
+        ('a.b::c.py', r": no package 'a\.b' is installed"),
+        ('configs/nosuch.py', ': give the path of a .py file, .* kd_plugins::nst_voc.py'),
+        ('resnet9.py', r'; nearest names: resnet8\.py'),
+    ],
 )
-def test_a_config_that_no_package_has_is_named(name):
-    with pytest.raises(UserError, match=f'config {name} does not exist: .* kd_plugins::nst_voc.py'):
-        load_config(name)
+@pytest.mark.parametrize('where', ['command', 'inherited', 'teacher'])
+def test_a_config_that_is_not_there_is_named(name, hint, where, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.joinpath('resnet8.py').touch()
+    found = f'config {name} does not exist{hint}'
+    if where == 'command':
+        with pytest.raises(UserError, match=f'^{found}'):
+            load_config(name)
+        return
+    kd = dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', teacher='head.fc')
+    hook = dict(type='kd_plugins.DistillationHook', teacher=dict(config=name), terms=[kd])
+    written = dict(
+        inherited=f'_base_ = {name!r}', teacher=f"_base_ = 'kd_plugins::cifar10/resnet8.py'\ncustom_hooks = [{hook}]"
+    )
+    tmp_path.joinpath('mine.py').write_text(written[where])
+    if where == 'teacher':
+        config = load_config('mine.py')
+        check_config(config, 'test')  # scored where the teacher's package is not installed
+        with pytest.raises(UserError, match=f'^mine.py: custom_hooks.0.teacher.config: {found}'):
+            check_config(config)
+    elif '::' in name:
+        with pytest.raises(UserError, match=f'^mine.py: {found}'):
+            load_config('mine.py')
 
 
 @pytest.mark.parametrize('tool', sorted(path.stem for path in ROOT.glob('tools/*.py')))

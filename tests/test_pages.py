@@ -235,7 +235,7 @@ def test_a_page_says_what_is_there(page, monkeypatch, tmp_path):
         ('```bash\nmake all\n```', 'unknown command make'),
         ('```bash\nMETHOD=kd+x python tools/train.py configs/cifar10/resnet8_from_resnet26.py\n```', "no method 'x'"),
         ('```bash\nkd-train kd_plugins::nowhere.py\n```', 'nowhere.py'),
-        ("```python\n_base_ = 'mmdet::nowhere.py'\n```", 'no valid config'),
+        ("```python\n_base_ = 'mmdet::nowhere.py'\n```", 'config mmdet::nowhere.py does not exist'),
         ('```python\nfrom kd_plugins.functional import no_loss\n```', 'cannot import name'),
         ('```python\nx = (\n```', 'never closed'),
         ('```yaml\n```', 'unknown language'),

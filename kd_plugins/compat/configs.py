@@ -8,12 +8,9 @@ is inherited by ``package::`` in that package's scope; here a config may be at t
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
-from pathlib import Path
 from types import ModuleType
 
 from kd_plugins.utils.packages import packaged_config
-
-CONFIGS = Path(__file__).parents[1] / '.mim' / 'configs'
 
 
 def provide_configs() -> None:
@@ -51,10 +48,10 @@ def _add_package(config: ModuleType) -> None:
     def find_here(path: str, filename: str) -> tuple[str, str | None]:
         if not isinstance(path, str):
             raise TypeError(f'_base_ has {path!r}, expected the path of a config')
-        package, separator, below = path.partition('::')
-        if separator and package == 'kd_plugins':
-            return str(CONFIGS / below), None
         file = packaged_config(path)
-        return (str(file), package) if file else find(path, filename)
+        if file is None:
+            return find(path, filename)
+        package = path.partition('::')[0]
+        return str(file), None if package == 'kd_plugins' else package
 
     config.Config._get_cfg_path = staticmethod(find_here)

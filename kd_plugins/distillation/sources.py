@@ -157,7 +157,11 @@ def build_network(
     scope = None
     if isinstance(config, str):
         try:
-            file = mmengine.Config.fromfile(str(packaged_config(config) or config))
+            path = packaged_config(config) or config
+        except UserError as error:
+            raise UserError(f'teacher {error}') from error
+        try:
+            file = mmengine.Config.fromfile(str(path))
         except FileNotFoundError as error:
             raise UserError(f'teacher config {config} does not exist: give a path or package::path') from error
         except Exception as error:  # from the config's code, or from mmengine about the package

@@ -3,10 +3,25 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+from kd_plugins.errors import UserError
+from kd_plugins.utils.names import nearest
+
 
 def packaged_config(name: str) -> Path | None:
-    """Return the file of a config that is named ``package::path``, or None for another name or a missing file."""
+    """Return the file of a config that is named ``package::path``; None for another name.
+
+    Raises:
+        UserError: The package is not installed, or has no such config.
+    """
     package, separator, below = name.partition('::')
-    spec = find_spec(package) if separator and package.isidentifier() else None
-    path = Path(spec.origin).parent / '.mim' / 'configs' / below if spec and spec.origin else None
-    return path if path and path.is_file() else None
+    if not separator:
+        return None
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.origin:
+        raise UserError(f"config {name} does not exist: no package '{package}' is installed")
+    configs = Path(spec.origin).parent / '.mim' / 'configs'
+    path = configs / below
+    if not path.is_file():
+        known = sorted(file.relative_to(configs).as_posix() for file in configs.rglob('*.py'))
+        raise UserError(f'config {name} does not exist; {nearest(below, known)}')
+    return path

@@ -264,7 +264,7 @@ def test_missing_config(tmp_path):
         (None, 'comes from exactly one of config=, timm=, torchvision=, huggingface=, build=, got none'),
         (5, "must be a path, package::path, or a model's config dict with a 'type', got 5"),
         ({}, r'got \{\}'),
-        ('nowhere::resnet.py', 'teacher config nowhere::resnet.py does not exist: give a path or package::path'),
+        ('nowhere::resnet.py', "teacher config nowhere::resnet.py does not exist: no package 'nowhere' is installed"),
         ('mmpretrain::_base_/datasets/cifar10_bs16.py', 'cifar10_bs16.py has no model: give the config of a whole'),
     ],
 )

@@ -163,11 +163,11 @@ MISTAKES = {
     ),
     'teacher config missing': (
         lambda c, f: c.custom_hooks[0].teacher.update(config='none.py'),
-        ['teacher config none.py does not exist'],
+        ['teacher.config: config none.py does not exist'],
     ),
     'stock teacher config missing': (
         lambda c, f: c.custom_hooks[0].teacher.update(config='mmpretrain::resnet/none.py'),
-        ['teacher config mmpretrain::resnet/none.py does not exist'],
+        ['teacher.config: config mmpretrain::resnet/none.py does not exist', 'nearest names: '],
     ),
     'teacher of another shape': (
         lambda c, f: c.custom_hooks[0].teacher.update(config=classifier(depth=14, width=8)),
