@@ -87,14 +87,7 @@ def prepare_run(
             if isinstance(function := node.get(key), dict):
                 function.pop('_scope_', None)
     _add_hooks(config)
-    _check_images(config.get('train_dataloader'), skip_corrupt)
-    for name in ('val_dataloader', 'test_dataloader'):  # every image is scored, or none
-        _check_images(config.get(name), None)
-    hooks = [*config.default_hooks.values(), *(config.get('custom_hooks') or [])]
-    _check_images(hooks, None)
-    for hook in _config_dicts(hooks):
-        for name in ('switch_pipeline', 'train_pipeline'):  # which take the place of the training data's later on
-            _check_images(hook.get(name), skip_corrupt)
+    check_images(config, skip_corrupt)
     if amp:
         config.optim_wrapper = {
             key: value for key, value in config.optim_wrapper.items() if key not in ('loss_scale', 'dtype')
@@ -371,6 +364,23 @@ def _add_hooks(config: Config) -> None:
 
 def _config_dicts(node: Any) -> Iterator[dict[str, Any]]:
     return (value for _, value in walk(node) if isinstance(value, dict))
+
+
+def check_images(config: Config, skip_corrupt: bool = False) -> None:
+    """Let all images that a config names be loaded by ``LoadImage``, which notices broken ones.
+
+    Args:
+        config: The config, changed in place, whose hooks are complete.
+        skip_corrupt: Leave unreadable images out of the training data.
+    """
+    _check_images(config.get('train_dataloader'), skip_corrupt)
+    for name in ('val_dataloader', 'test_dataloader'):  # every image is scored, or none
+        _check_images(config.get(name), None)
+    hooks = [*(config.get('default_hooks') or {}).values(), *(config.get('custom_hooks') or [])]
+    _check_images(hooks, None)
+    for hook in _config_dicts(hooks):
+        for name in ('switch_pipeline', 'train_pipeline'):  # which take the place of the training data's later on
+            _check_images(hook.get(name), skip_corrupt)
 
 
 def _check_images(node: Any, skip_corrupt: bool | None) -> None:

@@ -41,9 +41,11 @@ from rich.markup import escape
 from rich.table import Table
 
 import kd_plugins  # noqa: F401 - supplies mmcv's operators
+from kd_plugins.checkpoint import read_checkpoint
 from kd_plugins.config import check_config, load_config
-from kd_plugins.engine import BACKENDS, alone_in, latest_checkpoint, leave_group, load_run
+from kd_plugins.engine import BACKENDS, alone_in, check_images, latest_checkpoint, leave_group, load_run
 from kd_plugins.errors import UserError, one_line_errors
+from kd_plugins.hooks.integrity_hook import changed_keys
 from kd_plugins.options import add_launcher, add_run_options, add_watch
 from kd_plugins.utils.signals import interrupted_by
 
@@ -151,7 +153,9 @@ def train_once(config: str, flags: Sequence[str], trained: Callable[[], object])
 def train_missing(config: Config, launcher: str, flags: Sequence[str]) -> None:
     """Train what the config requires, where its checkpoint is missing."""
     for other in config.get('requires', []):
-        if not Path(other.checkpoint).is_file():
+        if Path(other.checkpoint).is_file():
+            note_changes(other.config, other.checkpoint)
+        else:
             if launcher != 'none':
                 raise UserError(f'{other.checkpoint} is missing: make it first, with kd-train {other.config}')
             train_once(other.config, flags, Path(other.checkpoint).is_file)
@@ -160,6 +164,25 @@ def train_missing(config: Config, launcher: str, flags: Sequence[str]) -> None:
                 f'{other.config} was trained but left no {other.checkpoint}: requires names another '
                 'folder than that config writes to, or that config has no ExportHook'
             )
+
+
+def note_changes(path: str, checkpoint: str) -> None:
+    """Log where a run that is there already was trained with another config than its file describes now."""
+    try:
+        config, meta = load_config(path), read_checkpoint(checkpoint).get('meta')
+    except UserError:  # a checkpoint without its config; one that cannot be read is reported where it is used
+        return
+    folder = os.path.dirname(checkpoint)
+    if not isinstance(meta, dict) or os.path.realpath(config.work_dir) != os.path.realpath(folder):  # another METHOD
+        return
+    check_images(config)  # as the run did, which is compared
+    if changed := changed_keys(meta, config):
+        print_log(
+            f'{checkpoint} was trained with another {" and ".join(changed)} than {path} has now: remove {folder} to '
+            'train it again',
+            'current',
+            logging.WARNING,
+        )
 
 
 def set_resume(config: Config, resume: str | None) -> None:
@@ -218,6 +241,7 @@ def print_comparison(config: Config, flags: Sequence[str]) -> None:
             )
             continue
         train_once(path, flags, partial(read_result, folder))
+        note_changes(path, os.path.join(folder, 'student.pth'))
         folders[name] = folder
     folders[str(config.get('name', Path(config.filename).stem))] = config.work_dir
     results = {}

@@ -11,6 +11,7 @@ from mmengine.runner.checkpoint import weights_to_cpu
 
 from kd_plugins.checkpoint import read_checkpoint, save_weights
 from kd_plugins.errors import UserError
+from kd_plugins.hooks.integrity_hook import DIGESTS
 from kd_plugins.registry import HOOKS
 from kd_plugins.utils.files import plain, write_text
 from kd_plugins.utils.models import unwrapped
@@ -97,7 +98,8 @@ class ExportHook(Hook):
             )
             checkpoint = {'meta': meta, 'state_dict': weights_to_cpu(unwrapped(runner.model).state_dict())}
             runner.call_hook('before_save_checkpoint', checkpoint=checkpoint)  # an EMAHook puts its averages there
-        meta = {key: checkpoint['meta'][key] for key in ('epoch', 'iter', 'dataset_meta') if key in checkpoint['meta']}
+        known = ('epoch', 'iter', 'dataset_meta', DIGESTS)
+        meta = {key: checkpoint['meta'][key] for key in known if key in checkpoint['meta']}
         model = unwrapped(runner.model)
         split = getattr(model, 'deployable', lambda weights: {'student': weights})
         for name, weights in split(checkpoint['state_dict']).items():

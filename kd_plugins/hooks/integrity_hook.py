@@ -23,7 +23,8 @@ from kd_plugins.registry import HOOKS, type_name
 from kd_plugins.utils.files import write_text
 from kd_plugins.utils.models import unwrapped
 
-_TERMS, _CONFIG, _INTO = 'distillation_terms', 'config_digests', 'into_epoch'  # in the meta of a checkpoint
+DIGESTS, _TERMS, _INTO = 'config_digests', 'distillation_terms', 'into_epoch'  # in the meta of a checkpoint
+_SCHEDULE = {'param_scheduler', 'train_cfg'}
 # Where files are, which another machine may have elsewhere, and what commands set.
 _PLACES = {'data_root', 'data_prefix', 'ann_file', 'checkpoint', 'cache', 'skip_corrupt', 'bf16'}
 
@@ -76,7 +77,7 @@ class IntegrityHook(Hook):
                 f'a run cannot resume from {path}, which holds no state of an optimiser: give one of the '
                 "run's own checkpoints, or load its weights with load_from"
             )
-        self._changed = _changed_keys(meta.get(_CONFIG), runner.cfg)
+        self._changed = [key for key in changed_keys(meta, runner.cfg) if key not in _SCHEDULE]  # which may be longer
         if self._changed:
             print_log(
                 f'{path} was written with another {" and ".join(self._changed)}: the resumed run goes on with '
@@ -146,7 +147,7 @@ class IntegrityHook(Hook):
         """Keep the last good checkpoint where the weights are not finite, and note what a resumed run is to have."""
         _check_finite(runner, checkpoint['state_dict'])
         meta = checkpoint['meta']
-        meta[_TERMS], meta[_CONFIG] = _trained_terms(runner), _digests(runner.cfg)
+        meta[_TERMS], meta[DIGESTS] = _trained_terms(runner), _digests(runner.cfg)
         if meta.get('epoch') == runner.epoch:  # by iterations
             meta[_INTO] = meta.get('iter', 0) - self._began
 
@@ -168,8 +169,8 @@ def _check_finite(runner: Runner, weights: dict[str, Tensor]) -> None:
 
 
 def _digests(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return a digest of each part of a config that decides what is trained, but for how long and how fast."""
-    parts: dict[str, Any] = {'model': config.get('model')}
+    """Return a digest of each part of a config that decides what is trained."""
+    parts: dict[str, Any] = {key: config.get(key) for key in ('model', *sorted(_SCHEDULE))}
     hooks = config.get('custom_hooks') or []
     parts['custom_hooks'] = [x for x in hooks if type_name(x) == 'DistillationHook']  # others may but watch
     parts['train_dataloader'] = (config.get('train_dataloader') or {}).get('dataset')
@@ -190,9 +191,9 @@ def _text(value: Any) -> str:
     return f'{named.__module__}.{named.__qualname__}'
 
 
-def _changed_keys(before: Any, config: Mapping[str, Any]) -> list[str]:
-    """Return the keys of a config whose part is not what a checkpoint was written with, as far as it says so."""
-    now = _digests(config)
+def changed_keys(meta: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a config whose part is not what a checkpoint was written with, as far as ``meta`` says so."""
+    before, now = meta.get(DIGESTS), _digests(config)
     return [key for key in now if isinstance(before, Mapping) and before.get(key, now[key]) != now[key]]
 
 

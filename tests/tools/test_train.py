@@ -672,6 +672,27 @@ def test_of_two_commands_that_need_a_run_one_trains_it_and_the_other_waits(tmp_p
     assert trained == ['t.py']
 
 
+def test_a_run_that_was_trained_with_another_config_is_noted(tmp_path, command, config):
+    config.val_dataloader = dict(config.train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
+    config.val_cfg, config.val_evaluator = {}, dict(type='Accuracy')
+    config.train_cfg.max_epochs = 1
+    config.log_level = 'WARNING'
+    config.pop('work_dir')
+    config.dump(tmp_path / 'b.py')
+    config.requires = [dict(config='b.py', checkpoint='work_dirs/b/student.pth')]
+    config.compare = dict(b='b.py')
+    config.dump(tmp_path / 'a.py')
+    for _ in range(2):
+        assert command(tmp_path, 'a.py') == 0, (tmp_path / 'stderr').read_text()
+        assert 'was trained with another' not in (tmp_path / 'stdout').read_text()
+    config.update(requires=[], compare={})
+    config.model.head.loss.loss_weight, config.train_cfg.max_epochs = 3.0, 2
+    config.dump(tmp_path / 'b.py')
+    assert command(tmp_path, 'a.py') == 0
+    found = 'work_dirs/b/student.pth was trained with another model and train_cfg than b.py has now: remove work_dirs/b'
+    assert (tmp_path / 'stdout').read_text().count(found) == 2  # required, and compared
+
+
 @pytest.mark.parametrize(
     'named',
     [dict(requires=[dict(config='b.py', checkpoint='none.pth')]), dict(compare=dict(b='b.py'))],
