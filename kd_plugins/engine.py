@@ -69,7 +69,7 @@ def prepare_run(
         skip_corrupt: Leave unreadable images out of the training data.
         amp: Train under bfloat16 autocast.
 
-    A CPU that has no instructions for bfloat16 computes in float32 what the config wants in bfloat16.
+    A CPU computes in bfloat16 what the config wants in float16, and in float32 where it has no instructions for that.
 
     Raises:
         UserError: The processes were not started by the launcher, or a data set reads pickled code.
@@ -88,9 +88,10 @@ def prepare_run(
                 function.pop('_scope_', None)
     _add_hooks(config)
     check_images(config, skip_corrupt)
-    if amp:
+    # A GPU's mixed precision in a stock config: on a CPU mmengine refuses it.
+    if amp or (type_name(config.get('optim_wrapper') or {}) == 'AmpOptimWrapper' and not torch.cuda.is_available()):
         config.optim_wrapper = {
-            key: value for key, value in config.optim_wrapper.items() if key not in ('loss_scale', 'dtype')
+            key: value for key, value in config.optim_wrapper.items() if key not in ('loss_scale', 'dtype', 'use_fsdp')
         } | {'type': 'kd_plugins.BF16OptimWrapper'}
     _check_launcher(launcher)
     if not torch.cuda.is_available():

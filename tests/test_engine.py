@@ -13,6 +13,7 @@ import torch
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
+from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 from mmpretrain.datasets import CustomDataset
 from tiny import classification_config, image_folder, saved_teacher, train
@@ -23,6 +24,7 @@ from kd_plugins.config import load_config
 from kd_plugins.engine import alone_in, latest_checkpoint, load_run, prepare_run, scope_of, watch
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import CheckHook
+from kd_plugins.registry import MODELS, type_name
 
 
 @pytest.mark.parametrize('given', [{}, dict(default_hooks=None), dict(default_hooks={})])
@@ -136,6 +138,23 @@ def test_a_cpu_without_bfloat16_computes_in_float32(monkeypatch, has):
     prepare_run(config := Config(dict(optim_wrapper=dict(type='OptimWrapper'))))
     assert config.optim_wrapper == dict(type='OptimWrapper')
     assert len(notices) == (not has)
+
+
+@pytest.mark.parametrize(('gpu', 'bf16', 'expected'), [(True, True, 'Amp'), (False, True, 'BF16'), (False, False, '')])
+def test_a_config_with_mixed_precision_of_a_gpu_trains_without_one(monkeypatch, gpu, bf16, expected):
+    """As many stock ones have it; mmengine refuses it there."""
+    monkeypatch.setattr('torch.cuda.is_available', lambda: gpu)
+    monkeypatch.setattr(engine, 'has_bfloat16', lambda: bf16)
+    options = dict(loss_scale='dynamic', dtype='float16', use_fsdp=False)
+    kept = dict(optimizer=dict(type='SGD', lr=0.1), clip_grad=dict(max_norm=1))
+    config = Config(dict(optim_wrapper=dict(type='AmpOptimWrapper', **kept, **options)))
+    prepare_run(config)
+    assert type_name(config.optim_wrapper) == f'{expected}OptimWrapper'
+    assert {x: y for x, y in config.optim_wrapper.items() if x != 'type'} == kept | (options if gpu else {})
+    if not gpu:
+        model = torch.nn.Linear(2, 1)
+        with MODELS.switch_scope_and_registry('mmpretrain'):
+            build_optim_wrapper(model, config.optim_wrapper)
 
 
 @pytest.mark.parametrize('gpu', [True, False])
