@@ -477,11 +477,6 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
                 raise UserError(f'{where}: {path} is {_short(value)}, expected {kind.words}')
         if isinstance(value, float) and math.isnan(value):
             raise UserError(f'{where}: {path} is NaN, expected a number')
-        if part == 'train' and isinstance(value, str) and fnmatchcase(path, '*teacher*.config'):
-            try:
-                config_file(value)
-            except UserError as error:
-                raise UserError(f'{where}: {path}: {error}') from error
         _check_wrapper(f'{where}: {path}', value)
         if path.endswith('.type') and not isinstance(value, str) and not callable(value):
             raise UserError(f'{where}: {path} is {_short(value)}, expected the name of a registered class')
@@ -509,6 +504,13 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
         if known is not None:
             options = {key: value for key, value in hook.items() if key not in ('type', 'priority', '_scope_')}
             check_arguments(f'{where}: the config dict of {known.__name__}', known, options)
+    for path, value in _read_values(config) if part == 'train' else ():
+        # A file may be written by a run that comes first.
+        if fnmatchcase(path, '*teacher*.config') and isinstance(value, str) and '::' in value:
+            try:
+                packaged_config(value)
+            except UserError as error:
+                raise UserError(f'{where}: {path}: {error}') from error
 
 
 def _check_wrapper(where: str, config: Any) -> None:

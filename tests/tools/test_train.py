@@ -163,7 +163,7 @@ MISTAKES = {
     ),
     'teacher config missing': (
         lambda c, f: c.custom_hooks[0].teacher.update(config='none.py'),
-        ['teacher.config: config none.py does not exist'],
+        ['teacher config none.py does not exist'],
     ),
     'stock teacher config missing': (
         lambda c, f: c.custom_hooks[0].teacher.update(config='mmpretrain::resnet/none.py'),
