@@ -229,6 +229,7 @@ def backbones(args: argparse.Namespace) -> None:
         'images/s',
         'in the last epoch',
         f'times {CONTESTANTS["lightly"] if base is results.get("lightly") else names[0]}',
+        'minutes',
         'MiB at its peak',
         'nearest neighbours, %',
         title=f'{args.method}: a narrow ResNet-18 from a MobileNetV2, {args.epochs} epochs, {args.threads} threads',
@@ -239,9 +240,10 @@ def backbones(args: argparse.Namespace) -> None:
         result['ratio'] = result['images_per_second'] / base['images_per_second']
         table.add_row(
             CONTESTANTS[name],
-            f'{result["images_per_second"]:,.0f}',
-            f'{result["images"] / result["seconds"][-1]:,.0f}',
+            f'{result["images_per_second"]:,.1f}',
+            f'{result["images"] / result["seconds"][-1]:,.1f}',
             f'{result["ratio"]:.2f}',
+            f'{sum(result["seconds"]) / 60:.1f}',
             f'{result["peak_bytes"] / 2**20:,.0f}',
             f'{result["accuracy"]:.1f}',
         )
