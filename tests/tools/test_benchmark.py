@@ -521,7 +521,7 @@ def test_the_clock_of_a_backbone_counts_training_steps():
 def test_backbones_are_compared_with_lightly(monkeypatch, capsys, small_backbones):
     answers = dict(
         views=dict(seconds=[2.0, 1.0], images=60, accuracy=62.0, peak_bytes=2**20),
-        lightly=dict(seconds=[5.0, 4.0], images=60, accuracy=41.5, peak_bytes=2**21),
+        lightly=dict(seconds=[90.0, 60.0], images=1000, accuracy=41.5, peak_bytes=2**21),
     )
     monkeypatch.setattr(backbones, 'in_turn', lambda command, names, options: {name: answers[name] for name in names})
     monkeypatch.setattr(backbones, 'find_spec', lambda name: True)
@@ -531,7 +531,7 @@ def test_backbones_are_compared_with_lightly(monkeypatch, capsys, small_backbone
     assert found['results']['views']['images_per_second'] == pytest.approx(40)
     assert found['results']['views']['ratio'] == pytest.approx(3)
     shown = capsys.readouterr().out
-    assert all(word in shown for word in ('3.00', '62.0', '41.5', 'times LightlyTrain'))
+    assert all(word in shown for word in ('3.00', '62.0', '41.5', 'times LightlyTrain', 'minutes', '2.5'))
     monkeypatch.setattr(backbones, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match='pip install lightly-train'):
         tool.main(['backbones', '--contestants', 'lightly'])
