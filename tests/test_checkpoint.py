@@ -86,6 +86,24 @@ def test_damaged_files(tmp_path, content):
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_file_that_is_cut_or_changed_anywhere_is_one_line(tmp_path, zipped):
+    path = tmp_path / 'x.pth'
+    torch.save({'state_dict': {f'layer{i}.weight': torch.zeros(2) for i in range(9)}}, path, pickle, 2, zipped)
+    whole, bad = path.read_bytes(), 0
+    random = np.random.default_rng(0)
+    for at in range(0, len(whole), 29):
+        for content in (whole[:at], whole[:at] + bytes([*random.integers(0, 256, 1)]) + whole[at + 1 :]):
+            path.write_bytes(content)
+            try:
+                read_checkpoint(path)
+            except UserError as error:
+                bad += 1
+                assert str(error).startswith(str(path))
+                assert '\n' not in str(error)
+    assert bad > len(whole) / 29  # all that are cut, and some of the others
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match=r'none\.pth does not exist'):
         read_checkpoint(tmp_path / 'none.pth')

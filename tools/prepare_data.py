@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_plugins.data_files import fetch, inside, is_image, unpack
-from kd_plugins.errors import UserError, one_line_errors
+from kd_plugins.errors import UserError, one_line_errors, user_named
 
 TINY_IMAGENET_URL = 'http://cs231n.stanford.edu/tiny-imagenet-200.zip'
 TINY_IMAGENET_MD5 = '90528d7ca1a48142e341f4ef8d21d0de'
@@ -58,7 +58,7 @@ def prepare_voc(args: argparse.Namespace) -> None:
         if not listed.is_file():
             official = DATASET_YEAR_DICT[f'{year}-test' if split == 'test' else year]
             download(folder, official['url'], args.root, official['md5'], official['filename'])
-        names = listed.read_text().split()
+        names = [*filter(None, map(str.strip, listed.read_text().splitlines()))]
         images = folder / 'JPEGImages'
         found = {str(path.relative_to(images).with_suffix('')) for path in images.rglob('*') if is_image(path)}
         for name in names:
@@ -309,6 +309,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line."""
     args = parse_args(argv)
+    user_named([str(args.root)])  # the default too
     args.prepare(args)
 
 

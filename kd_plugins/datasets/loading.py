@@ -98,12 +98,15 @@ class LoadImage(LoadImageFromFile):
             data = fileio.get(path, backend_args=self.backend_args)
         except FileNotFoundError:
             raise UserError(f'{path}: image file is missing; check data_root and data_prefix') from None
+        except OSError as error:
+            self._refuse(path, f'cannot be read ({error.strerror})')
+            return None
         if _is_truncated_jpeg(data):
             self._refuse(path, 'is truncated')
             return None
         try:
             image = mmcv.imfrombytes(data, flag=self.color_type, backend=self.imdecode_backend)
-        except (OSError, cv2.error):
+        except (OSError, SyntaxError, RuntimeError, Image.DecompressionBombError, cv2.error):
             image = None
         if image is None:
             self._refuse(path, 'cannot be decoded')

@@ -46,14 +46,18 @@ class VOCDataset(_VOCDataset):
         files = fileio.list_dir_or_file(folder, list_dir=False, recursive=True, backend_args=self.backend_args)
         images = sorted(filter(is_image, files), key=lambda file: file.endswith('.jpg'))
         self._images = {os.path.splitext(file)[0]: file for file in images}
-        data_list = super().load_data_list()
+        data_list = [info for info in super().load_data_list() if info is not None]
         if not data_list:
             raise UserError(f'{self.ann_file}: split file lists no image; expected one name a line')
         return data_list
 
-    def parse_data_info(self, img_info: dict) -> dict:
-        """Read one annotation into ``img_path``, ``height``, ``width`` and ``instances``."""
-        path, name = img_info['xml_path'], inside(img_info['img_id'], self.ann_file)
+    def parse_data_info(self, img_info: dict) -> dict | None:
+        """Read one annotation into ``img_path``, ``height``, ``width`` and ``instances``; None for a blank line."""
+        name = inside(img_info['img_id'].strip(), self.ann_file)
+        if not name:
+            return None
+        path = fileio.join_path(self.sub_data_root, self.ann_subdir, f'{name}.xml')
+        img_info |= dict(img_id=name, xml_path=path)
         if name not in self._images:
             raise UserError(
                 f'{fileio.join_path(self.sub_data_root, self.img_subdir, name)}: no such image, with any '

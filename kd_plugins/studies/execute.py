@@ -208,7 +208,8 @@ def check_unchanged(runs: Sequence[Run], changed: str) -> None:
         if (
             run in others
             if changed == 'redo'
-            else not (run.waits or done)
+            else run.record
+            and not (run.waits or done)
             and (run.record.get('digest', run.actual_digest) != run.actual_digest or run.replaced)
         ):
             _clear(run)

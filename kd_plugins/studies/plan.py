@@ -96,7 +96,7 @@ class Study:
 
 def slug(name: str) -> str:
     """Return a name as that of a folder."""
-    return re.sub(r'[^a-z0-9.=+]+', '-', name.lower()).strip('-')
+    return re.sub(r'([^\w.=+]|_)+', '-', name.lower()).strip('-')
 
 
 def load_study(path: str, root: str | None = None) -> Study:

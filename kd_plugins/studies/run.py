@@ -144,7 +144,8 @@ class Run:
     @property
     def changed(self) -> bool:
         """Whether the folder holds a run of another config, as far as this one's is known, or of other files."""
-        return not self.waits and (self.record.get('digest', self.digest) != self.digest or self.replaced)
+        record = self.record
+        return bool(record) and not self.waits and (record.get('digest', self.digest) != self.digest or self.replaced)
 
     @property
     def files(self) -> dict[str, str]:

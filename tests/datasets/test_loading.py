@@ -162,6 +162,18 @@ def test_what_is_no_image_and_what_is_missing_is_named(tmp_path: Path) -> None:
             LoadImage(skip_corrupt=skip)({'img_path': str(tmp_path / 'b.jpg')})
 
 
+def test_what_may_not_be_read_and_what_is_too_large_is_left_out_too(tmp_path: Path) -> None:
+    (tmp_path / 'a.jpg').mkdir()  # as an operating system's error, which root meets too
+    with pytest.raises(UserError, match=r'a\.jpg: image file cannot be read \(Is a directory\); .*skip_corrupt'):
+        LoadImage()({'img_path': str(tmp_path / 'a.jpg')})
+    assert LoadImage(skip_corrupt=True)({'img_path': str(tmp_path / 'a.jpg')}) is None
+    Image.new('1', (20000, 9000)).save(tmp_path / 'b.png')  # Pillow's limit is 179 million pixels
+    _truncate(_picture(tmp_path / 'c.avif'), 0.75)
+    for name in ('b.png', 'c.avif'):
+        with pytest.raises(UserError, match=rf'{name}: image file cannot be decoded'):
+            LoadImage(imdecode_backend='pillow')({'img_path': str(tmp_path / name)})
+
+
 def test_a_skipped_file_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = _truncate(_picture(tmp_path / 'a.jpg'), 0.5)
     logger = MMLogger.get_instance('loading')

@@ -59,6 +59,13 @@ def test_sound_data_are_read_as_by_mmdet(root: Path) -> None:
     assert [own.get_data_info(i) for i in range(3)] == [stock.get_data_info(i) for i in range(3)]
 
 
+def test_blank_lines_and_spaces_in_a_split_file_are_no_names(root: Path) -> None:
+    split = root / 'VOC2007/ImageSets/Main/trainval.txt'
+    expected = _data(root)
+    split.write_text('\n'.join(f'{line}  ' for line in split.read_text().splitlines()) + '\n\n \n')
+    assert [*map(_data(root).get_data_info, range(3))] == [*map(expected.get_data_info, range(3))]
+
+
 def test_pictures_may_have_any_usual_ending(root: Path) -> None:
     images = root / 'VOC2007/JPEGImages'
     (images / '000001.jpg').rename(images / '000001.JPG')

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -403,6 +404,19 @@ def test_a_given_teacher_that_is_replaced_is_noticed(here, data, changed):
     else:
         assert pretend(path, changed) == (['small/clean/kd/seed0', 'small/clean/at/seed0'] if changed == 'redo' else [])
         assert pretend(path, changed) == []
+
+
+@pytest.mark.parametrize('changed', ['keep', 'redo'])
+def test_a_run_that_has_not_begun_is_made_with_no_other_files(here, data, changed):
+    torch.save(dict(a=torch.zeros(1)), here / 'start.pth')
+    path = write_study(here, data, f"{FEW}teachers['big']['overrides']['load_from'] = 'start.pth'")
+    pretend(path)
+    shutil.rmtree(plan.load_study(str(path)).root / 'small')  # as where the study was stopped after the teacher
+    torch.save(dict(a=torch.ones(1)), here / 'start.pth')
+    with pytest.raises(UserError, match=r'1 runs were made with .*, the first in \S+/teachers/big/clean/seed0:'):
+        pretend(path)
+    made = [f'small/clean/{method}/seed0' for method in ('at', 'baseline', 'kd')]
+    assert sorted(pretend(path, changed)) == made + ['teachers/big/clean/seed0'] * (changed == 'redo')
 
 
 def test_a_text_that_is_no_file_name_names_no_file(here, data):

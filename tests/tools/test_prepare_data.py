@@ -15,7 +15,7 @@ import torch
 
 from kd_plugins.checkpoint import read_weights
 from kd_plugins.distillation.sources import build_teacher
-from kd_plugins.errors import UserError
+from kd_plugins.errors import UserError, one_line_errors
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'prepare_data.py'
 _spec = importlib.util.spec_from_file_location('prepare_data', TOOL)
@@ -94,6 +94,10 @@ def test_a_voc_folder_is_checked_file_by_file(tmp_path: Path, capsys: pytest.Cap
     out = capsys.readouterr().out
     assert '3 images in trainval' in out
     assert '1 images in test' in out
+    with (folder / 'ImageSets' / 'Main' / 'trainval.txt').open('a') as file:
+        file.write('\n \n')
+    tool.main(['voc2007', '--root', str(tmp_path)])
+    assert '3 images in trainval' in capsys.readouterr().out
     (folder / 'Annotations' / 'd.xml').unlink()
     assert refused('voc2007', '--root', str(tmp_path)).startswith(f'{folder / "Annotations" / "d.xml"}: missing')
     (folder / 'JPEGImages' / 'b.jpg').unlink()
@@ -353,6 +357,16 @@ def test_the_command_line_ends_with_one_line_and_status_1(tmp_path: Path) -> Non
     (line,) = run.stderr.strip().splitlines()
     assert line.startswith(f'error: {tmp_path / "elsewhere"}')
     assert run.stdout == ''
+
+
+@pytest.mark.parametrize('name', ['drawn', 'market1501'])
+def test_a_default_folder_that_cannot_be_made_is_one_line(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'data').write_text('a file')
+    with pytest.raises(SystemExit), one_line_errors():
+        tool.main([name])
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith('error: data')
 
 
 def test_unreadable_images_of_a_folder_are_all_named(tmp_path, capsys):
