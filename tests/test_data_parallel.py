@@ -174,6 +174,12 @@ def test_a_loss_that_is_not_finite_stops_every_process(ranks, way):
     assert second.startswith(('loss_hint is inf at iteration 1', 'loss_hint is -inf at iteration 1'))
 
 
+def test_processes_with_unlike_losses_do_not_wait_for_each_other(ranks):
+    first, second = (rank['unlike'] for rank in ranks)
+    assert first.startswith('loss_grid is not finite in another process at iteration')
+    assert second.startswith('loss_grid is nan at iteration')
+
+
 @BOTH
 def test_ranks_of_a_real_run_end_with_the_same_weights(ranks, way):
     """A trainable adapter of a term with weight 0 must not count as an unused parameter."""

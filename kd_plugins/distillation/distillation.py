@@ -9,7 +9,7 @@ from math import isfinite
 from typing import Any, Protocol
 
 import torch
-from mmengine.dist import all_reduce
+from mmengine.dist import all_gather_object, all_reduce
 from mmengine.logging import MessageHub
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -40,17 +40,14 @@ def check_finite(losses: Mapping[str, Any]) -> None:
         UserError: A loss is not finite in this process or another; the message names it.
     """
     losses = {name: value for name, value in losses.items() if 'loss' in name}  # those that mmengine sums
-    if not losses:
-        return
-    values = torch.stack([scalar_of(loss).detach() for loss in losses.values()])
-    bad = (~values.isfinite()).float()
+    values = torch.stack([scalar_of(loss).detach() for loss in losses.values()] or [torch.zeros(())])
+    bad = (~values.isfinite()).any().float()  # processes may have unlike losses, as mmdet's GridRoIHead without boxes
     all_reduce(bad, 'max')
-    if bad.any():
-        bad_losses = [
-            f'{name} is {value}' if not isfinite(value) else f'{name} is not finite in another process'
-            for name, value, flag in zip(losses, values.tolist(), bad.tolist(), strict=True)
-            if flag
-        ]
+    if bad:
+        own = {name: value for name, value in zip(losses, values.tolist(), strict=False) if not isfinite(value)}
+        others = {name for names in all_gather_object([*own]) for name in names} - own.keys()
+        bad_losses = [f'{name} is {value}' for name, value in own.items()]
+        bad_losses += [f'{name} is not finite in another process' for name in sorted(others)]
         iteration = MessageHub.get_current_instance().get_info('iter', 0) + 1
         raise UserError(
             f"{', '.join(bad_losses)} at iteration {iteration}: {DIVERGED}; lower the term's weight or the learning "

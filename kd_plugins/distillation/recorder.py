@@ -68,7 +68,7 @@ class Recorder:
         self._probed = self._constant = False
         self._levels: dict[str, int] = {}  # of each tap in probing
         self._whole: list[str] = []  # taps that had a feature of each image there
-        self._failure: Exception | None = None  # of layers behind the taps, there
+        self._failure: str | None = None  # of layers behind the taps, there
 
     @contextmanager
     def _hooked(self, hook: Callable[[str, list[Tensor]], None]) -> Iterator[None]:
@@ -145,7 +145,7 @@ class Recorder:
                 parts.add(tap)
             outputs.extend((tap, x, x._version) for x in tensors)
 
-        failure: Exception | None = None
+        failure: str | None = None
         self._cloned = set(self._taps)  # for this pass, which shows for which it is needed
         with self.recording() as features, self._hooked(count):
             try:
@@ -153,7 +153,8 @@ class Recorder:
             except Exception as error:
                 if any(not calls[tap] for tap in self._taps):
                     raise
-                failure = error
+                # Not the error, which would keep all activations alive by its traceback.
+                failure = f'{type(error).__name__}: {" ".join(str(error).split())}'
         self._runs, self._probed, self._failure = calls, True, failure
         self._levels = {tap: len(features[tap]) for tap in self._taps}
         self._constant = all(calls[tap] == 1 for tap in parts)
@@ -167,10 +168,8 @@ class Recorder:
             features: What the last pass has recorded.
             images: Number of its images.
         """
-        if (error := self._failure) is not None:
-            reason = ' '.join(str(error).split())
-            kind = type(error).__name__
-            yield f'in the dry run {type(self.model).__name__} stopped behind its taps ({kind}: {reason})'
+        if self._failure is not None:
+            yield f'in the dry run {type(self.model).__name__} stopped behind its taps ({self._failure})'
         for tap, count in self._levels.items():
             if len(features.get(tap, ())) not in (0, count):
                 yield f"'{tap}' yields {len(features[tap])} level(s) in this pass, and {count} in the dry run"

@@ -11,6 +11,7 @@ import numpy as np
 from mmengine.dataset import BaseDataset
 from mmengine.dist import all_reduce, broadcast, get_world_size
 from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, OptimWrapperDict
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
@@ -165,6 +166,8 @@ class DistillationHook(Hook):
         """Wrap the student's forward, so that it returns the terms' losses as well in mode ``loss``."""
         if self._wraps:  # an exception has ended an earlier train(), without after_train
             self.after_train(runner)
+        # Schedules read the time of the current hub, which is that of the runner that was built last.
+        MessageHub._instance_dict.move_to_end(runner.message_hub.instance_name)
         student, distillation = unwrapped(runner.model), self.distillation
         own_forward = self._own_forward = vars(student).get('forward')
 

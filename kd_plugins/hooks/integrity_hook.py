@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
@@ -109,7 +110,8 @@ class IntegrityHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Check that there is something to train on, and write the run's id."""
         loader = runner.train_dataloader
-        if not len(loader) or not runner.max_iters:
+        endless = isinstance(getattr(loader.batch_sampler, 'sampler', None), InfiniteSampler) and len(loader.dataset)
+        if not (len(loader) or endless) or not runner.max_iters:
             raise UserError(
                 f'there is no iteration to train: {len(loader.dataset)} samples make {len(loader)} batches'
                 f'{" (drop_last drops an incomplete one)" if getattr(loader, "drop_last", False) else ""}, for '

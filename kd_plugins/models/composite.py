@@ -10,8 +10,19 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from kd_plugins.checkpoint import load_loosely
+from kd_plugins.errors import UserError
 from kd_plugins.registry import MODELS, check_model
 from kd_plugins.utils.random import preserved_rng
+
+
+def check_input_shape(input_shape: object) -> None:
+    """Raise UserError unless a shape is one of images, (C, H, W)."""
+    if (
+        not isinstance(input_shape, (list, tuple))
+        or len(input_shape) != 3
+        or not all(isinstance(x, int) and x > 0 for x in input_shape)
+    ):
+        raise UserError(f'input_shape is {input_shape!r}, expected the (C, H, W) of the images, as (3, 224, 224)')
 
 
 class Composite(BaseModel):

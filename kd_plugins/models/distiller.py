@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd_plugins.checkpoint import weights_of
 from kd_plugins.distillation.distillation import Distillation
 from kd_plugins.errors import UserError
-from kd_plugins.models.composite import Composite
+from kd_plugins.models.composite import Composite, check_input_shape
 from kd_plugins.registry import MODELS
 from kd_plugins.utils.random import preserved_rng
 
@@ -61,12 +61,7 @@ class Distiller(Composite):
             )
         # Not by our own __setattr__: a student may have such an attribute.
         super().__setattr__('distillation', Distillation(network, teacher, terms, task))
-        if (
-            not isinstance(input_shape, (list, tuple))
-            or len(input_shape) != 3
-            or not all(isinstance(x, int) and x > 0 for x in input_shape)
-        ):
-            raise UserError(f'input_shape is {input_shape!r}, expected the (C, H, W) of the images, as (3, 224, 224)')
+        check_input_shape(input_shape)
         channels, height, width = input_shape
         sample = BaseDataElement(
             metainfo=dict(

@@ -16,7 +16,7 @@ from kd_plugins.distillation.schedule import Schedule
 from kd_plugins.errors import UserError
 from kd_plugins.functional import kd_loss
 from kd_plugins.functional.checks import check_choice, check_number
-from kd_plugins.models.composite import Composite
+from kd_plugins.models.composite import Composite, check_input_shape
 from kd_plugins.registry import MODELS, type_name
 from kd_plugins.utils.random import preserved_rng
 
@@ -110,13 +110,14 @@ class NativeEnsemble(Composite):
         tap: Module that outputs the logits.
         use_sigmoid: Whether the classes are independent, as where an image has several; see
             :func:`~kd_plugins.functional.kd_loss`.
+        input_shape: Shape (C, H, W) of the images in the pass that checks the branches and sizes the gate.
         data_preprocessor: Config dict of the student's preprocessor, where ``student`` has none (mmengine passes the
             config's here).
 
     Raises:
-        UserError: The student's head is not one of mmpretrain's; a module to share, tie or tap does not exist; the
-            shared modules are not the beginning of the network, or do not end in a map; a module is both shared and
-            tied; in training: a batch has one image, or a loss is not finite.
+        UserError: The student's head is not one of mmpretrain's; it takes no images of ``input_shape``; a module to
+            share, tie or tap does not exist; the shared modules are not the beginning of the network, or do not end in
+            a map; a module is both shared and tied; in training: a batch has one image, or a loss is not finite.
         ValueError: A number or choice is out of range.
 
     References:
@@ -139,6 +140,7 @@ class NativeEnsemble(Composite):
         predict: str = 'branch',
         tap: str = 'head.fc',
         use_sigmoid: bool = False,
+        input_shape: Sequence[int] = (3, 64, 64),
         data_preprocessor: Mapping[str, Any] | None = None,
     ) -> None:
         check_number('branches', branches, 2, whole=True)
@@ -149,7 +151,8 @@ class NativeEnsemble(Composite):
         check_choice('predict', predict, ('branch', 'ensemble'))
         if not isinstance(weight, Mapping):
             check_number('weight', weight, 0)
-            weight = dict(at=[0], value=[weight])
+            weight = dict(at=[0], value=[weight], by='iter')  # in any run
+        check_input_shape(input_shape)
         config = dict(data_preprocessor=data_preprocessor) | dict(student)
         super().__init__(config)
         network = self.student
@@ -177,7 +180,7 @@ class NativeEnsemble(Composite):
                     replacement = _Tied(network, name) if name in tied else _Shared(name)
                     setattr(branch.get_submodule(parent), child, replacement)
                 self._recorders.append(Recorder(branch, [tap]))
-            _, channels, *_ = self._feature_shape()
+            _, channels, *_ = self._feature_shape(torch.zeros(1, *input_shape))
             self.gate = nn.Sequential(
                 nn.AdaptiveAvgPool2d(1),
                 nn.Flatten(),
@@ -246,12 +249,19 @@ class NativeEnsemble(Composite):
             logits += features[self.tap]
         return outputs, logits, feature
 
-    def _feature_shape(self) -> torch.Size:
+    def _feature_shape(self, images: Tensor) -> torch.Size:
         """Run all branches once, to check that their shapes match; return the shape of the shared feature."""
         self.eval()
         try:
+            self.student(images.clone())
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f'NativeEnsemble: the student takes no images of input_shape={tuple(images.shape[1:])} '
+                f'({" ".join(str(error).split())}): give the (C, H, W) of the data'
+            ) from error
+        try:
             with torch.enable_grad():
-                feature = self._run(torch.zeros(1, 3, 64, 64), None, 'tensor')[2]
+                feature = self._run(images, None, 'tensor')[2]
         except (RuntimeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise

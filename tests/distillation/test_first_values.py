@@ -27,12 +27,12 @@ def teacher(tmp_path_factory):
     return saved_teacher(tmp_path_factory.mktemp('teacher'))
 
 
-def steps(teacher, terms, count=1, task='train', scale=1.0):
+def steps(teacher, terms, count=1, task='train', scale=1.0, batch=4):
     """Return the losses of some steps on the same images."""
     torch.manual_seed(0)
     student = MODELS.build(classifier()).eval()
     core = Distillation(student, teacher, terms, task)
-    images = torch.randn(4, 3, 16, 16)
+    images = torch.randn(batch, 3, 16, 16)
     samples = [DataSample().set_gt_label(1) for _ in images]
 
     def run(mode):
@@ -80,3 +80,14 @@ def test_without_a_task_and_without_a_weight(teacher, logged):
     steps(teacher, [KD], scale=1e-6)  # a task that is next to nothing beside the term
     notice = next(text for level, text in logged if level == logging.WARNING)
     assert notice.startswith("the losses of the task and of term 'kd' start more than")
+
+
+@pytest.mark.parametrize(('loss', 'least'), [('RKDLoss', 3), ('SPLoss', 2), ('PKTLoss', 2)])
+def test_a_term_that_starts_at_0_is_noticed(teacher, logged, loss, least):
+    term = dict(name='few', loss=dict(type=f'kd_plugins.{loss}'), student='neck', teacher='neck')
+    for batch in (least - 1, least):
+        (found,) = steps(teacher, [KD, term], batch=batch)
+        notices = [text for level, text in logged if level == logging.WARNING]
+        assert any(text.startswith("term 'few' starts at 0, and trains nothing") for text in notices) == (batch < least)
+        assert (found['loss_few'] == 0) == (batch < least)
+        logged.clear()

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -171,13 +173,16 @@ def test_a_pass_may_fail_once_every_tap_has_run():
             self.body, self.head = nn.Linear(2, 3), nn.Linear(3, 1)
 
         def forward(self, x, boxes=None):
-            return self.head(self.body(x)) + boxes.area
+            output = self.head(self.body(x))
+            self.output = weakref.ref(output)
+            return output + boxes.area
 
     model, x = Annotated(), torch.zeros(1, 2)
     recorder = Recorder(model, ['body'])
     with recorder.probing() as features:
         model(x)
     assert len(features['body']) == 1
+    assert model.output() is None  # nothing keeps the activations of the pass that failed
     with recorder.recording(stop=True) as features:
         model(x)
     assert len(features['body']) == 1

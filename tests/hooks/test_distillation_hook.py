@@ -563,6 +563,16 @@ def test_weight_schedule_runs_with_training(tmp_path, data, teacher, way):
     assert (values[3:] > 0).all()
 
 
+def test_a_schedule_is_that_of_its_own_run_where_several_are_built(tmp_path, data, teacher):
+    terms = [KD | dict(weight=dict(at=[0, 1], value=[1.0, 0.0], by='progress'))]
+    configs = [classification_config(data, tmp_path / name, **by_hook(teacher, terms)) for name in ('a', 'b', 'c')]
+    alone = train(configs[0])
+    first, _ = (Runner.from_cfg(config) for config in configs[1:])  # a hub is current from when it is built
+    first.train()
+    values = [runner.message_hub.get_scalar('train/loss_kd').data[0] for runner in (alone, first)]
+    assert (values[0] == values[1]).all()
+
+
 @BOTH
 @pytest.mark.parametrize(
     'change',

@@ -190,6 +190,13 @@ def test_no_iteration(data, tmp_path):
     assert not list((tmp_path / 'run').glob('*.pth'))
 
 
+def test_endless_batches_may_be_larger_than_the_data(data, tmp_path):
+    config = checked(data, tmp_path / 'run', param_scheduler=[])
+    config.train_dataloader.update(batch_size=25, drop_last=True, sampler=dict(type='InfiniteSampler'))
+    config.train_cfg = dict(by_epoch=False, max_iters=2)
+    assert train(config).iter == 2
+
+
 def test_weights_that_are_not_finite_keep_the_last_checkpoint(data, tmp_path):
     config = checked(data, tmp_path / 'run', param_scheduler=[dict(type='MultiStepLR', milestones=[1], gamma=1e36)])
     config.train_cfg.max_epochs = 3

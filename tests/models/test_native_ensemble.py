@@ -238,6 +238,18 @@ def test_weight_follows_the_authors_ramp(options, weight, monkeypatch):
         assert model.current_weight() == pytest.approx(weight(epoch))
 
 
+def test_trains_by_iterations_on_images_of_one_channel(tmp_path):
+    data = image_folder(tmp_path / 'data')
+    student = resnet(in_channels=1) | dict(data_preprocessor=dict(mean=[120.0], std=[60.0], num_classes=CLASSES))
+    model = dict(type='kd_plugins.NativeEnsemble', student=student, shared=RESNET_PARTS, input_shape=(1, 32, 32))
+    config = classification_config(data, tmp_path / 'run', model, param_scheduler=[])
+    config.train_dataloader.dataset.pipeline[0].color_type = 'grayscale'
+    config.train_cfg = dict(by_epoch=False, max_iters=4)
+    runner = train(config)
+    assert runner.iter == 4
+    assert runner.message_hub.get_scalar('train/loss_kl_0').current() > 0
+
+
 class InitialWeights(Hook):
     def before_train(self, runner):
         self.weights = weights(runner.model)
@@ -332,6 +344,8 @@ def test_accumulated_gradients_are_the_mean_of_the_batches():
         (dict(ramp=-1), 'ramp: expected'),
         (dict(ramp=80), r'ramp: expected a part of the training, from 0 to 1, as 80 / 300, got 80'),
         (dict(tap='head.fx'), "no module 'head.fx'"),
+        (dict(input_shape=(1, 16, 16)), r'the student takes no images of input_shape=\(1, 16, 16\) .*the data'),
+        (dict(input_shape=(3, 16)), r'input_shape is \(3, 16\), expected the \(C, H, W\) of the images'),
     ],
 )
 def test_errors_of_options(options, message):

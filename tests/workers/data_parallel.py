@@ -24,6 +24,7 @@ from mmengine.structures import BaseDataElement
 from tiny import classification_config, classifier, image_folder, saved_teacher, weights
 from torch import nn
 
+from kd_plugins.distillation.distillation import check_finite
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import DistillationHook, WatchHook
 from kd_plugins.losses import DistillationLoss
@@ -347,6 +348,18 @@ def error_of_one_rank(way: str, folder: Path, rank: int) -> str:
     return 'no error'
 
 
+def error_of_unlike_losses(rank: int) -> str:
+    """Return the error where rank 1 has a loss that rank 0 lacks; finite ones, and none, raise nothing."""
+    one, nan = torch.ones(()), torch.tensor(float('nan'))
+    check_finite({'loss_box': one} if rank else {})
+    check_finite({'loss_box': one} | ({'loss_grid': one} if rank else {}))
+    try:
+        check_finite({'loss_box': one} | ({'loss_grid': nan} if rank else {}))
+    except UserError as error:
+        return str(error)
+    return 'no error'
+
+
 def norms_of_one_graph(way: str, folder: Path, rank: int) -> dict:
     """Return the norms of the gradients of a loss that has one on rank 0 alone."""
     term = dict(name='own', loss=dict(type=Graphless, rank=rank), student='maps', teacher='maps')
@@ -422,6 +435,7 @@ def main(folder: Path) -> None:
     results['together'] = scenarios(own)
     results['shapes'] = {way: error_of_unequal_shapes(way, own, rank) for way in WAYS}
     results['infinite'] = {way: error_of_one_rank(way, own, rank) for way in WAYS}
+    results['unlike'] = error_of_unlike_losses(rank)
     results['one graph'] = {way: norms_of_one_graph(way, own, rank) for way in WAYS}
     results['pending'] = [pending(folder, interval=3), pending(folder, interval=4, save_begin=3)]
     torch.set_default_dtype(torch.float32)
