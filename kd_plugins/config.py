@@ -20,7 +20,7 @@ from mmengine.utils import import_modules_from_strings
 from kd_plugins.errors import UserError, user_named
 from kd_plugins.registry import HOOKS, check_arguments, check_model, type_name
 from kd_plugins.unpickling import guard_files
-from kd_plugins.utils.names import nearest
+from kd_plugins.utils.names import first, nearest
 from kd_plugins.utils.packages import packaged_config
 
 PACKAGE = Path(__file__).parent / '.mim'  # where configs/ and tools/ are, as in OpenMMLab's packages
@@ -504,6 +504,7 @@ def check_config(config: Config, part: str = 'train', where: str | None = None) 
         if known is not None:
             options = {key: value for key, value in hook.items() if key not in ('type', 'priority', '_scope_')}
             check_arguments(f'{where}: the config dict of {known.__name__}', known, options)
+    _note_replaced_hooks(config, where)
     for path, value in _read_values(config) if part == 'train' else ():
         # A file may be written by a run that comes first.
         if fnmatchcase(path, '*teacher*.config') and isinstance(value, str) and '::' in value:
@@ -536,6 +537,22 @@ def _note_copies(config: Config, where: str) -> None:
                     'current',
                     logging.WARNING,
                 )
+
+
+def _note_replaced_hooks(config: Config, where: str) -> None:
+    """Log the hooks of an inherited config that the list with a DistillationHook leaves out: lists replace lists."""
+    own, file = [*map(type_name, config.get('custom_hooks') or [])], str(config.filename)
+    if 'DistillationHook' not in own or not file.endswith('.py') or Config._is_lazy_import(file):
+        return
+    for base in Config._get_base_files(file):
+        inherited = Config.fromfile(Config._get_cfg_path(base, file)[0], import_custom_modules=False)
+        if lost := [x for x in map(type_name, inherited.get('custom_hooks') or []) if x not in own]:
+            print_log(
+                f'{where}: custom_hooks replaces the list of {base}, and leaves out its {first(lost)}: to keep what is '
+                'there, write custom_hooks = [*_base_.custom_hooks, dict(...)]',
+                'current',
+                logging.WARNING,
+            )
 
 
 def _check_optimiser(config: Config, where: str) -> None:

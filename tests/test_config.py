@@ -318,6 +318,24 @@ def test_terms_beside_the_hook_that_has_others_are_noted(config, monkeypatch, ch
     assert ["none of 'terms' is in custom_hooks.0.terms" in line for line in said] == [True] * (change == 'other')
 
 
+@pytest.mark.parametrize('kept', [False, True])
+def test_hooks_of_the_base_that_a_new_list_leaves_out_are_named(tmp_path, monkeypatch, kept):
+    said = []
+    monkeypatch.setattr('kd_plugins.config.print_log', lambda text, *_: said.append(text))
+    hook = "dict(type='kd_plugins.DistillationHook', teacher=dict(torchvision='resnet18'), terms=[])"
+    (tmp_path / 'x.py').write_text(
+        "_base_ = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'\n"
+        f'custom_hooks = [{"*_base_.custom_hooks, " if kept else ""}{hook}]\n'
+    )
+    check_config(load_config(str(tmp_path / 'x.py')))
+    line = (
+        f'{tmp_path}/x.py: custom_hooks replaces the list of mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py, and leaves '
+        'out its EMAHook, PipelineSwitchHook: to keep what is there, write custom_hooks = [*_base_.custom_hooks, '
+        'dict(...)]'
+    )
+    assert [text for text in said if 'custom_hooks' in text] == ([] if kept else [line])
+
+
 def test_an_option_that_a_hook_of_the_package_does_not_have_is_named(config):
     config.custom_hooks = [dict(type='kd_plugins.DistillationHook', teacher=dict(config='x.py'), term=[])]
     with pytest.raises(UserError, match="DistillationHook has no option 'term': did you mean 'terms'"):

@@ -66,9 +66,28 @@ def parse_args() -> argparse.Namespace:
         help="continue from a checkpoint, or from the run's newest; start a new run where there is none",
     )
     parser.add_argument('--amp', action='store_true', help='train under bfloat16 autocast, where the processor has it')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the learning rate by the batch size of all processes over the config's base_batch_size",
+    )
     add_watch(parser, BACKENDS)
     parser.add_argument('--skip-corrupt', action='store_true', help='take another sample for an unreadable image')
     return parser.parse_args()
+
+
+def scale_rate(config: Config) -> None:
+    """Let mmengine scale the learning rate to the batch size.
+
+    Raises:
+        UserError: The config does not say for which batch size its rate is.
+    """
+    if (config.get('auto_scale_lr') or {}).get('base_batch_size') is None:
+        raise UserError(
+            f'--auto-scale-lr: {config.filename} does not say for which batch size its learning rate is: add '
+            'auto_scale_lr = dict(base_batch_size=...)'
+        )
+    config.auto_scale_lr.enable = True
 
 
 def prepare(config: Config) -> None:
@@ -275,6 +294,8 @@ def main() -> None:
     """Run the command line."""
     args = parse_args()
     config = load_run(args.config, args, 'train')
+    if args.auto_scale_lr:
+        scale_rate(config)
     check_others(config)
     flags = [f'--{name}' for name in ('amp', 'skip-corrupt', 'allow-pickle') if getattr(args, name.replace('-', '_'))]
     with alone_in(config.work_dir, args.launcher):

@@ -511,5 +511,5 @@ def _initialise(network: nn.Module) -> None:
     if random:
         _warn(
             f'the teacher has no checkpoint, and random weights in {first(list(random))}: give it a checkpoint, unless '
-            'its network loads weights itself'
+            'they are meant so'
         )

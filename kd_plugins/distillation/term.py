@@ -611,8 +611,22 @@ class Term(nn.Module):
         except (UserError, torch.OutOfMemoryError):
             raise
         except (ValueError, RuntimeError) as error:
-            reason = ' '.join(str(error).split())
+            reason = ' '.join(str(error).split()) + self._what_helps(student, targets)
             raise UserError(f'{self.describe(student, targets)}: shape mismatch: {reason}') from error
+
+    def _what_helps(self, student: Features, targets: Sequence[Features]) -> str:
+        """Return what helps a loss from outside of this package, whose messages know no options of a term."""
+        if type(self.loss).__module__.partition('.')[0] == 'kd_plugins':
+            return ''
+        s, t = self.student_levels(student)[0], self.teacher_levels(targets[self.teachers[0]])[0]
+        if {s.ndim, t.ndim} == {3, 4} and self._declared.features == 'any':
+            return (
+                '; one network gives maps and the other tokens, which become maps where the class of the loss says '
+                "features = 'positions', or the term teacher_tokens=dict(...) (or student_tokens)"
+            )
+        if 4 in (s.ndim, t.ndim) and self.resize == 'smaller':
+            return "; for maps of one size, give the term resize='student' or resize='teacher'"
+        return ''
 
     def zero_loss(self) -> Tensor | float:
         """Return 0, with a gradient of 0 for the term's parameters, so that data-parallel finds none unused."""

@@ -24,6 +24,7 @@ from kd_plugins.hooks.distillation_hook import distillation_of, give_num_samples
 from kd_plugins.hooks.held_out_hook import HeldOutHook
 from kd_plugins.registry import HOOKS, type_name
 from kd_plugins.utils.models import unwrapped
+from kd_plugins.utils.names import first
 from kd_plugins.utils.random import preserved_rng
 
 _CATEGORIES = 2**25  # bytes to read of the categories in a file; where they are longer, the names in metainfo count
@@ -103,7 +104,8 @@ class CheckHook(Hook):
         # A head of a panoptic model has the classes of things only, or of stuff.
         if trained and 'thing_classes' not in getattr(loader.dataset, 'metainfo', {}):
             classes, labels = max(trained, key=itemgetter(1))
-            check_class_count(runner.model, classes[:labels])
+            metrics = getattr(getattr(runner.val_loop, 'evaluator', None), 'metrics', ())
+            check_class_count(runner.model, classes[:labels], [type_name(dict(type=type(x))) for x in metrics])
 
 
 def _check_accuracy(runner: Runner) -> None:
@@ -158,14 +160,19 @@ def note_empty_statistics(model: nn.Module) -> None:
             )
 
 
-def check_class_count(model: nn.Module, classes: Sequence[str]) -> None:
+def check_class_count(model: nn.Module, classes: Sequence[str], metrics: Sequence[str] = ()) -> None:
     """Compare the heads of a model with the classes of its training data; note heads with more.
 
     A semantic head beside (HTC, SCNet) has classes of its own, those of pixels, and an RPN one of all objects; it is a
     ``bbox_head`` where it is the whole detector.
 
+    Args:
+        model: The model.
+        classes: Names of the classes.
+        metrics: Names of the classes of its metrics.
+
     Raises:
-        UserError: A head has fewer classes.
+        UserError: A head has fewer classes, or it has more and a metric fails at a class that the data do not have.
     """
     for name, module in model.named_modules():
         count = getattr(module, 'num_classes', None)
@@ -177,6 +184,11 @@ def check_class_count(model: nn.Module, classes: Sequence[str]) -> None:
         names = f'{len(classes)} classes ({", ".join(map(str, classes[:5]))}{", ..." if len(classes) > 5 else ""})'
         if count < len(classes):
             raise UserError(f'{name}: num_classes is {count}, but the training data have {names}: correct one of them')
+        if 'CocoMetric' in metrics:
+            raise UserError(
+                f'{name}: num_classes is {count}, but the training data have {names}, and CocoMetric fails at a box of '
+                f'any other: set num_classes={len(classes)}, or metainfo=dict(classes=(...)) of the data sets'
+            )
         print_log(
             f'{name}: num_classes is {count}, the training data have {names}: the others are never seen, and the '
             f'checkpoint fits no head of num_classes={len(classes)}',
@@ -228,10 +240,16 @@ def class_lists(dataset: Any) -> Iterator[tuple[Sequence[str], int]]:
         yield from class_lists(part)
     if not parts and not getattr(dataset, 'return_classes', False):
         classes = tuple(getattr(dataset, 'metainfo', {}).get('classes') or ())
-        categories = _categories(dataset)
+        categories, others = _categories(dataset)
         if unused := [name for name in classes if categories and name not in categories]:
+            left_out = (
+                f', and its categories {first(others)} are no classes and left out: if that is not meant so, set '
+                'metainfo=dict(classes=(...)) of the data set'
+                if others
+                else ''
+            )
             print_log(
-                f'{dataset.ann_file}: no category is named {", ".join(unused)}, so these classes have no boxes',
+                f'{dataset.ann_file}: no category is named {first(unused)}, so these classes have no boxes{left_out}',
                 'current',
                 logging.WARNING,
             )
@@ -249,11 +267,11 @@ def class_lists(dataset: Any) -> Iterator[tuple[Sequence[str], int]]:
             yield names + classes[len(names) :], len(names or classes)
 
 
-def _categories(dataset: Any) -> Sequence[str]:
-    """Return the names of the categories that a data set in COCO's format uses, in the order of their labels."""
+def _categories(dataset: Any) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the categories that a data set in COCO's format uses, in the order of their labels, and the others."""
     labels, path = getattr(dataset, 'cat2label', None), getattr(dataset, 'ann_file', '')
     if labels is None or not str(path).endswith('.json'):
-        return ()
+        return (), ()
     if not labels:
         raise UserError(
             f'{path}: no category has the name of a class ({", ".join(dataset.metainfo["classes"])}), so no box has a '
@@ -270,6 +288,7 @@ def _categories(dataset: Any) -> Sequence[str]:
     try:
         categories, _ = json.JSONDecoder().raw_decode(rest.decode(errors='ignore').lstrip(' :\r\n\t'))
         names = {category['id']: category['name'] for category in categories}
-        return tuple(names[category] for category in sorted(labels, key=labels.get))
+        used = tuple(names.pop(category) for category in sorted(labels, key=labels.get))
+        return used, tuple(names.values())
     except (ValueError, TypeError, KeyError):  # another entry of that name
-        return ()
+        return (), ()

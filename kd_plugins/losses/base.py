@@ -30,8 +30,8 @@ class DistillationLoss(nn.Module):
         batch_relational: Whether the loss compares the images of a batch with each other. Under data-parallel it then
             gets the features, and labels, of the global batch, gathered with gradient, so that its value does not
             depend on the number of processes. A loss to which sums are enough exchanges these itself, as PKDLoss.
-        pools: Whether the loss average-pools two maps to the smaller height and width before all else, so that a
-            teacher's cache may keep them pooled.
+        pools: Whether ``forward`` average-pools two maps to the smaller height and width before all else, so that a
+            teacher's cache may keep them pooled. A term does not do it for the loss, but by its ``resize``.
         over_positions: Whether the loss divides a map by its norm or sum over the positions, so that maps of one
             position are all alike to it, and give no gradient.
         takes_pairs: Whether ``student`` and ``teacher`` are pairs of features, the input and the output of a stage.

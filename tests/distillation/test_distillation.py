@@ -420,6 +420,12 @@ def test_name_that_the_student_uses_already(student, teacher, images):
         (dict(teacher_levels=1), 'must list indices of levels, from 0, .* got 1'),
         (dict(student='head.loss_module'), 'outputs no tensor in a forward pass'),
         (dict(loss=dict(type='kd_plugins.FSPLoss')), 'takes two features'),
+        (
+            dict(
+                loss=dict(type='torch.nn.MSELoss'), student='backbone.stage2', teacher='backbone.stage3', adapter='auto'
+            ),
+            r"shape mismatch: .*; for maps of one size, give the term resize='student' or resize='teacher'$",
+        ),
     ],
 )
 def test_errors_are_one_line(student, teacher, images, change, message):

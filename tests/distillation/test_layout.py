@@ -604,6 +604,10 @@ def test_an_adapter_larger_than_the_student_is_reported(student, images, monkeyp
             SP | dict(teacher='backbone', resize='student'),
             r"resize='student' needs maps \(B, C, H, W\) of both",
         ),
+        (
+            dict(loss=dict(type='torch.nn.MSELoss')),
+            r"; one network gives maps and the other tokens, .*'positions', or the term teacher_tokens=dict\(\.\.\.\)",
+        ),
     ],
 )
 def test_errors_are_one_line(student, images, change, message):

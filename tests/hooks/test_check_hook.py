@@ -196,6 +196,11 @@ def test_categories_that_a_file_lacks_or_orders_differently_shift_the_labels(tmp
     check(train, build('a', 'b'))  # c is not evaluated
     (message,) = caplog.messages
     assert message.endswith('ab.json: no category is named c, so these classes have no boxes')
+    check(train, build('a', 'b', 'd', 'e'))
+    assert caplog.messages[-1].endswith(
+        'no category is named c, so these classes have no boxes, and its categories d, e are no classes and left out: '
+        'if that is not meant so, set metainfo=dict(classes=(...)) of the data set'
+    )
     with pytest.raises(UserError, match=r'd\.json: no category has the name of a class \(a, b, c\)'):
         check(build('d'))
     for names, label in ((('b', 'c'), 0), (('a', 'c', 'b'), 1)):
@@ -213,7 +218,7 @@ def test_categories_are_read_without_the_whole_file(tmp_path):
     path.write_bytes(b'{"annotations": [' + b' ' * 2**25 + b'], "categories": ' + json.dumps(names).encode() + b'}')
     tracemalloc.start()
     try:
-        assert _categories(SimpleNamespace(cat2label={5: 0, 3: 1}, ann_file=str(path))) == ('b', 'é')
+        assert _categories(SimpleNamespace(cat2label={5: 0, 3: 1}, ann_file=str(path))) == (('b', 'é'), ())
         assert tracemalloc.get_traced_memory()[1] < 2**22
     finally:
         tracemalloc.stop()
@@ -368,3 +373,7 @@ def test_a_head_with_more_classes_than_the_data_is_noted(caplog):
     check_class_count(model, ['person', 'car', 'dog'])
     (text,) = caplog.messages
     assert text.startswith('bbox_head: num_classes is 80, the training data have 3 classes (person, car, dog)')
+    with pytest.raises(
+        UserError, match=r'num_classes is 80, but .*CocoMetric fails .*: set num_classes=3, or metainfo'
+    ):
+        check_class_count(model, ['person', 'car', 'dog'], ['VOCMetric', 'CocoMetric'])

@@ -109,6 +109,13 @@ def test_a_stage_is_proposed_before_the_network_around_it(tmp_path, capsys):
     assert [x['teacher'] for x in content['terms']] == ['backbone.stage2', 'backbone.stage3']
 
 
+def test_heads_of_attention_are_no_maps_to_propose():
+    shapes = [(2, 3, 8, 8)]
+    found = [taps.Tap(name, 'x', False, 1, i, shapes, [*shapes]) for i, name in enumerate(('a.attn.q', 'a.b.c.d'))]
+    (tap,) = taps.taps_by_stride(taps.Network('x', 'x', found, '', (16, 16), {}), (16, 16)).values()
+    assert tap.name == 'a.b.c.d'
+
+
 def test_pyramids_are_proposed_whole_and_the_largest_strides_that_both_have():
     def network(*strides_by_name: tuple[str, tuple[int, ...]]) -> taps.Network:
         found = []

@@ -532,6 +532,20 @@ def test_amp_takes_the_place_of_another_wrapper(tmp_path, command, config):
     assert used.optimizer == config.optim_wrapper.optimizer
 
 
+def test_the_rate_is_scaled_to_the_batch_where_the_config_names_its_own(tmp_path, command, config):
+    config.train_cfg.max_epochs = 1
+    config.dump(tmp_path / 'cfg.py')
+    assert command(tmp_path, 'cfg.py', '--auto-scale-lr') == 1
+    (line,) = [x for x in (tmp_path / 'stderr').read_text().splitlines() if x.startswith('error: ')]
+    assert line.startswith('error: --auto-scale-lr: cfg.py does not say for which batch size its learning rate is')
+    config.auto_scale_lr = dict(base_batch_size=16)
+    config.param_scheduler = []
+    config.dump(tmp_path / 'cfg.py')
+    assert command(tmp_path, 'cfg.py', '--auto-scale-lr') == 0, (tmp_path / 'stderr').read_text()
+    groups = torch.load(Path(config.work_dir) / 'epoch_1.pth', weights_only=False)['optimizer']['param_groups']
+    assert {x['lr'] for x in groups} == {0.5 * config.optim_wrapper.optimizer.lr}  # of batches of 8
+
+
 def test_a_config_without_hooks_leaves_its_result_and_which_labels_were_changed(tmp_path, command, config):
     config.pop('default_hooks')
     config.train_cfg.max_epochs = 1

@@ -399,6 +399,7 @@ def taps_by_stride(network: Network, size: tuple[int, int]) -> dict[tuple[float,
         strides = tuple(tap.strides(size))
         # The levels of a backbone are its stages. What runs at each level is part of a head, which the task shapes.
         once = tap.runs == 1 and all(a < b for a, b in pairwise(strides))
+        once &= not any(word in tap.name for word in ('attn', 'attention'))  # where axes may be those of heads
         if strides and max(strides) > 1 and once and (len(strides) == 1 or tap.name not in ('', 'backbone')):
             found.setdefault(strides, []).append(tap)
     return {
