@@ -100,6 +100,11 @@ def test_a_file_that_is_cut_or_changed_anywhere_is_one_line(tmp_path, zipped):
             except UserError as error:
                 messages.append(str(error))
     assert len(messages) > len(whole) / 29  # of all that are cut, and some of the others
+    if zipped:
+        at = whole.index(b'PK\1\2') + 8  # the flags of an entry, of which 1 says that it is encrypted
+        path.write_bytes(whole[:at] + b'\1' + whole[at + 1 :])
+        with pytest.raises(UserError, match='encrypted'):
+            read_checkpoint(path)
     assert all(x.startswith(str(path)) and '\n' not in x for x in messages)
 
 

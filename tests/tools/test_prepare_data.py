@@ -15,7 +15,7 @@ import torch
 
 from kd_plugins.checkpoint import read_weights
 from kd_plugins.distillation.sources import build_teacher
-from kd_plugins.errors import UserError, one_line_errors
+from kd_plugins.errors import UserError
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'prepare_data.py'
 _spec = importlib.util.spec_from_file_location('prepare_data', TOOL)
@@ -360,12 +360,10 @@ def test_the_command_line_ends_with_one_line_and_status_1(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize('name', ['drawn', 'market1501'])
-def test_a_default_folder_that_cannot_be_made_is_one_line(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_a_default_folder_that_cannot_be_made_is_one_line(name, tmp_path, command):
     (tmp_path / 'data').write_text('a file')
-    with pytest.raises(SystemExit), one_line_errors():
-        tool.main([name])
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert command(tmp_path, name, tool='prepare_data') == 1
+    (line,) = (tmp_path / 'stderr').read_text().strip().splitlines()
     assert line.startswith('error: data')
 
 
