@@ -545,6 +545,8 @@ def _note_replaced_hooks(config: Config, where: str) -> None:
     if 'DistillationHook' not in own or not file.endswith('.py') or Config._is_lazy_import(file):
         return
     for base in Config._get_base_files(file):
+        if '{{' in base:  # a variable, as {{ fileDirname }}, which mmengine fills in a copy of the file
+            continue
         inherited = Config.fromfile(Config._get_cfg_path(base, file)[0], import_custom_modules=False)
         if lost := [x for x in map(type_name, inherited.get('custom_hooks') or []) if x not in own]:
             print_log(

@@ -318,6 +318,13 @@ def test_terms_beside_the_hook_that_has_others_are_noted(config, monkeypatch, ch
     assert ["none of 'terms' is in custom_hooks.0.terms" in line for line in said] == [True] * (change == 'other')
 
 
+def test_a_base_that_is_named_by_a_variable_of_mmengine_is_read(tmp_path):
+    hook = "dict(type='kd_plugins.DistillationHook', teacher=dict(torchvision='resnet18'), terms=[])"
+    (tmp_path / 'base.py').write_text("_base_ = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'")
+    (tmp_path / 'x.py').write_text(f"_base_ = '{{{{ fileDirname }}}}/base.py'\ncustom_hooks = [{hook}]")
+    check_config(load_config(str(tmp_path / 'x.py')))
+
+
 @pytest.mark.parametrize('kept', [False, True])
 def test_hooks_of_the_base_that_a_new_list_leaves_out_are_named(tmp_path, monkeypatch, kept):
     said = []

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from mmengine.logging import print_log
 
-from kd_plugins.distillation.adversarial import AdversarialTerm
 from kd_plugins.distillation.schedule import Schedule
 from kd_plugins.distillation.term import Term
 from kd_plugins.utils.losses import scalar_of
@@ -19,7 +18,8 @@ class FirstValues:
     """Logs the first value of each term, its weight and their product, beside the task's loss.
 
     A weight that changes in time counts with its largest value, so that one that rises from 0 is seen as what it
-    becomes. A notice is logged where one is 0, and where two of the others are more than a thousand times apart.
+    becomes. A notice is logged where one that compares the images of a batch is 0, and where two of the others are more
+    than a thousand times apart.
 
     Args:
         terms: The terms; one that is never active is left out.
@@ -57,10 +57,10 @@ class FirstValues:
                 f'{largest:.3g}{beside}',
                 'current',
             )
-            if value == 0 and not isinstance(term, AdversarialTerm):  # whose part in the student's loss may start at 0
+            if value == 0 and getattr(term.loss, 'batch_relational', False):
                 print_log(
-                    f"term '{term.name}' starts at 0, and trains nothing while it stays there: it compares features "
-                    'that are equal, or too few images (SP and PKT need two in a batch, RKD three)',
+                    f"term '{term.name}' starts at 0, and trains nothing while it stays there: it compares the images "
+                    'of a batch, and these are too few (SP and PKT need two, RKD three), or alike for both networks',
                     'current',
                     logging.WARNING,
                 )

@@ -12,6 +12,7 @@ from kd_plugins.distillation.distillation import Distillation
 from kd_plugins.registry import MODELS
 
 KD = dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', teacher='head.fc', weight=3.0)
+BSS = KD | dict(name='bss', loss=dict(type='kd_plugins.BSSLoss'))
 RISING = KD | dict(name='rising', weight=dict(at=[0, 2], value=[0.0, 8.0], by='iter'))
 
 
@@ -86,8 +87,12 @@ def test_without_a_task_and_without_a_weight(teacher, logged):
 def test_a_term_that_starts_at_0_is_noticed(teacher, logged, loss, least):
     term = dict(name='few', loss=dict(type=f'kd_plugins.{loss}'), student='neck', teacher='neck')
     for batch in (least - 1, least):
-        (found,) = steps(teacher, [KD, term], batch=batch)
+        (found,) = steps(teacher, [KD, term, BSS], batch=batch)  # nothing to attack is no mistake
         notices = [text for level, text in logged if level == logging.WARNING]
-        assert any(text.startswith("term 'few' starts at 0, and trains nothing") for text in notices) == (batch < least)
+        starts = [text for text in notices if 'starts at 0' in text]
+        assert [text.startswith("term 'few' starts at 0, and trains nothing") for text in starts] == [True] * (
+            batch < least
+        )
         assert (found['loss_few'] == 0) == (batch < least)
+        assert found['loss_bss'] == 0
         logged.clear()

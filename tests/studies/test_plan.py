@@ -46,6 +46,11 @@ def test_a_teacher_for_each_seed_and_kind_of_data(here, data):
     assert study.students[0].config['train_dataloader']['dataset']['dataset']['label_noise'] == dict(rate=0.2)
 
 
+def test_names_in_any_script_name_folders():
+    assert [plan.slug(name) for name in ('KD + NST', 'a_b', 'sigma=0.4')] == ['kd-+-nst', 'a-b', 'sigma=0.4']
+    assert [plan.slug(name) for name in ('σ=0.4', 'γ=0.4', '蒸馏', 'Größe')] == ['σ=0.4', 'γ=0.4', '蒸馏', 'größe']
+
+
 def test_a_given_teacher_is_not_trained(here, data):
     (here / 'given.py').write_text(
         'from torch import nn\n\n\ndef network():\n'
