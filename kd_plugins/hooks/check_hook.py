@@ -104,16 +104,19 @@ class CheckHook(Hook):
         # A head of a panoptic model has the classes of things only, or of stuff.
         if trained and 'thing_classes' not in getattr(loader.dataset, 'metainfo', {}):
             classes, labels = max(trained, key=itemgetter(1))
-            metrics = getattr(getattr(runner.val_loop, 'evaluator', None), 'metrics', ())
-            check_class_count(runner.model, classes[:labels], [type_name(dict(type=type(x))) for x in metrics])
+            check_class_count(runner.model, classes[:labels], [type(x).__name__ for x in _metrics(runner)])
+
+
+def _metrics(runner: Runner) -> Sequence[Any]:
+    return getattr(getattr(runner.val_loop, 'evaluator', None), 'metrics', ())
 
 
 def _check_accuracy(runner: Runner) -> None:
     """Check what mmpretrain's accuracy and a CheckpointHook would find out after the first validation."""
     model = unwrapped(runner.model)
     count = getattr(getattr(getattr(model, 'student', model), 'head', None), 'num_classes', None)
-    for metric in getattr(getattr(runner.val_loop, 'evaluator', None), 'metrics', ()):
-        if type_name(dict(type=type(metric))) != 'Accuracy' or len(getattr(metric, 'thrs', ())) != 1:
+    for metric in _metrics(runner):
+        if type(metric).__name__ != 'Accuracy' or len(getattr(metric, 'thrs', ())) != 1:
             continue
         if isinstance(count, int) and max(metric.topk) > count:
             raise UserError(
