@@ -355,6 +355,19 @@ def test_a_head_with_fewer_classes_than_the_data_is_refused():
         check_class_count(cascade, ['a', 'b', 'c', 'd'])
 
 
+def test_a_head_with_more_classes_is_refused_where_cocos_metric_counts(tmp_path):
+    CocoDataset = pytest.importorskip('mmdet.datasets').CocoDataset
+    CocoMetric = pytest.importorskip('mmdet.evaluation').CocoMetric
+    data = str(coco_folder(tmp_path / 'data'))
+    metainfo = dict(classes=('person',))
+    images = dict(img='images/')
+    train = CocoDataset(data_root=data, ann_file='annotations.json', data_prefix=images, metainfo=metainfo, pipeline=[])
+    train.evaluator = SimpleNamespace(metrics=[CocoMetric(f'{data}/annotations.json')])
+    check(train, train, model=head(1))
+    with pytest.raises(UserError, match=r'num_classes is 80, but .* 1 classes \(person\), and CocoMetric fails'):
+        check(train, train, model=head(80))
+
+
 def test_an_rpn_by_itself_has_one_class_of_all_objects():
     pytest.importorskip('mmdet.models')
     with MODELS.switch_scope_and_registry('mmdet'):
