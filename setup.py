@@ -11,7 +11,7 @@ SCRATCH = tempfile.TemporaryDirectory()
 setup(
     name='kd_plugins',
     version='0.2.0',
-    description='Knowledge distillation for OpenMMLab: losses, hooks and models for mmengine, mmdet and mmpretrain',
+    description='Knowledge distillation for OpenMMLab: losses, hooks and models for mmpretrain, mmdet and mmseg',
     long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
@@ -44,6 +44,7 @@ setup(
     ],
     extras_require={
         'detection': ['onedl-mmdetection>=3.5,<4'],
+        'segmentation': ['onedl-mmsegmentation>=1.4,<2'],
         'reid': ['faiss-gpu>=1.8,<2'],
         'timm': ['timm>=1.0.9,<2'],
         'huggingface': ['transformers>=4.57,<5', 'safetensors'],

@@ -14,7 +14,7 @@ from mmengine.registry import Registry
 from torch import nn
 
 from kd_plugins.errors import UserError
-from kd_plugins.utils.names import did_you_mean, nearest
+from kd_plugins.utils.names import brief, did_you_mean, nearest
 
 
 def _child(parent: Registry, *locations: str) -> Registry:
@@ -69,7 +69,7 @@ def build_part(what: str, config: Mapping[str, Any] | nn.Module) -> nn.Module:
         return config
     if not isinstance(config, Mapping) or 'type' not in config:
         raise UserError(
-            f"{what} must be a config dict with a 'type', as in dict(type='kd_plugins.NSTLoss'), got {config!r}"
+            f"{what} must be a config dict with a 'type', as in dict(type='kd_plugins.NSTLoss'), got {brief(config)}"
         )
     name = config['type']
     try:

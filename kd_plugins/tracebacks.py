@@ -12,7 +12,7 @@ from types import NoneType
 from typing import Any
 
 # Packages whose code is driven by the config: their errors are about the config or the data.
-_STOCK = ('mmengine', 'mmcv', 'mmdet', 'mmpretrain')
+_STOCK = ('mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'mmseg')
 _LIBRARY = {Path(sysconfig.get_path(name)) for name in ('stdlib', 'platstdlib', 'purelib', 'platlib')}
 _OWN = Path(__file__).parent
 

@@ -21,7 +21,7 @@ from tiny import classification_config, image_folder, saved_teacher, train
 from kd_plugins import engine
 from kd_plugins.checkpoint import save_weights
 from kd_plugins.config import load_config
-from kd_plugins.engine import alone_in, latest_checkpoint, load_run, prepare_run, scope_of, watch
+from kd_plugins.engine import alone_in, check_images, latest_checkpoint, load_run, prepare_run, scope_of, watch
 from kd_plugins.errors import UserError
 from kd_plugins.hooks import CheckHook
 from kd_plugins.registry import MODELS, type_name
@@ -89,6 +89,23 @@ def test_images_are_checked_by_name_and_by_class(load):
         assert config[f'{name}_dataloader'].dataset.dataset.pipeline[0] == dict(
             type='kd_plugins.LoadImage', to_float32=True, skip_corrupt=skips
         )
+
+
+def test_label_maps_are_checked_where_they_are_of_mmseg():
+    load = dict(type='LoadAnnotations', reduce_zero_label=True)
+
+    def config_of(scope):
+        loader = dict(dataset=dict(pipeline=[dict(load), dict(load, type='mmdet.LoadAnnotations')]))
+        return Config(dict(default_scope=scope, train_dataloader=loader, pipeline=[dict(load)]))
+
+    detection, segmentation = config_of('mmdet'), config_of('mmseg')
+    check_images(detection)
+    assert detection.to_dict() == config_of('mmdet').to_dict()
+    for _ in range(2):
+        check_images(segmentation)
+        one, other = segmentation.train_dataloader.dataset.pipeline
+        assert one == dict(type='kd_plugins.LoadSegMap', load=dict(load, type='mmseg.LoadAnnotations'))
+        assert other == dict(load, type='mmdet.LoadAnnotations')
 
 
 def test_a_config_may_leave_broken_images_out_of_training_alone():

@@ -17,6 +17,7 @@ from kd_plugins.compat.configs import provide_configs
 from kd_plugins.config import check_config, load_config
 from kd_plugins.distillation.sources import build_network
 from kd_plugins.errors import UserError
+from kd_plugins.utils import packages
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'kd_plugins' / '.mim'
@@ -82,6 +83,15 @@ def test_paths_in_the_packages_configs_lead_there_from_elsewhere(inherited, name
     by_package = name.startswith('kd_plugins::') and trained.exists()
     assert config.requires[0].checkpoint == (str(trained) if by_package else checkpoint)
     assert config.work_dir == 'work_dirs/nst_voc_mini'
+
+
+@pytest.mark.parametrize(('package', 'distribution'), [('mmdet', 'detection'), ('mmseg', 'segmentation')])
+def test_the_package_of_a_stock_config_is_named_as_pip_knows_it(package, distribution, monkeypatch):
+    monkeypatch.setattr(packages, 'find_spec', lambda name: None)
+    remedy = f"no package '{package}' is installed: pip install onedl-mm{distribution}$"
+    with pytest.raises(UserError, match=remedy):
+        packages.packaged_config(f'{package}::a.py')
+    assert f'onedl-mm{distribution}==' in (ROOT / 'requirements.txt').read_text()
 
 
 @pytest.mark.parametrize(

@@ -41,17 +41,20 @@ def parse_args() -> argparse.Namespace:
 
 
 def set_drawing(config: Config, folder: str) -> None:
-    """Let the visualisers of mmdet or mmpretrain draw every prediction."""
+    """Let the visualisers of mmdet, mmseg or mmpretrain draw every prediction."""
     folder = str(Path(folder).resolve())  # mmdet puts a relative one below its time stamp
     if scope_of(config) == 'mmdet':
         visualizer, hook = (
             'mmdet.DetLocalVisualizer',
             dict(type='mmdet.DetVisualizationHook', draw=True, test_out_dir=folder),
         )
+    elif scope_of(config) == 'mmseg':
+        visualizer, hook = 'mmseg.SegLocalVisualizer', dict(type='mmseg.SegVisualizationHook', draw=True, interval=1)
     else:
         visualizer = 'mmpretrain.UniversalVisualizer'
         hook = dict(type='mmpretrain.VisualizationHook', enable=True, interval=1, out_dir=folder)
-    config.visualizer = dict(type=visualizer, vis_backends=[dict(type='LocalVisBackend')])
+    # Where mmseg's pictures go; the others name the folder themselves.
+    config.visualizer = dict(type=visualizer, vis_backends=[dict(type='LocalVisBackend', img_save_dir=folder)])
     config.default_hooks.visualization = hook
 
 

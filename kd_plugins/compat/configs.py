@@ -42,7 +42,9 @@ class _AfterImport:
 
 
 def _add_package(config: ModuleType) -> None:
-    config.utils.MODULE2PACKAGE['kd_plugins'] = 'kd_plugins'  # which mmengine.hub reads
+    # mmengine.hub reads this table. By the name that it has for mmseg, it installs the package of that name over the
+    # fork of which this is a module.
+    config.utils.MODULE2PACKAGE.update(kd_plugins='kd_plugins', mmseg='mmseg')
     find = config.Config._get_cfg_path
 
     def find_here(path: str, filename: str) -> tuple[str, str | None]:

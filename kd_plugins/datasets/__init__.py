@@ -3,7 +3,7 @@ from typing import Any
 from kd_plugins.datasets.batched import BatchedImages, whole_batch
 from kd_plugins.datasets.cifar import CIFAR10, CIFAR100
 from kd_plugins.datasets.corruption import corrupted
-from kd_plugins.datasets.loading import LoadImage
+from kd_plugins.datasets.loading import LoadImage, LoadSegMap
 from kd_plugins.datasets.market1501 import Market1501
 from kd_plugins.datasets.repeated import RepeatedViews
 from kd_plugins.datasets.resized import ResizedImages
@@ -18,6 +18,7 @@ __all__ = [
     'STL10',
     'BatchedImages',
     'LoadImage',
+    'LoadSegMap',
     'Market1501',
     'PKSampler',
     'RepeatedViews',

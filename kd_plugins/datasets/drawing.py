@@ -134,16 +134,20 @@ def _shape(
     return _mask(name, centre, rng.uniform(*radius) * min(size), rng.uniform(0.75, 1), rng.normal(0, 0.3), size)
 
 
-def _scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[dict]]:
-    """Return an image (H, W, 3) and its objects, back to front, each with name, bndbox, truncated and difficult."""
+def _scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, list[dict], np.ndarray]:
+    """Return an image (H, W, 3), its objects, and the class of each pixel (H, W): 0 is the background, i + 1 class i.
+
+    Objects come back to front, each with name, bndbox, truncated and difficult.
+    """
     image = _background(rng, size)
     names = [CLASSES[i] for i in rng.integers(len(CLASSES), size=rng.integers(1, 5))]
     masks = [_shape(rng, name, size, (0.1, 0.28), 0.1) for name in names]
     for name, mask in zip(names, masks, strict=True):
         image = _paint(rng, image, name, mask)
-    objects = []
+    objects, labels = [], np.zeros(size[::-1], np.uint8)
     for k, (name, mask) in enumerate(zip(names, masks, strict=True)):
         inside = mask > 0.5
+        labels[inside] = CLASSES.index(name) + 1
         hidden = np.logical_or.reduce([other > 0.5 for other in masks[k + 1 :]], initial=False) & inside
         y, x = np.nonzero(inside)
         left, top, right, bottom = (int(v) for v in (x.min(), y.min(), x.max(), y.max()))
@@ -156,7 +160,7 @@ def _scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray,
                 'bndbox': {'xmin': left + 1, 'ymin': top + 1, 'xmax': right + 1, 'ymax': bottom + 1},
             }
         )
-    return _finish(rng, image), objects
+    return _finish(rng, image), objects, labels
 
 
 def _element(tag: str, value: object) -> ElementTree.Element:
@@ -236,12 +240,19 @@ def _draw_into(root: str | Path, parameters: dict, draw: Callable[[Path], None])
 
 
 def draw_voc(
-    root: str | Path, train: int = 64, val: int = 600, test: int = 200, size: tuple[int, int] = (96, 96), seed: int = 0
+    root: str | Path,
+    train: int = 64,
+    val: int = 600,
+    test: int = 200,
+    size: tuple[int, int] = (96, 96),
+    seed: int = 0,
+    masks: bool = False,
 ) -> Path:
     """Draw a detection set in PASCAL VOC's layout; do nothing where it is already there.
 
     Writes ``<root>/VOC2007/{JPEGImages,Annotations,ImageSets/Main}``. An image has 1 to 4 objects of :data:`CLASSES`;
-    boxes count pixels from 1 and include both ends; ``difficult`` marks objects hidden to more than 60 %.
+    boxes count pixels from 1 and include both ends; ``difficult`` marks objects hidden to more than 60 %. With
+    ``masks``, ``SegmentationClass`` has the class of each pixel: 0 is the background, i + 1 is class i.
 
     Args:
         root: The folder to make, e.g. ``data/drawn/VOCdevkit``.
@@ -250,6 +261,7 @@ def draw_voc(
         test: Number of images in ``test``.
         size: Width and height in pixels.
         seed: Image i depends on the seed, i and the size only.
+        masks: Whether to write the classes of pixels, too.
 
     Returns:
         The root.
@@ -265,7 +277,8 @@ def draw_voc(
     def draw(folder: Path) -> None:
         base = folder / 'VOC2007'
         lists = base / 'ImageSets' / 'Main'
-        for path in (base / 'JPEGImages', base / 'Annotations', lists):
+        classes = base / 'SegmentationClass'
+        for path in (base / 'JPEGImages', base / 'Annotations', lists, *([classes] if masks else [])):
             path.mkdir(parents=True)
         numbers = iter(range(1, sum(images.values()) + 1))
         members = {split: [f'{next(numbers):06d}' for _ in range(count)] for split, count in images.items()}
@@ -273,11 +286,14 @@ def draw_voc(
         for split, names in members.items():
             (lists / f'{split}.txt').write_text(''.join(f'{name}\n' for name in names))
         for name in members['trainval'] + members['test']:
-            image, objects = _scene(np.random.default_rng([seed, int(name)]), size)
+            image, objects, labels = _scene(np.random.default_rng([seed, int(name)]), size)
             _write_image(base / 'JPEGImages' / f'{name}.jpg', image)
             (base / 'Annotations' / f'{name}.xml').write_text(_annotation(f'{name}.jpg', size, objects))
+            if masks:
+                cv2.imwrite(str(classes / f'{name}.png'), labels)
 
-    return _draw_into(root, {'kind': 'voc', 'images': images, 'size': size, 'seed': seed}, draw)
+    parameters = {'kind': 'voc', 'images': images, 'size': size, 'seed': seed}
+    return _draw_into(root, parameters | ({'masks': True} if masks else {}), draw)
 
 
 def draw_classification(root: str | Path, train: int = 600, val: int = 50, size: int = 48, seed: int = 0) -> Path:

@@ -8,7 +8,7 @@ import cv2
 import mmcv
 import numpy as np
 import torch
-from mmcv.transforms import LoadImageFromFile
+from mmcv.transforms import BaseTransform, LoadImageFromFile
 from mmengine import fileio
 from mmengine.logging import print_log
 from PIL import Image
@@ -17,6 +17,7 @@ from kd_plugins.errors import UserError
 from kd_plugins.registry import TRANSFORMS
 
 _TIFF = b'II*\0', b'MM\0*'  # how one begins
+_UNDECODABLE = (OSError, SyntaxError, RuntimeError, Image.DecompressionBombError, cv2.error)
 
 
 def _is_truncated_jpeg(data: bytes) -> bool:
@@ -106,7 +107,7 @@ class LoadImage(LoadImageFromFile):
             return None
         try:
             image = mmcv.imfrombytes(data, flag=self.color_type, backend=self.imdecode_backend)
-        except (OSError, SyntaxError, RuntimeError, Image.DecompressionBombError, cv2.error):
+        except _UNDECODABLE:
             image = None
         if image is None:
             self._refuse(path, 'cannot be decoded')
@@ -155,3 +156,43 @@ class LoadImage(LoadImageFromFile):
             f"color_type='{self.color_type}', imdecode_backend='{self.imdecode_backend}', "
             f'backend_args={self.backend_args})'
         )
+
+
+@TRANSFORMS.register_module()
+class LoadSegMap(BaseTransform):
+    """A transform that reads the classes of pixels, as mmseg's ``LoadAnnotations``, with its errors naming the file.
+
+    Args:
+        load: Config dict of the transform, which reads ``results['seg_map_path']``.
+
+    Raises:
+        UserError: The file is missing, or cannot be read, or has more than one number for each pixel, or another size
+            than the image.
+    """
+
+    def __init__(self, load: dict) -> None:
+        self.load = TRANSFORMS.build(load)
+
+    def transform(self, results: dict) -> dict | None:
+        """Read the file; set ``gt_seg_map`` (H, W)."""
+        path, size = results.get('seg_map_path'), results.get('ori_shape')
+        try:
+            results = self.load(results)
+        except FileNotFoundError:
+            raise UserError(f'{path}: label map is missing; check data_prefix and seg_map_suffix') from None
+        except (*_UNDECODABLE, AttributeError):  # OpenCV returns None, whose attributes are read
+            raise UserError(f'{path}: label map cannot be decoded; replace it') from None
+        shape = results['gt_seg_map'].shape if 'gt_seg_map' in results else size
+        if len(shape or ()) == 3:
+            raise UserError(
+                f'{path}: label map has {shape[2]} values for each pixel, expected one, the number of its class: '
+                'convert its colours'
+            )
+        if size is not None and shape != tuple(size):
+            raise UserError(
+                f'{path}: label map is {shape[1]}x{shape[0]}, its image {size[1]}x{size[0]}; replace one of them'
+            )
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}({self.load!r})'

@@ -25,7 +25,7 @@ from kd_plugins.errors import UserError
 from kd_plugins.losses import AdversarialLoss, CrossKDLoss
 from kd_plugins.registry import build_part, check_arguments
 from kd_plugins.utils.losses import scalar_of
-from kd_plugins.utils.names import did_you_mean, first
+from kd_plugins.utils.names import brief, did_you_mean, first
 from kd_plugins.utils.random import preserved_rng
 
 DIVERGED = 'training stops, the last good checkpoint is kept'
@@ -164,12 +164,12 @@ class Distillation(nn.Module):
         if not _are_dicts(configs):
             raise UserError(
                 'a distillation needs a teacher: give a config dict, dict(config=..., checkpoint=...), or a '
-                f'list of such dicts, got {teacher!r}'
+                f'list of such dicts, got {brief(teacher)}'
             )
         if not _are_dicts(terms):
             raise UserError(
                 'a distillation needs terms: give a list of config dicts, [dict(name=..., loss=dict(type=...), '
-                f'student=..., teacher=...)], got {terms!r}'
+                f'student=..., teacher=...)], got {brief(terms)}'
             )
         with preserved_rng():
             built = nn.ModuleList(build_terms(terms, len(configs)))
@@ -277,11 +277,15 @@ class Distillation(nn.Module):
         Raises:
             UserError: A tap outputs no tensor, or the shapes of a term's features do not match.
         """
-        for network, recorded in (('student', features), *(('teacher', target) for target in targets)):
+        recorders = self.recorder, *(teacher.recorder for teacher in self.teachers)
+        for recorder, recorded in zip(recorders, (features, *targets), strict=True):
             for tap, levels in recorded.items():
                 if not levels:
+                    inner = f'{tap}.conv_seg'  # mmseg calls the forward() of its heads itself, past all hooks
                     raise UserError(
-                        f"the {network}'s module '{tap}' outputs no tensor in a forward pass: tap another one"
+                        f"the {'student' if recorder is self.recorder else 'teacher'}'s module '{tap}' outputs no "
+                        'tensor in a forward pass: tap '
+                        f'{repr(inner) if inner in dict(recorder.model.named_modules()) else "another one"}'
                     )
         with preserved_rng(), self._explained(features, targets, len(inputs)):
             batch = Batch(inputs, None, self.recorder, self.teachers)

@@ -13,6 +13,7 @@ _NORMALISING = {
     'mmengine.model.base_model.data_preprocessor.ImgDataPreprocessor',
     'mmpretrain.models.utils.data_preprocessor.ClsDataPreprocessor',
     'mmdet.models.data_preprocessors.data_preprocessor.DetDataPreprocessor',
+    'mmseg.models.data_preprocessor.SegDataPreProcessor',
 }
 
 

@@ -27,7 +27,7 @@ from kd_plugins.distillation.teacher import RGBImages
 from kd_plugins.errors import UserError
 from kd_plugins.pretrained import check_pretrained, check_readable
 from kd_plugins.registry import MODELS, check_arguments, type_name
-from kd_plugins.utils.names import first, nearest
+from kd_plugins.utils.names import brief, first, nearest
 from kd_plugins.utils.packages import packaged_config
 
 _REQUIRED: Any = object()  # config= has to say checkpoint=None: few of those networks load weights themselves
@@ -111,7 +111,7 @@ def build_teacher(
     if not isinstance(checkpoint, (str, Path, type(None))):
         raise UserError(f"a teacher's checkpoint must be a path, an address or None, got {checkpoint!r}")
     if data_preprocessor is not None and not isinstance(data_preprocessor, Mapping):
-        raise UserError(f"a teacher's data_preprocessor must be a config dict, got {data_preprocessor!r}")
+        raise UserError(f"a teacher's data_preprocessor must be a config dict, got {brief(data_preprocessor)}")
     if weights != 'DEFAULT' and source in ('config', 'build'):
         raise UserError(
             f'weights={weights!r} is for timm=, torchvision= and huggingface=: with {source}= give checkpoint='
@@ -178,7 +178,8 @@ def build_network(
         model = config
     else:
         raise UserError(
-            f"a teacher's config must be a path, package::path, or a model's config dict with a 'type', got {config!r}"
+            "a teacher's config must be a path, package::path, or a model's config dict with a 'type', got "
+            f'{brief(config)}'
         )
     model = copy.deepcopy(dict(student_of(model)))  # mmdet modifies config dicts while building
     if data_preprocessor is not None:

@@ -22,6 +22,7 @@ from kd_plugins.functional.gram import resized
 from kd_plugins.losses import AdversarialLoss, DistillationLoss
 from kd_plugins.registry import build_part, check_arguments
 from kd_plugins.utils.distributed import gathered
+from kd_plugins.utils.names import brief
 
 
 class Batch(NamedTuple):
@@ -120,7 +121,7 @@ class Term(nn.Module):
             self.weight = weight
         else:
             raise UserError(
-                f"the weight of term '{name}' must be a number or dict(at=[...], value=[...]), got {weight!r}"
+                f"the weight of term '{name}' must be a number or dict(at=[...], value=[...]), got {brief(weight)}"
             )
         values = self.weight.value if isinstance(self.weight, Schedule) else [self.weight]
         if not all(isfinite(x) and x >= 0 for x in values):

@@ -74,6 +74,9 @@ def images_for(config: Config, network: Any, size: Sequence[int] | None) -> Imag
             ) from error
         print_log(f'the test set is not here, images are drawn ({" ".join(str(error).split())[:200]})', 'current')
         batch, source = pseudo_collate(_drawn(pipeline, channels)), 'drawn'
+    if type(network.data_preprocessor).__name__ == 'SegDataPreProcessor':  # which wants one size
+        alike = [i for i, image in enumerate(batch['inputs']) if image.shape == batch['inputs'][0].shape]
+        batch = {name: [values[i] for i in alike] for name, values in batch.items()}
     images: Any = network.data_preprocessor(batch, False)['inputs']
     if not isinstance(images, Tensor):  # a preprocessor that does nothing
         images = torch.stack([*images]).float()
@@ -100,7 +103,7 @@ def _downloads(part: Mapping[str, Any]) -> bool:
 
 def _drawn(pipeline: list[Any], channels: int) -> list[Any]:
     """Return drawn images after a test pipeline, grey ones as they are loaded: without an axis of channels."""
-    steps = [copy.deepcopy(step) for step in pipeline if not type_name(step).startswith('LoadImage')]
+    steps = [copy.deepcopy(step) for step in pipeline if not type_name(step).startswith('Load')]
     rng, side = np.random.default_rng(0), (333, 451)
     known = dict(img_shape=side, ori_shape=side, height=side[0], width=side[1], img_path='', gt_label=0, instances=[])
     found = []

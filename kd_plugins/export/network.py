@@ -1,5 +1,6 @@
 """What of a network an exported file holds: images in, named tensors out, and what these mean."""
 
+import copy
 import inspect
 import json
 from collections.abc import Iterator, Sequence
@@ -244,6 +245,47 @@ class Detector(Exportable):
         return network.add_pred_to_datasample(data_samples, found)
 
 
+class Segmentor(Exportable):
+    """A segmentor of mmseg, up to the scores that its head returns, at a part of the images' size."""
+
+    task = 'segmentation'
+    meaning = (
+        'scores of the classes at each place, before the softmax: resize them bilinearly to the image, and take the '
+        'largest'
+    )
+
+    def needed(self, network: Any) -> nn.Module:
+        """Return all but the auxiliary heads of the training."""
+        network = copy.copy(network)
+        network._modules = {name: x for name, x in network._modules.items() if name != 'auxiliary_head'}
+        return network
+
+    def compute(self, images: Tensor) -> Any:
+        """Return the scores (N, classes, H', W')."""
+        return self.network(images, mode='tensor')
+
+    def name_outputs(self, outputs: Any) -> list[str]:
+        """Name the scores."""
+        if not isinstance(outputs, Tensor):
+            head = type(self.network.decode_head).__name__
+            raise UserError(f'{head} returns {len(pytree.tree_leaves(outputs))} tensors, expected scores of pixels: '
+                            'it is not exported; --backbone exports the backbone alone')  # fmt: skip
+        return ['scores']
+
+    def predict(self, outputs: Sequence[Tensor], data_samples: list[BaseDataElement]) -> list[BaseDataElement]:
+        """Return samples with the class of each pixel of the image as it was before the pipeline."""
+        network: Any = self.network
+        if network.test_cfg.mode != 'whole':
+            raise UserError(
+                f"--score: the network is scored by windows (test_cfg.mode is '{network.test_cfg.mode}') and a file by "
+                'whole images: give --cfg-options model.test_cfg.mode=whole'
+            )
+        heads = network.decode_head
+        head: Any = heads[-1] if isinstance(heads, nn.ModuleList) else heads
+        scores = head.predict_by_feat(outputs[0], [sample.metainfo for sample in data_samples])
+        return network.postprocess_result(scores, data_samples)
+
+
 def exportable(network: nn.Module, backbone: bool = False, normalize: bool = False, decode: bool = False) -> Exportable:
     """Return the part of a model that is exported.
 
@@ -275,9 +317,16 @@ def exportable(network: nn.Module, backbone: bool = False, normalize: bool = Fal
         return Detections(network, normalize)
     if detector:
         return Detector(network, normalize)
+    if 'EncoderDecoder' in kinds and 'DepthEstimator' not in kinds:
+        head: Any = getattr(network, 'decode_head', None)
+        if 'batch_data_samples' in inspect.signature(head.forward).parameters:
+            raise UserError(
+                f'{type(head).__name__} predicts masks, and is not exported; --backbone exports the backbone alone'
+            )
+        return Segmentor(network, normalize)
     what = 'two-stage detector' if hasattr(network, 'roi_head') else 'model'
     backbone_alone = ', and --backbone the backbone alone' if hasattr(network, 'backbone') else ''
     raise UserError(
-        f'{type(network).__name__} is a {what} that is not exported: classifiers, re-ID models and one-stage detectors '
-        f"are; mmdeploy exports other models of OpenMMLab's{backbone_alone}"
+        f'{type(network).__name__} is a {what} that is not exported: classifiers, re-ID models, one-stage detectors '
+        f"and segmentors are; mmdeploy exports other models of OpenMMLab's{backbone_alone}"
     )

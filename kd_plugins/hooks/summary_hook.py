@@ -21,7 +21,7 @@ from kd_plugins.hooks.distillation_hook import distillation_of
 from kd_plugins.registry import HOOKS
 from kd_plugins.utils.files import plain
 from kd_plugins.utils.models import unwrapped
-from kd_plugins.utils.scalars import score_in_log, time_of
+from kd_plugins.utils.scalars import main_metric, score_in_log, time_of
 
 _SCORES = 'scores_of_summary'  # in mmengine's message hub, and so in checkpoints
 
@@ -30,10 +30,10 @@ _SCORES = 'scores_of_summary'  # in mmengine's message hub, and so in checkpoint
 class SummaryHook(Hook):
     """At the end of training, logs in a few lines what was trained, from which teacher, how well, and where it is.
 
-    Last and best epoch are those of the first metric of the validation; the best one is chosen by the very data that it
-    is scored on. Parameters and multiply-adds are counted as :mod:`kd_plugins.export` does, by one forward pass of an
-    image of the size that the validation has (training, where there is none). The last line is the command that exports
-    the student.
+    Last and best epoch are those of the first metric of the validation (of a segmentor, the mean IoU); the best one is
+    chosen by the very data that it is scored on. Parameters and multiply-adds are counted as :mod:`kd_plugins.export`
+    does, by one forward pass of an image of the size that the validation has (training, where there is none). The last
+    line is the command that exports the student.
 
     An error here is logged, and never fails a run.
     """
@@ -64,12 +64,12 @@ class SummaryHook(Hook):
             self._shape = _shape_of(data_batch) or self._shape
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
-        """Note the first metric."""
-        found = [(name, value) for name, value in plain(metrics or {}).items() if isinstance(value, (int, float))]
+        """Note the main metric."""
+        found = {name: value for name, value in plain(metrics or {}).items() if isinstance(value, (int, float))}
         if self._trains and found:
-            name, value = found[0]
+            name = main_metric([*found])
             scores = runner.message_hub.runtime_info.get(_SCORES) or {}
-            scores[time_of(runner)] = [name, float(value)]
+            scores[time_of(runner)] = [name, float(found[name])]
             runner.message_hub.update_info(_SCORES, scores)
 
     def after_train(self, runner: Runner) -> None:

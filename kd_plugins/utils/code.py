@@ -7,7 +7,8 @@ from inspect import unwrap
 from pathlib import Path
 from types import CodeType, FunctionType
 
-_LIBRARIES = {'torch', 'torchvision', 'timm', 'transformers', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'kd_plugins'}
+_OPENMMLAB = {'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg'}
+_LIBRARIES = {'torch', 'torchvision', 'timm', 'transformers', 'kd_plugins'} | _OPENMMLAB
 
 
 def sources(kinds: Iterable[type]) -> Iterator[str]:

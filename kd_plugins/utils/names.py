@@ -21,3 +21,9 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     options = list(options)
     near = difflib.get_close_matches(name, options, 1)
     return f"did you mean '{near[0]}'?" if near else f'options are {", ".join(options) or "none"}'
+
+
+def brief(value: object) -> str:
+    """Return how a value prints, in a line of 100 characters at most: a network prints as hundreds of lines."""
+    text = ' '.join(repr(value).split())
+    return text if len(text) <= 100 else f'{text[:97]}...'

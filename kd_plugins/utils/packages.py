@@ -18,7 +18,9 @@ def packaged_config(name: str) -> Path | None:
         return None
     spec = find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.origin:
-        raise UserError(f"config {name} does not exist: no package '{package}' is installed")
+        known = {'mmdet': 'onedl-mmdetection', 'mmseg': 'onedl-mmsegmentation'}
+        remedy = f': pip install {known[package]}' if package in known else ''
+        raise UserError(f"config {name} does not exist: no package '{package}' is installed{remedy}")
     configs = Path(spec.origin).parent / '.mim' / 'configs'
     path = configs / below
     if not path.is_file():

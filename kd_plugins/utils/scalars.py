@@ -1,6 +1,7 @@
 """What mmengine writes of a run's numbers."""
 
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,13 @@ def time_of(runner: Runner) -> int:
     return runner.iter if isinstance(runner.train_loop, IterBasedTrainLoop) else runner.epoch
 
 
+def main_metric(names: Sequence[str]) -> str:
+    """Return the first of several metrics, or the mean IoU, before which mmseg names the share of right pixels."""
+    return next((name for name in names if name.rpartition('/')[2] == 'mIoU'), names[0])
+
+
 def score_in_log(runner: Runner) -> list[Any] | None:
-    """Return name and value of the first metric that a resumed run has logged at the epoch or iteration where it is.
+    """Return name and value of the main metric that a resumed run has logged at the epoch or iteration where it is.
 
     The run notes in :data:`BEGAN` when it has begun: logs of earlier ones may lie in its folder.
     """
@@ -34,7 +40,7 @@ def score_in_log(runner: Runner) -> list[Any] | None:
             # A KNNHook has lines of its own.
             names = [x for x in line if x not in ('data_time', 'time', 'step') and not x.startswith('knn/')]
             if line.get('step') == now and names and 'iter' not in line:  # not of training
-                return [names[0], float(line[names[0]])]
+                return [main_metric(names), float(line[main_metric(names)])]
     return None
 
 

@@ -85,7 +85,7 @@ def test_a_box_frames_exactly_the_painted_pixels(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(drawing, '_finish', lambda rng, picture: picture)
     singles = 0
     for i in range(30):
-        picture, objects = drawing._scene(np.random.default_rng(i), (60, 50))
+        picture, objects, _ = drawing._scene(np.random.default_rng(i), (60, 50))
         if len(objects) == 1:
             singles += 1
             y, x = np.nonzero(picture[..., 0])
@@ -115,6 +115,29 @@ def test_difficult_means_mostly_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert difficult(near) == [1, 0]
     assert difficult(far) == [0, 0]
+
+
+def test_masks_are_of_the_same_pictures_and_show_what_lies_in_front(tmp_path: Path) -> None:
+    plain, masked = draw_voc(tmp_path / 'a', **SMALL), draw_voc(tmp_path / 'b', **SMALL, masks=True)
+    for folder in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
+        for path in (plain / 'VOC2007' / folder).iterdir():
+            assert path.read_bytes() == (masked / 'VOC2007' / folder / path.name).read_bytes()
+    assert not (plain / 'VOC2007/SegmentationClass').exists()
+    for root in _annotations(masked):
+        path = masked / 'VOC2007/SegmentationClass' / root.find('filename').text.replace('.jpg', '.png')
+        labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        assert labels.shape == (40, 48)
+        free = np.ones_like(labels, bool)
+        for item in reversed(root.findall('object')):  # from the front
+            x1, y1, x2, y2 = (int(item.find('bndbox').find(k).text) for k in ('xmin', 'ymin', 'xmax', 'ymax'))
+            number = CLASSES.index(item.find('name').text) + 1
+            inside = labels[y1 - 1 : y2, x1 - 1 : x2] == number
+            if free[y1 - 1 : y2, x1 - 1 : x2].all():  # nothing in front: each side of its box is touched
+                assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()  # noqa: PT018
+            free[y1 - 1 : y2, x1 - 1 : x2] = False
+        assert not labels[free].any()
+    with pytest.raises(UserError, match='was drawn with other options'):
+        draw_voc(tmp_path / 'b', **SMALL)
 
 
 def test_every_shape_has_an_outline_of_its_own() -> None:

@@ -11,7 +11,7 @@ from mmengine.logging import MMLogger
 from mmpretrain.datasets import CustomDataset
 from PIL import Image
 
-from kd_plugins.datasets import LoadImage
+from kd_plugins.datasets import LoadImage, LoadSegMap
 from kd_plugins.errors import UserError
 from kd_plugins.registry import TRANSFORMS
 
@@ -222,3 +222,34 @@ def test_is_found_by_name_and_refuses_a_misspelt_option() -> None:
     assert isinstance(TRANSFORMS.build(dict(type='kd_plugins.LoadImage', skip_corrupt=True)), LoadImage)
     with pytest.raises(TypeError, match='skip_corupt'):
         TRANSFORMS.build(dict(type='kd_plugins.LoadImage', skip_corupt=True))
+
+
+def _color(path: Path) -> None:
+    cv2.imwrite(str(path), np.zeros((24, 32, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ('damage', 'words', 'backends'),
+    [
+        (lambda path: path.write_text('no image'), 'cannot be decoded', ['pillow', 'cv2']),
+        (lambda path: _truncate(path, 0.4), 'cannot be decoded', ['pillow']),
+        (Path.unlink, 'is missing; check data_prefix and seg_map_suffix', ['pillow', 'cv2']),
+        (_color, 'has 3 values for each pixel, expected one', ['pillow', 'cv2']),
+        (lambda path: cv2.imwrite(str(path), np.zeros((24, 30), np.uint8)), 'is 30x24, its image 32x24', ['pillow']),
+    ],
+)
+def test_a_label_map_that_is_none_is_named(tmp_path: Path, damage, words: str, backends: list[str]) -> None:
+    pytest.importorskip('mmseg.datasets')
+    path = tmp_path / 'a.png'
+    labels = np.random.default_rng(0).integers(0, 9, (24, 32), dtype=np.uint8)
+    cv2.imwrite(str(path), labels)
+    loads = [LoadSegMap(dict(type='mmseg.LoadAnnotations', imdecode_backend=backend)) for backend in backends]
+
+    def results() -> dict:
+        return dict(seg_map_path=str(path), ori_shape=(24, 32), reduce_zero_label=False, seg_fields=[])
+
+    assert all(np.array_equal(load(results())['gt_seg_map'], labels) for load in loads)
+    damage(path)
+    for load in loads:
+        with pytest.raises(UserError, match=f'^{path}: label map {words}'):
+            load(results())

@@ -623,6 +623,13 @@ def test_no_teacher(student, given):
         Distillation(student, given, [KD])
 
 
+def test_a_network_is_no_teacher_and_fills_no_page(student):
+    with pytest.raises(UserError, match=r'got ImageClassifier\( \(data_preprocessor\).*\.\.\.$') as error:
+        Distillation(student, student, [KD])
+    assert '\n' not in str(error.value)
+    assert len(str(error.value)) < 250
+
+
 @pytest.mark.parametrize('given', [[], None, KD, dict(kd=KD), ['kd']])
 def test_no_terms(student, teacher, given):
     with pytest.raises(UserError, match='a distillation needs terms: give a list of config dicts'):

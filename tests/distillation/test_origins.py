@@ -46,6 +46,16 @@ def test_the_images_of_a_batch_are_known(kind: type, stacked: bool) -> None:
     assert origins.of(batch) is None
 
 
+def test_the_images_of_a_segmentors_batch_are_known() -> None:
+    preprocessor = pytest.importorskip('mmseg.models').SegDataPreProcessor(**OPTIONS, test_cfg=dict(size=(16, 16)))
+    origins = Origins(preprocessor)
+    origins.watch()
+    raw, samples = [*images()], [BaseDataElement(), BaseDataElement()]
+    batch = preprocessor(dict(inputs=raw, data_samples=samples))['inputs']
+    assert batch.shape == (2, 3, 16, 16)
+    assert all(map(torch.equal, origins.of(batch).images, raw))
+
+
 class Own(ClsDataPreprocessor):
     """May do anything."""
 

@@ -145,6 +145,19 @@ def test_the_best_of_a_loss_is_the_least_and_a_resumed_run_knows_earlier_scores(
     ]
 
 
+def test_the_score_of_a_segmentor_is_its_mean_iou(tmp_path, shared, summary, monkeypatch):
+    """mmseg puts the share of right pixels before it; also in the log from which a resumed run takes it."""
+    given = Scripted.compute_metrics
+    monkeypatch.setattr(Scripted, 'compute_metrics', lambda self, results: {'aAcc': 9.0, **given(self, results)})
+    train(config_of(shared, tmp_path / 'run', (0.1, 0.4), 'mIoU'))
+    assert dict(summary())['last'] == 'epoch 2, mIoU 0.4'
+    summary.texts.clear()
+    config = config_of(shared, tmp_path / 'run', (0.3,), 'mIoU', epochs=3, resume=True)
+    config.load_from = str(tmp_path / 'run/epoch_2.pth')
+    train(config)
+    assert [text.partition(' (')[0] for _, text in summary()[-4:-2]] == ['epoch 3, mIoU 0.3', 'epoch 2, mIoU 0.4']
+
+
 def test_the_best_epoch_may_be_the_one_that_a_run_resumed_from(tmp_path, shared, summary):
     """Its score is not in its checkpoint, which is written before the validation, but in the log beside that."""
 

@@ -1,4 +1,6 @@
-from kd_plugins.utils.names import did_you_mean, first, nearest
+from torch import nn
+
+from kd_plugins.utils.names import brief, did_you_mean, first, nearest
 
 
 def test_first():
@@ -18,3 +20,11 @@ def test_did_you_mean():
     assert did_you_mean('kernle', ['kernel', 'degree']) == "did you mean 'kernel'?"
     assert did_you_mean('?', ['kernel', 'degree']) == 'options are kernel, degree'
     assert did_you_mean('?', []) == 'options are none'
+
+
+def test_brief():
+    assert brief('a\nb') == "'a\\nb'"
+    text = brief(nn.Sequential(*(nn.Linear(3, 4) for _ in range(9))))
+    assert text.startswith('Sequential( (0): Linear(in_features=3, out_features=4, bias=True)')
+    assert len(text) == 100
+    assert text.endswith('...')

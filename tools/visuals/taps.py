@@ -399,7 +399,9 @@ def taps_by_stride(network: Network, size: tuple[int, int]) -> dict[tuple[float,
         strides = tuple(tap.strides(size))
         # The levels of a backbone are its stages. What runs at each level is part of a head, which the task shapes.
         once = tap.runs == 1 and all(a < b for a, b in pairwise(strides))
-        once &= not any(word in tap.name for word in ('attn', 'attention'))  # where axes may be those of heads
+        # Where axes may be those of heads; pooled to a size of their own; the scores of pixels.
+        others = ('attn', 'attention', 'psp_modules', 'ppm', 'conv_seg')
+        once &= not any(word in tap.name for word in others) and 'Dropout' not in tap.class_
         if strides and max(strides) > 1 and once and (len(strides) == 1 or tap.name not in ('', 'backbone')):
             found.setdefault(strides, []).append(tap)
     return {
@@ -444,6 +446,17 @@ def pairs_of(student: Network, teacher: Network, size: tuple[int, int]) -> Itera
         kd: dict[str, Any] = dict(type='kd_plugins.KDLoss', tau=4.0)
         term = dict(name='kd', loss=kd, student=logits.name, teacher=targets.name, weight=1.0)
         yield term, f'{logits.shapes[0][-1]} logits, if of the same classes'
+    scores, targets = scores_of(student), scores_of(teacher)
+    if scores and targets and scores.shapes[0][1] == targets.shapes[0][1]:
+        cwd: dict[str, Any] = dict(type='kd_plugins.CWDLoss', tau=4.0)
+        term = dict(name='cwd', loss=cwd, student=scores.name, teacher=targets.name, weight=3.0)
+        yield term, f'{scores.shapes[0][1]} scores of each pixel, if of the same classes'
+
+
+def scores_of(network: Network) -> Tap | None:
+    """Return the layer that scores the classes of pixels in one of mmseg's heads, of several heads the last one's."""
+    found = [x for x in network.taps if x.name.endswith('.conv_seg') and x.feature == 'maps']
+    return max(found, key=lambda x: x.first_run, default=None)
 
 
 def logits_of(network: Network) -> Tap | None:

@@ -1,0 +1,262 @@
+"""mmseg's segmentors: stock ones train, predict and export; the configs meet their teachers; a run from end to end."""
+
+import argparse
+import copy
+import json
+import runpy
+import sys
+from functools import cache, partial
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import OptimWrapper
+from mmengine.registry import DefaultScope
+from mmengine.structures import PixelData
+from mmengine.utils import package_utils
+from tiny import train
+
+from kd_plugins.config import check_config, load_config
+from kd_plugins.datasets.drawing import CLASSES, draw_voc
+from kd_plugins.distillation.distillation import Distillation
+from kd_plugins.errors import UserError
+from kd_plugins.export.network import Segmentor, exportable
+from kd_plugins.registry import MODELS
+
+mmseg = pytest.importorskip('mmseg')
+SegDataSample = pytest.importorskip('mmseg.structures').SegDataSample
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / 'tools'))  # last, since tools/test.py must not hide the standard library's test
+from visuals import taps  # noqa: E402
+
+PAIR = 'configs/segmentation/pspnet_r18_from_r101.py'
+DRAWN = 'configs/segmentation/drawn/student_from_teacher.py'
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv('METHOD', raising=False)
+
+
+@cache
+def load(path, method=None):
+    with pytest.MonkeyPatch.context() as patch:
+        if method:
+            patch.setenv('METHOD', method)
+        config = load_config(path)
+    check_config(config)
+    return config
+
+
+def build(model):
+    model = ConfigDict(copy.deepcopy(model))
+    model.update(pretrained=None)
+    with DefaultScope.overwrite_default_scope('mmseg'), MODELS.switch_scope_and_registry('mmseg'):
+        return revert_sync_batchnorm(MODELS.build(model))
+
+
+def data_of(count, size, classes):
+    """Return a batch as mmseg's pipelines give it."""
+    samples = []
+    for i in range(count):
+        sample = SegDataSample(metainfo=dict(img_shape=(size, size), ori_shape=(size, size)))
+        labels = torch.arange(size * size).reshape(1, size, size) // (size * size // 4) + i
+        sample.gt_sem_seg = PixelData(data=labels % classes)
+        samples.append(sample)
+    return dict(inputs=[*torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)], data_samples=samples)
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'pspnet/pspnet_r18-d8_4xb2-80k_cityscapes-512x1024.py',
+        'segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
+        'deeplabv3plus/deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py',
+        'ocrnet/ocrnet_hr18s_4xb2-40k_cityscapes-512x1024.py',  # two heads in a row
+    ],
+)
+def test_a_stock_segmentor_trains_predicts_and_exports(name):
+    """On the operators of kd_plugins, which mmseg imports where mmcv is not compiled."""
+    config = get_config(f'mmseg::{name}').model
+    config.data_preprocessor.update(size=(64, 64))
+    config.backbone.init_cfg = None
+    model = build(config)
+    heads = model.decode_head if isinstance(model.decode_head, torch.nn.ModuleList) else [model.decode_head]
+    data = data_of(2, 64, heads[-1].num_classes)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    before = [p.clone() for p in model.parameters()]
+    losses = model.train().train_step(data, OptimWrapper(optimizer))
+    assert losses['loss'].isfinite()
+    assert all((a != b).any() for a, b in zip(before, model.parameters(), strict=True) if b.grad is not None)
+    model.eval()
+    with torch.no_grad():
+        predicted = model.test_step(data)
+        part = exportable(model)
+        images = model.data_preprocessor(data, False)
+        own = part.predict(part(images['inputs']), images['data_samples'])
+    assert isinstance(part, Segmentor)
+    assert part.names == ['scores']
+    for sample, other in zip(predicted, own, strict=True):
+        assert sample.pred_sem_seg.data.shape == (1, 64, 64)
+        torch.testing.assert_close(other.seg_logits.data, sample.seg_logits.data)
+
+
+def test_the_config_builds_as_it_is_and_its_teacher_is_the_one_that_mmseg_publishes():
+    config = load(PAIR)
+    with torch.device('meta'):
+        student, teacher = build(config.model), build(get_config(config.teacher.config).model)
+    assert (student.backbone.depth, teacher.backbone.depth) == (18, 101)
+    assert student.decode_head.num_classes == teacher.decode_head.num_classes == 19
+    published = Path(mmseg.__file__).parent / '.mim/configs/pspnet/metafile.yaml'
+    assert f'Weights: {config.teacher.checkpoint}\n' in published.read_text()
+    assert '(79.76 mIoU)' in Path(PAIR).read_text()
+    assert 'mIoU: 79.76\n' in published.read_text()
+
+
+@pytest.mark.parametrize('path', [PAIR, DRAWN])
+def test_every_method_meets_the_teacher_and_trains_a_step(path):
+    torch.manual_seed(0)
+    methods = {name: terms for name, terms in load(path).methods.items() if name != 'cwd_authors'}
+    config = load(path, '+'.join(methods))
+    model, other = copy.deepcopy(config.model), copy.deepcopy(load('configs/segmentation/drawn/teacher.py').model)
+    model.backbone.update(stem_channels=8, base_channels=8)
+    model.decode_head.update(in_channels=64, channels=16)
+    model.auxiliary_head.update(in_channels=32, channels=8)
+    model.data_preprocessor.update(size=(64, 64))
+    for head in (other.decode_head, other.auxiliary_head):
+        head.update(num_classes=model.decode_head.num_classes, loss_decode=dict(class_weight=None))
+    (hook,) = config.custom_hooks
+    student, teacher = build(model), dict(config=ConfigDict(other, _scope_='mmseg'), checkpoint=None)
+    distillation = Distillation(student, teacher, hook.terms)
+    data = student.data_preprocessor(data_of(2, 64, student.decode_head.num_classes), True)
+    inputs, samples = data['inputs'], data['data_samples']
+    distillation.dry_run(student, inputs, samples)
+    losses = distillation.losses(partial(student.train(), inputs, samples), inputs, samples)
+    assert {f'loss_{term.name}' for term in hook.terms} | {'decode.loss_ce', 'aux.loss_ce'} <= losses.keys()
+    student.parse_losses(losses)[0].backward()
+    assert all(p.grad.isfinite().all() for p in (*student.parameters(), *distillation.parameters()))
+    assert all(losses[f'loss_{term.name}'] > 0 for term in hook.terms)
+
+
+@pytest.mark.parametrize(
+    ('side', 'network'), [('student', "the student's module"), ('teacher', "the teacher's module")]
+)
+def test_a_head_that_mmseg_calls_past_its_hooks_names_its_layer(side, network):
+    student, other = build(load(DRAWN).model), load('configs/segmentation/drawn/teacher.py').model
+    teacher = dict(config=ConfigDict(other, _scope_='mmseg'), checkpoint=None)
+    taps = dict(student='decode_head.conv_seg', teacher='decode_head.conv_seg') | {side: 'decode_head'}
+    term = dict(name='cwd', loss=dict(type='kd_plugins.CWDLoss'), **taps)
+    distillation = Distillation(student, teacher, [term])
+    with pytest.raises(UserError, match=rf"{network} 'decode_head' outputs no tensor .*: tap 'decode_head\.conv_seg'"):
+        distillation.dry_run(student, torch.randn(2, 3, 32, 32), data_of(2, 32, 9)['data_samples'])
+
+
+def test_mmsegs_configs_are_read_by_their_module_and_nothing_is_installed(monkeypatch):
+    """mmengine knows mmseg by the name of a package that it would install over the one that is there."""
+    monkeypatch.setattr(package_utils, 'call_command', lambda command: pytest.fail(' '.join(command)))
+    assert get_config('mmseg::_base_/models/pspnet_r50-d8.py').model.type == 'EncoderDecoder'
+
+
+def test_the_terms_proposed_for_two_segmentors_are_of_backbones_and_of_the_scores_of_pixels(tmp_path, capsys):
+    hook = dict(teacher=dict(config='configs/segmentation/drawn/teacher.py', checkpoint=None), terms=[])
+    config = load('configs/segmentation/drawn/student.py')
+    config = Config(dict(config.to_dict(), custom_hooks=[dict(type='kd_plugins.DistillationHook', **hook)]))
+    config.dump(tmp_path / 'run.py')
+    args = argparse.Namespace(
+        config=str(tmp_path / 'run.py'), depth=None, filter=None, input=(3, 96, 96), weights=False
+    )
+    args.json = tmp_path / 'taps.json'
+    taps.taps(args)
+    terms = json.loads(args.json.read_text())['terms']
+    assert [(x['name'], x['student'], x['teacher']) for x in terms] == [
+        ('nst_2', 'backbone.stem', 'backbone.stem'),
+        ('nst_4', 'backbone.layer1', 'backbone.layer1'),
+        ('nst_8', 'decode_head.bottleneck', 'decode_head.bottleneck'),
+        ('cwd', 'decode_head.conv_seg', 'decode_head.conv_seg'),
+    ]
+    assert '9 scores of each pixel, if of the same classes' in capsys.readouterr().out
+
+
+def test_a_head_of_queries_is_refused():
+    config = get_config('mmseg::maskformer/maskformer_r50-d32_8xb2-160k_ade20k-512x512.py').model
+    with torch.device('meta'), pytest.raises(UserError, match='MaskFormerHead predicts masks, and is not exported'):
+        exportable(build(config))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Return a function that trains the small PSPNet for two steps on drawn scenes, in a folder below."""
+    root = draw_voc(tmp_path / 'data', train=6, val=2, test=3, size=(32, 48), masks=True)
+
+    def run(path, name, **changes):
+        config = copy.deepcopy(load_config(path))
+        for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            config[key].update(batch_size=4 if key == 'train_dataloader' else 1, num_workers=0)
+            config[key].update(persistent_workers=False)
+            config[key].dataset.data_root = f'{root}/'
+        config.model.data_preprocessor.size = (48, 32)
+        config.train_cfg.update(max_epochs=1, val_interval=1)
+        config.param_scheduler = []
+        for key in ('prepare', 'requires', '_base_', 'terms_of', 'trained'):
+            config.pop(key, None)
+        config.update(work_dir=str(tmp_path / name), experiment_name=name, log_level='ERROR', **changes)
+        train(config)
+        config.dump(tmp_path / f'{name}.py')
+        return config
+
+    return run
+
+
+def test_a_segmentor_learns_from_another_and_is_scored_drawn_and_exported(run, tmp_path, monkeypatch, capsys):
+    run('configs/segmentation/drawn/teacher.py', 'teacher')
+    teacher = dict(config=str(tmp_path / 'teacher.py'), checkpoint=str(tmp_path / 'teacher/student.pth'))
+    terms = [x for name in ('cwd', 'kd', 'pkd') for x in load(DRAWN).methods[name]]
+    hook = dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=terms)
+    summary = dict(type='kd_plugins.SummaryHook')
+    config = load_config('configs/segmentation/drawn/student.py')
+    hooks = dict(config.default_hooks, summary=summary)
+    run('configs/segmentation/drawn/student.py', 'student', custom_hooks=[hook], default_hooks=hooks)
+    weights = torch.load(tmp_path / 'student/student.pth', weights_only=True)['state_dict']
+    assert weights.keys() == build(config.model).state_dict().keys()
+    (log,) = (tmp_path / 'student').glob('*/vis_data/scalars.json')
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {'loss_cwd', 'loss_kd', 'loss_pkd', 'decode.loss_ce', 'aux.loss_ce'} <= lines[0].keys()
+    result = json.loads((tmp_path / 'student/result.json').read_text())['metrics']
+
+    def call(tool, *arguments):
+        monkeypatch.setattr(sys, 'argv', [tool, str(tmp_path / 'student.py'), str(tmp_path / 'student/student.pth')])
+        sys.argv += map(str, arguments)
+        runpy.run_path(str(ROOT / 'tools' / tool))['main']()
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    metrics = call('test.py', '--show-dir', tmp_path / 'pictures', '--work-dir', tmp_path / 'test')
+    assert metrics.keys() == {'mIoU', 'aAcc', 'mAcc'}
+    assert metrics == pytest.approx({name: result[name] for name in metrics})
+    assert len(list((tmp_path / 'pictures').glob('*.png'))) == 3
+    file = tmp_path / 'student.onnx'
+    card = call('export.py', '--to', file, '--score', '--normalize', '--work-dir', tmp_path / 'export')
+    assert card['student']['metrics'] == pytest.approx(metrics)
+    assert card['difference'] < 1e-4
+    heads = sum(value.numel() for name, value in weights.items() if name.startswith('auxiliary_head'))
+    assert heads > 0
+    trained = sum(p.numel() for p in build(config.model).parameters())
+    assert trained - heads <= card['student']['parameters'] < trained
+    session = onnxruntime.InferenceSession(file)
+    (shape,) = (x.shape for x in session.get_outputs())
+    assert shape[1:] == [9, 6, 4]
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert (metadata['task'], json.loads(metadata['classes'])) == ('segmentation', ['background', *CLASSES])
+
+
+def test_a_score_by_windows_is_no_score_of_a_file():
+    model = build(load('configs/segmentation/drawn/student.py').model)
+    model.test_cfg.update(mode='slide', crop_size=(16, 16), stride=(8, 8))
+    part = exportable(model)
+    with torch.no_grad(), pytest.raises(UserError, match=r"mode is 'slide'.*model\.test_cfg\.mode=whole"):
+        part.predict(part(torch.randn(1, 3, 32, 32)), data_of(1, 32, 9)['data_samples'])
