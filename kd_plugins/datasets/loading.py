@@ -177,22 +177,22 @@ class LoadSegMap(BaseTransform):
         """Read the file; set ``gt_seg_map`` (H, W)."""
         path, size = results.get('seg_map_path'), results.get('ori_shape')
         try:
-            results = self.load(results)
+            loaded = self.load(results)
         except FileNotFoundError:
             raise UserError(f'{path}: label map is missing; check data_prefix and seg_map_suffix') from None
         except (*_UNDECODABLE, AttributeError):  # OpenCV returns None, whose attributes are read
             raise UserError(f'{path}: label map cannot be decoded; replace it') from None
-        shape = results['gt_seg_map'].shape if 'gt_seg_map' in results else size
-        if len(shape or ()) == 3:
+        height, width, *values = loaded['gt_seg_map'].shape
+        if values:
             raise UserError(
-                f'{path}: label map has {shape[2]} values for each pixel, expected one, the number of its class: '
+                f'{path}: label map has {values[0]} values for each pixel, expected one, the number of its class: '
                 'convert its colours'
             )
-        if size is not None and shape != tuple(size):
+        if size is not None and (height, width) != tuple(size):
             raise UserError(
-                f'{path}: label map is {shape[1]}x{shape[0]}, its image {size[1]}x{size[0]}; replace one of them'
+                f'{path}: label map is {width}x{height}, its image {size[1]}x{size[0]}; replace one of them'
             )
-        return results
+        return loaded
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({self.load!r})'

@@ -6,6 +6,9 @@ from pathlib import Path
 from kd_plugins.errors import UserError
 from kd_plugins.utils.names import nearest
 
+# Modules that only some configs need, by the name that pip knows.
+_OPTIONAL = {'mmdet': 'onedl-mmdetection', 'mmseg': 'onedl-mmsegmentation'}
+
 
 def packaged_config(name: str) -> Path | None:
     """Return the file of a config that is named ``package::path``; None for another name.
@@ -18,8 +21,7 @@ def packaged_config(name: str) -> Path | None:
         return None
     spec = find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.origin:
-        known = {'mmdet': 'onedl-mmdetection', 'mmseg': 'onedl-mmsegmentation'}
-        remedy = f': pip install {known[package]}' if package in known else ''
+        remedy = f': pip install {_OPTIONAL[package]}' if package in _OPTIONAL else ''
         raise UserError(f"config {name} does not exist: no package '{package}' is installed{remedy}")
     configs = Path(spec.origin).parent / '.mim' / 'configs'
     path = configs / below
