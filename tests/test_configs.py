@@ -25,8 +25,9 @@ from kd_plugins.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(ROOT.glob('configs/**/*.py'))
-# Those of configs/detection have a file of their own, test_detection_configs.py.
-ALL = [path.relative_to(ROOT).as_posix() for path in FILES if not {'_base_', 'studies', 'detection'} & {*path.parts}]
+# Detectors and segmentors have files of their own, test_detection_configs.py and test_segmentation.py.
+OTHER = {'_base_', 'studies', 'detection', 'segmentation'}
+ALL = [path.relative_to(ROOT).as_posix() for path in FILES if not OTHER & {*path.parts}]
 # METHOD in the environment chooses what these train on, NETWORK what networks that teach each other are.
 WITH_METHOD = [path for path in ALL if '{{$METHOD:' in Path(ROOT, path).read_text()]
 TWO_STAGE = [path for path in WITH_METHOD if path.endswith('_two-stage.py')]
