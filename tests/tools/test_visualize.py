@@ -790,6 +790,16 @@ def test_curves_refused(tmp_path, logged_runs, monkeypatch, name):
         tool.main(['curves', *arguments])
 
 
+def test_the_metric_of_segmentors_is_the_mean_iou_where_as_many_runs_have_it(tmp_path):
+    runs = [
+        logged_run(tmp_path / name, [logged(1, 1, loss=1.0), dict(step=1, **scores)])
+        for name, scores in (('a', dict(aAcc=9.0, mIoU=2.0)), ('b', dict(aAcc=8.0, mIoU=3.0)), ('c', dict(aAcc=7.0)))
+    ]
+    courses = [curves.course_of(run, 'run') for run in runs]
+    assert curves.metric_of(courses[:2], None) == 'mIoU'
+    assert curves.metric_of(courses, None) == 'aAcc'
+
+
 def test_runs_without_scores_have_losses_alone(tmp_path):
     course = curves.course_of(logged_run(tmp_path, [logged(i, i, loss=1.0 / i) for i in (1, 2)]), 'run')
     assert curves.metric_of([course], None) is None

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from kd_plugins.errors import UserError
 from kd_plugins.utils.names import nearest
-from kd_plugins.utils.scalars import lines_of
+from kd_plugins.utils.scalars import lines_of, main_metric
 
 from . import networks as nets
 
@@ -140,14 +140,15 @@ def _merged(curves: Mapping[str, Curve], kept: Sequence[str]) -> dict[str, Curve
 
 
 def metric_of(courses: Sequence[Course], asked: str | None) -> str | None:
-    """Return the name of the metric to draw: the one asked for, or the first that most runs have.
+    """Return the name of the metric to draw: the one asked for, or the main one of those that most runs have.
 
     Raises:
         UserError: No run has the one asked for.
     """
     found = [name for course in courses for name in course.metrics]
     if asked is None:
-        return max(found, key=found.count, default=None)
+        most = max(map(found.count, found), default=0)
+        return main_metric([x for x in dict.fromkeys(found) if found.count(x) == most]) if found else None
     if asked not in found:
         raise UserError(f"--metric: no run has scored '{asked}'; {nearest(asked, dict.fromkeys(found))}")
     return asked
