@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from torch import nn
 
-from kd_plugins.config import check_config, one_slip
+from kd_plugins.config import check_config
 from kd_plugins.datasets.corruption import check_options
 from kd_plugins.distillation.distillation import build_terms
 from kd_plugins.distillation.recorder import Recorder
@@ -18,6 +18,7 @@ from kd_plugins.hooks import DistillationHook
 from kd_plugins.registry import MODELS, check_arguments, type_name
 from kd_plugins.studies.run import Run
 from kd_plugins.studies.search import check_search
+from kd_plugins.utils.names import one_slip
 from kd_plugins.utils.random import preserved_rng
 
 # The keys of a study's config dicts; a misspelt one would otherwise be ignored in silence.

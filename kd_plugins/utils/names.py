@@ -1,6 +1,7 @@
 """Lists of names in messages."""
 
 import difflib
+import string
 from collections.abc import Iterable, Sequence
 
 
@@ -27,3 +28,21 @@ def brief(value: object) -> str:
     """Return how a value prints, in a line of 100 characters at most: a network prints as hundreds of lines."""
     text = ' '.join(repr(value).split())
     return text if len(text) <= 100 else f'{text[:97]}...'
+
+
+def one_slip(word: str, other: str) -> bool:
+    """Return whether two words differ by one letter added, left out or replaced, or by two letters swapped.
+
+    Names that differ in a digit name different things.
+    """
+    if word == other:
+        return False
+    same = next((i for i, (a, b) in enumerate(zip(word, other, strict=False)) if a != b), min(len(word), len(other)))
+    a, b = word[same:], other[same:]  # from where they differ
+    letters = {*string.ascii_lowercase, '_'}
+    return (
+        (a[1:] == b and a[0] in letters)
+        or (b[1:] == a and b[0] in letters)
+        or bool(a and b and a[1:] == b[1:] and {a[0], b[0]} <= letters)
+        or (a[:2] == b[1::-1] and a[2:] == b[2:])
+    )

@@ -1,6 +1,7 @@
+import pytest
 from torch import nn
 
-from kd_plugins.utils.names import brief, did_you_mean, first, nearest
+from kd_plugins.utils.names import brief, did_you_mean, first, nearest, one_slip
 
 
 def test_first():
@@ -28,3 +29,23 @@ def test_brief():
     assert text.startswith('Sequential( (0): Linear(in_features=3, out_features=4, bias=True)')
     assert len(text) == 100
     assert text.endswith('...')
+
+
+@pytest.mark.parametrize(
+    ('word', 'other', 'slip'),
+    [
+        ('hook', 'hooks', True),
+        ('hooks', 'hook', True),
+        ('hoks', 'hooks', True),
+        ('hosok', 'hooks', False),
+        ('hokos', 'hooks', True),
+        ('hooks', 'hooks', False),
+        ('stage1', 'stage2', False),
+        ('stage', 'stage2', False),
+        ('looks', 'hooks', True),
+        ('loops', 'hooks', False),
+        ('s_hooks', 'hooks', False),
+    ],
+)
+def test_slips_of_the_finger(word, other, slip):
+    assert one_slip(word, other) == slip
