@@ -18,4 +18,5 @@ methods = {
     'NST': dict(terms=['nst_poly']),
     'SP': dict(terms=['sp']),
     'PKD': dict(terms=['pkd']),
+    'CWD + PKD': dict(terms=['cwd', 'pkd']),
 }

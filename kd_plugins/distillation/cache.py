@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shutil
 import sqlite3
 import threading
 import time
@@ -69,13 +70,16 @@ class FeatureCache:
         self._local = threading.local()  # has a connection for each thread
         self._pool = ThreadPoolExecutor()
         self._expected: int | None = None
-        self._stored, self._read = 0, False
+        self._stored, self._read, self._told = 0, False, False
         self._checked: dict[str, set[bytes]] = {}  # large entries whose checksum was compared, by their layout
         with self._transaction() as file:  # in files of before, all keys are hashes of the inputs
             self._by_origin = file.execute('PRAGMA user_version').fetchone() >= (1,)
 
     def expect(self, images: int) -> None:
-        """Log it once if more images than these are stored and none was read, so that inputs do not repeat."""
+        """Log how much room the features of as many inputs take, as soon as the first ones tell.
+
+        Log it, too, if more inputs than these are stored and none was read, so that they do not repeat.
+        """
         self._expected = images
 
     @contextmanager
@@ -238,6 +242,9 @@ class FeatureCache:
                 'INSERT OR REPLACE INTO answers VALUES (?, ?)',
                 [(key, value + _checksum(value, key + text.encode())) for key, value in rows],
             )
+        if self._expected is not None and not self._told:
+            self._told = True
+            self._note_room(len(rows[0][1]), self._expected)
         self._stored += len(keys)
         if self._expected is not None and self._stored > self._expected and not self._read:
             self._expected = None
@@ -248,6 +255,16 @@ class FeatureCache:
                 'current',
                 logging.WARNING,
             )
+
+    def _note_room(self, size: int, images: int) -> None:
+        needed, free = size * images / 1e9, shutil.disk_usage(self.path.parent).free / 1e9
+        lack = ": make room, tap smaller maps, or remove cache from the teacher's config dict" if needed > free else ''
+        print_log(
+            f"{self.path}: the teacher's features take {size / 1e3:.3g} kB an image, {needed:.3g} GB for {images} "
+            f'inputs; {free:.3g} GB are free{lack}',
+            'current',
+            logging.WARNING if lack else logging.INFO,
+        )
 
 
 def _share(file: sqlite3.Connection) -> None:

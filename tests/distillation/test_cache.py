@@ -440,7 +440,7 @@ def test_several_threads_find_what_one_does(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_cache_that_is_never_read_is_noted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
-    monkeypatch.setattr(cache, 'print_log', lambda line, *args: lines.append(line))
+    monkeypatch.setattr(cache, 'print_log', lambda line, *args: lines.append(line) if 'free' not in line else None)
 
     def notes(change: float) -> list[str]:
         lines.clear()
@@ -455,6 +455,23 @@ def test_a_cache_that_is_never_read_is_noted_once(tmp_path: Path, monkeypatch: p
     assert 'features of 6 images were stored' in note
     assert 'kd_plugins.RepeatedViews' in note
     assert not notes(0.0)
+
+
+@pytest.mark.parametrize('free', [1e9, 10_000.0])
+def test_the_room_that_features_take_is_told_with_the_first_ones(tmp_path: Path, monkeypatch, free: float) -> None:
+    lines: list[tuple[str, int]] = []
+    monkeypatch.setattr(cache, 'print_log', lambda line, logger, level: lines.append((line, level)))
+    monkeypatch.setattr(cache.shutil, 'disk_usage', lambda path: argparse.Namespace(free=free))
+    cached = Teacher(Maps(), [''], cache=str(tmp_path))
+    cached(torch.zeros(2, 3, 4, 4), None)  # as in a dry run, which expects nothing yet
+    cached.expect(60)
+    for i in range(1, 4):
+        cached(torch.full((2, 3, 4, 4), float(i)), None)
+    ((line, level),) = lines
+    size = cached._cache._local.file.execute('SELECT length(value) FROM answers').fetchone()[0] - 4
+    assert f'{size / 1e3:.3g} kB an image, {60 * size / 1e9:.3g} GB for 60 inputs; {free / 1e9:.3g} GB are free' in line
+    assert ('make room, tap smaller maps' in line) == (level == logging.WARNING) == (60 * size > free)
+    assert (level == logging.INFO) == (free == 1e9)
 
 
 def test_errors_are_one_line(teacher_config: dict, tmp_path: Path) -> None:
