@@ -409,7 +409,7 @@ def _check_images(node: Any, skip_corrupt: bool | None) -> None:
             'backend_args',
         }:
             transform['type'] = 'kd_plugins.LoadImage'
-        if type_name(transform) == 'LoadImage':
+        if type_name(transform) in ('LoadImage', 'LoadSegMap'):
             asked = skip_corrupt or transform.get('skip_corrupt', False)
             transform['skip_corrupt'] = asked and skip_corrupt is not None
 

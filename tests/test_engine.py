@@ -96,16 +96,18 @@ def test_label_maps_are_checked_where_they_are_of_mmseg():
 
     def config_of(scope):
         loader = dict(dataset=dict(pipeline=[dict(load), dict(load, type='mmdet.LoadAnnotations')]))
-        return Config(dict(default_scope=scope, train_dataloader=loader, pipeline=[dict(load)]))
+        return Config(dict(default_scope=scope, train_dataloader=loader, val_dataloader=loader))
 
     detection, segmentation = config_of('mmdet'), config_of('mmseg')
     check_images(detection)
     assert detection.to_dict() == config_of('mmdet').to_dict()
-    for _ in range(2):
-        check_images(segmentation)
-        one, other = segmentation.train_dataloader.dataset.pipeline
-        assert one == dict(type='kd_plugins.LoadSegMap', load=dict(load, type='mmseg.LoadAnnotations'))
-        assert other == dict(load, type='mmdet.LoadAnnotations')
+    checked = dict(type='kd_plugins.LoadSegMap', load=dict(load, type='mmseg.LoadAnnotations'))
+    for skip, skips in ((False, False), (True, True), (False, True)):  # what a run has written into its config stays
+        check_images(segmentation, skip)
+        for loader, left_out in ((segmentation.train_dataloader, skips), (segmentation.val_dataloader, False)):
+            one, other = loader.dataset.pipeline
+            assert one == dict(checked, skip_corrupt=left_out)
+            assert other == dict(load, type='mmdet.LoadAnnotations')
 
 
 def test_a_config_may_leave_broken_images_out_of_training_alone():

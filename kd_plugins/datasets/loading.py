@@ -53,8 +53,39 @@ def _orientation(data: bytes) -> int:
         return 1
 
 
+class _Checked:
+    """What loads a file for each sample, and refuses a damaged one, or leaves its sample out and logs that once.
+
+    Args:
+        what: What the files are, in words.
+        skip_corrupt: Whether samples of damaged files are left out.
+    """
+
+    def __init__(self, what: str, skip_corrupt: bool) -> None:
+        self.what, self.skip_corrupt = what, skip_corrupt
+        # A Bloom filter of the paths, in memory that the workers of a data loader share: each file is reported once.
+        self._reported = torch.zeros(2**14, dtype=torch.bool).share_memory_()
+
+    def refuse(self, path: str, defect: str) -> None:
+        """Raise a UserError, or log the defect where damaged files are left out."""
+        if not self.skip_corrupt:
+            raise UserError(
+                f'{path}: {self.what} {defect}; replace it, or train without it (--skip-corrupt, or '
+                f'skip_corrupt=True on {type(self).__name__})'
+            )
+        self.report(path, f'{defect}; training takes another sample instead')
+
+    def report(self, path: str, text: str) -> None:
+        """Log something about a file, unless one of its path was logged before."""
+        digest = hashlib.blake2b(str(path).encode(errors='surrogateescape'), digest_size=8).digest()
+        slots = np.frombuffer(digest, np.uint16).astype(np.int64) % len(self._reported)
+        if not self._reported[slots].all():
+            self._reported[slots] = True
+            print_log(f'{path}: {self.what} {text}', 'current', logging.WARNING)
+
+
 @TRANSFORMS.register_module()
-class LoadImage(LoadImageFromFile):
+class LoadImage(_Checked, LoadImageFromFile):
     """mmcv's ``LoadImageFromFile`` that reports every unreadable image.
 
     An image of another size than its annotation's ``height`` and ``width`` counts as unreadable: its boxes belong to
@@ -83,10 +114,8 @@ class LoadImage(LoadImageFromFile):
         *,
         backend_args: dict | None = None,
     ) -> None:
-        super().__init__(to_float32, color_type, imdecode_backend, backend_args=backend_args)
-        self.skip_corrupt = skip_corrupt
-        # A Bloom filter of the paths, in memory that the workers of a data loader share: each file is reported once.
-        self._reported = torch.zeros(2**14, dtype=torch.bool).share_memory_()
+        LoadImageFromFile.__init__(self, to_float32, color_type, imdecode_backend, backend_args=backend_args)
+        _Checked.__init__(self, 'image file', skip_corrupt)
 
     def transform(self, results: dict) -> dict | None:
         """Read ``results['img_path']``; set ``img`` (H, W, 3), ``img_shape`` and ``ori_shape``."""
@@ -100,17 +129,17 @@ class LoadImage(LoadImageFromFile):
         except FileNotFoundError:
             raise UserError(f'{path}: image file is missing; check data_root and data_prefix') from None
         except OSError as error:
-            self._refuse(path, f'cannot be read ({error.strerror})')
+            self.refuse(path, f'cannot be read ({error.strerror})')
             return None
         if _is_truncated_jpeg(data):
-            self._refuse(path, 'is truncated')
+            self.refuse(path, 'is truncated')
             return None
         try:
             image = mmcv.imfrombytes(data, flag=self.color_type, backend=self.imdecode_backend)
         except _UNDECODABLE:
             image = None
         if image is None:
-            self._refuse(path, 'cannot be decoded')
+            self.refuse(path, 'cannot be decoded')
             return None
         if 'height' in results and 'width' in results:
             stored = 'ignore_orientation' in self.color_type or self.color_type == 'unchanged'
@@ -121,10 +150,10 @@ class LoadImage(LoadImageFromFile):
             if size != expected:
                 hint = f': EXIF orientation {orientation} turned it; for boxes of the stored one {remedy}'
                 hint = hint if size[::-1] == expected and orientation > 4 else ''
-                self._refuse(path, f'is {size[1]}x{size[0]}, its annotation says {expected[1]}x{expected[0]}{hint}')
+                self.refuse(path, f'is {size[1]}x{size[0]}, its annotation says {expected[1]}x{expected[0]}{hint}')
                 return None
             if orientation != 1 and results.get('instances'):
-                self._report(
+                self.report(
                     path,
                     f'is turned by its EXIF orientation {orientation}: its boxes must be those of the turned image, '
                     f'or else {remedy}',
@@ -135,21 +164,6 @@ class LoadImage(LoadImageFromFile):
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
         return results
 
-    def _refuse(self, path: str, defect: str) -> None:
-        if not self.skip_corrupt:
-            raise UserError(
-                f'{path}: image file {defect}; replace it, or train without it (--skip-corrupt, or '
-                'skip_corrupt=True on LoadImage)'
-            )
-        self._report(path, f'{defect}; training takes another sample instead')
-
-    def _report(self, path: str, text: str) -> None:
-        digest = hashlib.blake2b(str(path).encode(errors='surrogateescape'), digest_size=8).digest()
-        slots = np.frombuffer(digest, np.uint16).astype(np.int64) % len(self._reported)
-        if not self._reported[slots].all():
-            self._reported[slots] = True
-            print_log(f'{path}: image file {text}', 'current', logging.WARNING)
-
     def __repr__(self) -> str:
         return (
             f'{type(self).__name__}(skip_corrupt={self.skip_corrupt}, to_float32={self.to_float32}, '
@@ -159,29 +173,32 @@ class LoadImage(LoadImageFromFile):
 
 
 @TRANSFORMS.register_module()
-class LoadSegMap(BaseTransform):
+class LoadSegMap(_Checked, BaseTransform):
     """A transform that reads the classes of pixels, as mmseg's ``LoadAnnotations``, with its errors naming the file.
 
     Args:
         load: Config dict of the transform, which reads ``results['seg_map_path']``.
+        skip_corrupt: Whether to log a damaged file once and return None, as :class:`LoadImage` does.
 
     Raises:
-        UserError: The file is missing, or cannot be read, or has more than one number for each pixel, or another size
-            than the image.
+        UserError: The file is missing, or has more than one number for each pixel; or it cannot be decoded, or has
+            another size than the image, and ``skip_corrupt`` is False.
     """
 
-    def __init__(self, load: dict) -> None:
+    def __init__(self, load: dict, skip_corrupt: bool = False) -> None:
+        super().__init__('label map', skip_corrupt)
         self.load = TRANSFORMS.build(load)
 
     def transform(self, results: dict) -> dict | None:
         """Read the file; set ``gt_seg_map`` (H, W)."""
-        path, size = results.get('seg_map_path'), results.get('ori_shape')
+        path, size = str(results.get('seg_map_path')), results.get('ori_shape')
         try:
             loaded = self.load(results)
         except FileNotFoundError:
             raise UserError(f'{path}: label map is missing; check data_prefix and seg_map_suffix') from None
         except (*_UNDECODABLE, AttributeError):  # OpenCV returns None, whose attributes are read
-            raise UserError(f'{path}: label map cannot be decoded; replace it') from None
+            self.refuse(path, 'cannot be decoded')
+            return None
         height, width, *values = loaded['gt_seg_map'].shape
         if values:
             raise UserError(
@@ -189,10 +206,9 @@ class LoadSegMap(BaseTransform):
                 'convert its colours'
             )
         if size is not None and (height, width) != tuple(size):
-            raise UserError(
-                f'{path}: label map is {width}x{height}, its image {size[1]}x{size[0]}; replace one of them'
-            )
+            self.refuse(path, f'is {width}x{height}, its image {size[1]}x{size[0]}')
+            return None
         return loaded
 
     def __repr__(self) -> str:
-        return f'{type(self).__name__}({self.load!r})'
+        return f'{type(self).__name__}({self.load!r}, skip_corrupt={self.skip_corrupt})'

@@ -198,7 +198,7 @@ def test_each_of_many_files_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     MMLogger.get_instance('many').addHandler(caplog.handler)
     load = LoadImage(skip_corrupt=True)
     for number in range(600):
-        load._report(f'{number}.jpg', 'is truncated')
+        load.report(f'{number}.jpg', 'is truncated')
     assert len({record.getMessage() for record in caplog.records}) == 600
 
 
@@ -238,7 +238,9 @@ def _color(path: Path) -> None:
         (lambda path: cv2.imwrite(str(path), np.zeros((24, 30), np.uint8)), 'is 30x24, its image 32x24', ['pillow']),
     ],
 )
-def test_a_label_map_that_is_none_is_named(tmp_path: Path, damage, words: str, backends: list[str]) -> None:
+def test_a_label_map_that_is_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage, words: str, backends: list[str]
+) -> None:
     pytest.importorskip('mmseg.datasets')
     path = tmp_path / 'a.png'
     labels = np.random.default_rng(0).integers(0, 9, (24, 32), dtype=np.uint8)
@@ -251,5 +253,14 @@ def test_a_label_map_that_is_none_is_named(tmp_path: Path, damage, words: str, b
     assert all(np.array_equal(load(results())['gt_seg_map'], labels) for load in loads)
     damage(path)
     for load in loads:
+        with pytest.raises(UserError, match=f'^{path}: label map {words}'):
+            load(results())
+    lines: list[str] = []
+    monkeypatch.setattr('kd_plugins.datasets.loading.print_log', lambda text, *args: lines.append(text))
+    load.skip_corrupt = True
+    if 'decoded' in words or '30x24' in words:
+        assert load(results()) is load(results()) is None
+        assert lines == [f'{path}: label map {words}; training takes another sample instead']
+    else:  # it would be so for all of them
         with pytest.raises(UserError, match=f'^{path}: label map {words}'):
             load(results())
