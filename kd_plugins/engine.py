@@ -374,14 +374,17 @@ def check_images(config: Config, skip_corrupt: bool = False) -> None:
         config: The config, changed in place, whose hooks are complete.
         skip_corrupt: Leave unreadable images out of the training data.
     """
-    if config.get('default_scope') == 'mmseg':
-        nodes = [*_config_dicts(config)]
-        checked = [id(node.get('load')) for node in nodes if type_name(node) == 'LoadSegMap']  # of a run's own config
-        for node in nodes:
-            if node.get('type') in ('LoadAnnotations', 'mmseg.LoadAnnotations') and id(node) not in checked:
-                load = dict(node, type='mmseg.LoadAnnotations')
-                node.clear()
-                node.update(type='kd_plugins.LoadSegMap', load=load)
+    nodes = [*_config_dicts(config)]
+    checked = [id(node.get('load')) for node in nodes if type_name(node) == 'LoadSegMap']  # of a run's own config
+    for node in nodes if config.get('default_scope') == 'mmseg' else ():
+        kind = node.get('type', '')  # a class, in a config by read_base
+        package = (
+            kind.rpartition('.')[0] if isinstance(kind, str) else getattr(kind, '__module__', '').partition('.')[0]
+        )
+        if type_name(node) == 'LoadAnnotations' and package in ('', 'mmseg') and id(node) not in checked:
+            load = dict(node, type='mmseg.LoadAnnotations')
+            node.clear()
+            node.update(type='kd_plugins.LoadSegMap', load=load)
     _check_images(config.get('train_dataloader'), skip_corrupt)
     for name in ('val_dataloader', 'test_dataloader'):  # every image is scored, or none
         _check_images(config.get(name), None)

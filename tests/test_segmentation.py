@@ -12,6 +12,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
+from mmcv.transforms import BaseTransform
 from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 from mmengine.model import revert_sync_batchnorm
@@ -22,11 +23,14 @@ from mmengine.utils import package_utils
 from tiny import train
 
 from kd_plugins.config import check_config, load_config
+from kd_plugins.datasets import LoadSegMap
 from kd_plugins.datasets.drawing import CLASSES, draw_voc
 from kd_plugins.distillation.distillation import Distillation
 from kd_plugins.errors import UserError
+from kd_plugins.export.images import images_for
 from kd_plugins.export.network import Segmentor, exportable
-from kd_plugins.registry import MODELS
+from kd_plugins.export.score import check_score
+from kd_plugins.registry import MODELS, TRANSFORMS
 
 mmseg = pytest.importorskip('mmseg')
 SegDataSample = pytest.importorskip('mmseg.structures').SegDataSample
@@ -43,6 +47,8 @@ DRAWN = 'configs/segmentation/drawn/student_from_teacher.py'
 def _in_the_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv('METHOD', raising=False)
+    # mmengine knows mmseg by the name of a package that it would install over the one that is there.
+    monkeypatch.setattr(package_utils, 'call_command', lambda command: pytest.fail(' '.join(command)))
 
 
 @cache
@@ -172,9 +178,7 @@ def test_a_head_that_mmseg_calls_past_its_hooks_names_its_layer(side, network):
         distillation.dry_run(student, torch.randn(2, 3, 32, 32), data_of(2, 32, 9)['data_samples'])
 
 
-def test_mmsegs_configs_are_read_by_their_module_and_nothing_is_installed(monkeypatch):
-    """mmengine knows mmseg by the name of a package that it would install over the one that is there."""
-    monkeypatch.setattr(package_utils, 'call_command', lambda command: pytest.fail(' '.join(command)))
+def test_mmsegs_configs_are_read_by_their_module_and_nothing_is_installed():
     assert get_config('mmseg::_base_/models/pspnet_r50-d8.py').model.type == 'EncoderDecoder'
 
 
@@ -192,7 +196,7 @@ def test_the_terms_proposed_for_two_segmentors_are_of_backbones_and_of_the_score
     assert [(x['name'], x['student'], x['teacher']) for x in terms] == [
         ('nst_2', 'backbone.stem', 'backbone.stem'),
         ('nst_4', 'backbone.layer1', 'backbone.layer1'),
-        ('nst_8', 'decode_head.bottleneck', 'decode_head.bottleneck'),
+        ('nst_8', 'backbone.layer4', 'backbone.layer4'),
         ('cwd', 'decode_head.conv_seg', 'decode_head.conv_seg'),
     ]
     assert '9 scores of each pixel, if of the same classes' in capsys.readouterr().out
@@ -209,12 +213,13 @@ def run(tmp_path):
     """Return a function that trains the small PSPNet for two steps on drawn scenes, in a folder below."""
     root = draw_voc(tmp_path / 'data', train=6, val=2, test=3, size=(32, 48), masks=True)
 
-    def run(path, name, **changes):
+    def run(path, name, step=None, **changes):
         config = copy.deepcopy(load_config(path))
         for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
             config[key].update(batch_size=4 if key == 'train_dataloader' else 1, num_workers=0)
             config[key].update(persistent_workers=False)
             config[key].dataset.data_root = f'{root}/'
+        config.train_dataloader.dataset.pipeline[2:2] = [step] if step else []
         config.model.data_preprocessor.size = (48, 32)
         config.train_cfg.update(max_epochs=1, val_interval=1)
         config.param_scheduler = []
@@ -270,8 +275,68 @@ def test_a_segmentor_learns_from_another_and_is_scored_drawn_and_exported(run, t
 
 
 def test_a_score_by_windows_is_no_score_of_a_file():
-    model = build(load('configs/segmentation/drawn/student.py').model)
-    model.test_cfg.update(mode='slide', crop_size=(16, 16), stride=(8, 8))
-    part = exportable(model)
-    with torch.no_grad(), pytest.raises(UserError, match=r"mode is 'slide'.*model\.test_cfg\.mode=whole"):
-        part.predict(part(torch.randn(1, 3, 32, 32)), data_of(1, 32, 9)['data_samples'])
+    config = copy.deepcopy(load('configs/segmentation/drawn/student.py'))
+    check_score(config, None)
+    config.model.test_cfg.mode = 'slide'
+    with pytest.raises(UserError, match=r"mode is 'slide'.*model\.test_cfg\.mode=whole"):
+        check_score(config, None)
+
+
+def test_images_of_several_sizes_are_padded_in_the_dry_run_as_in_training(run):
+    """As those of mmseg's RandomResize and RandomCrop are; in evaluation its preprocessor takes one size alone."""
+    teacher = dict(config=load('configs/segmentation/drawn/teacher.py').model.to_dict(), checkpoint=None)
+    teacher['config'].update(_scope_='mmseg', data_preprocessor=load(DRAWN).model.data_preprocessor.to_dict())
+    hook = dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=load(DRAWN).methods.cwd)
+    step = dict(type='kd_plugins.Cropped')
+    run('configs/segmentation/drawn/student.py', 'student', step, custom_hooks=[hook])
+
+
+@TRANSFORMS.register_module()
+class Cropped(BaseTransform):
+    """Leaves out a row of every second picture."""
+
+    def transform(self, results):
+        if int(Path(results['img_path']).stem) % 2:
+            results.update(img=results['img'][1:], gt_seg_map=results['gt_seg_map'][1:])
+            results['img_shape'] = results['img'].shape[:2]
+        return results
+
+
+def test_an_export_takes_the_images_of_the_first_ones_size_and_asks_for_a_size_where_there_are_none(run, tmp_path):
+    config = run('configs/segmentation/drawn/student.py', 'student')
+    network = build(config.model)
+    config.test_dataloader.dataset.pipeline.insert(2, dict(type='kd_plugins.Cropped'))
+    found = images_for(config, network, None)  # of pictures 9, 10 and 11
+    assert found.images.shape == (7, 3, 47, 32)
+    assert found.source == 'of the test set'
+    config.test_dataloader.dataset.data_root = str(tmp_path / 'nowhere')
+    with pytest.raises(UserError, match=r'the test set is not here, .*: give --size HEIGHT WIDTH'):
+        images_for(config, network, None)
+    assert images_for(config, network, (40, 56)).images.shape == (7, 3, 40, 56)
+
+
+def test_what_a_segmentors_file_says_of_binary_scores_and_of_padding():
+    model = load('configs/segmentation/drawn/student.py').model
+    part = exportable(build(model))
+    assert part.meaning.endswith('and take the largest')
+    assert 'pad_size_divisor' not in part.metadata((1, 3, 96, 96), None)
+    model = copy.deepcopy(model)
+    model.decode_head.update(
+        num_classes=2, out_channels=1, threshold=0.4, loss_decode=dict(use_sigmoid=True, class_weight=None)
+    )
+    model.data_preprocessor = dict(model.data_preprocessor, size=None, size_divisor=64, test_cfg=dict(size_divisor=16))
+    part = exportable(build(model))
+    assert part.meaning.endswith(': resize them bilinearly to the image and take the sigmoid; above 0.4 it is one')
+    assert part.metadata((1, 3, 96, 96), None)['pad_size_divisor'] == '16'
+
+
+def test_heads_that_return_more_than_scores_are_refused():
+    part = exportable(build(load('configs/segmentation/drawn/student.py').model))
+    with pytest.raises(UserError, match='PSPHead returns 2 tensors, expected scores of pixels: it is not exported'):
+        part.name_outputs((torch.zeros(1), torch.zeros(1)))
+
+
+def test_a_sample_without_a_label_map_stays_as_it_is():
+    """mmseg's inference leaves out the step that reads label maps by a name that a run's own config does not have."""
+    load_map = LoadSegMap(dict(type='mmseg.LoadAnnotations'))
+    assert load_map(dict(img_path='a.jpg')) == dict(img_path='a.jpg')

@@ -190,14 +190,17 @@ class LoadSegMap(_Checked, BaseTransform):
         self.load = TRANSFORMS.build(load)
 
     def transform(self, results: dict) -> dict | None:
-        """Read the file; set ``gt_seg_map`` (H, W)."""
-        path, size = str(results.get('seg_map_path')), results.get('ori_shape')
+        """Read the file; set ``gt_seg_map`` (H, W). A sample without ``seg_map_path`` stays as it is."""
+        if 'seg_map_path' not in results:  # of an image alone, to predict by a run's own config
+            return results
+        path, size = str(results['seg_map_path']), results.get('ori_shape')
         try:
             loaded = self.load(results)
         except FileNotFoundError:
             raise UserError(f'{path}: label map is missing; check data_prefix and seg_map_suffix') from None
-        except (*_UNDECODABLE, AttributeError):  # OpenCV returns None, whose attributes are read
-            self.refuse(path, 'cannot be decoded')
+        except (*_UNDECODABLE, AttributeError) as error:  # OpenCV returns None, whose attributes are read
+            reason = getattr(error, 'strerror', None)
+            self.refuse(path, f'cannot be read ({reason})' if reason else 'cannot be decoded')
             return None
         height, width, *values = loaded['gt_seg_map'].shape
         if values:

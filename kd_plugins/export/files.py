@@ -61,7 +61,8 @@ class Runtime:
         except Exception as error:  # a guard of torch.export on the size, or one of onnxruntime's own kinds
             raise UserError(
                 f'the file does not take images {tuple(images.shape)}: {_line(error)}; export with the --size of the '
-                'test images, larger than the stride of the coarsest level, or without'
+                "test images, larger than a detector's coarsest stride; a segmentor's of several sizes become one by "
+                "--cfg-options 'model.data_preprocessor.test_cfg.size=(HEIGHT,WIDTH)'"
             ) from error
 
 

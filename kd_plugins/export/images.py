@@ -72,6 +72,11 @@ def images_for(config: Config, network: Any, size: Sequence[int] | None) -> Imag
                 f'{config.filename} has no test pipeline, which says how large the images are, and its test set is not '
                 'here: give --size HEIGHT WIDTH'
             ) from error
+        if config.get('default_scope') == 'mmseg':  # whose pipelines keep an image's proportions
+            raise UserError(
+                f'{config.filename}: the test set is not here, which says how large the images are: give --size HEIGHT '
+                'WIDTH'
+            ) from error
         print_log(f'the test set is not here, images are drawn ({" ".join(str(error).split())[:200]})', 'current')
         batch, source = pseudo_collate(_drawn(pipeline, channels)), 'drawn'
     if type(network.data_preprocessor).__name__ == 'SegDataPreProcessor':  # which wants one size
@@ -103,7 +108,7 @@ def _downloads(part: Mapping[str, Any]) -> bool:
 
 def _drawn(pipeline: list[Any], channels: int) -> list[Any]:
     """Return drawn images after a test pipeline, grey ones as they are loaded: without an axis of channels."""
-    steps = [copy.deepcopy(step) for step in pipeline if not type_name(step).startswith('Load')]
+    steps = [copy.deepcopy(step) for step in pipeline if not type_name(step).startswith('LoadImage')]
     rng, side = np.random.default_rng(0), (333, 451)
     known = dict(img_shape=side, ori_shape=side, height=side[0], width=side[1], img_path='', gt_label=0, instances=[])
     found = []

@@ -104,7 +104,12 @@ class Exportable(nn.Module):
         """
         stated = {'mean': self.mean.flatten().tolist(), 'std': self.std.flatten().tolist()}
         preprocessor: Any = getattr(self.whole[0], 'data_preprocessor', None)
-        divisor = getattr(preprocessor, 'pad_size_divisor', 1)
+        padding = getattr(preprocessor, 'test_cfg', None)  # mmseg's, which pads otherwise in training
+        divisor = (
+            (padding or {}).get('size_divisor', 1)
+            if hasattr(preprocessor, 'seg_pad_val')
+            else getattr(preprocessor, 'pad_size_divisor', 1)
+        )
         if divisor > 1:
             value = torch.full_like(self.mean, float(preprocessor.pad_value))  # of normalised images
             stated['pad_value'] = self.pixels(value).flatten().tolist()
@@ -249,10 +254,20 @@ class Segmentor(Exportable):
     """A segmentor of mmseg, up to the scores that its head returns, at a part of the images' size."""
 
     task = 'segmentation'
-    meaning = (
-        'scores of the classes at each place, before the softmax: resize them bilinearly to the image, and take the '
-        'largest'
-    )
+
+    @property
+    def meaning(self) -> str:
+        """What the scores are, and what to do with them."""
+        head: Any = self._head
+        resized = 'resize them bilinearly to the image'
+        if getattr(head, 'out_channels', None) == 1:
+            return f'score of class 1 at each place: {resized} and take the sigmoid; above {head.threshold} it is one'
+        return f'scores of the classes at each place, before the softmax: {resized}, and take the largest'
+
+    @property
+    def _head(self) -> nn.Module:
+        heads: Any = self.network.decode_head
+        return heads[-1] if isinstance(heads, nn.ModuleList) else heads
 
     def needed(self, network: Any) -> nn.Module:
         """Return all but the auxiliary heads of the training."""
@@ -275,13 +290,7 @@ class Segmentor(Exportable):
     def predict(self, outputs: Sequence[Tensor], data_samples: list[BaseDataElement]) -> list[BaseDataElement]:
         """Return samples with the class of each pixel of the image as it was before the pipeline."""
         network: Any = self.network
-        if network.test_cfg.mode != 'whole':
-            raise UserError(
-                f"--score: the network is scored by windows (test_cfg.mode is '{network.test_cfg.mode}') and a file by "
-                'whole images: give --cfg-options model.test_cfg.mode=whole'
-            )
-        heads = network.decode_head
-        head: Any = heads[-1] if isinstance(heads, nn.ModuleList) else heads
+        head: Any = self._head
         scores = head.predict_by_feat(outputs[0], [sample.metainfo for sample in data_samples])
         return network.postprocess_result(scores, data_samples)
 

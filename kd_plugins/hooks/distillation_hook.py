@@ -90,7 +90,10 @@ class DistillationHook(Hook):
             to_channels_last(self.distillation)
         give_num_samples(self.distillation, loader.dataset)
         with preserved_rng():
-            batch = student.data_preprocessor(batch, False)
+            try:
+                batch = student.data_preprocessor(batch, False)
+            except AssertionError:  # mmseg's pads images of several sizes in training alone
+                batch = student.data_preprocessor(batch, True)
         try:
             lines = self.distillation.dry_run(student, batch['inputs'], batch.get('data_samples'))
         except AssertionError as error:  # as of mmdet's guided anchors, which predict for one image at a time

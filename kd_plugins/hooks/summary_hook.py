@@ -30,10 +30,10 @@ _SCORES = 'scores_of_summary'  # in mmengine's message hub, and so in checkpoint
 class SummaryHook(Hook):
     """At the end of training, logs in a few lines what was trained, from which teacher, how well, and where it is.
 
-    Last and best epoch are those of the first metric of the validation (of a segmentor, the mean IoU); the best one is
-    chosen by the very data that it is scored on. Parameters and multiply-adds are counted as :mod:`kd_plugins.export`
-    does, by one forward pass of an image of the size that the validation has (training, where there is none). The last
-    line is the command that exports the student.
+    Last and best epoch are those of the first metric of the validation (of mmseg's, the one behind the share of right
+    pixels); the best one is chosen by the very data that it is scored on. Parameters and multiply-adds are counted as
+    :mod:`kd_plugins.export` does, by one forward pass of an image of the size that the validation has (training, where
+    there is none). The last line is the command that exports the student.
 
     An error here is logged, and never fails a run.
     """

@@ -399,8 +399,8 @@ def taps_by_stride(network: Network, size: tuple[int, int]) -> dict[tuple[float,
         strides = tuple(tap.strides(size))
         # The levels of a backbone are its stages. What runs at each level is part of a head, which the task shapes.
         once = tap.runs == 1 and all(a < b for a, b in pairwise(strides))
-        # Where axes may be those of heads; pooled to a size of their own; the scores of pixels.
-        others = ('attn', 'attention', 'psp_modules', 'ppm', 'conv_seg')
+        # Where axes may be those of heads; pooled to a size of their own; a segmentor's heads, which the task shapes.
+        others = ('attn', 'attention', 'psp_modules', 'ppm', 'decode_head', 'auxiliary_head')
         once &= not any(word in tap.name for word in others) and 'Dropout' not in tap.class_
         if strides and max(strides) > 1 and once and (len(strides) == 1 or tap.name not in ('', 'backbone')):
             found.setdefault(strides, []).append(tap)
