@@ -208,6 +208,13 @@ def test_a_head_of_queries_is_refused():
         exportable(build(config))
 
 
+def test_a_network_that_estimates_depth_is_no_segmentor():
+    network = build(load('configs/segmentation/drawn/student.py').model)
+    network.__class__ = type('DepthEstimator', (type(network),), {})
+    with pytest.raises(UserError, match='DepthEstimator is a model that is not exported'):
+        exportable(network)
+
+
 @pytest.fixture
 def run(tmp_path):
     """Return a function that trains the small PSPNet for two steps on drawn scenes, in a folder below."""

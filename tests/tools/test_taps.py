@@ -284,6 +284,17 @@ def test_the_size_that_a_transform_makes(step, size):
     assert taps.size_of(step) == size
 
 
+def test_maps_that_are_pooled_to_a_size_of_their_own_are_not_proposed():
+    found = [
+        taps.Tap(name, 'Conv2d', False, 1, number, [(2, 4, side, side)], [(2, 4, side, side)])
+        for number, (name, side) in enumerate(dict(layer3=8, psp_modules=2, ppm=4).items())
+    ]
+    network = taps.Network('student', 'FastSCNN', found, '', (64, 64), {})
+    assert [(strides, tap.name) for strides, tap in taps.taps_by_stride(network, (64, 64)).items()] == [
+        ((8,), 'layer3')
+    ]
+
+
 def test_the_images_are_as_large_as_the_data_where_no_transform_states_it(tmp_path):
     config = classification_config(image_folder(tmp_path / 'data', size=20), tmp_path)
     taps.init_default_scope('mmpretrain')

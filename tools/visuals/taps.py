@@ -401,7 +401,7 @@ def taps_by_stride(network: Network, size: tuple[int, int]) -> dict[tuple[float,
         once = tap.runs == 1 and all(a < b for a, b in pairwise(strides))
         # Where axes may be those of heads; pooled to a size of their own; a segmentor's heads, which the task shapes.
         others = ('attn', 'attention', 'psp_modules', 'ppm', 'decode_head', 'auxiliary_head')
-        once &= not any(word in tap.name for word in others) and 'Dropout' not in tap.class_
+        once &= not any(word in tap.name for word in others)
         if strides and max(strides) > 1 and once and (len(strides) == 1 or tap.name not in ('', 'backbone')):
             found.setdefault(strides, []).append(tap)
     return {
