@@ -2,6 +2,8 @@
 
 from kd_plugins.config.checks import check_config
 from kd_plugins.config.reading import (
+    config_file,
+    default_work_dir,
     load_config,
     located,
     task_weight_of,
@@ -11,4 +13,15 @@ from kd_plugins.config.reading import (
     without_workers,
 )
 
-__all__ = ['check_config', 'load_config', 'located', 'task_weight_of', 'terms_of', 'trained', 'walk', 'without_workers']
+__all__ = [
+    'check_config',
+    'config_file',
+    'default_work_dir',
+    'load_config',
+    'located',
+    'task_weight_of',
+    'terms_of',
+    'trained',
+    'walk',
+    'without_workers',
+]
