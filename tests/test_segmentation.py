@@ -285,8 +285,10 @@ def test_a_score_by_windows_is_no_score_of_a_file():
     config = copy.deepcopy(load('configs/segmentation/drawn/student.py'))
     check_score(config, None)
     config.model.test_cfg.mode = 'slide'
-    with pytest.raises(UserError, match=r"mode is 'slide'.*model\.test_cfg\.mode=whole"):
-        check_score(config, None)
+    for model in (config.model, dict(type='kd_plugins.Distiller', student=config.model, teacher={}, terms=[])):
+        config.model = model
+        with pytest.raises(UserError, match=r"mode is 'slide'.*test_cfg\.mode=whole"):
+            check_score(config, None)
 
 
 def test_images_of_several_sizes_are_padded_in_the_dry_run_as_in_training(run):

@@ -44,10 +44,10 @@ def check_score(config: Config, features: Path | None) -> None:
         UserError: It has no whole test set and metric, or its metric has no features, or they cannot be written.
     """
     check_config(config, 'test')
-    if (config.model.get('test_cfg') or {}).get('mode') == 'slide':
+    if (student_of(config.model).get('test_cfg') or {}).get('mode') == 'slide':
         raise UserError(
             "--score: the network is scored by windows (test_cfg.mode is 'slide') and a file by whole images: give "
-            '--cfg-options model.test_cfg.mode=whole'
+            '--cfg-options model.test_cfg.mode=whole (of a Distiller model.student.test_cfg.mode)'
         )
     if features is not None and not _retrieval(config):
         raise UserError(f'--features {features}: {config.filename} has no kd_plugins.ReIDMetric, which keeps them')
