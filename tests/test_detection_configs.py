@@ -2,7 +2,7 @@
 
 import copy
 import re
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,9 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
+from tiny import config_by_method as load
 
-from kd_plugins.config import check_config, load_config
+from kd_plugins.config import load_config
 from kd_plugins.distillation.distillation import Distillation
 from kd_plugins.registry import MODELS
 
@@ -28,16 +29,6 @@ PROOFS += ['configs/detection/voc_mini/retinanet_from_gfl.py']
 def _in_the_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.delenv('METHOD', raising=False)
-
-
-@cache
-def load(path, method=None):
-    with pytest.MonkeyPatch.context() as patch:
-        if method:
-            patch.setenv('METHOD', method)
-        config = load_config(path)
-    check_config(config)
-    return config
 
 
 def hook_of(config):

@@ -6,7 +6,7 @@ import json
 import re
 import runpy
 import sys
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import onnxruntime
@@ -20,9 +20,10 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
 from mmengine.utils import package_utils
+from tiny import config_by_method as load
 from tiny import train
 
-from kd_plugins.config import check_config, load_config
+from kd_plugins.config import load_config
 from kd_plugins.datasets import LoadSegMap
 from kd_plugins.datasets.drawing import CLASSES, draw_voc
 from kd_plugins.distillation.distillation import Distillation
@@ -49,16 +50,6 @@ def _in_the_repository(monkeypatch):
     monkeypatch.delenv('METHOD', raising=False)
     # mmengine knows mmseg by the name of a package that it would install over the one that is there.
     monkeypatch.setattr(package_utils, 'call_command', lambda command: pytest.fail(' '.join(command)))
-
-
-@cache
-def load(path, method=None):
-    with pytest.MonkeyPatch.context() as patch:
-        if method:
-            patch.setenv('METHOD', method)
-        config = load_config(path)
-    check_config(config)
-    return config
 
 
 def build(model):

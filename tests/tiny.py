@@ -1,16 +1,20 @@
 """Tiny data in real formats, and runs that take a second."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.hub import get_config
 from mmengine.runner import Runner
+
+from kd_plugins.config import check_config, load_config
 
 CLASSES = 4
 PREPROCESSOR = dict(mean=[120.0] * 3, std=[60.0] * 3, num_classes=CLASSES)
@@ -280,3 +284,14 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Return whether two sets of weights have the same keys and equal values."""
     return a.keys() == b.keys() and all(torch.equal(a[k].cpu(), b[k].cpu()) for k in a)
+
+
+@cache
+def config_by_method(path: str, method: str | None = None) -> Config:
+    """Return a config that passes the checks of a run, as ``METHOD`` in the environment makes it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if method:
+            patch.setenv('METHOD', method)
+        config = load_config(path)
+    check_config(config)
+    return config
