@@ -356,7 +356,8 @@ _MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_sch
 def _add_hooks(config: Config) -> None:
     # Config stores a copy of a dict, so that setdefault would return one that is not part of it.
     hooks = dict(config.get('default_hooks') or {})
-    for name in ('Reseed', 'Accumulation', 'Integrity', 'Check', 'Corruption', 'Summary'):
+    names = ['Reseed', 'Accumulation', 'Integrity', 'Check', 'Corruption', 'Summary']
+    for name in [*names, 'LabelMap'] if config.get('default_scope') == 'mmseg' else names:
         hooks.setdefault(name.lower(), dict(type=f'kd_plugins.{name}Hook'))
     if hooks.get('checkpoint', {}) is not None:  # without checkpoints there is none to export
         hooks.setdefault('export', dict(type='kd_plugins.ExportHook'))

@@ -57,6 +57,14 @@ def test_given_hooks_stay_and_without_checkpoints_none_is_exported():
     )
 
 
+def test_a_segmentors_label_maps_are_checked_unless_its_config_says_no():
+    hook = dict(type='kd_plugins.LabelMapHook')
+    for scope, given, expected in (('mmdet', {}, None), ('mmseg', {}, hook), ('mmseg', dict(labelmap=None), None)):
+        config = Config(dict(default_scope=scope, default_hooks=given))
+        prepare_run(config)
+        assert config.default_hooks.get('labelmap') == expected
+
+
 def test_a_run_without_a_check(tmp_path):
     config = classification_config(image_folder(tmp_path / 'data'), tmp_path / 'run', epochs=1)
     config.default_hooks = dict(check=None, export=None, logger=None)

@@ -8,7 +8,9 @@ import runpy
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -31,6 +33,7 @@ from kd_plugins.errors import UserError
 from kd_plugins.export.images import images_for
 from kd_plugins.export.network import Segmentor, exportable
 from kd_plugins.export.score import check_score
+from kd_plugins.hooks import LabelMapHook, label_map_hook
 from kd_plugins.registry import MODELS, TRANSFORMS
 
 mmseg = pytest.importorskip('mmseg')
@@ -334,6 +337,64 @@ def test_heads_that_return_more_than_scores_are_refused():
     part = exportable(build(load('configs/segmentation/drawn/student.py').model))
     with pytest.raises(UserError, match='PSPHead returns 2 tensors, expected scores of pixels: it is not exported'):
         part.name_outputs((torch.zeros(1), torch.zeros(1)))
+
+
+@TRANSFORMS.register_module()
+class Renumbered(BaseTransform):
+    """Gives the classes of some pictures other numbers."""
+
+    def __init__(self, classes, pictures):
+        self.classes, self.pictures = classes, pictures
+
+    def transform(self, results):
+        if int(Path(results['img_path']).stem) in self.pictures:
+            results['gt_seg_map'] = np.resize(np.array(self.classes, np.uint8), results['gt_seg_map'].shape)
+        return results
+
+
+def test_a_class_that_a_head_lacks_is_refused_with_the_file(run):
+    hook = dict(type='kd_plugins.LabelMapHook')
+    teacher = dict(config=load('configs/segmentation/drawn/teacher.py').model.to_dict(), checkpoint=None)
+    teacher['config'].update(_scope_='mmseg')
+    distillation = dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=load(DRAWN).methods.cwd)
+    for pictures, hooks in (([4], [hook]), (range(6), [distillation, hook])):
+        step = dict(type='kd_plugins.Renumbered', classes=[0, 8, 9, 33, 255], pictures=pictures)
+        file = pictures[0] if len(pictures) == 1 else r'\d'
+        message = rf'{file}\.png: label map has class 9, expected 0 to 8, the classes of decode_head, or 255 where'
+        with pytest.raises(UserError, match=message):
+            run('configs/segmentation/drawn/student.py', 'student', step, custom_hooks=hooks)
+
+
+def test_a_class_that_a_head_lacks_is_refused_in_a_score_too():
+    hook, network = LabelMapHook(), build(load('configs/segmentation/drawn/student.py').model)
+    runner = SimpleNamespace(model=network)
+    data = data_of(2, 8, 9)
+    hook.before_val_iter(runner, 0, data)
+    data['data_samples'][1].gt_sem_seg.data[0, 3, 3] = 255
+    hook.before_test_iter(runner, 0, data)
+    network.decode_head.ignore_index = None
+    data['data_samples'][1].set_metainfo(dict(seg_map_path='b.png'))
+    for check in (hook.before_val_iter, hook.before_test_iter):
+        with pytest.raises(UserError, match=r'b\.png: label map has class 255, expected 0 to 8, .* of decode_head: '):
+            check(runner, 0, data)
+    runner.model = torch.nn.Sequential()  # as a backbone alone
+    hook.before_val_iter(runner, 0, data)
+
+
+@pytest.mark.parametrize(
+    ('labels', 'words'),
+    [([[0, 255], [255, 0]], 'have class 0 alone'), ([[3, 3], [255, 255]], 'have class 3 alone'), ([[0], [1]], '')],
+)
+def test_one_class_alone_is_logged_once(labels, words, monkeypatch):
+    lines = []
+    monkeypatch.setattr(label_map_hook, 'print_log', lambda line, *_: lines.append(line))
+    monkeypatch.setattr(label_map_hook, '_BATCHES', 4)
+    hook, network = LabelMapHook(), build(load('configs/segmentation/drawn/student.py').model)
+    for step in range(6):
+        data = data_of(1, 2, 9)
+        data['data_samples'][0].gt_sem_seg = PixelData(data=torch.tensor(labels[step % 2])[None, None])
+        hook.before_train_iter(SimpleNamespace(model=network, iter=step), step, data)
+    assert [words in line for line in lines] == [True] * bool(words)
 
 
 def test_a_sample_without_a_label_map_stays_as_it_is():

@@ -8,6 +8,7 @@ from kd_plugins.hooks.freeze_hook import FreezeHook
 from kd_plugins.hooks.held_out_hook import HeldOutHook
 from kd_plugins.hooks.integrity_hook import IntegrityHook
 from kd_plugins.hooks.knn_hook import KNNHook
+from kd_plugins.hooks.label_map_hook import LabelMapHook
 from kd_plugins.hooks.pretrained_check_hook import PretrainedCheckHook
 from kd_plugins.hooks.reseed_hook import ReseedHook
 from kd_plugins.hooks.stop_hook import StopHook
@@ -25,6 +26,7 @@ __all__ = [
     'HeldOutHook',
     'IntegrityHook',
     'KNNHook',
+    'LabelMapHook',
     'PretrainedCheckHook',
     'ReseedHook',
     'StopHook',
