@@ -89,8 +89,8 @@ class LoadImage(_Checked, LoadImageFromFile):
     """mmcv's ``LoadImageFromFile`` that reports every unreadable image.
 
     An image of another size than its annotation's ``height`` and ``width`` counts as unreadable: its boxes belong to
-    another image, or to the stored pixels of one that its EXIF orientation turns. Where turning keeps the size, one
-    logged warning says that the boxes must be those of the turned image.
+    another image, or to the stored pixels of one that its EXIF orientation turns. Where turning keeps the size, or its
+    labels are those of pixels, one logged warning says that they must be those of the turned image.
 
     Args:
         skip_corrupt: Whether to log an unreadable image once and return None, for which mmengine's data sets draw
@@ -141,22 +141,24 @@ class LoadImage(_Checked, LoadImageFromFile):
         if image is None:
             self.refuse(path, 'cannot be decoded')
             return None
-        if 'height' in results and 'width' in results:
+        labelled = 'boxes' if results.get('instances') else 'labels' if results.get('seg_map_path') else None
+        expected = (results['height'], results['width']) if {'height', 'width'} <= results.keys() else None
+        if expected or labelled:
             stored = 'ignore_orientation' in self.color_type or self.color_type == 'unchanged'
             always = data.startswith(_TIFF)  # whatever color_type says
             orientation = _orientation(data) if always or not stored else 1
             remedy = 'save the stored pixels without it' if always else "set color_type='color_ignore_orientation'"
-            size, expected = image.shape[:2], (results['height'], results['width'])
-            if size != expected:
+            size = image.shape[:2]
+            if expected and size != expected:
                 hint = f': EXIF orientation {orientation} turned it; for boxes of the stored one {remedy}'
                 hint = hint if size[::-1] == expected and orientation > 4 else ''
                 self.refuse(path, f'is {size[1]}x{size[0]}, its annotation says {expected[1]}x{expected[0]}{hint}')
                 return None
-            if orientation != 1 and results.get('instances'):
+            if orientation != 1 and labelled:
                 self.report(
                     path,
-                    f'is turned by its EXIF orientation {orientation}: its boxes must be those of the turned image, '
-                    f'or else {remedy}',
+                    f'is turned by its EXIF orientation {orientation}: its {labelled} must be those of the turned '
+                    f'image, or else {remedy}',
                 )
         if self.to_float32:
             image = image.astype(np.float32)
