@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kd_plugins.checkpoint import load_loosely
 from kd_plugins.errors import UserError
 from kd_plugins.registry import MODELS, check_model
+from kd_plugins.utils.names import brief
 from kd_plugins.utils.random import preserved_rng
 
 
@@ -23,6 +24,20 @@ def check_input_shape(input_shape: object) -> None:
         or not all(isinstance(x, int) and x > 0 for x in input_shape)
     ):
         raise UserError(f'input_shape is {input_shape!r}, expected the (C, H, W) of the images, as (3, 224, 224)')
+
+
+def config_of(student: object, data_preprocessor: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return a student's config dict, with the preprocessor that mmengine passes where it has none.
+
+    Raises:
+        UserError: The student is no config dict.
+    """
+    if not isinstance(student, Mapping):
+        raise UserError(
+            f'student must be the config dict of a model of mmpretrain, mmdet or mmseg, got {brief(student)}: for a '
+            'network of torchvision or your own, call the losses in a loop of yours (kd_plugins/README.md)'
+        )
+    return dict(data_preprocessor=data_preprocessor) | dict(student)
 
 
 class Composite(BaseModel):

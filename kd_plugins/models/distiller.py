@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd_plugins.checkpoint import weights_of
 from kd_plugins.distillation.distillation import Distillation
 from kd_plugins.errors import UserError
-from kd_plugins.models.composite import Composite, check_input_shape
+from kd_plugins.models.composite import Composite, check_input_shape, config_of
 from kd_plugins.registry import MODELS
 from kd_plugins.utils.random import preserved_rng
 
@@ -52,7 +52,7 @@ class Distiller(Composite):
         data_preprocessor: Mapping[str, Any] | None = None,
         task: str | bool = 'train',
     ) -> None:
-        super().__init__(dict(data_preprocessor=data_preprocessor) | dict(student))
+        super().__init__(config_of(student, data_preprocessor))
         network = self.student
         if type(network).train_step is not BaseModel.train_step and not isinstance(network, Composite):
             raise UserError(

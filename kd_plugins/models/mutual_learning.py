@@ -17,7 +17,7 @@ from kd_plugins.distillation.samples import note_several_classes
 from kd_plugins.errors import UserError
 from kd_plugins.functional import kd_loss
 from kd_plugins.functional.checks import check_choice, check_number
-from kd_plugins.models.composite import Composite
+from kd_plugins.models.composite import Composite, config_of
 from kd_plugins.registry import MODELS
 from kd_plugins.utils.random import preserved_rng
 
@@ -85,7 +85,7 @@ class MutualLearning(Composite):
         check_number('tau', tau, 0, strict=True)
         check_number('weight', weight, 0)
         check_choice('update', update, ('joint', 'alternating'))
-        config = dict(data_preprocessor=data_preprocessor) | dict(student)
+        config = config_of(student, data_preprocessor)
         preprocessor = dict(data_preprocessor=config['data_preprocessor'])
         if not isinstance(peers, Sequence):
             check_number('peers', peers, 1, whole=True)

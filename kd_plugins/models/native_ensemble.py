@@ -16,7 +16,7 @@ from kd_plugins.distillation.schedule import Schedule
 from kd_plugins.errors import UserError
 from kd_plugins.functional import kd_loss
 from kd_plugins.functional.checks import check_choice, check_number
-from kd_plugins.models.composite import Composite, check_input_shape
+from kd_plugins.models.composite import Composite, check_input_shape, config_of
 from kd_plugins.registry import MODELS, type_name
 from kd_plugins.utils.random import preserved_rng
 
@@ -153,7 +153,7 @@ class NativeEnsemble(Composite):
             check_number('weight', weight, 0)
             weight = dict(at=[0], value=[weight], by='iter')  # in any run
         check_input_shape(input_shape)
-        config = dict(data_preprocessor=data_preprocessor) | dict(student)
+        config = config_of(student, data_preprocessor)
         super().__init__(config)
         network = self.student
         if not hasattr(getattr(network, 'head', None), '_get_loss'):

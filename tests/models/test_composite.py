@@ -158,6 +158,17 @@ def test_an_error_inside_a_loss_is_not_blamed_on_the_images(tmp_path):
         MODELS.build(model_of('Distiller', tmp_path) | dict(terms=[HINT | dict(loss=dict(type=Broken))]))
 
 
+@pytest.mark.parametrize(
+    'options', [dict(type='Distiller', teacher={}, terms=[]), dict(type='MutualLearning'), dict(type='NativeEnsemble')]
+)
+def test_a_student_that_is_a_network_is_refused(options):
+    options = dict(shared=['0'], **options) if options['type'] == 'NativeEnsemble' else options
+    with pytest.raises(
+        UserError, match=r'student must be the config dict of .*, got Sequential\( \(0\): ReLU\(\) \): '
+    ):
+        MODELS.get(options.pop('type'))(student=torch.nn.Sequential(torch.nn.ReLU()), **options)
+
+
 def test_a_student_with_its_own_train_step_is_refused(tmp_path):
     class Stepping(ImageClassifier):
         def train_step(self, data, optim_wrapper):
