@@ -1,5 +1,6 @@
 """Checks of weights and checkpoints that end a run instead of a wrong result."""
 
+import copy
 import hashlib
 import inspect
 import logging
@@ -38,7 +39,8 @@ class IntegrityHook(Hook):
 
     * ``load_from`` or a pretrained ``init_cfg`` has no tensor of the model, or ``--resume`` lacks one, or the state of
       the optimiser, or would go on with another schedule or learning rate than the config's, or with distillation terms
-      in another order, whose adapters it would swap;
+      in another order, whose adapters it would swap (with another number of iterations an epoch, as of another batch
+      size, schedules and rates are those of this config instead, from the start of the epoch);
     * there is no iteration to train, or, of a checkpoint at the end of a run with another model, data, optimiser or
       distillation, none is left (else such a change is logged);
     * weights are not finite when they are saved.
@@ -86,7 +88,8 @@ class IntegrityHook(Hook):
                 'current',
                 logging.WARNING,
             )
-        if (into := meta.get(_INTO, 0)) and not isinstance(runner.train_loop, IterBasedTrainLoop):
+        into = meta.get(_INTO, 0)
+        if into and not isinstance(runner.train_loop, IterBasedTrainLoop):
             print_log(
                 f'{path} was written {into} iterations into epoch {meta["epoch"] + 1}, which the resumed run repeats '
                 'whole, so that it takes more steps than one that was not stopped: for the same weights, write '
@@ -100,10 +103,18 @@ class IntegrityHook(Hook):
         if own is not None and groups:
             _check_groups(path, groups, own.param_groups)
         # Of another number of processes, or another batch size, iterations count differently.
-        same = isinstance(runner.train_loop, IterBasedTrainLoop)
-        same |= meta['iter'] == meta['epoch'] * len(runner.train_dataloader)
+        begun = meta['epoch'] * len(runner.train_dataloader)
+        same = isinstance(runner.train_loop, IterBasedTrainLoop) or meta['iter'] - into == begun
         schedules, states = _flat(runner.param_schedulers), _flat(checkpoint.get('param_schedulers'))
         self._behind = _check_schedules(path, states, schedules, same)
+        if not same and own is not None:
+            print_log(
+                f'{path} was written after {meta["iter"] - into} iterations, and this config has {begun} before epoch '
+                f'{meta["epoch"] + 1}: schedules and learning rates go on there as this config gives them',
+                'current',
+                logging.WARNING,
+            )
+            _replay(runner, checkpoint)
         if own is not None and groups:
             _note_options(path, groups, own.param_groups, {schedule.param_name for schedule in schedules})
 
@@ -176,7 +187,10 @@ def _digests(config: Mapping[str, Any]) -> dict[str, str]:
     hooks = config.get('custom_hooks') or []
     parts['custom_hooks'] = [x for x in hooks if type_name(x) == 'DistillationHook']  # others may but watch
     parts['train_dataloader'] = (config.get('train_dataloader') or {}).get('dataset')
-    parts['optim_wrapper'] = (config.get('optim_wrapper') or {}).get('optimizer')
+    parts['batch_size'] = (config.get('train_dataloader') or {}).get('batch_size')
+    wrapper = config.get('optim_wrapper') or {}
+    parts['optim_wrapper'] = wrapper.get('optimizer')
+    parts |= {key: wrapper.get(key) for key in ('accumulative_counts', 'clip_grad', 'paramwise_cfg')}
     return {key: hashlib.sha256(_text(part).encode()).hexdigest()[:16] for key, part in parts.items()}
 
 
@@ -292,6 +306,33 @@ def _check_schedules(path: str, saved: Sequence[dict[str, Any]], own: Sequence[A
                     'the config that wrote it, or load its weights with load_from'
                 )
     return behind
+
+
+def _replay(runner: Runner, checkpoint: dict[str, Any]) -> None:
+    """Bring a checkpoint's schedules, and what they schedule, to the start of its epoch as the run's config has them.
+
+    What follows a metric stays as it was saved.
+    """
+    epochs, iterations = checkpoint['meta']['epoch'], len(runner.train_dataloader)
+    schedules = [x for x in _flat(runner.param_schedulers) if not hasattr(x, 'need_val_args')]
+    by_iterations, by_epochs = ([x for x in schedules if x.by_epoch == each] for each in (False, True))
+    with warnings.catch_warnings():  # mmengine's, of a step before the optimiser's first
+        warnings.simplefilter('ignore', UserWarning)
+        for _ in range(epochs):
+            for schedule in by_iterations * iterations:
+                schedule.step()
+            for schedule in by_epochs:
+                schedule.step()
+    states = checkpoint.get('param_schedulers')
+    for place, schedule in enumerate(runner.param_schedulers or []):
+        if schedule in schedules:
+            states[place] = copy.deepcopy(schedule.state_dict())
+    scheduled = {x.param_name for x in schedules}
+    for before, now in zip(
+        checkpoint['optimizer']['param_groups'], runner.optim_wrapper.optimizer.param_groups, strict=True
+    ):
+        before.update({key: now[key] for name in scheduled for key in (name, f'initial_{name}') if key in now})
+    checkpoint['meta']['iter'] = epochs * iterations
 
 
 def _shown(value: Any) -> str:

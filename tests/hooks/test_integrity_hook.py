@@ -1,5 +1,6 @@
 """Runs that would train or save something other than their config says."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -115,9 +116,45 @@ def test_a_run_resumes_with_the_schedule_that_it_has(data, tmp_path, change, mes
         config.optim_wrapper.optimizer.lr = 0.2
     with pytest.raises(UserError, match=message):
         train(resumed(config, tmp_path / 'run/epoch_1.pth'))
-    config.train_dataloader.batch_size = 4  # other iterations an epoch, as with another number of processes
-    config.train_cfg.max_epochs = 2
-    train(resumed(config, tmp_path / 'run/epoch_1.pth'))
+
+
+@pytest.mark.parametrize('paramwise', [None, dict(custom_keys=dict(backbone=dict(lr_mult=0.1)))])
+def test_of_other_iterations_an_epoch_the_schedule_is_that_of_the_config(data, tmp_path, capsys, paramwise):
+    """With another batch size, or as with another number of processes, mmengine keeps to the old one's iterations."""
+    schedules = [
+        dict(type='LinearLR', start_factor=0.1, end=1, convert_to_iter_based=True),
+        dict(type='CosineAnnealingLR', begin=1, end=4, convert_to_iter_based=True),
+        dict(type='MultiStepLR', milestones=[3], gamma=0.5),
+        dict(type='CosineAnnealingMomentum', eta_min=0.5, convert_to_iter_based=True),
+    ]
+
+    def run(name, batch_size, resume=None, **optimizer):
+        config = checked(data, tmp_path / name, param_scheduler=copy.deepcopy(schedules), log_level='WARNING')
+        config.train_dataloader.batch_size, config.train_cfg.max_epochs = batch_size, 4
+        config.optim_wrapper.update(
+            paramwise_cfg=paramwise, optimizer=dict(config.optim_wrapper.optimizer, **optimizer)
+        )
+        train(config if resume is None else resumed(config, tmp_path / resume, 4))
+        checkpoint = read_checkpoint(tmp_path / f'{name}/epoch_4.pth')
+        groups = checkpoint['optimizer']['param_groups']
+        states = [{key: x for key, x in state.items() if key != 'verbose'} for state in checkpoint['param_schedulers']]
+        rates = {
+            epoch: read_checkpoint(tmp_path / f'{name}/epoch_{epoch}.pth')['optimizer']['param_groups'][-1]['lr']
+            for epoch in (3, 4)
+        }
+        return checkpoint['meta']['iter'], states, [(x['lr'], x['momentum'], x['initial_lr']) for x in groups], rates
+
+    run('first', 8)
+    for batch_size in (4, 24):
+        for options in ({}, dict(lr=0.2)):
+            name = f'{batch_size}{len(options)}'
+            assert run(f'whole{name}', batch_size, **options) == run(
+                f'resumed{name}', batch_size, 'first/epoch_2.pth', **options
+            )
+            out = capsys.readouterr().out
+            iterations = 2 * 24 // batch_size
+            assert f'was written after 6 iterations, and this config has {iterations} before epoch 3: schedules' in out
+            assert 'epoch_2.pth was written with another' in out
 
 
 def test_a_run_that_is_made_longer_keeps_to_its_schedule(data, tmp_path):
@@ -295,6 +332,8 @@ def test_a_checkpoint_at_the_end_of_an_epoch_is_not(config, tmp_path, capsys):
         ('model.head.loss.loss_weight', 3.0),
         ('train_dataloader.dataset.pipeline.1.prob', 0.0),
         ('optim_wrapper.optimizer.nesterov', True),
+        ('optim_wrapper.clip_grad', dict(max_norm=0.5)),
+        ('train_dataloader.batch_size', 9),  # as many batches
         ('custom_hooks.0.terms.0.weight', 2.0),
     ],
 )
@@ -305,7 +344,7 @@ def test_a_changed_config_is_noted_and_refused_where_nothing_is_left(config, tmp
     config.custom_hooks = [dict(type='kd_plugins.DistillationHook', teacher=teacher, terms=[kd])]
     train(config)
     config.merge_from_dict({key: value})
-    part = key.partition('.')[0]
+    part = key.rpartition('.')[2] if isinstance(value, dict) or value == 9 else key.partition('.')[0]
     train(resumed(config, tmp_path / 'run/epoch_1.pth', epochs=2))
     assert f'epoch_1.pth was written with another {part}: the resumed run goes on' in capsys.readouterr().out
     with pytest.raises(UserError, match=rf'epoch_1\.pth ends a run with another {part}, and nothing is left to train'):
@@ -330,7 +369,7 @@ def test_of_a_changed_run_epochs_may_be_left_beyond_its_iterations(config, tmp_p
     config.train_dataloader.dataset.pipeline[1].prob = 0.0
     assert train(resumed(config, tmp_path / 'run/epoch_1.pth', epochs=2)).epoch == 2
     config.train_dataloader.batch_size = 1
-    with pytest.raises(UserError, match='another train_dataloader, and nothing is left to train'):
+    with pytest.raises(UserError, match='another train_dataloader and batch_size, and nothing is left to train'):
         train(resumed(config, tmp_path / 'run/epoch_1.pth', epochs=1))
 
 
