@@ -120,6 +120,8 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
     """
     path, options = config_file(path), options or {}
     guard_files()  # a config may be YAML
+    if os.environ.get('METHOD') == '':  # which mmengine takes for a variable without a default
+        del os.environ['METHOD']
     try:
         config = Config.fromfile(path, import_custom_modules=False)
         config = Config(
@@ -143,12 +145,12 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
             ) from error
         raise UserError(f'{path} is no valid config: {type(error).__name__}: {error}') from error
     _check_options(config, options)
-    try:
-        config.merge_from_dict(options)
-    except Exception as error:
-        raise UserError(
-            f'--cfg-options {" ".join(options)}: not possible in {path}: {type(error).__name__}: {error}'
-        ) from error
+    for key, value in options.items():
+        whole = isinstance(value, dict) and not isinstance(dict(walk(config)).get(key, {}), (dict, list, tuple))
+        try:  # of a number or None, nothing is inherited
+            config.merge_from_dict({key: dict(value, _delete_=True) if whole else value})
+        except Exception as error:
+            raise UserError(f'--cfg-options {key}: not possible in {path}: {type(error).__name__}: {error}') from error
     if config.get('custom_imports'):
         try:
             import_modules_from_strings(**config.custom_imports)

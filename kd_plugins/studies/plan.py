@@ -176,7 +176,7 @@ class _Plan:
     def _file(self, path: str) -> dict[str, Any]:
         if path not in self._read:
             self._read[path] = _plain(load_config(path))
-            for key in ('work_dir', 'variant', 'compare', 'teacher'):
+            for key in ('work_dir', 'variant', 'compare', 'teacher', 'terms'):  # of a file that is trained by itself
                 self._read[path].pop(key, None)
         return copy.deepcopy(self._read[path])
 

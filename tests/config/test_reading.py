@@ -115,6 +115,32 @@ def test_an_option_that_nothing_reads_is_refused(config, tmp_path, option, messa
         assert load_config(str(tmp_path / 'x.py'), options={option: 7})
 
 
+def test_an_option_replaces_a_number_by_a_dict_and_is_named_alone_where_it_cannot(config, tmp_path):
+    term = dict(name='sp', loss=dict(type='kd_plugins.SPLoss'), student='neck', teacher='neck', weight=1.0)
+    hook = dict(type='kd_plugins.DistillationHook', teacher=dict(config='x.py', checkpoint=None), terms=[term])
+    config.custom_hooks, config.optim_wrapper.clip_grad = [hook], None
+    config.dump(tmp_path / 'x.py')
+    weight, clip = dict(at=[0, 1], value=[1.0, 0.0]), dict(max_norm=1.0)
+    options = {
+        'custom_hooks.0.terms.0.weight': weight,
+        'optim_wrapper.clip_grad': clip,
+        'train_cfg': dict(max_epochs=7),
+    }
+    read = load_config(str(tmp_path / 'x.py'), options=options)
+    assert read.custom_hooks[0].terms[0].to_dict() == term | dict(weight=weight)
+    assert read.optim_wrapper.clip_grad.to_dict() == clip
+    assert read.train_cfg.to_dict() == config.train_cfg.to_dict() | dict(max_epochs=7)
+    options = {'train_cfg.max_epochs': 3, 'custom_hooks.7.type': 'EMAHook'}
+    with pytest.raises(UserError, match=r'^--cfg-options custom_hooks\.7\.type: not possible in .*: KeyError'):
+        load_config(str(tmp_path / 'x.py'), options=options)
+
+
+def test_an_empty_method_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv('METHOD', '')
+    (tmp_path / 'x.py').write_text("name = '{{$METHOD:kd}}'")
+    assert load_config(str(tmp_path / 'x.py')).name == 'kd'
+
+
 def test_a_config_that_uses_an_import_without_a_base_says_so(tmp_path):
     text = "from kd_plugins.config import trained\nrequires = [trained('teacher.py')]\n"
     (tmp_path / 'x.py').write_text(text)

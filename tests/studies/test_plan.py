@@ -51,6 +51,15 @@ def test_names_in_any_script_name_folders():
     assert [plan.slug(name) for name in ('σ=0.4', 'γ=0.4', '蒸馏', 'Größe')] == ['σ=0.4', 'γ=0.4', '蒸馏', 'größe']
 
 
+def test_terms_of_a_networks_own_file_are_none_of_a_study(here, data):
+    """They would be noted, as set but not trained."""
+    path = str(write_study(here, data))
+    network = here / 'net.py'
+    network.write_text(f"{network.read_text()}\nterms = [dict(name='own')]\nteacher = dict(config='own.py')\n")
+    for run in plan.load_study(path).students:
+        assert not {'terms', 'teacher'} & run.config.keys()
+
+
 def test_a_given_teacher_is_not_trained(here, data):
     (here / 'given.py').write_text(
         'from torch import nn\n\n\ndef network():\n'
