@@ -3,6 +3,7 @@
 import gc
 import itertools
 import os
+from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 import pytest
 import torch
 from command_line import CommandLine, two_ranks
+from mmengine.logging import MessageHub
 from mmengine.runner import Runner
 
 import kd_plugins  # noqa: F401  # before a test imports mmpretrain
@@ -95,6 +97,20 @@ def two_processes(command):
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_run(monkeypatch):
+    """Forget the runs of other tests: one that an exception has ended counts as one that trains."""
+    monkeypatch.setattr(MessageHub, '_instance_dict', OrderedDict())
+
+
+@pytest.fixture
+def hub(no_run):
+    """The message hub of a run that trains."""
+    hub = MessageHub.get_instance('trains')
+    hub.update_info_dict(dict(loop_stage='train', iter=0, epoch=0, max_iters=1000, max_epochs=10))
+    return hub
 
 
 @pytest.fixture

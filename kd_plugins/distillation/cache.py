@@ -75,6 +75,12 @@ class FeatureCache:
         with self._transaction() as file:  # in files of before, all keys are hashes of the inputs
             self._by_origin = file.execute('PRAGMA user_version').fetchone() >= (1,)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key not in ('_local', '_pool')}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _local=threading.local(), _pool=ThreadPoolExecutor())
+
     def expect(self, images: int) -> None:
         """Log how much room the features of as many inputs take, as soon as the first ones tell.
 

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce
-from mmengine.logging import MessageHub
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,6 +17,7 @@ from kd_plugins.distillation.adversarial import AdversarialTerm
 from kd_plugins.distillation.crosskd import CrossKDTerm
 from kd_plugins.distillation.first_values import FirstValues
 from kd_plugins.distillation.recorder import Features, Recorder
+from kd_plugins.distillation.schedule import running
 from kd_plugins.distillation.sources import build_teacher, source_and_options
 from kd_plugins.distillation.teacher import Teacher
 from kd_plugins.distillation.term import Batch, Term
@@ -48,11 +48,9 @@ def check_finite(losses: Mapping[str, Any]) -> None:
         others = {name for names in all_gather_object([*own]) for name in names} - own.keys()
         bad_losses = [f'{name} is {value}' for name, value in own.items()]
         bad_losses += [f'{name} is not finite in another process' for name in sorted(others)]
-        iteration = MessageHub.get_current_instance().get_info('iter', 0) + 1
-        raise UserError(
-            f"{', '.join(bad_losses)} at iteration {iteration}: {DIVERGED}; lower the term's weight or the learning "
-            'rate'
-        )
+        hub = running()
+        at = '' if hub is None else f' at iteration {hub.get_info("iter", 0) + 1}'
+        raise UserError(f"{', '.join(bad_losses)}{at}: {DIVERGED}; lower the term's weight or the learning rate")
 
 
 def _check_data_parallel(losses: Iterable[Tensor], task: str) -> None:
@@ -324,8 +322,13 @@ class Distillation(nn.Module):
             data_samples: Annotations of the images.
 
         Raises:
-            UserError: The batch has several views per image, a loss that trains is not finite, or none has a gradient.
+            UserError: The batch has several views per image, a loss that trains is not finite, none has a gradient, or
+                a teacher is for images of another scale.
         """
+        if not self.gradients_checked:  # in the first step, of images of the data
+            check_inputs(inputs)
+            for teacher in self.teachers:
+                teacher.check_range(inputs)
         with nullcontext() if self.observer is None else self.observer.during_teachers():
             targets = self.teacher_features(inputs, data_samples)
         task: dict[str, Any] = {}
@@ -416,12 +419,13 @@ class Distillation(nn.Module):
             if name in task:
                 raise UserError(f"the student already has a '{name}': rename the term '{name.removeprefix('loss_')}'")
         if self.task != 'train':
-            if not any(loss.requires_grad for loss in terms.values()):
+            trains = torch.is_grad_enabled()  # else it is a loss in validation
+            if trains and not any(loss.requires_grad for loss in terms.values()):
                 raise UserError(
                     f"with task='{self.task}' only the terms train the student, but all their weights are 0 in this "
                     'iteration: give one a weight above 0'
                 )
-            if not self._coverage_checked:
+            if trains and not self._coverage_checked:
                 _check_data_parallel(terms.values(), self.task)
                 self._coverage_checked = True
             task = {

@@ -76,6 +76,9 @@ class Origins:
     def __deepcopy__(self, memo: dict[int, Any]) -> 'Origins':
         return self  # a copy of the student has our hook, too
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | dict(_tensors=[])
+
     def watch(self) -> None:
         """Look at the preprocessor's batches from now on."""
         kind = type(self._preprocessor)

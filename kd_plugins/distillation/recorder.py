@@ -18,6 +18,25 @@ class _Complete(BaseException):
     """Ends a forward pass after the last tap: no Exception, which a network itself may catch."""
 
 
+@contextmanager
+def _restored(model: nn.Module | None) -> Iterator[None]:
+    """Put back the ``forward`` of each module behind the block.
+
+    Networks of transformers that return the states of all layers replace those of the layers in each pass, and leave
+    them so where the pass does not end by itself.
+    """
+    own = [] if model is None else [(module, vars(module).get('forward')) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, forward in own:
+            if vars(module).get('forward') is not forward:
+                if forward is None:
+                    del module.forward
+                else:
+                    module.forward = forward
+
+
 def tensors_in(output: Any) -> Iterator[Tensor]:
     """Yield the tensors of a module's output, also those inside containers."""
     if isinstance(output, Tensor):
@@ -112,7 +131,7 @@ class Recorder:
             if stop and self._constant and not +missing:
                 raise _Complete
 
-        with self._hooked(record), suppress(_Complete):
+        with self._hooked(record), _restored(self.model if stop else None), suppress(_Complete):
             yield features
         if watched:
             for tap in self._taps:

@@ -10,6 +10,12 @@ from mmengine.logging import MessageHub
 from kd_plugins.errors import UserError
 
 
+def running() -> MessageHub | None:
+    """Return the message hub of the run that trains, of several the one built last; None in a loop without a runner."""
+    hubs = reversed(MessageHub._instance_dict.values())
+    return next((hub for hub in hubs if hub.get_info('loop_stage', None)), None)
+
+
 class Schedule:
     """A piecewise-linear function of training time, constant before the first point and after the last.
 
@@ -27,7 +33,8 @@ class Schedule:
 
     Raises:
         UserError: The lists differ in length, are empty or hold anything but finite numbers, the times decrease, or
-            the unit is unknown; when called: the unit is the epoch, in a run by iterations.
+            the unit is unknown; when called: the unit is the epoch, in a run by iterations, or the value changes and no
+            runner counts the time.
     """
 
     def __init__(self, at: Sequence[float], value: Sequence[float], by: str = 'epoch') -> None:
@@ -48,7 +55,14 @@ class Schedule:
 
     def __call__(self) -> float:
         """Return the value at the time in mmengine's message hub; it has to be called in every iteration."""
-        hub = MessageHub.get_current_instance()
+        if len({*self.value}) == 1:
+            return self.value[0]
+        hub = running()
+        if hub is None:
+            raise UserError(
+                'a weight that changes over time follows a runner, and none trains: in a loop of your own give a '
+                'number, and set the weight of the term in the loop'
+            )
         iteration = hub.get_info('iter', 0)
         if self.by == 'iter':
             return self.value_at(iteration)
@@ -75,6 +89,8 @@ class Schedule:
 
 
 def _counts_iterations(hub: MessageHub) -> bool:
-    """Return whether a run of a single epoch is a run by iterations; only its config shows that."""
+    """Return whether a run of a single epoch is a run by iterations; only its hook or its config knows that."""
+    if hub.get_info('by_epoch', True) is False:
+        return True
     loop = re.search(r'^train_cfg *= *dict\((.*?)\)$', hub.get_info('cfg', ''), re.MULTILINE | re.DOTALL)
     return loop is not None and any(text in loop[1] for text in ('by_epoch=False', 'IterBasedTrainLoop'))

@@ -23,6 +23,8 @@ from kd_plugins.errors import UserError
 from kd_plugins.functional.gram import as_float, resized
 from kd_plugins.utils.models import to_channels_last
 
+_DARK = 8  # normalised pixels stay below, and a batch of photographs of 0 to 255 does not
+
 
 class RGBImages(ImgDataPreprocessor):
     """Normalisation of a network of another library, which takes RGB images.
@@ -80,6 +82,7 @@ class _Renormalise(nn.Module):
                 f'of {mean_s.numel()}: both get the same images, so give both as many channels'
             )
         self.student_pad, self.pad = pad_s, pad
+        self._own, self._theirs = own, theirs
         if isinstance(teacher, RGBImages):
             self.flip = own.sees_rgb != flip_t
         else:  # two that convert, or two that do not, see the same images in the same order, whichever that is
@@ -101,6 +104,21 @@ class _Renormalise(nn.Module):
             or not takes_images(teacher)
             or (not self.flip and pad_s == pad and torch.equal(mean_s, mean_t) and torch.equal(std_s, std_t))
         )
+
+    def check_range(self, inputs: Tensor) -> None:
+        """Raise UserError where a batch is not of pixels as the teacher states them, but was scaled before."""
+        if self.identity:
+            return
+        peaks = inputs.flatten(2).amax((0, 2)).float().cpu() * self._own.std.flatten() + self._own.mean.flatten()
+        stated = self._theirs.mean.any() or (self._theirs.std != 1).any()
+        white = 1 if stated and self._theirs.mean.max() < 1 else 255
+        if (peaks.max() < _DARK) != (white == 1):
+            raise UserError(
+                f"the teacher's data_preprocessor is for pixels of 0 to {white}, but before the student's these images "
+                f'reach {peaks.max():.3g}: where the pipeline scales or normalises them, move that into the '
+                "data_preprocessor, or give the teacher's config dict a data_preprocessor for such images ({} takes "
+                'them as they are)'
+            )
 
     def forward(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> Tensor:
         if self.identity:
@@ -227,6 +245,14 @@ class Teacher:
             inputs: Batch of the shape for which this holds.
         """
         self._pools[tuple(inputs.shape[1:])] = dict(sorted(sizes.items()))
+
+    def check_range(self, inputs: Tensor) -> None:
+        """Check that a batch as the student's preprocessor returned it is of pixels as the teacher's states them.
+
+        Raises:
+            UserError: The pipeline has scaled or normalised them already, or the two state other scales.
+        """
+        self._convert.check_range(inputs)
 
     def input_size(self, inputs: Tensor) -> tuple[int, int]:
         """Return the height and width of the images that the network gets for a batch of the student's."""

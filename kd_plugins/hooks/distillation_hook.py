@@ -15,7 +15,7 @@ from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper, OptimWrapperDict
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 
@@ -169,8 +169,9 @@ class DistillationHook(Hook):
         """Wrap the student's forward, so that it returns the terms' losses as well in mode ``loss``."""
         if self._wraps:  # an exception has ended an earlier train(), without after_train
             self.after_train(runner)
-        # Schedules read the time of the current hub, which is that of the runner that was built last.
+        # Schedules take a run that an exception has ended, and that was built later, for one that trains.
         MessageHub._instance_dict.move_to_end(runner.message_hub.instance_name)
+        runner.message_hub.update_info('by_epoch', not isinstance(runner.train_loop, IterBasedTrainLoop))
         student, distillation = unwrapped(runner.model), self.distillation
         own_forward = self._own_forward = vars(student).get('forward')
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -14,6 +13,7 @@ from kd_plugins.checkpoint import weights_of
 from kd_plugins.distillation.distillation import check_finite
 from kd_plugins.distillation.recorder import Recorder
 from kd_plugins.distillation.samples import note_several_classes
+from kd_plugins.distillation.schedule import running
 from kd_plugins.errors import UserError
 from kd_plugins.functional import kd_loss
 from kd_plugins.functional.checks import check_choice, check_number
@@ -172,7 +172,8 @@ class MutualLearning(Composite):
         with preserved_rng():  # the student's later random draws (dropout) are those of the student alone
             # And the peers' draws change from step to step where those of the student do not.
             self._steps += 1
-            iteration = MessageHub.get_current_instance().get_info('iter', self._steps)
+            hub = running()
+            iteration = self._steps if hub is None else hub.get_info('iter')
             torch.manual_seed((torch.initial_seed() + 1_000_003 * (1 + iteration)) % 2**63)
             for peer, recorder in zip(self.peers, self._recorders[1:], strict=True):
                 with recorder.recording() as features:

@@ -22,7 +22,10 @@ from kd_plugins.utils.random import preserved_rng
 
 
 class _Shared(nn.Module):
-    """Replaces a shared module in a branch: returns the student's feature where it has one, else its input."""
+    """Replaces a shared module in a branch: returns the student's feature where it has one, else its input.
+
+    Each branch has a copy, into which the next layer may write its output (``ReLU(inplace=True)``).
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -35,7 +38,7 @@ class _Shared(nn.Module):
                 f"NativeEnsemble: a branch has weights of its own before '{self.name}': shared must name every module "
                 'with weights up to the last shared one, in the order in which they run'
             )
-        return x if self.feature is None else self.feature
+        return x if self.feature is None else self.feature.clone()
 
 
 class _Tied(nn.Module):
@@ -170,7 +173,8 @@ class NativeEnsemble(Composite):
                 raise UserError(f"NativeEnsemble: '{name}' is tied, but shared contains it or a part of it")
         self.tau, self.predict_with, self.tap, self.last_shared = tau, predict, tap, shared[-1]
         self.use_sigmoid, self._noted = use_sigmoid, use_sigmoid
-        self._weight, self._ramp = Schedule(**weight), Schedule([0, ramp], [0, 1], by='progress')
+        self._weight = Schedule(**weight)
+        self._ramp = Schedule([0, ramp] if ramp else [0], [0, 1] if ramp else [1], by='progress')
         self._recorders = [Recorder(network, [self.last_shared, tap])]
         with preserved_rng():
             self.branches = nn.ModuleList(MODELS.build(_without_pretrained(config)) for _ in range(branches - 1))
@@ -253,7 +257,8 @@ class NativeEnsemble(Composite):
         """Run all branches once, to check that their shapes match; return the shape of the shared feature."""
         self.eval()
         try:
-            self.student(images.clone())
+            with self._recorders[0].probing():
+                self.student(images.clone())
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f'NativeEnsemble: the student takes no images of input_shape={tuple(images.shape[1:])} '

@@ -19,6 +19,7 @@ from kd_plugins.distillation.term import Batch, Term
 from kd_plugins.errors import UserError
 from kd_plugins.registry import MODELS
 
+pytestmark = pytest.mark.usefixtures('hub')
 KD = dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', teacher='head.fc')
 STAGES = ['backbone.stage1', 'backbone.stage2', 'backbone.stage3']
 PAIR = ['backbone.stage1.0.conv1', 'backbone.stage1']
@@ -1006,3 +1007,41 @@ def test_copies_have_a_student_of_their_own(sure, images):
     loaded = pickle.loads(pickle.dumps(owner))
     assert loaded.distillation.recorder.model is loaded[0]
     assert not any(name.startswith('student') for name, _ in core.named_modules())
+
+
+@pytest.mark.parametrize('task', ['log', 'off'])
+def test_without_the_task_a_loss_may_be_computed_in_validation(student, teacher, images, task):
+    core = Distillation(student, teacher, [KD], task)
+    samples = [DataSample().set_gt_label(1) for _ in images]
+    with torch.no_grad():
+        losses = core.losses(lambda mode: student(images, samples, mode=mode), images, samples)
+    assert losses['loss_kd'] > 0
+    core.terms[0].weight = 0.0
+    with pytest.raises(UserError, match='all their weights are 0 in this iteration'):
+        core.losses(lambda mode: student(images, samples, mode=mode), images, samples)
+
+
+@pytest.mark.parametrize(
+    ('own', 'theirs', 'scale', 'reach'),
+    [
+        (dict(mean=None, std=None), {}, 1 / 60, r'0 to 255, but before the student.s these images reach \d\.\d+:'),
+        (dict(mean=[0.4] * 3, std=[0.2] * 3), {}, 1, r'0 to 255, but before the student.s these images reach [01]'),
+        (dict(mean=[100.0] * 3), dict(mean=[0.4] * 3, std=[0.2] * 3), 1, r'0 to 1, but .* reach \d{3}'),
+        (dict(mean=[0.5] * 3, std=[0.2] * 3), dict(mean=[0.4] * 3, std=[0.2] * 3), 1, None),
+        (dict(mean=[100.0] * 3), {}, 1, None),
+        (dict(mean=None, std=None), {}, 1, None),
+        (dict(mean=[100.0] * 3), dict(mean=None, std=None), 1, None),
+    ],
+)
+def test_images_that_the_pipeline_has_scaled_are_refused(tmp_path, own, theirs, scale, reach):
+    """A teacher would get them normalised twice, almost all alike."""
+    student = MODELS.build(classifier() | dict(data_preprocessor=PREPROCESSOR | own))
+    teacher = saved_teacher(tmp_path) | dict(data_preprocessor=PREPROCESSOR | theirs)
+    pixels = torch.rand(4, 3, 16, 16) * (1 if max(own['mean'] or [255]) < 1 else 255)
+    images = student.data_preprocessor(dict(inputs=pixels * scale))['inputs']
+    samples = [DataSample().set_gt_label(1) for _ in images]
+    for given in (teacher, teacher | dict(data_preprocessor={})):
+        core = Distillation(student, given, [KD])
+        refused = reach and given is teacher
+        with pytest.raises(UserError, match=reach) if refused else nullcontext():
+            core.losses(lambda mode: student(images, samples, mode=mode), images, samples)

@@ -11,6 +11,7 @@ from kd_plugins.distillation import first_values
 from kd_plugins.distillation.distillation import Distillation
 from kd_plugins.registry import MODELS
 
+pytestmark = pytest.mark.usefixtures('hub')
 KD = dict(name='kd', loss=dict(type='kd_plugins.KDLoss'), student='head.fc', teacher='head.fc', weight=3.0)
 BSS = KD | dict(name='bss', loss=dict(type='kd_plugins.BSSLoss'))
 RISING = KD | dict(name='rising', weight=dict(at=[0, 2], value=[0.0, 8.0], by='iter'))
@@ -42,7 +43,7 @@ def steps(teacher, terms, count=1, task='train', scale=1.0, batch=4):
 
     found = []
     for iteration in range(count):
-        MessageHub.get_current_instance().update_info('iter', iteration)
+        MessageHub.get_instance('trains').update_info('iter', iteration)
         found.append({key: float(x.detach()) for key, x in core.losses(run, images, samples).items()})
     return found
 

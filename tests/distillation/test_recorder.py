@@ -1,4 +1,5 @@
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -285,3 +286,34 @@ def test_networks_of_one_class_are_compiled_for_their_own_taps():
     assert recorded('conv') == {'conv': 1}
     assert recorded('norm') == {'norm': 1}
     assert recorded('conv', 'head') == {'conv': 1, 'head': 3}
+
+
+@pytest.mark.parametrize('own', [False, True])
+def test_a_pass_that_ends_early_leaves_no_forward_replaced(images, own):
+    """As networks of transformers do, which collect the states of all layers."""
+
+    class Collecting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Flatten(), nn.ReLU())
+
+        def forward(self, x):
+            before = {module: vars(module).get('forward') for module in self.net}
+            for module in self.net:
+                module.forward = partial(type(module).forward, module)
+            x = self.net(x)
+            for module, forward in before.items():
+                module.forward = forward if own else type(module).forward.__get__(module)
+            return x
+
+    network = Collecting()
+    for module in network.net if own else ():
+        module.forward = module.forward
+    recorder = Recorder(network, ['net.0'])
+    with recorder.probing(len(images)):
+        network(images)
+    before = [vars(module).get('forward') for module in network.modules()]
+    with recorder.recording(stop=True) as features:
+        network(images)
+    assert len(features['net.0']) == 1
+    assert [vars(module).get('forward') for module in network.modules()] == before

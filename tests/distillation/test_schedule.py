@@ -6,14 +6,9 @@ from kd_plugins.errors import UserError
 
 
 @pytest.fixture
-def hub():
-    hub = MessageHub.get_current_instance()
-    before = dict(hub.runtime_info)
-    for name, value in dict(iter=150, epoch=1, max_iters=1000, max_epochs=10).items():
-        hub.update_info(name, value)
-    yield hub
-    hub.runtime_info.clear()
-    hub.runtime_info.update(before)
+def hub(hub):
+    hub.update_info_dict(dict(iter=150, epoch=1))
+    return hub
 
 
 @pytest.mark.parametrize(('time', 'value'), [(-1, 4), (0, 4), (15, 2.5), (30, 1), (31, 1)])
@@ -70,6 +65,20 @@ def test_a_run_by_iterations_has_progress_and_no_epochs(hub):
     hub.update_info('cfg', "a = 1\ntrain_cfg = dict(\n    max_iters=1000, type='IterBasedTrainLoop')\nb = 2")
     with pytest.raises(UserError, match="give by='iter' or by='progress'"):
         Schedule([0, 1], [0, 1], 'epoch')()
+
+
+def test_the_time_is_that_of_the_run_that_trains(hub):
+    schedule = Schedule([0, 300], [0, 1], 'iter')
+    later = MessageHub.get_instance('built later')
+    assert schedule() == pytest.approx(0.5)
+    later.update_info_dict(dict(loop_stage='train', iter=300))
+    assert schedule() == 1
+    later.pop_info('loop_stage')  # which leaves its last iteration
+    assert schedule() == pytest.approx(0.5)
+    hub.pop_info('loop_stage')
+    with pytest.raises(UserError, match='follows a runner, and none trains: in a loop of your own give a number'):
+        schedule()
+    assert Schedule([0, 10], [2, 2])() == 2
 
 
 @pytest.mark.parametrize(

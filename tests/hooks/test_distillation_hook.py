@@ -1,5 +1,6 @@
 import copy
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -563,14 +564,27 @@ def test_weight_schedule_runs_with_training(tmp_path, data, teacher, way):
     assert (values[3:] > 0).all()
 
 
-def test_a_schedule_is_that_of_its_own_run_where_several_are_built(tmp_path, data, teacher):
+@BOTH
+def test_a_schedule_is_that_of_its_own_run_where_several_are_built(tmp_path, data, teacher, way):
     terms = [KD | dict(weight=dict(at=[0, 1], value=[1.0, 0.0], by='progress'))]
-    configs = [classification_config(data, tmp_path / name, **by_hook(teacher, terms)) for name in ('a', 'b', 'c')]
+    configs = [classification_config(data, tmp_path / name, **way(teacher, terms)) for name in ('a', 'b', 'c')]
     alone = train(configs[0])
     first, _ = (Runner.from_cfg(config) for config in configs[1:])  # a hub is current from when it is built
     first.train()
     values = [runner.message_hub.get_scalar('train/loss_kd').data[0] for runner in (alone, first)]
     assert (values[0] == values[1]).all()
+
+
+def test_epochs_of_a_run_by_iterations_are_refused_without_a_config(tmp_path, data, teacher):
+    """A runner of arguments has no text of its own, which says how its loop counts."""
+    terms = [KD | dict(weight=dict(at=[0, 1, 1], value=[1.0, 1.0, 0.0]))]
+    config = classification_config(data, tmp_path / 'run', **by_hook(teacher, terms))
+    names = ('model', 'work_dir', 'train_dataloader', 'optim_wrapper', 'custom_hooks', 'default_scope')
+    for loop, message in ((dict(by_epoch=False, max_iters=2), 'scheduled by epoch'), (dict(max_epochs=1), None)):
+        options = dict(train_cfg=loop | ({} if message else dict(by_epoch=True)), experiment_name='arguments')
+        runner = Runner(**{name: copy.deepcopy(config[name]) for name in names}, **options)
+        with pytest.raises(UserError, match=message) if message else nullcontext():
+            runner.train()
 
 
 @BOTH

@@ -9,6 +9,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmpretrain.models import ImageClassifier
+from mmpretrain.structures import DataSample
 from tiny import classification_config, classifier, equal, image_folder, saved_teacher, train, weights
 
 from kd_plugins.checkpoint import load_weights
@@ -199,3 +200,19 @@ def test_layers_have_the_students_depth():
     assert depths['student.backbone.patch_embed.projection.weight'] == 0
     assert depths['student.backbone.layers.3.ln1.weight'] == 4
     assert depths['distillation.terms.0.adapters.0.weight'] == depths['student.head.layers.head.weight'] == 13
+
+
+def test_a_distiller_whose_teacher_is_cached_is_saved_whole(tmp_path):
+    teacher = dict(saved_teacher(tmp_path), cache=str(tmp_path / 'cache'))
+    options = dict(student=classifier(), teacher=teacher, terms=[HINT], input_shape=(3, 16, 16))
+    distiller = MODELS.build(dict(type='kd_plugins.Distiller', **options)).eval()
+    images, samples = torch.randn(2, 3, 16, 16), [DataSample().set_gt_label(1)] * 2
+
+    def loss(network):
+        data = network.data_preprocessor(dict(inputs=images * 60 + 120, data_samples=samples))
+        return network(**data, mode='loss')['loss_hint'].item()
+
+    before = loss(distiller)
+    torch.save(distiller, tmp_path / 'whole.pth')
+    assert loss(torch.load(tmp_path / 'whole.pth', weights_only=False)) == before
+    assert loss(distiller) == before

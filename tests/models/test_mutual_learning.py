@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
@@ -408,3 +409,12 @@ def test_alternating_under_data_parallel_is_refused(ranks):
     assert all(
         rank['alternating'].startswith("MutualLearning: update='alternating' works in train_step") for rank in ranks
     )
+
+
+def test_in_a_loop_of_ones_own_the_peers_draws_change_after_a_run_too(no_run):
+    MessageHub.get_instance('ended').update_info('iter', 7)  # a run leaves its last iteration
+    student = classifier()
+    student['head'] = dict(student['head'], type='StackedLinearClsHead', mid_channels=[64], dropout_rate=0.5)
+    model = MutualLearning(student=student, tap='head.layers.1.fc').train()
+    images, samples = torch.randn(4, 3, 16, 16), [DataSample().set_gt_label(1) for _ in range(4)]
+    assert len({model(images, samples, mode='loss')['loss_1'].item() for _ in range(4)}) == 4

@@ -230,9 +230,9 @@ def test_predictions_of_branch_and_ensemble():
 )
 def test_weight_follows_the_authors_ramp(options, weight, monkeypatch):
     model = NativeEnsemble(student=classifier(), **options)
-    info = dict(max_iters=3000, max_epochs=300)
+    info = dict(max_iters=3000, max_epochs=300, loop_stage='train')
     hub = SimpleNamespace(get_info=lambda key, default: info.get(key, default))
-    monkeypatch.setattr(MessageHub, 'get_current_instance', classmethod(lambda cls: hub))
+    monkeypatch.setitem(MessageHub._instance_dict, 'ramp', hub)
     for epoch in (0, 1, 40, 80, 200, 300):
         info['iter'] = 10 * epoch
         assert model.current_weight() == pytest.approx(weight(epoch))
@@ -374,3 +374,25 @@ def test_a_batch_of_one_image_is_refused():
     model = NativeEnsemble(classifier())
     with pytest.raises(UserError, match='drop_last=True'):
         model(torch.zeros(1, 3, 16, 16), [DataSample().set_gt_label(0)], mode='loss')
+
+
+@pytest.mark.parametrize('shared', [('backbone.conv1', 'backbone.bn1'), RESNET_PARTS])
+def test_the_layer_behind_the_shared_part_may_write_in_place(shared):
+    torch.manual_seed(0)
+    model = NativeEnsemble(student=resnet(), shared=shared, ramp=0)
+    images, samples = torch.randn(4, 3, 64, 64), [DataSample().set_gt_label(i) for i in range(4)]
+    for branch in model.branches:
+        own = dict(model.student.named_parameters())
+        for name, parameter in branch.named_parameters():
+            parameter.data.copy_(own[name].data)
+    losses = model.train()(images, samples, mode='loss')
+    torch.testing.assert_close(losses['loss_1'], losses['loss_0'])
+    torch.testing.assert_close(losses['loss_2'], losses['loss_0'])
+    model.parse_losses(losses)[0].backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_weight_that_rises_follows_a_run(no_run):
+    model = build(ramp=0.5)
+    with pytest.raises(UserError, match='a weight that changes over time follows a runner, and none trains'):
+        model(torch.randn(2, 3, 16, 16), [DataSample().set_gt_label(1)] * 2, mode='loss')
