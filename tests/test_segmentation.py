@@ -331,6 +331,14 @@ def test_what_a_segmentors_file_says_of_binary_scores_and_of_padding():
     part = exportable(build(model))
     assert part.meaning.endswith(': resize them bilinearly to the image and take the sigmoid; above 0.4 it is one')
     assert part.metadata((1, 3, 96, 96), None)['pad_size_divisor'] == '16'
+    model.data_preprocessor.test_cfg = dict(size=(128, 128))
+    model.decode_head.align_corners = True
+    part = exportable(build(model), normalize=True)
+    about = part.metadata((1, 3, 128, 128), None)
+    assert 'resize them bilinearly (align_corners=True) to the image' in about['meaning']
+    assert about['pad_sides'] == 'right and bottom'
+    assert json.loads(about['pad_value']) == pytest.approx(part.mean.flatten().tolist())
+    assert 'pad_size_divisor' not in about
 
 
 def test_heads_that_return_more_than_scores_are_refused():

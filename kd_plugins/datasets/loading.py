@@ -3,6 +3,7 @@
 import hashlib
 import io
 import logging
+from contextlib import suppress
 
 import cv2
 import mmcv
@@ -51,6 +52,16 @@ def _orientation(data: bytes) -> int:
             return orientation if orientation in range(1, 9) else 1  # OpenCV turns by no other value
     except (OSError, SyntaxError, Image.DecompressionBombError):
         return 1
+
+
+def _beyond_a_byte(path: str) -> int | None:
+    """Return the largest value above 255 of a local file; 65535, which is 255 in a byte as well, is no class."""
+    with suppress(*_UNDECODABLE), Image.open(path) as image:
+        if image.mode[0] in 'IF':  # the header tells; others have bytes
+            values = np.asarray(image)
+            wide = values[(values > 255) & (values != 65535)]
+            return int(wide.max()) if len(wide) else None
+    return None
 
 
 class _Checked:
@@ -183,8 +194,8 @@ class LoadSegMap(_Checked, BaseTransform):
         skip_corrupt: Whether to log a damaged file once and return None, as :class:`LoadImage` does.
 
     Raises:
-        UserError: The file is missing, or has more than one number for each pixel; or it cannot be decoded, or has
-            another size than the image, and ``skip_corrupt`` is False.
+        UserError: The file is missing, has more than one number for each pixel, or one above 255; or it cannot be
+            decoded, or has another size than the image, and ``skip_corrupt`` is False.
     """
 
     def __init__(self, load: dict, skip_corrupt: bool = False) -> None:
@@ -204,6 +215,11 @@ class LoadSegMap(_Checked, BaseTransform):
             reason = getattr(error, 'strerror', None)
             self.refuse(path, f'cannot be read ({reason})' if reason else 'cannot be decoded')
             return None
+        if (found := _beyond_a_byte(path)) is not None:
+            raise UserError(
+                f'{path}: label map has class {found}, of 16 bits or more, and mmseg reads 0 to 255: convert its '
+                'numbers (of Cityscapes, labelTrainIds)'
+            )
         height, width, *values = loaded['gt_seg_map'].shape
         if values:
             raise UserError(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kd_plugins.config import walk, without_workers
 from kd_plugins.errors import UserError
+from kd_plugins.export.network import channels_of
 from kd_plugins.registry import DATASETS, type_name
 
 COUNT = 7
@@ -41,6 +42,22 @@ def channel_order(config: Config) -> str:
     return 'BGR'
 
 
+def check_pipeline(config: Config) -> None:
+    """Check that no step of the test pipelines normalises images, which a file's metadata would not say.
+
+    Raises:
+        UserError: One does.
+    """
+    for path, step in walk(config.get('test_dataloader')):
+        if 'pipeline' in path and isinstance(step, Mapping):
+            name = type_name(step).rpartition('/')[2]
+            if name == 'Normalize' or step.get('type') == 'torchvision/ToTensor':
+                raise UserError(
+                    f'test_dataloader.{path}: {name} changes the pixels that the file would be said to take: move its '
+                    'mean and std into data_preprocessor, of pixels of 0 to 255'
+                )
+
+
 def images_for(config: Config, network: Any, size: Sequence[int] | None) -> Images:
     """Return images as a network gets them in a test.
 
@@ -50,7 +67,7 @@ def images_for(config: Config, network: Any, size: Sequence[int] | None) -> Imag
     Raises:
         UserError: The config has no test pipeline, or one that leaves the size of images as it is.
     """
-    channels = network.data_preprocessor.mean.numel() if hasattr(network.data_preprocessor, 'mean') else 3
+    channels = channels_of(network)
     generator = torch.Generator().manual_seed(0)
     if size is not None:
         return Images(torch.randn(COUNT, channels, *size, generator=generator), 'drawn', None)

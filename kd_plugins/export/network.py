@@ -16,6 +16,11 @@ from kd_plugins.errors import UserError
 from kd_plugins.models.reid import ReIDModel
 
 
+def channels_of(network: nn.Module) -> int:
+    """Return how many channels a network's images have."""
+    return next((x.in_channels for x in network.modules() if isinstance(x, nn.Conv2d)), 3)
+
+
 class Exportable(nn.Module):
     """The part of a network that is exported: images (N, C, H, W) in, a tuple of tensors out.
 
@@ -42,8 +47,8 @@ class Exportable(nn.Module):
         stated = getattr(preprocessor, '_enable_normalize', False)
         self.register_buffer('mean', preprocessor.mean.flatten()[:, None, None] if stated else torch.zeros(1, 1, 1))
         self.register_buffer('std', preprocessor.std.flatten()[:, None, None] if stated else torch.ones(1, 1, 1))
-        one = stated and self.mean.numel() == 1
-        self.channels = 'gray' if one else 'RGB' if normalisation_of(preprocessor).sees_rgb else 'BGR'
+        grey = channels_of(network) == 1
+        self.channels = 'gray' if grey else 'RGB' if normalisation_of(preprocessor).sees_rgb else 'BGR'
         self.names: list[str] = []
 
     def needed(self, network: Any) -> nn.Module:
@@ -102,7 +107,8 @@ class Exportable(nn.Module):
             shape: Shape of a batch of images.
             classes: Names of the classes, where they are known.
         """
-        stated = {'mean': self.mean.flatten().tolist(), 'std': self.std.flatten().tolist()}
+        each = torch.ones(shape[1], 1, 1)  # one number may be given for all channels
+        stated = {name: (value.cpu() * each).flatten().tolist() for name, value in self.named_buffers(recurse=False)}
         preprocessor: Any = getattr(self.whole[0], 'data_preprocessor', None)
         padding = getattr(preprocessor, 'test_cfg', None)  # mmseg's, which pads otherwise in training
         divisor = (
@@ -110,7 +116,8 @@ class Exportable(nn.Module):
             if hasattr(preprocessor, 'seg_pad_val')
             else getattr(preprocessor, 'pad_size_divisor', 1)
         )
-        if divisor > 1:
+        pads = divisor > 1 or (hasattr(preprocessor, 'seg_pad_val') and 'size' in (padding or {}))
+        if pads:
             value = torch.full_like(self.mean, float(preprocessor.pad_value))  # of normalised images
             stated['pad_value'] = self.pixels(value).flatten().tolist()
         return {
@@ -119,7 +126,8 @@ class Exportable(nn.Module):
             'width': str(shape[3]),
             'dynamic_axes': json.dumps(['batch', 'height', 'width'][: 3 if self.dynamic_size else 1]),
             'channel_order': self.channels,
-            **({'pad_size_divisor': str(divisor), 'pad_sides': 'right and bottom'} if divisor > 1 else {}),
+            **({'pad_size_divisor': str(divisor)} if divisor > 1 else {}),
+            **({'pad_sides': 'right and bottom'} if pads else {}),
             **{name: json.dumps([float(f'{x:.7g}') for x in values]) for name, values in stated.items()},
             'normalization': (
                 'inside: give pixels of 0 to 255'
@@ -136,7 +144,15 @@ class Classifier(Exportable):
     """A classifier of mmpretrain, up to its logits."""
 
     task = 'classification'
-    meaning = 'logits, one for each class, before the softmax'
+
+    @property
+    def meaning(self) -> str:
+        """What the logits are."""
+        kinds = {kind.__name__ for kind in type(getattr(self.network, 'head', None)).__mro__}
+        independent = 'MultiLabelClsHead' in kinds
+        return 'logits, one for each class, before the ' + (
+            'sigmoid: an image may have several classes' if independent else 'softmax'
+        )
 
     def compute(self, images: Tensor) -> Any:
         """Return the logits (N, classes)."""
@@ -259,7 +275,8 @@ class Segmentor(Exportable):
     def meaning(self) -> str:
         """What the scores are, and what to do with them."""
         head: Any = self._head
-        resized = 'resize them bilinearly to the image'
+        corners = ' (align_corners=True)' if head.align_corners else ''
+        resized = f'resize them bilinearly{corners} to the image'
         if getattr(head, 'out_channels', None) == 1:
             return f'score of class 1 at each place: {resized} and take the sigmoid; above {head.threshold} it is one'
         return f'scores of the classes at each place, before the softmax: {resized}, and take the largest'

@@ -31,7 +31,7 @@ from kd_plugins.engine import load_run, scope_of
 from kd_plugins.errors import UserError
 from kd_plugins.export.card import Card, latency_of, macs_of, parameters_of, table_of
 from kd_plugins.export.files import Parity, Runtime, check_target, compare, run_once, write
-from kd_plugins.export.images import channel_order, images_for
+from kd_plugins.export.images import channel_order, check_pipeline, images_for
 from kd_plugins.export.network import Exportable, exportable
 from kd_plugins.export.score import check_score, score
 from kd_plugins.registry import MODELS, type_name
@@ -45,6 +45,7 @@ def export(args: argparse.Namespace) -> None:
     config = load_run(args.config, args, 'test' if scored else 'export')
     if scored:
         check_score(config, args.features)
+    check_pipeline(config)
     init_default_scope(scope_of(config))
     network, checkpoint = load_student(config, args.checkpoint, args.allow_pickle)
     part = exportable(network, args.backbone, args.normalize, args.decode)

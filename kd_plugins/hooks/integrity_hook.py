@@ -323,7 +323,7 @@ def _replay(runner: Runner, checkpoint: dict[str, Any]) -> None:
                 schedule.step()
             for schedule in by_epochs:
                 schedule.step()
-    states = checkpoint.get('param_schedulers')
+    states: Any = checkpoint.get('param_schedulers')
     for place, schedule in enumerate(runner.param_schedulers or []):
         if schedule in schedules:
             states[place] = copy.deepcopy(schedule.state_dict())

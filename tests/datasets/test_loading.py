@@ -233,6 +233,20 @@ def test_is_found_by_name_and_refuses_a_misspelt_option() -> None:
         TRANSFORMS.build(dict(type='kd_plugins.LoadImage', skip_corupt=True))
 
 
+def _wide(path: Path, *values: int) -> None:
+    labels = np.zeros((24, 32), np.uint16)
+    labels.flat[: len(values)] = values
+    cv2.imwrite(str(path), labels)
+
+
+def test_a_label_map_of_16_bits_may_hold_classes_of_8(tmp_path: Path) -> None:
+    pytest.importorskip('mmseg.datasets')
+    _wide(tmp_path / 'a.png', 65535, 7, 200)
+    load = LoadSegMap(dict(type='mmseg.LoadAnnotations'))
+    results = dict(seg_map_path=str(tmp_path / 'a.png'), reduce_zero_label=False, seg_fields=[])
+    assert load(results)['gt_seg_map'].flat[:4].tolist() == [255, 7, 200, 0]
+
+
 def _color(path: Path) -> None:
     cv2.imwrite(str(path), np.zeros((24, 32, 3), np.uint8))
 
@@ -244,6 +258,7 @@ def _color(path: Path) -> None:
         (lambda path: _truncate(path, 0.4), 'cannot be decoded', ['pillow']),
         (Path.unlink, 'is missing; check data_prefix and seg_map_suffix', ['pillow', 'cv2']),
         (_color, 'has 3 values for each pixel, expected one', ['pillow', 'cv2']),
+        (lambda path: _wide(path, 26001), 'has class 26001, of 16 bits or more, and', ['pillow', 'cv2']),
         (lambda path: cv2.imwrite(str(path), np.zeros((24, 30), np.uint8)), 'is 30x24, its image 32x24', ['pillow']),
     ],
 )

@@ -644,6 +644,41 @@ def test_a_grey_network_gets_grey_images(run, tmp_path):
         assert runtime.metadata['channel_order'] == 'gray'
 
 
+def test_one_mean_of_three_channels_is_none_of_grey_images(run, tmp_path):
+    config = with_test_set(classification_config(image_folder(tmp_path / 'data'), tmp_path / 'run'))
+    config.model.data_preprocessor = dict(mean=[127.5], std=[50.0], to_rgb=True)
+    config.dump(tmp_path / 'config.py')
+    saved(config.model, tmp_path / 'student.pth')
+    for arguments in ((), ('--size', '16', '16')):
+        runtime, _ = run(*arguments, '--normalize', to='student.pt2')
+        assert runtime.metadata['channel_order'] == 'RGB'
+        assert json.loads(runtime.metadata['mean']) == [127.5] * 3
+        assert json.loads(runtime.metadata['std']) == [50.0] * 3
+
+
+@pytest.mark.parametrize(
+    ('step', 'name'),
+    [
+        (dict(type='Normalize', mean=[120.0] * 3, std=[60.0] * 3), 'Normalize'),
+        (dict(type='torchvision/Normalize', mean=[0.5] * 3, std=[0.2] * 3), 'Normalize'),
+        (dict(type='torchvision/ToTensor'), 'ToTensor'),
+    ],
+)
+def test_a_pipeline_that_normalises_is_refused(run, tmp_path, step, name):
+    pipeline = [TEST[0], step, TEST[1]]
+    config = with_test_set(classification_config(tmp_path / 'nowhere', tmp_path / 'run'), pipeline)
+    config.dump(tmp_path / 'config.py')
+    with pytest.raises(UserError, match=rf'^test_dataloader\.dataset\.pipeline\.1: {name} changes the pixels'):
+        run()
+
+
+def test_what_the_scores_of_several_classes_an_image_are():
+    model = classifier()
+    assert exportable(MODELS.build(model)).meaning == 'logits, one for each class, before the softmax'
+    model['head'] = dict(type='MultiLabelLinearClsHead', num_classes=CLASSES, in_channels=16)
+    assert exportable(MODELS.build(model)).meaning.endswith('before the sigmoid: an image may have several classes')
+
+
 @pytest.mark.parametrize('package', ['mmpretrain', 'kd_plugins'])
 @pytest.mark.parametrize('around', ['kd_plugins.RepeatedViews', 'ConcatDataset'])
 def test_a_data_set_that_is_not_here_is_not_downloaded(run, tmp_path, monkeypatch, package, around):
