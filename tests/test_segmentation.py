@@ -385,6 +385,9 @@ def test_a_class_that_a_head_lacks_is_refused_in_a_score_too():
     for check in (hook.before_val_iter, hook.before_test_iter):
         with pytest.raises(UserError, match=r'b\.png: label map has class 255, expected 0 to 8, .* of decode_head: '):
             check(runner, 0, data)
+    network.decode_head.ignore_index, network.decode_head.num_classes, network.decode_head.out_channels = 255, 1, 1
+    data['data_samples'] = data_of(2, 8, 2)['data_samples']
+    hook.before_val_iter(runner, 0, data)  # mmseg takes one score for labels of 0 and 1
     runner.model = torch.nn.Sequential()  # as a backbone alone
     hook.before_val_iter(runner, 0, data)
 

@@ -145,12 +145,15 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
             ) from error
         raise UserError(f'{path} is no valid config: {type(error).__name__}: {error}') from error
     _check_options(config, options)
-    for key, value in options.items():
+    for option, value in options.items():
+        key, value = _beyond_none(config, option, value)
         whole = isinstance(value, dict) and not isinstance(dict(walk(config)).get(key, {}), (dict, list, tuple))
         try:  # of a number or None, nothing is inherited
             config.merge_from_dict({key: dict(value, _delete_=True) if whole else value})
         except Exception as error:
-            raise UserError(f'--cfg-options {key}: not possible in {path}: {type(error).__name__}: {error}') from error
+            raise UserError(
+                f'--cfg-options {option}: not possible in {path}: {type(error).__name__}: {error}'
+            ) from error
     if config.get('custom_imports'):
         try:
             import_modules_from_strings(**config.custom_imports)
@@ -183,6 +186,17 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
     except ImportError as error:  # a config by read_base imports a class when the class is looked at
         raise UserError(f'{path} is no valid config: {error}') from error
     return config
+
+
+def _beyond_none(config: Config, option: str, value: Any) -> tuple[str, Any]:
+    """Return the key of the first None on the way to an option, with what it becomes, or the option as it is."""
+    known, parts = dict(walk(config)), option.split('.')
+    for count in range(1, len(parts)):
+        if known.get(key := '.'.join(parts[:count]), 0) is None:
+            for part in reversed(parts[count:]):
+                value = {part: value}
+            return key, value
+    return option, value
 
 
 def _check_options(config: Config, options: Iterable[str]) -> None:

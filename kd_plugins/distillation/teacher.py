@@ -107,12 +107,15 @@ class _Renormalise(nn.Module):
 
     def check_range(self, inputs: Tensor) -> None:
         """Raise UserError where a batch is not of pixels as the teacher states them, but was scaled before."""
-        if self.identity:
+        if self.identity or not inputs.numel() or bool((self.scale == 1).all() and (self.shift == 0).all()):
             return
-        peaks = inputs.flatten(2).amax((0, 2)).float().cpu() * self._own.std.flatten() + self._own.mean.flatten()
-        stated = self._theirs.mean.any() or (self._theirs.std != 1).any()
-        white = 1 if stated and self._theirs.mean.max() < 1 else 255
-        if (peaks.max() < _DARK) != (white == 1):
+        values = inputs.flatten(2).float()
+        peaks, least = (
+            (x.cpu() * self._own.std.flatten() + self._own.mean.flatten())
+            for x in (values.amax((0, 2)), values.amin((0, 2)))
+        )
+        white = 1 if max(self._theirs.mean.max(), self._theirs.std.max()) < 1 else 255
+        if peaks.max() > least.min() and (peaks.max() < _DARK) != (white == 1):  # one colour alone tells nothing
             raise UserError(
                 f"the teacher's data_preprocessor is for pixels of 0 to {white}, but before the student's these images "
                 f'reach {peaks.max():.3g}: where the pipeline scales or normalises them, move that into the '

@@ -53,8 +53,8 @@ def check_pipeline(config: Config) -> None:
             name = type_name(step).rpartition('/')[2]
             if name == 'Normalize' or step.get('type') == 'torchvision/ToTensor':
                 raise UserError(
-                    f'test_dataloader.{path}: {name} changes the pixels that the file would be said to take: move its '
-                    'mean and std into data_preprocessor, of pixels of 0 to 255'
+                    f'test_dataloader.{path}: {name} changes the pixels that the file would be said to take: leave it '
+                    'to the data_preprocessor, with mean and std of pixels of 0 to 255'
                 )
 
 

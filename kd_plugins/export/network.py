@@ -17,8 +17,10 @@ from kd_plugins.models.reid import ReIDModel
 
 
 def channels_of(network: nn.Module) -> int:
-    """Return how many channels a network's images have."""
-    return next((x.in_channels for x in network.modules() if isinstance(x, nn.Conv2d)), 3)
+    """Return how many channels a network's images have: as many as their means, of which one may be for all."""
+    count = getattr(getattr(network, 'data_preprocessor', None), 'mean', torch.zeros(1)).numel()
+    first = next((x for x in network.modules() if isinstance(x, nn.Conv2d)), None)
+    return count if count > 1 else 1 if first is not None and first.in_channels == 1 else 3
 
 
 class Exportable(nn.Module):

@@ -108,13 +108,16 @@ class IntegrityHook(Hook):
         schedules, states = _flat(runner.param_schedulers), _flat(checkpoint.get('param_schedulers'))
         self._behind = _check_schedules(path, states, schedules, same)
         if not same and own is not None:
+            scheduled = _replay(runner, checkpoint)
+            note = f', where {" and ".join(sorted(scheduled))} go on as this config gives them' if scheduled else ''
             print_log(
                 f'{path} was written after {meta["iter"] - into} iterations, and this config has {begun} before epoch '
-                f'{meta["epoch"] + 1}: schedules and learning rates go on there as this config gives them',
+                f'{meta["epoch"] + 1} (another batch size or number of processes, or a resume from within an epoch)'
+                f'{note}',
                 'current',
                 logging.WARNING,
             )
-            _replay(runner, checkpoint)
+            meta['iter'] = begun
         if own is not None and groups:
             _note_options(path, groups, own.param_groups, {schedule.param_name for schedule in schedules})
 
@@ -308,13 +311,15 @@ def _check_schedules(path: str, saved: Sequence[dict[str, Any]], own: Sequence[A
     return behind
 
 
-def _replay(runner: Runner, checkpoint: dict[str, Any]) -> None:
-    """Bring a checkpoint's schedules, and what they schedule, to the start of its epoch as the run's config has them.
+def _replay(runner: Runner, checkpoint: dict[str, Any]) -> set[str]:
+    """Bring a checkpoint's schedules to the start of its epoch as the run's config has them; return what they schedule.
 
-    What follows a metric stays as it was saved.
+    What also follows a metric stays as it was saved.
     """
     epochs, iterations = checkpoint['meta']['epoch'], len(runner.train_dataloader)
-    schedules = [x for x in _flat(runner.param_schedulers) if not hasattr(x, 'need_val_args')]
+    own = runner.param_schedulers or []
+    kept = {x.param_name for x in own if hasattr(x, 'need_val_args')}
+    schedules = [x for x in own if x.param_name not in kept]
     by_iterations, by_epochs = ([x for x in schedules if x.by_epoch == each] for each in (False, True))
     with warnings.catch_warnings():  # mmengine's, of a step before the optimiser's first
         warnings.simplefilter('ignore', UserWarning)
@@ -324,15 +329,19 @@ def _replay(runner: Runner, checkpoint: dict[str, Any]) -> None:
             for schedule in by_epochs:
                 schedule.step()
     states: Any = checkpoint.get('param_schedulers')
-    for place, schedule in enumerate(runner.param_schedulers or []):
+    for place, schedule in enumerate(own):
         if schedule in schedules:
             states[place] = copy.deepcopy(schedule.state_dict())
     scheduled = {x.param_name for x in schedules}
-    for before, now in zip(
-        checkpoint['optimizer']['param_groups'], runner.optim_wrapper.optimizer.param_groups, strict=True
-    ):
-        before.update({key: now[key] for name in scheduled for key in (name, f'initial_{name}') if key in now})
-    checkpoint['meta']['iter'] = epochs * iterations
+    keys = {f'{part}{name}' for name in scheduled for part in ('', 'initial_', 'max_', 'min_')}
+    keys |= {'betas'} if any(getattr(x, 'use_betas', False) for x in schedules) else set()
+    saved, wrapper = checkpoint['optimizer'], runner.optim_wrapper
+    pairs = [*zip(saved['param_groups'], wrapper.optimizer.param_groups, strict=True)]
+    if saved.get('base_param_settings') and wrapper.base_param_settings:  # by which mmengine tracks the base rate
+        pairs.append((saved['base_param_settings'], wrapper.base_param_settings))
+    for before, now in pairs:
+        before.update({key: now[key] for key in keys & now.keys()})
+    return scheduled
 
 
 def _shown(value: Any) -> str:

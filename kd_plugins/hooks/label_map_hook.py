@@ -63,6 +63,8 @@ def _labels(model: nn.Module, data_batch: Any) -> list[tuple[str, Any, int, int 
     head = head[-1] if isinstance(head, nn.ModuleList) else head
     count, ignored = getattr(head, 'num_classes', None), getattr(head, 'ignore_index', None)
     samples = data_batch.get('data_samples') if isinstance(data_batch, Mapping) else None
+    if count == 1 and getattr(head, 'out_channels', None) == 1:  # a score of class 1 alone, of labels 0 and 1
+        count = 2
     if not isinstance(count, int) or not isinstance(samples, Sequence):
         return []
     return [

@@ -173,7 +173,7 @@ class MutualLearning(Composite):
             # And the peers' draws change from step to step where those of the student do not.
             self._steps += 1
             hub = running()
-            iteration = self._steps if hub is None else hub.get_info('iter')
+            iteration = self._steps if hub is None else hub.get_info('iter', self._steps)
             torch.manual_seed((torch.initial_seed() + 1_000_003 * (1 + iteration)) % 2**63)
             for peer, recorder in zip(self.peers, self._recorders[1:], strict=True):
                 with recorder.recording() as features:

@@ -126,9 +126,12 @@ def test_an_option_replaces_a_number_by_a_dict_and_is_named_alone_where_it_canno
         'optim_wrapper.clip_grad': clip,
         'train_cfg': dict(max_epochs=7),
     }
+    config.randomness, options['randomness.seed'] = None, 3
+    config.dump(tmp_path / 'x.py')
     read = load_config(str(tmp_path / 'x.py'), options=options)
     assert read.custom_hooks[0].terms[0].to_dict() == term | dict(weight=weight)
     assert read.optim_wrapper.clip_grad.to_dict() == clip
+    assert read.randomness.to_dict() == dict(seed=3)
     assert read.train_cfg.to_dict() == config.train_cfg.to_dict() | dict(max_epochs=7)
     options = {'train_cfg.max_epochs': 3, 'custom_hooks.7.type': 'EMAHook'}
     with pytest.raises(UserError, match=r'^--cfg-options custom_hooks\.7\.type: not possible in .*: KeyError'):

@@ -142,7 +142,14 @@ def test_of_other_iterations_an_epoch_the_schedule_is_that_of_the_config(data, t
             epoch: read_checkpoint(tmp_path / f'{name}/epoch_{epoch}.pth')['optimizer']['param_groups'][-1]['lr']
             for epoch in (3, 4)
         }
-        return checkpoint['meta']['iter'], states, [(x['lr'], x['momentum'], x['initial_lr']) for x in groups], rates
+        base = checkpoint['optimizer'].get('base_param_settings', {}).get('lr')
+        return (
+            checkpoint['meta']['iter'],
+            states,
+            [(x['lr'], x['momentum'], x['initial_lr']) for x in groups],
+            rates,
+            base,
+        )
 
     run('first', 8)
     for batch_size in (4, 24):
@@ -153,8 +160,40 @@ def test_of_other_iterations_an_epoch_the_schedule_is_that_of_the_config(data, t
             )
             out = capsys.readouterr().out
             iterations = 2 * 24 // batch_size
-            assert f'was written after 6 iterations, and this config has {iterations} before epoch 3: schedules' in out
+            assert f'was written after 6 iterations, and this config has {iterations} before epoch 3' in out
+            assert 'where lr and momentum go on as this config gives them' in out
             assert 'epoch_2.pth was written with another' in out
+
+
+@pytest.mark.parametrize('batch_size', [4, 8])
+def test_of_other_iterations_an_epoch_a_rate_that_follows_a_metric_stays(data, tmp_path, batch_size):
+    config = checked(data, tmp_path / 'run', param_scheduler=[dict(type='LinearLR', start_factor=0.5, end=1)])
+    config.merge_from_dict(
+        dict(val_dataloader=config.train_dataloader, val_cfg={}, val_evaluator=dict(type='Accuracy'))
+    )
+    config.val_dataloader.sampler = dict(type='DefaultSampler', shuffle=False)
+    plateau = dict(type='ReduceOnPlateauLR', monitor='accuracy/top1', patience=0, threshold=1000, rule='greater')
+    config.param_scheduler.append(plateau)
+    config.train_cfg.max_epochs, config.train_cfg.val_interval = 3, 1
+    train(config)
+    reached = read_checkpoint(tmp_path / 'run/epoch_3.pth')['optimizer']['param_groups'][0]['lr']
+    assert reached < 0.05 * 0.2
+    config.train_dataloader.batch_size = batch_size
+    config.work_dir = str(tmp_path / 'other')
+    train(resumed(config, tmp_path / 'run/epoch_3.pth', 4))
+    assert read_checkpoint(tmp_path / 'other/epoch_4.pth')['optimizer']['param_groups'][0]['lr'] <= reached
+
+
+def test_of_other_iterations_an_epoch_one_cycle_goes_on_to_its_own_peak(data, tmp_path):
+    rates = []
+    for name, batch_size, peak, resume in (('a', 8, 0.1, None), ('b', 4, 0.2, None), ('c', 4, 0.2, 'a/epoch_1.pth')):
+        schedule = dict(type='OneCycleLR', eta_max=peak, total_steps=3 * 24 // batch_size, by_epoch=False)
+        config = checked(data, tmp_path / name, param_scheduler=[schedule])
+        config.train_dataloader.batch_size, config.train_cfg.max_epochs = batch_size, 3
+        train(resumed(config, tmp_path / resume, 3) if resume else config)
+        rates.append(read_checkpoint(tmp_path / f'{name}/epoch_2.pth')['optimizer']['param_groups'][0]['lr'])
+    assert rates[2] == pytest.approx(rates[1])
+    assert rates[0] < 0.6 * rates[1]
 
 
 def test_a_run_that_is_made_longer_keeps_to_its_schedule(data, tmp_path):

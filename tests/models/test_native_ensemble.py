@@ -385,7 +385,10 @@ def test_the_layer_behind_the_shared_part_may_write_in_place(shared):
         own = dict(model.student.named_parameters())
         for name, parameter in branch.named_parameters():
             parameter.data.copy_(own[name].data)
+    seen = []
+    model.gate.register_forward_hook(lambda gate, args, output: seen.append(args[0].min() < 0))
     losses = model.train()(images, samples, mode='loss')
+    assert seen == [shared is not RESNET_PARTS]  # what the module is named for, and not the ReLU behind it
     torch.testing.assert_close(losses['loss_1'], losses['loss_0'])
     torch.testing.assert_close(losses['loss_2'], losses['loss_0'])
     model.parse_losses(losses)[0].backward()
