@@ -99,14 +99,14 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def no_run(monkeypatch):
+@pytest.fixture(autouse=True)
+def _no_run(monkeypatch):
     """Forget the runs of other tests: one that an exception has ended counts as one that trains."""
     monkeypatch.setattr(MessageHub, '_instance_dict', OrderedDict())
 
 
 @pytest.fixture
-def hub(no_run):
+def hub(_no_run):
     """The message hub of a run that trains."""
     hub = MessageHub.get_instance('trains')
     hub.update_info_dict(dict(loop_stage='train', iter=0, epoch=0, max_iters=1000, max_epochs=10))

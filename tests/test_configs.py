@@ -382,11 +382,15 @@ def test_all_of_a_pairs_methods_are_there_and_what_is_none_is_reported() -> None
         ('kd+', "METHOD=kd.: there is no method ''"),
         ('sp+sp', "METHOD=sp.sp: two of the methods have a term 'sp': give one of them"),
         ('kd+bss', "two of the methods have a term 'kd'"),
-        ('', 'METHOD'),
     ):
         with pytest.raises(UserError, match=f'{path}.*{reported}') as error:
             load(path, METHOD=method)
         assert '\n' not in str(error.value)
+
+
+def test_no_method_is_the_default() -> None:
+    path = 'configs/cifar10/wrn-16-2_from_wrn-40-2.py'
+    assert load(path, METHOD='').to_dict() == load(path).to_dict()
 
 
 def test_a_network_that_is_none_is_reported() -> None:

@@ -269,7 +269,7 @@ REID = dict(
     ],
     ids=lambda x: x['type'],
 )
-def test_a_step_mixes_no_devices_and_synchronises_once_at_most(teacher, model):
+def test_a_step_mixes_no_devices_and_synchronises_once_at_most(teacher, model, hub):
     """With all terms but BSS, whose number of images depends on the predictions.
 
     The one synchronisation is the check for a NaN; in ReIDHead the check of the labels, which would crash a GPU.

@@ -59,6 +59,8 @@ class _Renormalise(nn.Module):
         UserError: The teacher has an image preprocessor and the student has none.
     """
 
+    student_mean: Tensor
+    student_std: Tensor
     scale: Tensor
     shift: Tensor
 
@@ -82,7 +84,9 @@ class _Renormalise(nn.Module):
                 f'of {mean_s.numel()}: both get the same images, so give both as many channels'
             )
         self.student_pad, self.pad = pad_s, pad
-        self._own, self._theirs = own, theirs
+        self.register_buffer('student_mean', mean_s, persistent=False)
+        self.register_buffer('student_std', std_s, persistent=False)
+        self._white = 1 if max(mean_t.max(), std_t.max()) < 1 else 255  # that the teacher's numbers are for
         if isinstance(teacher, RGBImages):
             self.flip = own.sees_rgb != flip_t
         else:  # two that convert, or two that do not, see the same images in the same order, whichever that is
@@ -99,6 +103,7 @@ class _Renormalise(nn.Module):
             mean_s, std_s = mean_s.flip(0), std_s.flip(0)
         self.register_buffer('scale', std_s / std_t, persistent=False)
         self.register_buffer('shift', (mean_s - mean_t) / std_t, persistent=False)
+        self._alike = bool((self.scale == 1).all() and (self.shift == 0).all())
         self.identity = (
             student is None
             or not takes_images(teacher)
@@ -107,18 +112,17 @@ class _Renormalise(nn.Module):
 
     def check_range(self, inputs: Tensor) -> None:
         """Raise UserError where a batch is not of pixels as the teacher states them, but was scaled before."""
-        if self.identity or not inputs.numel() or bool((self.scale == 1).all() and (self.shift == 0).all()):
+        if self.identity or not inputs.numel() or self._alike:
             return
         values = inputs.flatten(2).float()
-        peaks, least = (
-            (x.cpu() * self._own.std.flatten() + self._own.mean.flatten())
-            for x in (values.amax((0, 2)), values.amin((0, 2)))
-        )
-        white = 1 if max(self._theirs.mean.max(), self._theirs.std.max()) < 1 else 255
-        if peaks.max() > least.min() and (peaks.max() < _DARK) != (white == 1):  # one colour alone tells nothing
+        ends = torch.stack([values.amin((0, 2)), values.amax((0, 2))])
+        least, most = ends * self.student_std.flatten() + self.student_mean.flatten()
+        darkest, brightest = torch.stack([least.min(), most.max()]).tolist()
+        # One colour alone tells nothing.
+        if brightest > darkest and (brightest < _DARK) != (self._white == 1):
             raise UserError(
-                f"the teacher's data_preprocessor is for pixels of 0 to {white}, but before the student's these images "
-                f'reach {peaks.max():.3g}: where the pipeline scales or normalises them, move that into the '
+                f"the teacher's data_preprocessor is for pixels of 0 to {self._white}, but before the student's these "
+                f'images reach {brightest:.3g}: where the pipeline scales or normalises them, move that into the '
                 "data_preprocessor, or give the teacher's config dict a data_preprocessor for such images ({} takes "
                 'them as they are)'
             )

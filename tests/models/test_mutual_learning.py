@@ -411,7 +411,7 @@ def test_alternating_under_data_parallel_is_refused(ranks):
     )
 
 
-def test_in_a_loop_of_ones_own_the_peers_draws_change_after_a_run_too(no_run):
+def test_in_a_loop_of_ones_own_the_peers_draws_change_after_a_run_too():
     MessageHub.get_instance('ended').update_info('iter', 7)  # a run leaves its last iteration
     student = classifier()
     student['head'] = dict(student['head'], type='StackedLinearClsHead', mid_channels=[64], dropout_rate=0.5)

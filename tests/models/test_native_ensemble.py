@@ -395,7 +395,7 @@ def test_the_layer_behind_the_shared_part_may_write_in_place(shared):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_a_weight_that_rises_follows_a_run(no_run):
+def test_a_weight_that_rises_follows_a_run():
     model = build(ramp=0.5)
     with pytest.raises(UserError, match='a weight that changes over time follows a runner, and none trains'):
         model(torch.randn(2, 3, 16, 16), [DataSample().set_gt_label(1)] * 2, mode='loss')
