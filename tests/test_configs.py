@@ -438,6 +438,7 @@ STEPS = [
 STEPS += [('configs/cifar10/resnet8_from_resnet26.py', 'nkd')]
 
 
+@pytest.mark.usefixtures('hub')
 @pytest.mark.parametrize(('path', 'method'), [*STEPS, ('configs/imagenet/resnet18_from_resnet101.py', 'fitnet')])
 def test_a_method_survives_the_first_steps_of_its_own_learning_rate(path: str, method: str) -> None:
     """The full schedules have no warm-up: a weight that is too large diverges at once."""
@@ -467,6 +468,7 @@ def test_a_method_survives_the_first_steps_of_its_own_learning_rate(path: str, m
     assert all(size < 20 * max(sizes[0], 0.05) for size in sizes), sizes
 
 
+@pytest.mark.usefixtures('hub')
 @pytest.mark.parametrize('network', ['resnet8', 'wrn-16-2'])
 @pytest.mark.parametrize('method', ONLINE_MODELS)
 def test_networks_that_teach_each_other_survive_their_first_steps(method: str, network: str) -> None:

@@ -61,7 +61,7 @@ class Schedule:
         if hub is None:
             raise UserError(
                 'a weight that changes over time follows a runner, and none trains: in a loop of your own give a '
-                'number, and set the weight of the term in the loop'
+                'number, and set the weight of the term in the loop (of a NativeEnsemble, ramp=0)'
             )
         iteration = hub.get_info('iter', 0)
         if self.by == 'iter':

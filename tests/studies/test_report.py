@@ -112,7 +112,7 @@ def test_dashed_lines_are_named_where_there_are_some(here, data, monkeypatch):
     assert (clean.get_xlabel(), noisy.get_xlabel()) == ('epoch (solid: test, dashed: training)', 'epoch')
 
 
-def test_full_poster_studies_log_the_training_accuracy(monkeypatch):
+def test_full_poster_studies_log_the_training_accuracy(monkeypatch, hub):
     monkeypatch.chdir(ROOT)
     for name in ('table3', 'table4', 'noise', 'imbalance'):
         study = plan.load_study(f'configs/studies/poster_{name}.py')
