@@ -5,6 +5,7 @@
 losses.svg      speed of the losses over their literal forms, from tools/benchmarks/README.md
 corruption.svg  accuracy on clean, noisy and imbalanced training data, from configs/studies/README.md
 gains.svg       what each method gains over the baseline, beside the poster's, from configs/studies/README.md
+curves.svg      each method's accuracy after each epoch, from configs/studies/README.md
 
 The other pictures: distillation.svg is drawn by hand, tsne.png by the command in configs/voc_mini/README.md.
 """
@@ -99,17 +100,19 @@ def draw_corruption() -> Figure:
 def draw_gains() -> Figure:
     """Draw each method's gain over the baseline on all images, beside the poster's with its standard deviation."""
     rows = {
-        row[0]: row[1:] for row in table('configs/studies/README.md', 'method | ResNet-8, clean | poster, five seeds')
+        row[0]: row[1:] for row in table('configs/studies/README.md', 'method | seed 0 | seed 1 | poster, five seeds')
     }
-    (own, published, _), teacher = rows.pop('Baseline'), next(x for x in rows if x.startswith('Teacher'))
+    published, teacher = rows.pop('Baseline')[2], next(x for x in rows if x.startswith('Teacher'))
     del rows[teacher]
     names = [*rows][::-1]
     figure = Figure((7.5, 0.24 * len(names) + 1), layout='constrained')
     axes = figure.subplots()
     for place, name in enumerate(names):
-        axes.plot(float(rows[name][0]) - float(own), place, 'o', color=COLOURS[1], label='ten epochs, one seed')
-        if rows[name][1]:
-            mean, spread = map(float, rows[name][1].split('±'))
+        gains = rows[name][3].replace('−', '-').split(',')
+        for seed, (gain, marker) in enumerate(zip(gains, 'os', strict=True)):
+            axes.plot(float(gain), place, marker, color=COLOURS[1], fillstyle='none', label=f'ten epochs, seed {seed}')
+        if rows[name][2]:
+            mean, spread = map(float, rows[name][2].split('±'))
             gain = mean - float(published.split('±')[0])
             axes.errorbar(gain, place, xerr=spread, fmt='D', color=COLOURS[2], capsize=3, label='poster, five seeds')
     axes.set_yticks(range(len(names)), names)
@@ -122,10 +125,29 @@ def draw_gains() -> Figure:
     return figure
 
 
+def draw_curves() -> Figure:
+    """Draw each method's accuracy after each epoch on all images, those of the other figures in colour."""
+    rows = table('configs/studies/README.md', 'after epoch')
+    figure = Figure((7.5, 4), layout='constrained')
+    axes = figure.subplots()
+    for name, *values in sorted(rows, key=lambda row: row[0] in METHODS):
+        known = name in METHODS
+        colour = COLOURS[METHODS.index(name)] if known else '#c9ced3'
+        epochs = range(1, len(values) + 1)
+        label = name if known else 'the others'
+        axes.plot(epochs, [float(x) for x in values], color=colour, label=label, linewidth=1.6 if known else 1)
+    axes.set(xlabel='epoch', ylabel='top-1 (%), ResNet-8, clean, seed 1', ylim=(30, 82))
+    axes.spines[['top', 'right']].set_visible(False)
+    labelled = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    axes.legend(labelled.values(), labelled.keys(), frameon=False, ncols=2, loc='lower right')
+    return figure
+
+
 def main() -> None:
     """Draw all of them; the same tables give the same bytes."""
     with matplotlib.rc_context({'svg.hashsalt': 'kd_plugins', 'svg.fonttype': 'none', 'font.size': 9}):
-        for name, draw in (('losses', draw_losses), ('corruption', draw_corruption), ('gains', draw_gains)):
+        figures = dict(losses=draw_losses, corruption=draw_corruption, gains=draw_gains, curves=draw_curves)
+        for name, draw in figures.items():
             draw().savefig(PICTURES / f'{name}.svg', facecolor='#f7f9fb', metadata={'Date': None})
 
 
