@@ -146,10 +146,9 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
         raise UserError(f'{path} is no valid config: {type(error).__name__}: {error}') from error
     _check_options(config, options)
     for option, value in options.items():
-        key, value = _beyond_none(config, option, value)
-        whole = isinstance(value, dict) and not isinstance(dict(walk(config)).get(key, {}), (dict, list, tuple))
-        try:  # of a number or None, nothing is inherited
-            config.merge_from_dict({key: dict(value, _delete_=True) if whole else value})
+        try:
+            key, value = _replacing(config, option, value)
+            config.merge_from_dict({key: value})
         except Exception as error:
             raise UserError(
                 f'--cfg-options {option}: not possible in {path}: {type(error).__name__}: {error}'
@@ -188,14 +187,17 @@ def load_config(path: str, work_dir: str | None = None, options: dict[str, Any] 
     return config
 
 
-def _beyond_none(config: Config, option: str, value: Any) -> tuple[str, Any]:
-    """Return the key of the first None on the way to an option, with what it becomes, or the option as it is."""
+def _replacing(config: Config, option: str, value: Any) -> tuple[str, Any]:
+    """Return an option's key and value such that a dict replaces a number, or a None on the way: neither merges."""
     known, parts = dict(walk(config)), option.split('.')
     for count in range(1, len(parts)):
-        if known.get(key := '.'.join(parts[:count]), 0) is None:
+        if known.get('.'.join(parts[:count]), 0) is None:
             for part in reversed(parts[count:]):
                 value = {part: value}
-            return key, value
+            option = '.'.join(parts[:count])
+            break
+    if isinstance(value, dict) and not isinstance(known.get(option, {}), (dict, list, tuple)):
+        value = dict(value, _delete_=True)
     return option, value
 
 

@@ -36,7 +36,7 @@ from kd_plugins.export import files
 from kd_plugins.export.card import latency_of, macs_of
 from kd_plugins.export.files import Runtime
 from kd_plugins.export.images import channel_order
-from kd_plugins.export.network import Exportable, exportable
+from kd_plugins.export.network import Exportable, channels_of, exportable
 from kd_plugins.export.run import teachers_of
 from kd_plugins.registry import MODELS
 
@@ -654,6 +654,16 @@ def test_one_mean_of_three_channels_is_none_of_grey_images(run, tmp_path):
         assert runtime.metadata['channel_order'] == 'RGB'
         assert json.loads(runtime.metadata['mean']) == [127.5] * 3
         assert json.loads(runtime.metadata['std']) == [50.0] * 3
+
+
+@pytest.mark.parametrize(('means', 'inner', 'expected'), [(3, 12, 3), (1, 12, 3), (1, 1, 1), (None, 1, 1), (4, 4, 4)])
+def test_a_stem_that_rearranges_pixels_has_more_channels_than_its_images(means, inner, expected):
+    """As YOLOX's, of 12."""
+    network = nn.Sequential(nn.Conv2d(inner, 2, 1))
+    network.data_preprocessor = nn.Module()
+    if means:
+        network.data_preprocessor.register_buffer('mean', torch.zeros(means, 1, 1))
+    assert channels_of(network) == expected
 
 
 @pytest.mark.parametrize(
